@@ -1,0 +1,297 @@
+"""Nodes-config JSON and options -> frozen dataclasses; every check on what a user writes.
+
+Errors are `ConfigError`s that name the file or flag, the key, the value and what is allowed.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from mdi.errors import ConfigError
+
+SOURCE_DIR = Path(__file__).resolve().parents[1]
+SETTINGS_DIR = SOURCE_DIR / "settings_distr"
+CHECKPOINTS_DIR = SOURCE_DIR / "checkpoints"
+LOGS_DIR = SOURCE_DIR / "logs"
+IMAGES_DIR = SOURCE_DIR / "img"
+
+DTYPES = ("float32", "float16", "bfloat16")
+DEVICE = re.compile(r"cpu|mps|cuda(:\d+)?")
+LOOPBACK = ("localhost", "127.", "::1")
+
+
+@dataclass(frozen=True)
+class NodeConfig:
+    """One machine (or one device of a machine) of the ring."""
+
+    addr: str
+    http_port: int
+    port_in: int
+    port_out: int
+    device: str | None = None
+    share: float = 1.0  # how much work the node can take, relative to the others
+    starter_addr: str | None = None  # where a secondary expects its starter
+
+    @property
+    def on_loopback(self) -> bool:
+        return self.addr.startswith(LOOPBACK)
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """The ring: the starter, then the secondaries in order, and back to the starter."""
+
+    starter: NodeConfig
+    secondaries: tuple[NodeConfig, ...] = ()
+
+    @property
+    def nodes(self) -> tuple[NodeConfig, ...]:
+        return (self.starter, *self.secondaries)
+
+    @property
+    def shares(self) -> list[float]:
+        return [node.share for node in self.nodes]
+
+
+def node_name(index: int) -> str:
+    """What node `index` of the ring is called in messages: `starter`, `secondary 0`, ..."""
+    return "starter" if index == 0 else f"secondary {index - 1}"
+
+
+def load_network(path: Path) -> NetworkConfig:
+    """Read a file that describes the whole network."""
+    root = _Reader(path, _load_json(path))
+    nodes = root.child("nodes")
+    root.finish()
+    starter = _read_node(nodes.child("starter"))
+    secondaries = nodes.children("secondary")
+    nodes.finish()
+    network = NetworkConfig(starter, tuple(_read_node(node) for node in secondaries))
+    _refuse_shared_ports(path, network.nodes)
+    return network
+
+
+def load_node(path: Path, index: int | None) -> NodeConfig:
+    """Read one secondary: number `index` of a network file, or the only node of a single-node file."""
+    data = _load_json(path)
+    if "nodes" not in data:
+        node = _read_node(_Reader(path, data))
+        _refuse_shared_ports(path, [node])
+        return node
+    secondaries = load_network(path).secondaries
+    if index is None:
+        raise ConfigError(
+            f"{path} has {_range_of(len(secondaries))}: say which one, as in `secondary.py --nodes-config {path} 0`"
+        )
+    if not 0 <= index < len(secondaries):
+        raise ConfigError(f"{path} has {_range_of(len(secondaries))}, not {index}")
+    return secondaries[index]
+
+
+def _range_of(n_secondaries: int) -> str:
+    return f"secondaries 0 to {n_secondaries - 1}" if n_secondaries else "no secondaries"
+
+
+def _load_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as exc:
+        raise ConfigError(f"{path}: no such file") from exc
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"{path}: cannot be read: {exc}") from exc
+    except (json.JSONDecodeError, RecursionError) as exc:
+        raise ConfigError(f"{path}: not valid JSON: {exc}") from exc
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected an object at the top level")
+    return data
+
+
+class _Reader:
+    """Takes the keys of one JSON object, one by one; whatever is left over is an error."""
+
+    def __init__(self, path: Path, data: dict[str, Any], where: str = "") -> None:
+        self._path, self._data, self._where = path, dict(data), where
+
+    def error(self, key: str, problem: str) -> ConfigError:
+        return ConfigError(f"{self._path}: {self._where}{key}: {problem}")
+
+    def take(self, key: str, kind: type | tuple[type, ...], wanted: str, *, required: bool = True) -> Any:
+        if key not in self._data:
+            if required:
+                raise self.error(key, "missing key")
+            return None
+        value = self._data.pop(key)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise self.error(key, f"{value!r} is not {wanted}")
+        return value
+
+    def child(self, key: str) -> "_Reader":
+        return _Reader(self._path, self.take(key, dict, "an object"), f"{self._where}{key}.")
+
+    def children(self, key: str) -> list["_Reader"]:
+        values = self.take(key, list, "a list")
+        for i, value in enumerate(values):
+            if not isinstance(value, dict):
+                raise self.error(f"{key}[{i}]", f"{value!r} is not an object")
+        return [_Reader(self._path, value, f"{self._where}{key}[{i}].") for i, value in enumerate(values)]
+
+    def port(self, key: str) -> int:
+        port = self.take(key, int, "a port number")
+        if not 0 <= port <= 65535:
+            raise self.error(key, f"{port} is not a port number (0 to 65535)")
+        return int(port)
+
+    def text(self, key: str, *, required: bool = True) -> str | None:
+        value: str | None = self.take(key, str, "a text", required=required)
+        if value is not None and not value.strip():
+            raise self.error(key, "is empty")
+        return value
+
+    def finish(self) -> None:
+        if self._data:
+            raise self.error(next(iter(self._data)), "unknown key")
+
+
+def _read_node(reader: _Reader) -> NodeConfig:
+    addr = reader.text("addr")
+    communication = reader.child("communication")
+    http_port = communication.port("port")
+    starter_addr = communication.text("starter_addr", required=False)
+    communication.finish()
+    inference = reader.child("inference")
+    port_in, port_out = inference.port("port_in"), inference.port("port_out")
+    inference.finish()
+    device = reader.text("device", required=False)
+    if device is not None and not DEVICE.fullmatch(device):
+        raise reader.error("device", f"{device!r} is not cpu, mps, cuda or cuda:N")
+    share = reader.take("share", (int, float), "a number", required=False)
+    if share is not None and not (math.isfinite(share) and share > 0):
+        raise reader.error("share", f"{share} is not a positive number")
+    reader.finish()
+    assert addr is not None
+    return NodeConfig(addr, http_port, port_in, port_out, device, float(share or 1.0), starter_addr)
+
+
+def _refuse_shared_ports(path: Path, nodes: Iterable[NodeConfig]) -> None:
+    seen: set[tuple[str, int]] = set()
+    for node in nodes:
+        for port in (node.http_port, node.port_in, node.port_out):
+            if port and (node.addr, port) in seen:
+                raise ConfigError(f"{path}: port {port} of {node.addr} is used twice")
+            seen.add((node.addr, port))
+
+
+@dataclass(frozen=True)
+class NodeOptions:
+    """What can be said to any node on its command line."""
+
+    verb: bool = False
+    debug: bool = False
+    compile: bool = False
+    device: str | None = None
+    dtype: str | None = None
+    seed: int = 10137
+    ckpt: Path | None = None
+    chunk: Path | None = None
+    nodes_config: Path = SETTINGS_DIR / "configuration.json"
+
+    def __post_init__(self) -> None:
+        if self.device is not None and not DEVICE.fullmatch(self.device):
+            raise ConfigError(f"--device {self.device}: expected cpu, mps, cuda or cuda:N")
+        check_dtype(self.dtype)
+        if not -(2**63) <= self.seed < 2**63:
+            raise ConfigError(f"--seed {self.seed}: does not fit in 64 bits")
+        if self.chunk is not None and not self.chunk.is_file():
+            raise ConfigError(f"--chunk {self.chunk}: no such file")
+
+
+@dataclass(frozen=True)
+class SecondaryOptions(NodeOptions):
+    """The options of `secondary.py`."""
+
+    index: int | None = None
+    cache_dir: Path | None = None
+
+
+@dataclass(frozen=True)
+class StarterOptions(NodeOptions):
+    """The options of `starter.py`."""
+
+    plots: bool = False
+    prompt: str = "Who are you?"
+    n_samples: int = 3
+    n_tokens: int = 300
+    sequence_length: int | None = None
+    time_run: Path | None = None
+    temperature: float = 0.8
+    top_k: int = 200
+    top_p: float = 1.0
+    ignore_eos: bool = False
+    keep_nodes: bool = False
+    prompt_style: str | None = None
+    split: str = "auto"
+    stream: bool | None = None
+    output: Path | None = None
+    peer_timeout_s: float = 5.0
+    node_timeout_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _at_least("--n-samples", self.n_samples, 1)
+        _at_least("--n-tokens", self.n_tokens, 1)
+        if self.sequence_length is not None:
+            _at_least("--sequence-length", self.sequence_length, 1)
+        _at_least("--temperature", self.temperature, 0)
+        _at_least("--top-k", self.top_k, 0)
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"--top-p {self.top_p}: must be above 0 and at most 1")
+        _at_least("--peer-timeout", self.peer_timeout_s, 1)
+        _at_least("--node-timeout", self.node_timeout_s, 1)
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """The options of `prepare_model.py`."""
+
+    model: str | None = None
+    random: str | None = None
+    ckpt_folder: Path = CHECKPOINTS_DIR
+    model_name: str | None = None
+    n_nodes: int | None = None
+    hf_token: str | None = None
+    dtype: str | None = None
+    device: str = "cpu"
+    nodes_config: Path | None = None
+    split: str = "auto"
+    seed: int = 10137
+
+    def __post_init__(self) -> None:
+        if (self.model is None) == (self.random is None):
+            raise ConfigError("say which model: a repo id, a folder, a .gguf file, or --random CONFIG")
+        if self.n_nodes is not None:
+            _at_least("--n-nodes", self.n_nodes, 1)
+            if self.nodes_config is not None:
+                raise ConfigError("--n-nodes and --nodes-config both say how many nodes there are: give one of them")
+        if not DEVICE.fullmatch(self.device):
+            raise ConfigError(f"--device {self.device}: expected cpu, mps, cuda or cuda:N")
+        check_dtype(self.dtype)
+
+
+def check_dtype(dtype: str | None) -> None:
+    """Raise `ConfigError` unless `dtype` is None or one of `DTYPES`."""
+    if dtype is not None and dtype not in DTYPES:
+        raise ConfigError(f"--dtype {dtype}: expected one of {', '.join(DTYPES)}")
+
+
+def _at_least(flag: str, value: float, least: float) -> None:
+    if not (math.isfinite(value) and value >= least):
+        raise ConfigError(f"{flag} {value:g}: must be a number of at least {least:g}")
+
+
+def defaults_of(options: type) -> dict[str, Any]:
+    """Field name -> default, so that the parsers and the dataclasses cannot disagree."""
+    return {item.name: item.default for item in fields(options)}

@@ -1,0 +1,54 @@
+"""The whole error vocabulary.
+
+Scripts catch `MdiError` and print it as one line; anything else is a bug and shows its traceback.
+Foreign exceptions are translated once, at the boundary where they arise, and chained.
+"""
+
+
+class MdiError(Exception):
+    """A failure that a user or a network can cause. Its text says what happened and what to do."""
+
+
+class ConfigError(MdiError):
+    """The user can fix it: the text names the file or flag, the value and what is allowed."""
+
+
+class CheckpointError(MdiError):
+    """Missing, damaged, foreign or mismatching model files."""
+
+
+class ProtocolError(MdiError):
+    """A message that is not legal on the ring."""
+
+
+class LocalProtocolError(ProtocolError):
+    """We were about to send something illegal: our own bug."""
+
+
+class RemoteProtocolError(ProtocolError):
+    """The peer sent something illegal."""
+
+
+class LinkError(MdiError):
+    """A ring connection failed."""
+
+
+class LinkTimeout(LinkError):
+    """The peer stayed silent, or took nothing, for longer than its deadline."""
+
+
+class LinkClosed(LinkError):
+    """The connection ended without a goodbye."""
+
+
+class RemoteAbort(LinkError):
+    """Another node reported a fault, or refused the handshake; the text carries its reason."""
+
+
+class ControlError(MdiError):
+    """A node could not be reached over HTTP, or refused what was asked, with its reason."""
+
+
+def one_line(exc: BaseException, limit: int = 300) -> str:
+    """The text of a foreign exception, fit to stand in the one line of ours."""
+    return " ".join(str(exc).split())[:limit] or type(exc).__name__

@@ -1,0 +1,93 @@
+"""Files and folders that appear whole or not at all."""
+
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from mdi.errors import CheckpointError
+
+_ADVICE = {
+    errno.ENOSPC: "no space left on the disk: free some, or choose another folder",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "permission denied",
+}
+
+
+def storage_error(path: Path, exc: OSError) -> CheckpointError:
+    """The one-line error for an `OSError` met while reading or writing `path`."""
+    return CheckpointError(f"{path}: {_ADVICE.get(exc.errno or 0, exc.strerror or str(exc))}")
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file; raises `CheckpointError`."""
+    try:
+        return path.read_bytes()
+    except OSError as exc:
+        raise storage_error(path, exc) from exc
+
+
+@contextlib.contextmanager
+def atomic_path(target: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `target`; on success flush it and rename it to `target`.
+
+    On failure the temporary file is removed and `target` is left as it was.
+    Raises `CheckpointError` for disk full, read-only folders and the like.
+    """
+    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial.touch(exist_ok=False)
+    except OSError as exc:
+        raise storage_error(target, exc) from exc
+    try:
+        yield partial
+        _flush(partial)
+        partial.replace(target)
+    except OSError as exc:
+        raise storage_error(target, exc) from exc
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(target: Path, text: str) -> None:
+    """Write `text` to `target` through `atomic_path`."""
+    with atomic_path(target) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def partial_folder(target: Path, *, keep_on_error: bool = False) -> Iterator[Path]:
+    """Yield the folder `<target>.partial`; on success rename it to `target`.
+
+    What an interrupted attempt left in `<target>.partial` is removed first, unless `keep_on_error`
+    (downloads are resumed). `target` must not exist, or be an empty folder.
+    """
+    partial = target.with_name(target.name + ".partial")
+    try:
+        if not keep_on_error:
+            shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True, exist_ok=True)
+        yield partial
+        for path in sorted(partial.rglob("*")):
+            if path.is_file():
+                _flush(path)
+        if target.is_dir():
+            target.rmdir()
+        partial.rename(target)
+    except BaseException as exc:
+        if not keep_on_error:
+            shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(exc, OSError):
+            raise storage_error(target, exc) from exc
+        raise
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
