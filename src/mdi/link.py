@@ -1,0 +1,352 @@
+"""Two sockets and two threads that move messages from the previous node and to the next.
+
+The reader thread accepts the previous node and posts what it sends to the node's inbox. The writer
+thread connects to the next node and sends what `Link.send` was given. A thread that fails posts
+`LinkDown` and ends. Every blocking call has a deadline; an idle writer pings, so that silence means trouble.
+"""
+
+import contextlib
+import errno
+import logging
+import queue
+import select
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from mdi.errors import ConfigError, LinkClosed, LinkTimeout, MdiError, RemoteAbort, RemoteProtocolError
+from mdi.messages import Hello, Message, Ping, Refuse, Welcome
+from mdi.wire import Decoder, Encoder, Session, State
+
+log = logging.getLogger(__name__)
+
+PING_INTERVAL_S = 1.0
+HANDSHAKE_TIMEOUT_S = 5.0
+GOODBYE_TIMEOUT_S = 2.0
+
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+_EPHEMERAL_INSTEAD = (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES)
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Another node of the ring, and where it listens for its predecessor."""
+
+    name: str
+    addr: str
+    port: int
+
+
+@dataclass(frozen=True)
+class Received:
+    """The previous node sent `message`."""
+
+    link: "Link"
+    message: Message
+
+
+@dataclass(frozen=True)
+class PreviousConnected:
+    """The previous node connected and agreed on the session."""
+
+    link: "Link"
+
+
+@dataclass(frozen=True)
+class LinkDown:
+    """One side of the link failed; `peer` is the node on that side."""
+
+    link: "Link"
+    peer: Peer
+    error: Exception  # an `MdiError`, or else a bug
+
+
+LinkEvent = Received | PreviousConnected | LinkDown
+
+
+def listen(addr: str, port: int) -> socket.socket:
+    """A socket that listens on `addr`:`port` (0: any free port), also right after another one did.
+
+    Raises `ConfigError` where the port is taken or the address is not one of this machine.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(addr, port, type=socket.SOCK_STREAM)[0]
+        sock = socket.socket(family, kind, protocol)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(address)
+            sock.listen(8)
+        except OSError:
+            sock.close()
+            raise
+    except OSError as exc:
+        raise ConfigError(f"cannot listen on {addr} port {port}: {bind_advice(exc)}") from exc
+    return sock
+
+
+def bind_advice(exc: OSError) -> str:
+    """What to do about an address that cannot be listened on."""
+    if exc.errno == errno.EADDRINUSE:
+        return "another program uses this port; stop it or choose another port in the nodes configuration"
+    if exc.errno == errno.EADDRNOTAVAIL or isinstance(exc, socket.gaierror):
+        return "this is not an address of this machine; correct `addr` in the nodes configuration"
+    return exc.strerror or str(exc)
+
+
+class Link:
+    """This node's two edges of the ring, for one session.
+
+    `accept()` starts waiting for the previous node, `connect()` starts calling the next one; both
+    return at once and report through `post`. `send()` never blocks. `close()` ends both threads.
+    The listener belongs to the caller and outlives the link.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        *,
+        listener: socket.socket,
+        source_port: int,
+        previous: Peer,
+        following: Peer,
+        expected: dict[str, Any],
+        hello: dict[str, Any],
+        returning: bool,
+        post: Callable[[LinkEvent], None],
+        capacity: int,
+        peer_timeout_s: float,
+    ) -> None:
+        """
+        Args:
+            source_port: our port of the connection to the next node; 0 for any.
+            expected: the facts that the previous node's handshake must hold; `hello`: ours.
+            returning: whether we are the starter, to whom the last node sends the kept rows only.
+            capacity: messages that may wait to be sent; more is a bug.
+        """
+        self.session = session
+        self.previous, self.following = previous, following
+        self._listener, self._source_port = listener, source_port
+        self._expected, self._hello = expected, hello
+        self._returning, self._post, self._peer_timeout_s = returning, post, peer_timeout_s
+        self._outbox: queue.Queue[Message | None] = queue.Queue(capacity + 1)  # and the end mark
+        self._reader = threading.Thread(target=self._run, args=(self._read, previous), name="ring-reader", daemon=True)
+        self._writer = threading.Thread(
+            target=self._run, args=(self._write, following), name="ring-writer", daemon=True
+        )
+        self._wake, self._woken = socket.socketpair()
+        self._sockets: list[socket.socket] = []
+        self._lock = threading.Lock()
+        self._closing = False
+
+    def accept(self) -> None:
+        """Start waiting for the previous node; `PreviousConnected` or `LinkDown` is posted."""
+        self._reader.start()
+
+    def connect(self) -> None:
+        """Start calling the next node; only a failure is posted."""
+        self._writer.start()
+
+    def send(self, message: Message) -> None:
+        """Queue `message` for the next node."""
+        self._outbox.put_nowait(message)
+
+    def close(self, drain_s: float = 0.0) -> None:
+        """Let the writer send what is queued for up to `drain_s` seconds, then end both threads.
+
+        Afterwards no thread of this link runs, its connections are closed and nothing more is posted.
+        """
+        if self._closing:
+            return
+        self._closing = True
+        self._outbox.put_nowait(None)
+        if drain_s and self._writer.ident is not None:
+            self._writer.join(drain_s)
+        with self._lock:
+            for sock in self._sockets:
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
+        self._wake.close()
+        for thread in (self._reader, self._writer):
+            if thread.ident is not None:
+                thread.join()
+        self._woken.close()
+
+    def _run(self, loop: Callable[[], None], peer: Peer) -> None:
+        try:
+            loop()
+        except MdiError as exc:
+            self._report(peer, type(exc)(f"{peer.name} ({peer.addr}:{peer.port}) {exc}"))
+        except TimeoutError:
+            silence = f"gave no sign of life for {self._peer_timeout_s:g} s"
+            self._report(peer, LinkTimeout(f"{peer.name} ({peer.addr}:{peer.port}) {silence}"))
+        except OSError as exc:
+            reason = exc.strerror or str(exc)
+            self._report(peer, LinkClosed(f"{peer.name} ({peer.addr}:{peer.port}): connection lost: {reason}"))
+        except Exception as exc:  # noqa: BLE001  a bug: it goes where it is seen
+            self._report(peer, exc)
+
+    def _report(self, peer: Peer, error: Exception) -> None:
+        if not self._closing:
+            log.debug("link to %s is down: %s", peer.name, error)
+            self._post(LinkDown(self, peer, error))
+
+    # ---- reader thread
+
+    def _read(self) -> None:
+        sock, decoder = self._accept_previous()
+        with self._owned(sock):
+            self._post(PreviousConnected(self))
+            while decoder.state is not State.CLOSED:
+                message = self._receive(sock, decoder)
+                if not isinstance(message, Ping):
+                    self._post(Received(self, message))
+
+    def _accept_previous(self) -> tuple[socket.socket, Decoder]:
+        """Take connections until one is the previous node's; strangers are told why and dropped."""
+        while True:
+            ready, _, _ = select.select([self._listener, self._woken], [], [])
+            if self._woken in ready:
+                raise LinkClosed("is no longer waited for")
+            sock, address = self._listener.accept()
+            try:
+                return sock, self._greet(sock)
+            except (OSError, MdiError) as exc:
+                log.warning("refused a connection from %s: %s", address[0], exc)
+                _abandon(sock)
+
+    def _greet(self, sock: socket.socket) -> Decoder:
+        _configure(sock, HANDSHAKE_TIMEOUT_S)
+        decoder = Decoder(self.session, returning=self._returning)
+        answer = Encoder(self.session, backward=True)
+        try:
+            hello = self._receive(sock, decoder)
+            assert isinstance(hello, Hello)
+            self._check_hello(hello)
+        except RemoteProtocolError as exc:
+            _send(sock, answer, Refuse(str(exc)))
+            _await_close(sock)
+            raise
+        _send(sock, answer, Welcome())
+        sock.settimeout(self._peer_timeout_s)
+        return decoder
+
+    def _check_hello(self, hello: Hello) -> None:
+        for key, wanted in self._expected.items():
+            if (got := hello.facts.get(key)) != wanted:
+                raise RemoteProtocolError(f"{key} is {got!r}, this node expects {wanted!r}")
+
+    def _receive(self, sock: socket.socket, decoder: Decoder) -> Message:
+        while True:
+            n_bytes = sock.recv_into(decoder.buffer())
+            if n_bytes == 0:
+                decoder.end_of_file()
+            if (message := decoder.received(n_bytes)) is not None:
+                return message
+
+    # ---- writer thread
+
+    def _write(self) -> None:
+        with self._owned(self._call_next()) as sock:
+            encoder = self._introduce(sock)
+            while encoder.state is not State.CLOSED:
+                try:
+                    message = self._outbox.get(timeout=PING_INTERVAL_S)
+                except queue.Empty:
+                    message = Ping()
+                if message is None:
+                    return
+                _send(sock, encoder, message)
+            _await_close(sock)
+
+    def _call_next(self) -> socket.socket:
+        peer = self.following
+        try:
+            sock = _connect(peer, self._source_port)
+        except OSError as exc:
+            raise LinkClosed(f"cannot be reached: {exc.strerror or exc}") from exc
+        return sock
+
+    def _introduce(self, sock: socket.socket) -> Encoder:
+        encoder = Encoder(self.session)
+        _send(sock, encoder, Hello(self._hello))
+        try:
+            answer = self._receive(sock, Decoder(self.session, backward=True))
+        except LinkClosed as exc:
+            raise LinkClosed("closed the connection during the handshake") from exc
+        if isinstance(answer, Refuse):
+            raise RemoteAbort(f"refused the connection: {answer.reason}")
+        sock.settimeout(self._peer_timeout_s)
+        return encoder
+
+    @contextlib.contextmanager
+    def _owned(self, sock: socket.socket) -> Iterator[socket.socket]:
+        """Hold `sock` where `close()` finds it; abandon it at the end."""
+        with self._lock:
+            self._sockets.append(sock)
+            if self._closing:
+                sock.shutdown(socket.SHUT_RDWR)
+        try:
+            yield sock
+        finally:
+            with self._lock:
+                self._sockets.remove(sock)
+            _abandon(sock)
+
+
+def _connect(peer: Peer, source_port: int) -> socket.socket:
+    """Connect from `source_port`, or from any port where that one cannot be had."""
+    try:
+        return _connect_from(peer, source_port)
+    except OSError as exc:
+        if not source_port or exc.errno not in _EPHEMERAL_INSTEAD:
+            raise
+        log.info("port %d for outgoing data is not free (%s): using another one", source_port, exc.strerror)
+        return _connect_from(peer, 0)
+
+
+def _connect_from(peer: Peer, source_port: int) -> socket.socket:
+    family, kind, protocol, _, address = socket.getaddrinfo(peer.addr, peer.port, type=socket.SOCK_STREAM)[0]
+    sock = socket.socket(family, kind, protocol)
+    try:
+        _configure(sock, HANDSHAKE_TIMEOUT_S)
+        if source_port:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(("", source_port))
+        sock.connect(address)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _configure(sock: socket.socket, timeout_s: float) -> None:
+    sock.settimeout(timeout_s)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def _send(sock: socket.socket, encoder: Encoder, message: Message) -> None:
+    """Send one frame, its parts side by side; the timeout bounds each step without progress."""
+    buffers = [memoryview(part) for part in encoder.encode(message)]
+    while buffers:
+        sent = sock.sendmsg(buffers)
+        while buffers and sent >= len(buffers[0]):
+            sent -= len(buffers.pop(0))
+        if sent:
+            buffers[0] = buffers[0][sent:]
+
+
+def _await_close(sock: socket.socket) -> None:
+    """Wait until the peer, having read our last frame, closes; so that resetting loses nothing."""
+    sock.settimeout(GOODBYE_TIMEOUT_S)
+    with contextlib.suppress(OSError):
+        sock.recv(1)
+
+
+def _abandon(sock: socket.socket) -> None:
+    """Close with a reset, so that neither end's port lingers in TIME_WAIT."""
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+    sock.close()
