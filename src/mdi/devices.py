@@ -1,0 +1,55 @@
+"""Which device a node computes on, in which dtype, with how many threads."""
+
+import os
+import platform
+
+import torch
+
+from mdi.errors import ConfigError
+from mdi.tensors import DTYPES
+
+
+def pick_device(wanted: str | None) -> torch.device:
+    """The device named by the user, or else the best of cuda, mps and cpu. Raises `ConfigError` if it is not there."""
+    if wanted is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    device = torch.device(wanted)
+    if device.type == "cuda" and (device.index or 0) >= (n_cuda := torch.cuda.device_count()):
+        raise ConfigError(f"device {wanted}: this machine offers torch {n_cuda} CUDA devices")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("device mps: not available on this machine")
+    return device
+
+
+def pick_dtype(wanted: str | None, device: torch.device) -> torch.dtype:
+    """The dtype named by the user, or else the fastest safe one: bfloat16 where the device computes it
+    natively, float16 on other GPUs, float32 on other CPUs.
+    """
+    if wanted is not None:
+        return DTYPES[wanted]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+    if device.type == "mps":
+        return torch.float16
+    return torch.bfloat16 if _cpu_computes_bfloat16() else torch.float32
+
+
+def share_threads(nodes_on_host: int) -> None:
+    """Divide the cores among the nodes of this machine, unless OMP_NUM_THREADS says otherwise."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        affinity = getattr(os, "sched_getaffinity", None)
+        n_cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+        torch.set_num_threads(max(1, n_cores // nodes_on_host))
+
+
+def _cpu_computes_bfloat16() -> bool:
+    if platform.system() != "Linux":
+        return False
+    try:
+        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
+            flags = {flag for line in file if line.startswith(("flags", "Features")) for flag in line.split()}
+    except OSError:
+        return False
+    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
