@@ -1,0 +1,298 @@
+"""Model folder -> chunk files; chunk file -> weights, mapped and checked; digests.
+
+A digest covers names, dtypes, shapes and tensor bytes, not the zip around them. It is the SHA-256 of
+one line per tensor, in the order of the names, each with the tensor's own SHA-256.
+"""
+
+import contextlib
+import hashlib
+import json
+import pickle
+import re
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from litgpt.config import Config
+from litgpt.scripts.convert_hf_checkpoint import qkv_reassemble
+from litgpt.utils import incremental_save
+
+from mdi.errors import CheckpointError, one_line
+from mdi.files import atomic_path, storage_error, write_text
+from mdi.partition import Span
+from mdi.stage import ends_shapes, stage_shapes
+from mdi.tensors import DTYPES, dtype_name
+
+FORMAT_VERSION = 1
+MODEL_FILE = "lit_model.pth"
+CONFIG_FILE = "model_config.yaml"
+MANIFEST_FILE = "manifest.json"
+
+_LAYER = re.compile(r"transformer\.h\.(\d+)\.(.+)")
+Weights = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class ChunkFile:
+    """One line of a manifest."""
+
+    name: str
+    n_bytes: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `chunks/<N>nodes/` holds, in ring order."""
+
+    model_digest: str
+    spans: tuple[Span, ...]
+    dtype: str
+    quantization: str
+    files: tuple[ChunkFile, ...]
+    format_version: int = FORMAT_VERSION
+
+
+def load_config(folder: Path) -> Config:
+    """The model's configuration. Refuses what no stage can run, by name, before weights are touched."""
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise CheckpointError(
+            f"{folder}: no {CONFIG_FILE}, so this is not a prepared model; run prepare_model.py first"
+        )
+    try:
+        config = Config.from_file(path)
+    except (OSError, yaml.YAMLError, TypeError, ValueError, AssertionError, AttributeError) as exc:
+        raise CheckpointError(f"{path}: not a litGPT configuration: {exc}") from exc
+    refuse_unsupported(config)
+    return config
+
+
+def config_from_dict(values: Mapping[str, Any]) -> Config:
+    """The configuration that a starter sent; raises `CheckpointError` where litgpt does not take it."""
+    try:
+        config = Config(**values)
+    except (TypeError, ValueError, AssertionError, AttributeError) as exc:
+        raise CheckpointError(f"not a litGPT configuration: {exc}") from exc
+    refuse_unsupported(config)
+    return config
+
+
+def config_to_dict(config: Config) -> dict[str, Any]:
+    """The fields of a configuration as plain values."""
+    return asdict(config)
+
+
+def refuse_unsupported(config: Config) -> None:
+    """Raise `CheckpointError` for the one kind of model that has no segment attention."""
+    if config.latent_attention is not None:
+        raise CheckpointError(f"{config.name}: models with latent attention (DeepSeek V2, V3 and R1) are not supported")
+
+
+def find_models(root: Path) -> list[Path]:
+    """The prepared model folders below `root`."""
+    return sorted(path.parent for path in root.glob(f"*/*/{CONFIG_FILE}"))
+
+
+def chunks_folder(folder: Path, n_nodes: int) -> Path:
+    """Where the chunks of a model for `n_nodes` nodes lie."""
+    return folder / "chunks" / f"{n_nodes}nodes"
+
+
+def chunk_name(node: int) -> str:
+    """The file name of the chunk of node `node` of the ring."""
+    return "model_starter.pth" if node == 0 else f"model_secondary{node - 1}.pth"
+
+
+def open_weights(path: Path) -> Weights:
+    """The tensors of a chunk or model file, mapped. Raises `CheckpointError`; executes nothing from the file."""
+    try:
+        weights = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except FileNotFoundError as exc:
+        raise CheckpointError(f"{path}: no such file") from exc
+    except OSError as exc:
+        raise storage_error(path, exc) from exc
+    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError, AttributeError, IndexError) as exc:
+        raise CheckpointError(f"{path}: damaged, or not a file of torch.save: {one_line(exc)}") from exc
+    if not isinstance(weights, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in weights.values()):
+        raise CheckpointError(f"{path}: holds something else than named tensors")
+    return weights
+
+
+def select(weights: Mapping[str, torch.Tensor], config: Config, node: int, span: Span) -> Weights:
+    """The tensors of node `node` under their global names, checked against `config`.
+
+    Published secondary chunks number their layers from 0 and may hold fused, interleaved `attn.attn.*`;
+    both are translated. Layers outside `span` are left out, so a whole model serves as well as a chunk.
+    Raises `CheckpointError` that names the first tensor which is missing or of another shape.
+    """
+    offset = _published_offset(weights, node, span)
+    named = dict(_canonical(name, tensor, offset, config) for name, tensor in weights.items())
+    wanted = stage_shapes(config, span) | (ends_shapes(config) if node == 0 else {})
+    for name, shape in wanted.items():
+        if name not in named:
+            raise CheckpointError(f"{name} is missing: this file holds {_describe(named)}, not layers {_range(span)}")
+        if named[name].shape != shape:
+            found, expected = tuple(named[name].shape), tuple(shape)
+            raise CheckpointError(f"{name} has the shape {found} where this model has {expected}: another model's file")
+    return {name: named[name] for name in wanted}
+
+
+def _canonical(name: str, tensor: torch.Tensor, offset: int, config: Config) -> tuple[str, torch.Tensor]:
+    if (match := _LAYER.fullmatch(name)) is None:
+        return name, tensor
+    layer, rest = int(match[1]) + offset, match[2]
+    if rest in ("attn.attn.weight", "attn.attn.bias"):
+        rest, tensor = rest.replace("attn.attn", "attn.qkv"), qkv_reassemble(tensor, config)
+    return f"transformer.h.{layer}.{rest}", tensor
+
+
+def _published_offset(weights: Iterable[str], node: int, span: Span) -> int:
+    """What to add to the layer numbers of a file: they restart at 0 in a published secondary chunk."""
+    layers = _layers(weights)
+    if node == 0 or 0 not in layers or span.stop - 1 in layers:  # the starter's chunk, global numbers, a whole model
+        return 0
+    if len(layers) != len(span):
+        raise CheckpointError(f"a chunk of {len(layers)} layers in the published numbering, not of {len(span)}")
+    return span.start
+
+
+def _layers(weights: Iterable[str]) -> set[int]:
+    return {int(match[1]) for name in weights if (match := _LAYER.fullmatch(name))}
+
+
+def _describe(weights: Iterable[str]) -> str:
+    layers = _layers(weights)
+    return f"layers {min(layers)} to {max(layers)}" if layers else "no layers"
+
+
+def _range(span: Span) -> str:
+    return f"{span.start} to {span.stop - 1}"
+
+
+def digest_of(weights: Mapping[str, torch.Tensor]) -> str:
+    """The digest of named tensors."""
+    known: dict[tuple[int, torch.Size], str] = {}
+    lines = {}
+    for name, tensor in weights.items():
+        key = (tensor.data_ptr(), tensor.shape)
+        if key not in known:
+            known[key] = tensor_line(tensor)
+        lines[name] = known[key]
+    return digest_of_lines(lines)
+
+
+def tensor_line(tensor: torch.Tensor) -> str:
+    """What a digest says of one tensor: dtype, shape and SHA-256 of its bytes."""
+    data = tensor.detach().contiguous().view(-1).view(torch.uint8)
+    return f"{dtype_name(tensor.dtype)} {list(tensor.shape)} {hashlib.sha256(data.numpy().data).hexdigest()}"
+
+
+def digest_of_lines(lines: Mapping[str, str]) -> str:
+    """The digest of a set of tensors, from the line of each."""
+    text = "".join(f"{name} {lines[name]}\n" for name in sorted(lines))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """The digest of a chunk file's content, remembered beside the file until it changes."""
+    stat = path.stat()
+    version = [stat.st_size, stat.st_mtime_ns]
+    memo = path.with_name(path.name + ".digest")
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        known = json.loads(memo.read_text())
+        if known["version"] == version:
+            return str(known["digest"])
+    digest = digest_of(open_weights(path))
+    with contextlib.suppress(CheckpointError):  # a read-only folder: compute it again next time
+        write_text(memo, json.dumps({"version": version, "digest": digest}))
+    return digest
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest in a chunks folder; None where there is none. Raises `CheckpointError` if it is damaged."""
+    path = folder / MANIFEST_FILE
+    if not path.is_file():
+        return None
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if data["format_version"] != FORMAT_VERSION:
+            raise CheckpointError(
+                f"{path}: format {data['format_version']}, this version reads {FORMAT_VERSION}; split again"
+            )
+        spans = tuple(Span(*span) for span in data.pop("spans"))
+        files = tuple(ChunkFile(**file) for file in data.pop("files"))
+        return Manifest(spans=spans, files=files, **data)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise CheckpointError(f"{path}: damaged ({exc}); delete it and split the model again") from exc
+
+
+def split_model(
+    folder: Path,
+    spans: Sequence[Span],
+    dtype: str | None = None,
+    advance: Callable[[int], object] = lambda n_bytes: None,
+) -> Manifest:
+    """Write one chunk per span into `chunks/<N>nodes/`, and the manifest last.
+
+    Tensors are copied one at a time from the mapped model; a tensor that the model ties is stored once.
+    An interrupted split leaves no manifest. `advance` is told the bytes of each tensor that was copied.
+    """
+    config = load_config(folder)
+    weights = open_weights(folder / MODEL_FILE)
+    parts = [select(weights, config, node, span) for node, span in enumerate(spans)]
+    target = chunks_folder(folder, len(spans))
+    _check_space(target, parts, dtype)
+    (target / MANIFEST_FILE).unlink(missing_ok=True)
+    lines: dict[str, str] = {}
+    files = []
+    for node, part in enumerate(parts):
+        path = target / chunk_name(node)
+        own_lines = _write_chunk(path, part, dtype, advance)
+        files.append(ChunkFile(path.name, path.stat().st_size, digest_of_lines(own_lines)))
+        lines |= own_lines
+    used_dtype = dtype or dtype_name(next(iter(weights.values())).dtype)
+    manifest = Manifest(digest_of_lines(lines), tuple(spans), used_dtype, "none", tuple(files))
+    write_text(target / MANIFEST_FILE, json.dumps(asdict(manifest), indent=1))
+    return manifest
+
+
+def _write_chunk(path: Path, weights: Weights, dtype: str | None, advance: Callable[[int], object]) -> dict[str, str]:
+    lines: dict[str, str] = {}
+    stored: dict[tuple[int, torch.Size], tuple[Any, str]] = {}
+    with atomic_path(path) as partial:
+        try:
+            with incremental_save(partial) as saver:
+                proxies = {}
+                for name, tensor in weights.items():
+                    key = (tensor.data_ptr(), tensor.shape)
+                    if key not in stored:
+                        converted = tensor.to(DTYPES[dtype]) if dtype and tensor.is_floating_point() else tensor
+                        stored[key] = saver.store_early(_own_storage(converted)), tensor_line(converted)
+                        advance(tensor.nbytes)
+                    proxies[name], lines[name] = stored[key]
+                saver.save(proxies)
+        except RuntimeError as exc:
+            raise CheckpointError(f"{path}: could not be written ({one_line(exc)}); is the disk full?") from exc
+    return lines
+
+
+def _own_storage(tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor` itself, or a copy where it is a view of something larger, which would be saved whole."""
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+
+
+def _check_space(target: Path, parts: Sequence[Weights], dtype: str | None) -> None:
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        free_bytes = shutil.disk_usage(target).free
+    except OSError as exc:
+        raise storage_error(target, exc) from exc
+    item_bytes = DTYPES[dtype].itemsize if dtype else None
+    needed = sum(t.numel() * (item_bytes or t.element_size()) for part in parts for t in part.values())
+    if needed > free_bytes:
+        raise CheckpointError(f"{target}: the chunks take {needed / 1e9:.2f} GB and {free_bytes / 1e9:.2f} GB are free")

@@ -1,0 +1,142 @@
+"""Chunks that a node has received, each under its digest: resumable, size-limited, never half-written."""
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from mdi.errors import CheckpointError, ConfigError
+from mdi.files import storage_error
+
+DEFAULT_LIMIT_BYTES = 64 * 2**30
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_BLOCK_BYTES = 1 << 20
+
+
+def default_cache_dir() -> Path:
+    """`$XDG_CACHE_HOME/mdi-llm/chunks`, by default under `~/.cache`."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "mdi-llm" / "chunks"
+
+
+class ChunkCache:
+    """A folder of chunk files. Called from HTTP threads and the compute thread; a file lock keeps
+    two writers of one chunk apart, also across processes that share the folder.
+    """
+
+    def __init__(self, folder: Path, digest_of: Callable[[Path], str], limit_bytes: int = DEFAULT_LIMIT_BYTES) -> None:
+        """
+        Args:
+            digest_of: computes the digest of a finished file's content.
+            limit_bytes: the least recently used chunks are removed to stay below this.
+        """
+        self._folder, self._digest_of, self._limit_bytes = folder, digest_of, limit_bytes
+
+    def find(self, digest: str) -> Path | None:
+        """The file that holds the chunk `digest`, whole and verified, or None.
+
+        What was received since the last call is verified first, which reads all of it.
+        Raises `CheckpointError` where it is not the chunk it was sent as; it is discarded.
+        """
+        path = self._path(digest)
+        if not path.is_file():
+            if not self._received(digest).is_file():
+                return None
+            self._verify(digest)
+        with contextlib.suppress(OSError):
+            os.utime(path)  # recently used
+        return path
+
+    def held_bytes(self, digest: str) -> int:
+        """How many bytes of the chunk are here, whole or partial."""
+        for path in (self._path(digest), self._received(digest), self._partial(digest)):
+            with contextlib.suppress(OSError):
+                return path.stat().st_size
+        return 0
+
+    def append(self, digest: str, start: int, stop: int, total_bytes: int, source: BinaryIO) -> int:
+        """Append bytes `start` to `stop` of a chunk of `total_bytes`, read from `source`.
+
+        Returns the bytes held afterwards; fewer than `stop` where `source` ended early. A chunk that is
+        complete gets its name once `find` has verified it.
+
+        Raises:
+            ConfigError: the range does not begin where the held part ends.
+            CheckpointError: there is no room.
+        """
+        if not 0 <= start < stop <= total_bytes:
+            raise ConfigError(f"bytes {start}-{stop} of {total_bytes} are not a range")
+        try:
+            with self._locked(digest):
+                if start != (held := self.held_bytes(digest)):
+                    raise ConfigError(f"the chunk has {held} bytes here, so the next part begins there, not at {start}")
+                if start == 0:
+                    self._make_room(total_bytes)
+                held = self._write(digest, start, stop, source)
+                if held == total_bytes:
+                    self._partial(digest).rename(self._received(digest))
+                return held
+        except OSError as exc:
+            raise storage_error(self._folder, exc) from exc
+
+    def _write(self, digest: str, start: int, stop: int, source: BinaryIO) -> int:
+        held = start
+        with self._partial(digest).open("ab") as file:
+            while held < stop and (block := source.read(min(_BLOCK_BYTES, stop - held))):
+                file.write(block)
+                held += len(block)
+            file.flush()
+            os.fsync(file.fileno())
+        return held
+
+    def _verify(self, digest: str) -> None:
+        received = self._received(digest)
+        try:
+            actual = self._digest_of(received)
+        except CheckpointError:
+            received.unlink()
+            raise
+        if actual != digest:
+            received.unlink()
+            raise CheckpointError(f"the chunk received as {digest[:12]} has the digest {actual[:12]}: it was discarded")
+        received.rename(self._path(digest))
+
+    def _make_room(self, n_bytes: int) -> None:
+        chunks = sorted(self._folder.glob("*.pth"), key=lambda path: path.stat().st_mtime)
+        excess = sum(path.stat().st_size for path in chunks) + n_bytes - self._limit_bytes
+        for path in chunks:
+            if excess <= 0:
+                break
+            excess -= path.stat().st_size
+            path.unlink()  # a stage that maps it keeps its memory
+        free_bytes = shutil.disk_usage(self._folder).free
+        if n_bytes > free_bytes:
+            raise CheckpointError(
+                f"{self._folder}: the chunk takes {n_bytes / 1e9:.2f} GB and {free_bytes / 1e9:.2f} GB are free: free"
+                " some space or choose another folder with --cache-dir"
+            )
+
+    @contextlib.contextmanager
+    def _locked(self, digest: str) -> Iterator[None]:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with self._path(digest).with_suffix(".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as exc:
+                raise ConfigError("another starter is sending this chunk right now") from exc
+            yield
+
+    def _path(self, digest: str) -> Path:
+        if not _DIGEST.fullmatch(digest):
+            raise ConfigError(f"{digest!r} is not a digest: 64 hexadecimal digits are")
+        return self._folder / f"{digest}.pth"
+
+    def _partial(self, digest: str) -> Path:
+        return self._path(digest).with_suffix(".partial")
+
+    def _received(self, digest: str) -> Path:
+        return self._path(digest).with_suffix(".received")

@@ -1,0 +1,323 @@
+"""Start, stop, status and chunk transfer over HTTP: the routes and the client side by side.
+
+    GET  /                 status
+    POST /init             configure a secondary for a session
+    PUT  /release          give up a session that never ran
+    PUT  /stop             end the node
+    HEAD /chunks/<digest>  how many bytes of a chunk the node holds (X-Held-Bytes)
+    PUT  /chunks/<digest>  append to it (Content-Range)
+
+Bodies are JSON, but for the chunk's bytes. An error has the body {"error": reason}.
+"""
+
+import json
+import logging
+import re
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from pathlib import Path
+from typing import Any, Protocol
+
+import cherrypy
+import requests
+from cheroot import wsgi
+
+from mdi.chunk_cache import ChunkCache
+from mdi.errors import CheckpointError, ConfigError, ControlError, MdiError
+from mdi.link import bind_advice
+from mdi.session import SessionSpec
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT_S = 1.0
+CONNECT_TIMEOUT_S = 3.0
+ANSWER_TIMEOUT_S = 15.0
+UPLOAD_BYTES = 16 << 20  # of one PUT
+MAX_JSON_BYTES = 1 << 20
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
+
+
+class Node(Protocol):
+    """What the routes ask of a node. All calls come from HTTP threads and return at once."""
+
+    @property
+    def cache(self) -> ChunkCache | None: ...
+
+    def status(self) -> dict[str, Any]: ...
+
+    def request_init(self, spec: SessionSpec) -> "Future[dict[str, Any]]": ...
+
+    def request_release(self, epoch: int) -> None: ...
+
+    def request_stop(self) -> None: ...
+
+
+class Busy(ControlError):
+    """The node already serves a session."""
+
+
+# ---- server
+
+
+class ControlServer:
+    """The HTTP side of one node. Bound on creation, serving from `start()` to `close()`.
+
+    It is an object of its own, not cherrypy's process-wide engine: several nodes live in one process.
+    """
+
+    def __init__(self, addr: str, port: int, node: Node) -> None:
+        """Raises `ConfigError` where the port is taken or the address is not one of this machine."""
+        application = cherrypy.Application(_Routes(node), "", config=_APPLICATION)
+        application.log.access_log.disabled = True
+        application.log.error_log.parent = log
+        self._server = _QuietServer((addr, port), application, numthreads=4, timeout=30, shutdown_timeout=1)
+        try:
+            self._server.prepare()
+        except OSError as exc:
+            raise ConfigError(f"cannot listen on {addr} port {port}: {bind_advice(exc)}") from exc
+        self._thread = threading.Thread(target=self._server.serve, name="http-server", daemon=True)
+
+    @property
+    def port(self) -> int:
+        """The port in use; of interest where port 0 was asked for."""
+        return int(self._server.bind_addr[1])
+
+    def start(self) -> None:
+        """Begin to answer."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Answer what is under way, for up to a second, and end all threads of the server."""
+        self._server.stop()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+
+class _QuietServer(wsgi.Server):
+    """cheroot's server, logging to our log instead of stderr."""
+
+    def error_log(self, msg: str = "", level: int = logging.INFO, traceback: bool = False) -> None:
+        log.log(level, "%s", msg, exc_info=traceback)
+
+
+def _error_page(status: str, message: str, traceback: str, version: str) -> str:
+    cherrypy.response.headers["Content-Type"] = "application/json"
+    return json.dumps({"error": message})
+
+
+_APPLICATION = {
+    "/": {
+        "request.dispatch": cherrypy.dispatch.MethodDispatcher(),
+        "request.process_request_body": False,
+        "request.show_tracebacks": False,
+        "error_page.default": _error_page,
+        "response.stream": True,
+        "tools.trailing_slash.on": False,
+    }
+}
+
+
+class _Routes:
+    exposed = True
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self.init = _Init(node)
+        self.release = _Release(node)
+        self.stop = _Stop(node)
+        self.chunks = _Chunks(node)
+
+    def GET(self) -> bytes:
+        return _json(self._node.status())
+
+
+class _Init:
+    exposed = True
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def POST(self) -> Iterator[bytes]:
+        try:
+            spec = SessionSpec.from_json(_read_json())
+            answer = self._node.request_init(spec)
+        except Busy as exc:
+            raise cherrypy.HTTPError(409, str(exc)) from exc
+        except ControlError as exc:
+            raise cherrypy.HTTPError(400, str(exc)) from exc
+        cherrypy.response.headers["Content-Type"] = "application/json"
+        return _wait_for(answer)
+
+
+def _wait_for(answer: "Future[dict[str, Any]]") -> Iterator[bytes]:
+    """Blanks while the node is loading, so that the starter knows it is alive; then the JSON answer."""
+    while True:
+        try:
+            yield json.dumps(answer.result(timeout=HEARTBEAT_S)).encode()
+            return
+        except FutureTimeout:
+            yield b" "
+        except MdiError as exc:
+            yield json.dumps({"error": str(exc)}).encode()
+            return
+
+
+class _Release:
+    exposed = True
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def PUT(self) -> bytes:
+        body = _read_json()
+        if not isinstance(body, dict) or type(body.get("epoch")) is not int:
+            raise cherrypy.HTTPError(400, 'expected {"epoch": number}')
+        self._node.request_release(body["epoch"])
+        return _json({"released": body["epoch"]})
+
+
+class _Stop:
+    exposed = True
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def PUT(self) -> bytes:
+        self._node.request_stop()
+        return _json({"stopping": True})
+
+
+class _Chunks:
+    exposed = True
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def HEAD(self, digest: str) -> bytes:
+        cherrypy.response.headers["X-Held-Bytes"] = str(_checked(lambda: self._cache().held_bytes(digest)))
+        return b""
+
+    def PUT(self, digest: str) -> bytes:
+        headers = cherrypy.request.headers
+        match = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", ""))
+        length = int(headers.get("Content-Length", "0") or 0)
+        if not match or length != int(match[2]) - int(match[1]) + 1 or length > UPLOAD_BYTES:
+            raise cherrypy.HTTPError(400, "expected Content-Range: bytes first-last/total and a body of that length")
+        start, stop, total_bytes = int(match[1]), int(match[2]) + 1, int(match[3])
+        body = cherrypy.request.rfile
+        held = _checked(lambda: self._cache().append(digest, start, stop, total_bytes, body))
+        return _json({"held_bytes": held})
+
+    def _cache(self) -> ChunkCache:
+        if self._node.cache is None:
+            raise ConfigError("this node takes no chunks")
+        return self._node.cache
+
+
+def _checked(action: Callable[[], int]) -> int:
+    try:
+        return action()
+    except ConfigError as exc:
+        raise cherrypy.HTTPError(409, str(exc)) from exc
+    except CheckpointError as exc:
+        raise cherrypy.HTTPError(507, str(exc)) from exc
+
+
+def _read_json() -> Any:
+    length = int(cherrypy.request.headers.get("Content-Length", "0") or 0)
+    if length > MAX_JSON_BYTES:
+        raise cherrypy.HTTPError(413, f"a body of {length} bytes; {MAX_JSON_BYTES} are allowed")
+    try:
+        return json.loads(cherrypy.request.rfile.read(length))
+    except (ValueError, RecursionError) as exc:
+        raise cherrypy.HTTPError(400, "the body is not JSON") from exc
+
+
+def _json(value: Any) -> bytes:
+    cherrypy.response.headers["Content-Type"] = "application/json"
+    return json.dumps(value).encode()
+
+
+# ---- client
+
+
+class ControlClient:
+    """One node as seen from the starter. Every failure is a `ControlError` that names the node."""
+
+    def __init__(self, name: str, addr: str, port: int) -> None:
+        self.name = name
+        self.url = f"http://{f'[{addr}]' if ':' in addr else addr}:{port}"
+
+    def status(self) -> dict[str, Any]:
+        """What the node says of itself."""
+        return self._call("GET", "/")
+
+    def init(self, spec: SessionSpec) -> dict[str, Any]:
+        """Configure the node; returns its answer once it is ready, or what it lacks.
+
+        While it loads it sends a sign of life every second, so a lost node is noticed.
+        """
+        return self._call("POST", "/init", json=spec.to_json())
+
+    def release(self, epoch: int) -> None:
+        """Give up a session that never ran."""
+        self._call("PUT", "/release", json={"epoch": epoch})
+
+    def stop(self) -> None:
+        """End the node."""
+        self._call("PUT", "/stop", data=b"")
+
+    def send_chunk(self, path: Path, digest: str, advance: Callable[[int], object] = lambda n_bytes: None) -> None:
+        """Send the part of a chunk that the node does not hold yet; `advance` is told the bytes of each step."""
+        total_bytes = path.stat().st_size
+        held = int(self._request("HEAD", f"/chunks/{digest}").headers.get("X-Held-Bytes", 0))
+        advance(held)
+        with path.open("rb") as file:
+            while held < total_bytes:
+                file.seek(held)
+                block = file.read(UPLOAD_BYTES)
+                headers = {"Content-Range": f"bytes {held}-{held + len(block) - 1}/{total_bytes}"}
+                before, held = (
+                    held,
+                    int(self._call("PUT", f"/chunks/{digest}", data=block, headers=headers)["held_bytes"]),
+                )
+                if held <= before:
+                    raise ControlError(f"{self.name} at {self.url} took nothing of the chunk it was sent")
+                advance(held - before)
+
+    def _call(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
+        try:
+            answer = self._request(method, path, **arguments).json()
+        except requests.JSONDecodeError as exc:
+            raise ControlError(f"{self.name} at {self.url} answered something that is not JSON") from exc
+        if not isinstance(answer, dict) or "error" in answer:
+            reason = answer.get("error") if isinstance(answer, dict) else answer
+            raise ControlError(f"{self.name} at {self.url}: {reason}")
+        return answer
+
+    def _request(self, method: str, path: str, **arguments: Any) -> requests.Response:
+        with requests.Session() as session:
+            session.trust_env = False  # a proxy of the environment does not know the nodes of a LAN
+            try:
+                timeouts = (CONNECT_TIMEOUT_S, ANSWER_TIMEOUT_S)
+                response = session.request(method, self.url + path, timeout=timeouts, **arguments)
+            except requests.ConnectionError as exc:
+                raise Unreachable(f"{self.name} at {self.url} cannot be reached") from exc
+            except requests.RequestException as exc:
+                raise ControlError(f"{self.name} at {self.url} did not answer: {exc}") from exc
+        if not response.ok:
+            raise ControlError(f"{self.name} at {self.url} refused: {_reason(response)}")
+        return response
+
+
+class Unreachable(ControlError):
+    """Nobody answers at the node's address."""
+
+
+def _reason(response: requests.Response) -> str:
+    try:
+        return str(response.json()["error"])
+    except (ValueError, KeyError, TypeError):
+        return f"HTTP {response.status_code}"
