@@ -1,0 +1,108 @@
+"""What the scripts share: options, logs, and errors, signals and closed pipes -> exit codes."""
+
+import argparse
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn, TypeVar
+
+from mdi.config import LOGS_DIR, defaults_of
+from mdi.errors import ConfigError, MdiError
+
+Options = TypeVar("Options")
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose defaults come from an options dataclass, and whose errors are one line."""
+
+    def __init__(self, description: str, options: type | None = None) -> None:
+        super().__init__(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        self._known = defaults_of(options) if options else {}
+
+    def option(self, *flags: str, **arguments: Any) -> None:
+        """Add a flag; its default is the dataclass's."""
+        action = self.add_argument(*flags, **arguments)
+        action.default = self._known[action.dest]
+        if action.default is None and action.help:
+            action.default = argparse.SUPPRESS
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: error: {message}", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def add_node_options(parser: Parser) -> None:
+    """The options that every node has."""
+    parser.option("-v", "--verb", action="store_true", help="say what happens at each stage")
+    parser.option("-d", "--debug", action="store_true", help=f"write a debug log to {LOGS_DIR.name}/")
+    parser.option("-c", "--compile", action="store_true", help="compile the stage with torch.compile")
+    parser.option("--ckpt", type=Path, metavar="DIR", help="the model's folder")
+    parser.option("--chunk", type=Path, metavar="FILE", help="this node's chunk of the model")
+    parser.option("--device", help="cpu, mps, cuda or cuda:N (default: the best there is)")
+    parser.option("--dtype", help="float32, float16 or bfloat16 (default: what the device computes fast)")
+    parser.option("--seed", type=int, help="seed of the random choices")
+
+
+def set_up_logging(verbose: bool, debug_log: str | None = None) -> None:
+    """Warnings to stderr, if verbose information too; everything to `logs/<debug_log>` if given."""
+    root = logging.getLogger("mdi")
+    root.setLevel(logging.DEBUG)
+    console = logging.StreamHandler()
+    console.setLevel(logging.INFO if verbose else logging.WARNING)
+    console.setFormatter(logging.Formatter("%(message)s"))
+    root.addHandler(console)
+    if debug_log is not None:
+        path = LOGS_DIR / debug_log
+        try:
+            LOGS_DIR.mkdir(parents=True, exist_ok=True)
+            file = logging.FileHandler(path, mode="w", encoding="utf-8")
+        except OSError as exc:
+            raise ConfigError(f"--debug: cannot write {path}: {exc.strerror}") from exc
+        file.setFormatter(logging.Formatter("%(asctime)s %(threadName)s %(name)s %(levelname)s %(message)s"))
+        root.addHandler(file)
+
+
+def run_script(main: Callable[[], None]) -> NoReturn:
+    """Run `main` and exit: 0, 1 for a failed run, 2 for what the user can fix, 130 and 143 for signals."""
+    signal.signal(signal.SIGTERM, _terminate)
+    raise SystemExit(_exit_code(main))
+
+
+def _exit_code(main: Callable[[], None]) -> int:
+    try:
+        main()
+        sys.stdout.flush()
+    except ConfigError as exc:
+        print(f"error: {exc}", file=sys.stderr)
+        return 2
+    except MdiError as exc:
+        print(f"error: {exc}", file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as exc:
+        if exc.name is None or exc.name.partition(".")[0] == "mdi":
+            raise
+        print(
+            f"error: no package {exc.name} for {sys.executable}: run `make venv` and activate .venv, or install the "
+            "requirements with `pip install -r requirements.txt`",
+            file=sys.stderr,
+        )
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our stdout has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + signum)
+
+
+def options_from(kind: type[Options], arguments: argparse.Namespace) -> Options:
+    """The dataclass of the parsed arguments; raises `ConfigError` for a value that is not allowed."""
+    return kind(**vars(arguments))

@@ -1,0 +1,125 @@
+"""The starter's loop: fill the ring, choose tokens from what returns, feed them back.
+
+The loop does not know whether the ring is a link to other machines or the starter alone.
+"""
+
+import queue
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from mdi.config import node_name
+from mdi.errors import LinkTimeout, RemoteAbort, RemoteProtocolError
+from mdi.link import Link, LinkDown, LinkEvent, Received
+from mdi.messages import Activation, Fault, Fork, Goodbye, Release, Segment
+from mdi.sampler import Sampling, choose, generator_for
+from mdi.scheduler import Sample, Scheduler
+from mdi.stage import Ends, Stage, kept_rows
+from mdi.tensors import from_buffer, to_buffer
+
+STEP_TIMEOUT_S = 600.0  # a ring whose nodes all ping but that returns nothing for so long is stuck
+
+Returned = tuple[Sequence[Segment], torch.Tensor]
+
+
+class Ring(Protocol):
+    """The way from the starter's stage through all other nodes and back."""
+
+    def send(self, segments: tuple[Segment, ...], rows: torch.Tensor) -> None:
+        """Send a message: hidden states (N, C) after the starter's stage."""
+
+    def receive(self) -> Returned:
+        """Wait for the next message to return: its segments and the kept rows (K, C)."""
+
+    def release(self, slot: int) -> None:
+        """Free a slot on the other nodes."""
+
+
+class LocalRing:
+    """A ring of one node."""
+
+    def __init__(self) -> None:
+        self._messages: deque[Returned] = deque()
+
+    def send(self, segments: tuple[Segment, ...], rows: torch.Tensor) -> None:
+        self._messages.append((segments, kept_rows(rows, segments)))
+
+    def receive(self) -> Returned:
+        return self._messages.popleft()
+
+    def release(self, slot: int) -> None:
+        pass
+
+
+class LinkRing:
+    """A ring of several nodes; everything that happens arrives in `inbox`."""
+
+    def __init__(self, link: Link, inbox: "queue.Queue[LinkEvent]") -> None:
+        self._link, self._inbox = link, inbox
+
+    def send(self, segments: tuple[Segment, ...], rows: torch.Tensor) -> None:
+        self._link.send(Activation(segments, to_buffer(rows, self._link.session.wire_dtype)))
+
+    def receive(self) -> Returned:
+        """Raises `LinkError` or `ProtocolError` where the ring is broken."""
+        while True:
+            message = self._next_message()
+            if isinstance(message, Activation):
+                session = self._link.session
+                return message.segments, from_buffer(message.data, session.wire_dtype, session.n_embd)
+
+    def release(self, slot: int) -> None:
+        self._link.send(Release(slot))
+
+    def say_goodbye(self) -> None:
+        """End the session as planned: the goodbye goes round the ring and comes back."""
+        self._link.send(Goodbye())
+        while not isinstance(self._next_message(), Goodbye):
+            pass
+
+    def _next_message(self) -> object:
+        try:
+            event = self._inbox.get(timeout=STEP_TIMEOUT_S)
+        except queue.Empty as exc:
+            raise LinkTimeout(f"the ring returned nothing for {STEP_TIMEOUT_S:g} s, though it is alive") from exc
+        match event:
+            case Received(_, Fault(node, reason)):
+                raise RemoteAbort(f"{node_name(node)} is lost: {reason}")
+            case Received(_, Activation() | Release() | Fork() | Goodbye() as message):
+                return message
+            case LinkDown(_, _, error):
+                raise error
+        raise RemoteProtocolError(f"unexpected on the ring: {event}")
+
+
+@dataclass(frozen=True)
+class Observer:
+    """Whom to tell about each token (before it is known to end its sample) and each finished sample."""
+
+    on_token: Callable[[Sample, int], None]
+    on_end: Callable[[Sample], None]
+
+
+def generate(
+    ring: Ring, stage: Stage, ends: Ends, scheduler: Scheduler, sampling: Sampling, seed: int, observer: Observer
+) -> None:
+    """Run every sample of `scheduler` to its end."""
+    generators = [generator_for(seed, sample.number) for sample in scheduler.samples]
+    while not scheduler.done:
+        while (step := scheduler.next_step()) is not None:
+            ring.send(step.segments, stage.forward(ends.embed(step.ids), step.segments))
+        segments, rows = ring.receive()
+        samples = scheduler.returned(segments)
+        if not samples:
+            continue
+        for sample, logits in zip(samples, ends.logits(rows), strict=True):
+            token = choose(logits, sampling, generators[sample.number])
+            observer.on_token(sample, token)
+            freed_slot = scheduler.accept(sample, token)
+            if freed_slot is not None:
+                stage.release(freed_slot)
+                ring.release(freed_slot)
+                observer.on_end(sample)

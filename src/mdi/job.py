@@ -1,0 +1,171 @@
+"""What a run is to do, worked out and checked before any weights are loaded."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from litgpt.config import Config
+
+from mdi.checkpoint import (
+    MANIFEST_FILE,
+    MODEL_FILE,
+    Manifest,
+    chunk_name,
+    chunks_folder,
+    find_models,
+    load_config,
+    read_manifest,
+    split_model,
+)
+from mdi.config import CHECKPOINTS_DIR, NetworkConfig, StarterOptions
+from mdi.errors import CheckpointError, ConfigError
+from mdi.partition import Load, Span, split
+from mdi.report import progress_bar
+from mdi.stage import head_weight, layer_weights
+from mdi.stops import StopSequences
+from mdi.text import PLAIN, encode_prompt, load_prompts, load_style, stop_sequences
+from mdi.tokenizer import Tokenizer, load_tokenizer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A model, its split, and the prompts."""
+
+    folder: Path
+    config: Config
+    spans: list[Span]
+    weights: Path  # the file with the starter's tensors
+    manifest: Manifest | None  # None: the starter knows no other node's chunk
+    tokenizer: Tokenizer
+    stops: StopSequences
+    prompts: list[str]
+    prompt_ids: list[list[int]]
+    continues: bool  # whether the samples go on from their prompts, rather than answer them
+    context: int  # positions per sample
+
+    @property
+    def name(self) -> str:
+        """The model's name, `org/name` where it lies two folders deep."""
+        return "/".join(self.folder.resolve().parts[-2:])
+
+    def chunk_of(self, node: int) -> Path:
+        """The chunk file of a node, where this machine has it."""
+        return chunks_folder(self.folder, len(self.spans)) / chunk_name(node)
+
+
+def plan_job(options: StarterOptions, network: NetworkConfig) -> Job:
+    """Check the model folder and the prompts, choose the split and write the chunks that it needs."""
+    folder = find_folder(options.ckpt, options.chunk)
+    config = load_config(folder)
+    tokenizer = load_tokenizer(folder)
+    style = load_style(folder, config.name, tokenizer, options.prompt_style)
+    stops = () if options.ignore_eos else stop_sequences(folder, tokenizer, style)
+    prompts = load_prompts(options.prompt, options.n_samples)
+    prompt_ids = [encode_prompt(tokenizer, style, prompt) for prompt in prompts]
+    context = fit_context(options, config, prompt_ids)
+    spans, manifest = choose_spans(folder, config, network, options)
+    return Job(
+        folder=folder,
+        config=config,
+        spans=spans,
+        weights=_starter_weights(folder, len(spans), options.chunk),
+        manifest=manifest,
+        tokenizer=tokenizer,
+        stops=stops,
+        prompts=prompts,
+        prompt_ids=prompt_ids,
+        continues=style.name == PLAIN.name,
+        context=context,
+    )
+
+
+def find_folder(ckpt: Path | None, chunk: Path | None = None) -> Path:
+    """The model folder: `ckpt`, or the one that `chunk` lies in. Raises `ConfigError` listing what there is."""
+    if ckpt is None and chunk is not None:
+        ckpt = chunk.resolve().parents[2]
+    if ckpt is not None and (ckpt / "model_config.yaml").is_file():
+        return ckpt
+    root = ckpt if ckpt is not None and ckpt.is_dir() else CHECKPOINTS_DIR
+    models = [str(path) for path in find_models(root)]
+    if models:
+        advice = f"choose one of these with --ckpt: {', '.join(models)}"
+    else:
+        advice = "prepare one with prepare_model.py first"
+    raise ConfigError(f"{'no model given' if ckpt is None else f'{ckpt}: no prepared model there'}; {advice}")
+
+
+def fit_context(options: StarterOptions, config: Config, prompt_ids: Sequence[Sequence[int]]) -> int:
+    """Positions per sample. Raises `ConfigError` with the numbers where a prompt does not fit."""
+    longest = max(map(len, prompt_ids))
+    needed = longest + options.n_tokens
+    if options.sequence_length is not None and options.sequence_length > config.block_size:
+        raise ConfigError(f"--sequence-length {options.sequence_length}: this model's context is {config.block_size}")
+    context = options.sequence_length or min(needed, config.block_size)
+    if longest >= context:
+        raise ConfigError(
+            f"the longest prompt takes {longest} tokens; the context of {context} leaves no room to answer it"
+            f" (this model allows {config.block_size}, see --sequence-length)"
+        )
+    if needed > context:
+        log.warning(
+            "the longest prompt of %d tokens and --n-tokens %d exceed the context of %d: such a sample ends there",
+            longest,
+            options.n_tokens,
+            context,
+        )
+    return context
+
+
+def choose_spans(
+    folder: Path, config: Config, network: NetworkConfig, options: StarterOptions
+) -> tuple[list[Span], Manifest | None]:
+    """The split of this run, with the manifest of its chunks; they are written where they are missing."""
+    n_nodes = len(network.nodes)
+    load = Load(layer_weights(config), head_weight(config), network.shares)
+    if n_nodes == 1:
+        return split("auto", load), None
+    manifest = read_manifest(chunks_folder(folder, n_nodes))
+    spans = list(manifest.spans) if manifest and options.split == "auto" else split(options.split, load)
+    model = folder / MODEL_FILE
+    if manifest is not None and list(manifest.spans) == spans and (not model.is_file() or _is_fresh(folder, manifest)):
+        return spans, manifest
+    if model.is_file():
+        return spans, write_chunks(folder, spans)
+    if manifest is not None:
+        raise CheckpointError(
+            f"{folder}: its chunks have the split {_counts(manifest.spans)} and not {_counts(spans)}, and without"
+            f" {MODEL_FILE} they cannot be made anew; use --split auto"
+        )
+    return spans, None
+
+
+def write_chunks(folder: Path, spans: Sequence[Span], dtype: str | None = None) -> Manifest:
+    """Split the model of a folder, with a progress bar."""
+    with progress_bar((folder / MODEL_FILE).stat().st_size, f"splitting over {len(spans)} nodes", "B") as advance:
+        return split_model(folder, spans, dtype, advance)
+
+
+def _is_fresh(folder: Path, manifest: Manifest) -> bool:
+    """Whether all chunks of the manifest are there, and younger than the model they were made from."""
+    files = chunks_folder(folder, len(manifest.spans))
+    age = (files / MANIFEST_FILE).stat().st_mtime_ns
+    return age >= (folder / MODEL_FILE).stat().st_mtime_ns and all(
+        (files / file.name).is_file() for file in manifest.files
+    )
+
+
+def _counts(spans: Sequence[Span]) -> str:
+    return ",".join(str(len(span)) for span in spans)
+
+
+def _starter_weights(folder: Path, n_nodes: int, chunk: Path | None) -> Path:
+    if chunk is not None:
+        return chunk
+    candidates = [chunks_folder(folder, n_nodes) / chunk_name(0), folder / MODEL_FILE]
+    for path in candidates if n_nodes > 1 else reversed(candidates):
+        if path.is_file():
+            return path
+    raise CheckpointError(f"{folder}: neither {MODEL_FILE} nor chunks for {n_nodes} nodes; run prepare_model.py first")

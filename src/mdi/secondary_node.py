@@ -1,0 +1,290 @@
+"""The loop of a secondary: wait for a starter, load a span, pass messages through it, wait again.
+
+Ring messages, control requests and faults all arrive in one inbox; the main thread handles them one
+by one, so everything below runs on it, but for the few methods that HTTP threads call.
+"""
+
+import logging
+import queue
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+from mdi import __version__
+from mdi.checkpoint import config_from_dict, config_to_dict
+from mdi.chunk_cache import ChunkCache
+from mdi.config import NodeConfig, node_name
+from mdi.control import Busy, ControlClient, ControlServer
+from mdi.devices import pick_device, pick_dtype, share_threads
+from mdi.errors import ConfigError, ControlError, MdiError
+from mdi.link import Link, LinkDown, LinkEvent, Peer, PreviousConnected, Received, listen
+from mdi.messages import Activation, Fault, Fork, Goodbye, Message, Release, Segment
+from mdi.session import SessionSpec
+from mdi.sources import WeightSources
+from mdi.stage import Stage, kept_rows
+from mdi.tensors import dtype_name, from_buffer, to_buffer
+
+log = logging.getLogger(__name__)
+
+FAULT_DRAIN_S = 2.0  # to pass on the news of a fault before the link is closed
+
+
+@dataclass(frozen=True)
+class InitRequested:
+    """A starter wants this node in its session."""
+
+    spec: SessionSpec
+    answer: "Future[dict[str, Any]]"
+
+
+@dataclass(frozen=True)
+class ReleaseRequested:
+    """The starter gave up the session before it ran."""
+
+    epoch: int
+
+
+@dataclass(frozen=True)
+class StopRequested:
+    """The node is to end."""
+
+
+Event = LinkEvent | InitRequested | ReleaseRequested | StopRequested
+
+
+class Secondary:
+    """One secondary node. Use it as a context: ports are bound on entry, everything is closed on exit."""
+
+    def __init__(
+        self,
+        config: NodeConfig,
+        sources: WeightSources,
+        *,
+        device: str | None = None,
+        dtype: str | None = None,
+        compile_stage: bool = False,
+    ) -> None:
+        """Raises `ConfigError` where a port is taken or the device is not there."""
+        self.config = config
+        self._sources = sources
+        self._device = pick_device(device or config.device)
+        self._dtype = pick_dtype(dtype, self._device)
+        self._compile = compile_stage
+        self._inbox: queue.Queue[Event] = queue.Queue(1024)
+        self._spec: SessionSpec | None = None
+        self._link: Link | None = None
+        self._stage: Stage | None = None
+        self._stage_of: tuple[object, ...] = ()  # what the stage was loaded for
+        self._state = "idle"
+        self._n_messages = 0
+        self._last_error = ""
+        self._listener = listen(config.addr, config.port_in)
+        try:
+            self._control = ControlServer(config.addr, config.http_port, self)
+        except MdiError:
+            self._listener.close()
+            raise
+
+    def __enter__(self) -> "Secondary":
+        self._control.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._state == "running" and self._spec is not None:
+            self._report_fault(self._spec.node, "it was stopped")
+        self._end_session()
+        self._control.close()
+        self._listener.close()
+
+    @property
+    def port_in(self) -> int:
+        """The ring port in use; of interest where the configuration says 0."""
+        return int(self._listener.getsockname()[1])
+
+    @property
+    def http_port(self) -> int:
+        """The HTTP port in use."""
+        return self._control.port
+
+    # ---- called from HTTP threads
+
+    @property
+    def cache(self) -> ChunkCache:
+        return self._sources.cache
+
+    def status(self) -> dict[str, Any]:
+        spec = self._spec
+        return {
+            "role": "secondary",
+            "version": __version__,
+            "state": self._state,
+            "device": str(self._device),
+            "dtype": dtype_name(self._dtype),
+            "starter": spec and f"{spec.starter.addr}:{spec.starter.port}",
+            "epoch": spec and spec.epoch,
+            "node": spec and spec.node,
+            "model": spec and spec.model,
+            "span": spec and list(spec.span),
+            "wire_dtype": spec and spec.wire_dtype,
+            "messages": self._n_messages,
+            "last_error": self._last_error,
+        }
+
+    def request_init(self, spec: SessionSpec) -> "Future[dict[str, Any]]":
+        """Raises `Busy` while another session loads or runs, or waits for a starter that is alive."""
+        serving = self._spec
+        if serving is not None and (self._state != "ready" or _is_alive(serving)):
+            starter = f"{serving.starter.addr}:{serving.starter.port}"
+            raise Busy(f"already serves the starter at {starter} with {serving.model} (epoch {serving.epoch})")
+        answer: Future[dict[str, Any]] = Future()
+        self._inbox.put_nowait(InitRequested(spec, answer))
+        return answer
+
+    def request_release(self, epoch: int) -> None:
+        self._inbox.put_nowait(ReleaseRequested(epoch))
+
+    def request_stop(self) -> None:
+        self._inbox.put_nowait(StopRequested())
+
+    # ---- the loop
+
+    def serve(self) -> None:
+        """Serve one session after another until a stop is requested."""
+        while not isinstance(event := self._inbox.get(), StopRequested):
+            self._handle(event)
+
+    def _handle(self, event: Event) -> None:
+        match event:
+            case InitRequested(spec, answer):
+                self._initialize(spec, answer)
+            case ReleaseRequested(epoch):
+                if self._state == "ready" and self._spec is not None and self._spec.epoch == epoch:
+                    self._end_session()
+            case PreviousConnected(link) if link is self._link:
+                self._state = "running"
+                link.connect()
+            case Received(link, message) if link is self._link:
+                self._advance(link, message)
+            case LinkDown(link, peer, error) if link is self._link:
+                self._lose(link, peer, error)
+            case _:
+                log.debug("an event of an earlier session: %s", event)
+
+    def _initialize(self, spec: SessionSpec, answer: "Future[dict[str, Any]]") -> None:
+        if self._state == "running":
+            answer.set_exception(Busy("already serves another session"))
+            return
+        self._end_session()
+        self._spec, self._state = spec, "loading"
+        try:
+            if not self._load(spec):
+                self._end_session()
+                answer.set_result({"state": "needs chunk", "held_bytes": self.cache.held_bytes(spec.chunk_digest)})
+                return
+            self._open_link(spec)
+        except MdiError as exc:
+            self._fail(str(exc))
+            answer.set_exception(exc)
+            return
+        except BaseException as exc:
+            answer.set_exception(ConfigError(f"the node failed: {exc!r}"))
+            raise
+        self._state = "ready"
+        answer.set_result(self.status())
+
+    def _load(self, spec: SessionSpec) -> bool:
+        """Make the stage ready; False where the starter has to send the weights first."""
+        config = config_from_dict(spec.config)
+        stage_of = (config_to_dict(config), spec.span, spec.chunk_digest, spec.node)
+        share_threads(spec.nodes_on_host)
+        if self._stage is None or not spec.chunk_digest or self._stage_of != stage_of:
+            self._stage, self._stage_of = None, ()  # the old weights go before the new ones come
+            weights = self._sources.find(spec, config)
+            if weights is None:
+                return False
+            self._stage = Stage(config, spec.span, weights, device=self._device, dtype=self._dtype)
+            self._stage_of = stage_of
+            if self._compile:
+                self._stage.compile()
+        self._stage.allocate(spec.n_slots, spec.context)
+        return True
+
+    def _open_link(self, spec: SessionSpec) -> None:
+        self._link = Link(
+            spec.session,
+            listener=self._listener,
+            source_port=self.config.port_out,
+            previous=spec.previous,
+            following=spec.following,
+            expected=spec.expected,
+            hello=spec.hello,
+            returning=False,
+            post=self._inbox.put_nowait,
+            capacity=spec.n_nodes + 2 * spec.n_slots + 2,
+            peer_timeout_s=spec.peer_timeout_s,
+        )
+        self._link.accept()
+
+    def _advance(self, link: Link, message: Message) -> None:
+        assert self._stage is not None and self._spec is not None
+        try:
+            match message:
+                case Activation(segments, data):
+                    link.send(Activation(segments, self._compute(segments, data)))
+                case Release(slot):
+                    self._stage.release(slot)
+                    link.send(message)
+                case Fork(source, target, n):
+                    self._stage.fork(source, target, n)
+                    link.send(message)
+                case Fault(node, reason):
+                    link.send(message)
+                    self._fail(f"{node_name(node)}: {reason}", drain_s=FAULT_DRAIN_S)
+                case Goodbye():
+                    link.send(message)
+                    self._end_session(drain_s=FAULT_DRAIN_S)
+        except MdiError as exc:
+            self._report_fault(self._spec.node, str(exc))
+            self._fail(str(exc), drain_s=FAULT_DRAIN_S)
+
+    def _compute(self, segments: tuple[Segment, ...], data: memoryview) -> memoryview:
+        assert self._stage is not None and self._spec is not None
+        spec = self._spec
+        x = from_buffer(data, spec.wire_dtype, spec.config["n_embd"])
+        y = self._stage.forward(x, segments)
+        self._n_messages += 1
+        if spec.node == spec.n_nodes - 1:
+            y = kept_rows(y, segments)
+        return to_buffer(y, spec.wire_dtype)
+
+    def _lose(self, link: Link, peer: Peer, error: Exception) -> None:
+        if not isinstance(error, MdiError):
+            raise error
+        assert self._spec is not None
+        if peer is link.previous:
+            self._report_fault((self._spec.node - 1) % self._spec.n_nodes, str(error))
+        self._fail(str(error), drain_s=FAULT_DRAIN_S)
+
+    def _report_fault(self, node: int, reason: str) -> None:
+        if self._link is not None:
+            self._link.send(Fault(node, reason))
+
+    def _fail(self, reason: str, drain_s: float = 0.0) -> None:
+        log.warning("the session ended: %s", reason)
+        self._last_error = reason
+        self._end_session(drain_s)
+
+    def _end_session(self, drain_s: float = 0.0) -> None:
+        """Give up the link; the weights stay for the next session."""
+        if self._link is not None:
+            self._link.close(drain_s)
+        self._link = self._spec = None
+        self._state = "idle"
+
+
+def _is_alive(spec: SessionSpec) -> bool:
+    """Whether the starter of a session still works on it."""
+    try:
+        return ControlClient("the starter", spec.starter.addr, spec.starter.port).status().get("epoch") == spec.epoch
+    except ControlError:
+        return False
