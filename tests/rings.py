@@ -1,0 +1,79 @@
+"""Whole rings in one process: secondaries as objects with a thread each, on free ports of loopback."""
+
+import contextlib
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mdi.checkpoint import file_digest
+from mdi.chunk_cache import ChunkCache
+from mdi.config import NetworkConfig, NodeConfig, StarterOptions
+from mdi.engine import Observer
+from mdi.job import Job, plan_job
+from mdi.scheduler import Sample
+from mdi.secondary_node import Secondary
+from mdi.sources import WeightSources
+from mdi.starter_node import Starter
+
+ANY_PORT = NodeConfig("127.0.0.1", 0, 0, 0)
+
+
+class Ring:
+    """A network whose secondaries run; `generate` plays the starter."""
+
+    def __init__(self, network: NetworkConfig, secondaries: list[Secondary]) -> None:
+        self.network, self.secondaries = network, secondaries
+
+    def generate(self, folder: Path, prompts: Sequence[Sequence[int]] | None = None, **options: Any) -> list[list[int]]:
+        """The tokens of each sample. Greedy in float32 and without stopping early, unless `options` say otherwise."""
+        values = {"temperature": 0.0, "dtype": "float32", "ignore_eos": True, "keep_nodes": True, "n_tokens": 12}
+        arguments = StarterOptions(ckpt=folder, **{**values, **options})
+        job = plan_job(arguments, self.network)
+        if prompts is not None:
+            job = with_prompts(job, prompts, arguments)
+        return run_job(self.network, job, arguments)
+
+
+def with_prompts(job: Job, prompts: Sequence[Sequence[int]], options: StarterOptions) -> Job:
+    """The same job for prompts given as token ids."""
+    ids = [list(prompt) for prompt in prompts]
+    context = options.sequence_length or min(max(map(len, ids)) + options.n_tokens, job.config.block_size)
+    return replace(job, prompts=["" for _ in ids], prompt_ids=ids, context=context)
+
+
+def run_job(network: NetworkConfig, job: Job, options: StarterOptions) -> list[list[int]]:
+    ended: list[Sample] = []
+    with Starter(network, job, options) as starter:
+        starter.prepare()
+        starter.run(Observer(lambda sample, token: None, ended.append))
+    assert len(ended) == len(job.prompt_ids)
+    return [sample.tokens for sample in sorted(ended, key=lambda sample: sample.number)]
+
+
+@contextlib.contextmanager
+def ring_of(n_nodes: int, cache_dir: Path, shares: Sequence[float] | None = None) -> Iterator[Ring]:
+    """A ring with `n_nodes - 1` secondaries, each serving in a thread of its own, with one chunk cache."""
+    shares = shares or [1.0] * n_nodes
+    with contextlib.ExitStack() as stack:
+        secondaries, nodes = [], []
+        for share in shares[1:]:
+            secondary = stack.enter_context(
+                Secondary(ANY_PORT, WeightSources(ChunkCache(cache_dir, file_digest)), dtype="float32")
+            )
+            thread = threading.Thread(target=secondary.serve, name="secondary")
+            thread.start()
+            stack.callback(thread.join)
+            stack.callback(secondary.request_stop)
+            secondaries.append(secondary)
+            nodes.append(NodeConfig("127.0.0.1", secondary.http_port, secondary.port_in, 0, share=share))
+        starter = replace(ANY_PORT, share=shares[0])
+        yield Ring(NetworkConfig(_with_free_ports(starter), tuple(nodes)), secondaries)
+
+
+def _with_free_ports(node: NodeConfig) -> NodeConfig:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as http, socket.create_server(("127.0.0.1", 0)) as ring:
+        return replace(node, http_port=http.getsockname()[1], port_in=ring.getsockname()[1])
