@@ -11,10 +11,10 @@ MODEL := $(CHECKPOINTS)/local/SmolLM2-135M-Instruct
 .DELETE_ON_ERROR:
 
 demo: $(MODEL)/chunks/3nodes/manifest.json
-	$(BIN)/python tools/demo.py --ckpt $(MODEL)
+	$(BIN)/python src/demo.py --ckpt $(MODEL)
 
 demo-compare: $(MODEL)/model_config.yaml
-	$(BIN)/python src/plot_tok_time.py $(MODEL) --n-samples 3 --n-tokens 60 --run
+	$(BIN)/python src/demo.py --ckpt $(MODEL) --compare
 
 test: lint types pytest
 

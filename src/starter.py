@@ -8,8 +8,8 @@ from mdi.cli import Parser, add_node_options, options_from, run_script, set_up_l
 from mdi.config import StarterOptions, load_network
 
 
-def build_parser() -> Parser:
-    parser = Parser("Generate samples with a model spread over several nodes.", StarterOptions)
+def build_parser(options: type[StarterOptions] = StarterOptions) -> Parser:
+    parser = Parser("Generate samples with a model spread over several nodes.", options)
     add_node_options(parser)
     option = parser.option
     option("-p", "--plots", action="store_true", help="write a CSV and a plot of the tokens over time")
@@ -40,8 +40,8 @@ def build_parser() -> Parser:
     return parser
 
 
-def main() -> None:
-    options = options_from(StarterOptions, build_parser().parse_args())
+def main(kind: type[StarterOptions] = StarterOptions) -> None:
+    options = options_from(kind, build_parser(kind).parse_args())
     set_up_logging(options.verb, "logs_starter.log" if options.debug else None)
     network = load_network(options.nodes_config)
     from mdi.run import run_starter  # after the arguments are known to be good: torch and litgpt take seconds

@@ -254,6 +254,15 @@ class StarterOptions(NodeOptions):
 
 
 @dataclass(frozen=True)
+class SampleOptions(StarterOptions):
+    """The options of `sample.py`: one long sample on this machine alone."""
+
+    nodes_config: Path = SETTINGS_DIR / "standalone.json"
+    n_samples: int = 1
+    n_tokens: int = 800
+
+
+@dataclass(frozen=True)
 class PrepareOptions:
     """The options of `prepare_model.py`."""
 

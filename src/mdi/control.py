@@ -98,6 +98,8 @@ class ControlServer:
 class _QuietServer(wsgi.Server):
     """cheroot's server, logging to our log instead of stderr."""
 
+    expiration_interval = 0.1  # how often it looks whether it is to end
+
     def error_log(self, msg: str = "", level: int = logging.INFO, traceback: bool = False) -> None:
         log.log(level, "%s", msg, exc_info=traceback)
 

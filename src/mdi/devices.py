@@ -17,7 +17,7 @@ def pick_device(wanted: str | None) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     device = torch.device(wanted)
     if device.type == "cuda" and (device.index or 0) >= (n_cuda := torch.cuda.device_count()):
-        raise ConfigError(f"device {wanted}: this machine offers torch {n_cuda} CUDA devices")
+        raise ConfigError(f"device {wanted}: torch finds {n_cuda} CUDA devices on this machine")
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("device mps: not available on this machine")
     return device
@@ -39,9 +39,13 @@ def pick_dtype(wanted: str | None, device: torch.device) -> torch.dtype:
 def share_threads(nodes_on_host: int) -> None:
     """Divide the cores among the nodes of this machine, unless OMP_NUM_THREADS says otherwise."""
     if "OMP_NUM_THREADS" not in os.environ:
-        affinity = getattr(os, "sched_getaffinity", None)
-        n_cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-        torch.set_num_threads(max(1, n_cores // nodes_on_host))
+        torch.set_num_threads(max(1, n_cores() // nodes_on_host))
+
+
+def n_cores() -> int:
+    """Cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def _cpu_computes_bfloat16() -> bool:

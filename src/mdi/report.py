@@ -39,6 +39,11 @@ def run_names(logs_dir: Path, img_dir: Path, n_nodes: int, model: str, n_samples
     return logs_dir / f"tokens_time_samples_{run}.csv", img_dir / f"tokens_time_{run}.png"
 
 
+def comparison_image(img_dir: Path, model: str, n_samples: int) -> Path:
+    """The plot that compares the runs of a model on different numbers of nodes."""
+    return img_dir / f"tokens_time_comparison_{model.rpartition('/')[2]}_{n_samples}samples.png"
+
+
 def write_token_csv(path: Path, points: Points) -> None:
     """Write lines `seconds,tokens` without a header, microseconds kept. Raises `CheckpointError`."""
     write_text(path, "".join(f"{format_seconds(seconds)},{tokens}\n" for seconds, tokens in points))

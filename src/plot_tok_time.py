@@ -1,0 +1,39 @@
+#!/usr/bin/env python3
+"""Draw the tokens over time of runs with 1, 2, ... nodes into one plot, from what `starter.py -p` wrote."""
+
+import argparse
+
+from mdi.cli import run_script
+from mdi.config import IMAGES_DIR, LOGS_DIR
+from mdi.errors import ConfigError
+from mdi.report import comparison_image, plot_token_times, read_token_csv, run_names
+
+MOST_NODES = 64
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", metavar="MODEL", help="name of the model, as in the file names")
+    parser.add_argument("--n-samples", type=int, default=3, metavar="N", help="samples of the runs (default: 3)")
+    return parser
+
+
+def main() -> None:
+    arguments = build_parser().parse_args()
+    curves = {}
+    for n_nodes in range(1, MOST_NODES + 1):
+        csv, _ = run_names(LOGS_DIR, IMAGES_DIR, n_nodes, arguments.model, arguments.n_samples)
+        if csv.is_file():
+            curves[f"{n_nodes} nodes" if n_nodes > 1 else "1 node"] = read_token_csv(csv)
+    if not curves:
+        pattern, _ = run_names(LOGS_DIR, IMAGES_DIR, 1, arguments.model, arguments.n_samples)
+        raise ConfigError(
+            f"no runs of {arguments.model} to draw: there is no file like {pattern}; run starter.py -p first"
+        )
+    image = comparison_image(IMAGES_DIR, arguments.model, arguments.n_samples)
+    plot_token_times(image, curves)
+    print(image)
+
+
+if __name__ == "__main__":
+    run_script(main)

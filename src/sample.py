@@ -1,0 +1,9 @@
+#!/usr/bin/env python3
+"""Generate on this machine alone: the starter as a ring of one node."""
+
+from mdi.cli import run_script
+from mdi.config import SampleOptions
+from starter import main
+
+if __name__ == "__main__":
+    run_script(lambda: main(SampleOptions))
