@@ -14,9 +14,10 @@ from litgpt.config import Config
 from litgpt.model import GPT
 from safetensors.torch import save_file
 
-from mdi import hf_import
+from mdi import config_names, hf_import
+from mdi.config_names import check_config, config_by_name, resolve_config_name
 from mdi.errors import CheckpointError, ConfigError, MdiError
-from mdi.hf_import import check_config, config_by_name, convert_folder, link_or_copy, resolve_config_name
+from mdi.hf_import import convert_folder, link_or_copy
 
 # L layers, C = n_embd, H heads, G key/value heads, D head size, F = intermediate_size, V = vocabulary
 L, C, H, G, D, F, V = 3, 32, 4, 2, 8, 48, 96
@@ -57,7 +58,7 @@ def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def register(monkeypatch: pytest.MonkeyPatch, entry: dict[str, Any]) -> None:
-    monkeypatch.setattr("mdi.hf_import.configs", [*hf_import.configs, entry])
+    monkeypatch.setattr("mdi.config_names.configs", [*config_names.configs, entry])
     monkeypatch.setitem(litgpt.config.name_to_config, entry["name"], entry)
 
 

@@ -11,9 +11,10 @@ from litgpt.config import Config
 from litgpt.model import GPT
 from litgpt.tokenizer import Tokenizer
 
-from mdi import hf_import
+from mdi import config_names
 from mdi.errors import CheckpointError, ConfigError
 from mdi.random_model import NANO_LLAMA, make_random
+from mdi.tensors import DTYPES
 
 ENTRY = {
     "name": "Tiny-Test",
@@ -40,7 +41,7 @@ def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def register(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
-    monkeypatch.setattr("mdi.hf_import.configs", [*hf_import.configs, ENTRY | changes])
+    monkeypatch.setattr("mdi.config_names.configs", [*config_names.configs, ENTRY | changes])
 
 
 def state_of(folder: Path, **options: Any) -> dict[str, torch.Tensor]:
@@ -109,7 +110,7 @@ def test_making_a_model_leaves_the_global_generator_alone(tmp_path: Path) -> Non
 @pytest.mark.parametrize("dtype", [None, "float32", "float16", "bfloat16"])
 def test_dtypes(tmp_path: Path, dtype: str | None) -> None:
     state = state_of(tmp_path / "cast", dtype=dtype)
-    assert {tensor.dtype for tensor in state.values()} == {hf_import.DTYPES[dtype or "bfloat16"]}
+    assert {tensor.dtype for tensor in state.values()} == {DTYPES[dtype or "bfloat16"]}
     full = state_of(tmp_path / "full", dtype="float32")
     name = "transformer.h.1.attn.qkv.weight"
     assert torch.equal(state[name], full[name].to(state[name].dtype))

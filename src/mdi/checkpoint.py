@@ -25,7 +25,7 @@ from mdi.errors import CheckpointError, one_line
 from mdi.files import atomic_path, storage_error, write_text
 from mdi.partition import Span
 from mdi.stage import ends_shapes, stage_shapes
-from mdi.tensors import DTYPES, dtype_name
+from mdi.tensors import DTYPES, dtype_name, mapped_empty
 
 FORMAT_VERSION = 1
 MODEL_FILE = "lit_model.pth"
@@ -271,7 +271,7 @@ def _write_chunk(path: Path, weights: Weights, dtype: str | None, advance: Calla
                 for name, tensor in weights.items():
                     key = (tensor.data_ptr(), tensor.shape)
                     if key not in stored:
-                        converted = tensor.to(DTYPES[dtype]) if dtype and tensor.is_floating_point() else tensor
+                        converted = _cast(tensor, dtype)
                         stored[key] = saver.store_early(_own_storage(converted)), tensor_line(converted)
                         advance(tensor.nbytes)
                     proxies[name], lines[name] = stored[key]
@@ -279,6 +279,12 @@ def _write_chunk(path: Path, weights: Weights, dtype: str | None, advance: Calla
         except RuntimeError as exc:
             raise CheckpointError(f"{path}: could not be written ({one_line(exc)}); is the disk full?") from exc
     return lines
+
+
+def _cast(tensor: torch.Tensor, dtype: str | None) -> torch.Tensor:
+    if dtype is None or not tensor.is_floating_point() or tensor.dtype == DTYPES[dtype]:
+        return tensor
+    return mapped_empty(tensor.shape, DTYPES[dtype]).copy_(tensor)
 
 
 def _own_storage(tensor: torch.Tensor) -> torch.Tensor:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from mdi.checkpoint import CONFIG_FILE, MODEL_FILE, Manifest, chunks_folder, load_config
 from mdi.config import PrepareOptions, load_network
+from mdi.config_names import resolve_config_name
 from mdi.errors import CheckpointError, ConfigError, one_line
 from mdi.files import partial_folder, write_text
 from mdi.gguf_import import import_gguf, suggested_name
-from mdi.hf_import import convert_folder, link_or_copy, resolve_config_name
+from mdi.hf_import import convert_folder, link_or_copy
 from mdi.hub import download, download_config, read_config
 from mdi.job import write_chunks
 from mdi.partition import Load, split

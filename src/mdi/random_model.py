@@ -14,9 +14,10 @@ from litgpt.config import Config
 from litgpt.model import GPT
 from litgpt.utils import incremental_save, save_config
 
+from mdi.config_names import config_by_name
 from mdi.errors import CheckpointError, ConfigError
 from mdi.files import storage_error, write_text
-from mdi.hf_import import DTYPES, config_by_name, mapped_empty
+from mdi.tensors import DTYPES, mapped_empty
 
 # The model of the published measurements, 304.6 M parameters; litgpt's micro-llama-300M has this shape too.
 NANO_LLAMA = Config(

@@ -1,5 +1,7 @@
 """Tensor <-> (dtype, shape, buffer), no copies."""
 
+import mmap
+
 import torch
 
 DTYPES: dict[str, torch.dtype] = {
@@ -27,3 +29,12 @@ def to_buffer(tensor: torch.Tensor, dtype: str) -> memoryview:
         return memoryview(b"")
     tensor = tensor.detach().to("cpu", DTYPES[dtype]).contiguous()
     return tensor.view(torch.uint8).numpy().data.cast("B")
+
+
+def mapped_empty(shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
+    """An empty tensor in memory of its own, which goes back to the system as soon as it is freed.
+
+    From the heap, glibc kept 738 MB of a 956 MB model that was made and freed tensor by tensor: the holes
+    do not fit the next aligned block.
+    """
+    return torch.frombuffer(mmap.mmap(-1, shape.numel() * dtype.itemsize), dtype=dtype).view(shape)
