@@ -1,0 +1,139 @@
+"""The docs are executable: commands are parsed, examples decoded, the module table held against the tree."""
+
+import ast
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mem_monitor
+import plot_tok_time
+import prepare_model
+import secondary
+import starter
+from conftest import ROOT
+from mdi.config import PrepareOptions, SampleOptions, StarterOptions
+from mdi.messages import Activation, Fault, Fork, Goodbye, Hello, Ping, Refuse, Release, Segment, Welcome
+from mdi.wire import Decoder, Encoder, Kind, Session, State
+
+DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PACKAGE = ROOT / "src" / "mdi"
+SESSION = Session(epoch=7, n_embd=2, wire_dtype="float32", n_slots=4, context=16, max_rows=8)
+SEGMENTS = (Segment(0, 0, 3, 1), Segment(2, 5, 1, 1))
+
+
+def commands() -> list[str]:
+    found = []
+    for path in DOCS:
+        for block in re.findall(r"```\n(.*?)```", path.read_text(), re.DOTALL):
+            found += [line.strip() for line in block.splitlines() if line.strip().startswith("./src/")]
+    return found
+
+
+PARSERS = {
+    "starter.py": lambda arguments: StarterOptions(**vars(starter.build_parser().parse_args(arguments))),
+    "sample.py": lambda arguments: SampleOptions(**vars(starter.build_parser(SampleOptions).parse_args(arguments))),
+    "secondary.py": lambda arguments: secondary.build_parser().parse_args(arguments),
+    "prepare_model.py": lambda arguments: PrepareOptions(**vars(prepare_model.build_parser().parse_args(arguments))),
+    "plot_tok_time.py": lambda arguments: plot_tok_time.build_parser().parse_args(arguments),
+    "mem_monitor.py": lambda arguments: mem_monitor.build_parser().parse_args(arguments),
+}
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_of_the_docs_is_accepted_by_the_real_parser(command: str) -> None:
+    script, *arguments = shlex.split(command)
+    PARSERS[Path(script).name](arguments)
+
+
+def test_the_readme_tells_every_flag_of_the_starter() -> None:
+    table = (ROOT / "README.md").read_text()
+    for action in starter.build_parser()._actions:
+        for flag in action.option_strings:
+            assert f"`{flag}" in table or flag in ("-h", "--help")
+
+
+def hex_examples() -> dict[str, bytes]:
+    text = (ROOT / "docs" / "wire-protocol.md").read_text()
+    return {name: bytes.fromhex(digits) for name, digits in re.findall(r"```hex (.+)\n([0-9a-f \n]+)```", text)}
+
+
+EXPECTED = {
+    "HELLO": Hello({"node": 0}),
+    "WELCOME": Welcome(),
+    "REFUSE": Refuse("another epoch"),
+    "RELEASE": Release(2),
+    "FORK": Fork(0, 3, 3),
+    "PING": Ping(),
+    "FAULT": Fault(2, "gone"),
+    "GOODBYE": Goodbye(),
+    "ACTIVATION": Activation(SEGMENTS, memoryview(b"")),
+    "ACTIVATION returning": Activation(SEGMENTS, memoryview(b"")),
+}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_the_hex_examples_decode_and_encode(name: str) -> None:
+    data, expected = hex_examples()[name], EXPECTED[name]
+    backward = name in ("WELCOME", "REFUSE")
+    decoder = Decoder(SESSION, returning=name.endswith("returning"), backward=backward)
+    encoder = Encoder(SESSION, backward=backward)
+    decoder.state = encoder.state = State.HANDSHAKE if backward or name == "HELLO" else State.OPEN
+    message, rest = None, data
+    while rest:
+        buffer = decoder.buffer()
+        n = min(len(buffer), len(rest))
+        buffer[:n], rest = rest[:n], rest[n:]
+        message = decoder.received(n)
+    if isinstance(expected, Activation):
+        assert isinstance(message, Activation) and message.segments == SEGMENTS
+        n_rows = 2 if name.endswith("returning") else 4
+        assert message.data.cast("f").tolist() == [float(i) for i in range(2 * n_rows)]
+    else:
+        assert message == expected
+    assert message is not None
+    assert b"".join(bytes(part) for part in encoder.encode(message)) == data
+
+
+def test_there_is_an_example_of_every_kind() -> None:
+    assert {name.split()[0] for name in hex_examples()} == {kind.name for kind in Kind}
+
+
+def module_table() -> dict[str, set[str]]:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| .* \| (.*?) \|$", text, re.MULTILINE)
+    return {name: set() if packages == "-" else set(packages.split(", ")) for name, packages in rows}
+
+
+def test_the_module_table_names_every_module() -> None:
+    assert set(module_table()) == {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+
+
+@pytest.mark.parametrize("module", sorted(module_table()))
+def test_a_module_imports_what_its_row_allows_and_no_more(module: str) -> None:
+    tree = ast.parse((PACKAGE / f"{module}.py").read_text())
+    packages = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            packages |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            packages.add((node.module or "").partition(".")[0])
+    foreign = packages - set(sys.stdlib_module_names) - {"mdi"}
+    foreign = {"cherrypy" if name == "cheroot" else name for name in foreign}
+    assert foreign == module_table()[module]
+
+
+def test_the_package_installs_beside_a_torch_that_is_there(tmp_path: Path) -> None:
+    """What docs/setup-jetson.md relies on: under a constraint, an installed torch is not replaced."""
+    from importlib.metadata import version
+
+    constraints = tmp_path / "constraints.txt"
+    constraints.write_text(f"torch=={version('torch').partition('+')[0]}\n")
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--no-build-isolation", "--no-index"]
+    result = subprocess.run([*command, "-c", constraints, ROOT], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "Would install mdi-llm-" in result.stdout
+    assert not re.search(r"Would install.* torch-", result.stdout)
