@@ -25,7 +25,7 @@ from mdi.errors import CheckpointError, one_line
 from mdi.files import atomic_path, storage_error, write_text
 from mdi.partition import Span
 from mdi.stage import ends_shapes, stage_shapes
-from mdi.tensors import DTYPES, dtype_name, mapped_empty
+from mdi.tensors import DTYPES, dtype_name, mapped_empty, page_out
 
 FORMAT_VERSION = 1
 MODEL_FILE = "lit_model.pth"
@@ -182,6 +182,7 @@ def digest_of(weights: Mapping[str, torch.Tensor]) -> str:
         key = (tensor.data_ptr(), tensor.shape)
         if key not in known:
             known[key] = tensor_line(tensor)
+            page_out(tensor)
         lines[name] = known[key]
     return digest_of_lines(lines)
 
@@ -273,6 +274,7 @@ def _write_chunk(path: Path, weights: Weights, dtype: str | None, advance: Calla
                     if key not in stored:
                         converted = _cast(tensor, dtype)
                         stored[key] = saver.store_early(_own_storage(converted)), tensor_line(converted)
+                        page_out(tensor)
                         advance(tensor.nbytes)
                     proxies[name], lines[name] = stored[key]
                 saver.save(proxies)

@@ -19,6 +19,7 @@ from mdi.attention import SegmentAttention, make_plan
 from mdi.errors import CheckpointError, ConfigError, one_line
 from mdi.messages import Segment, SlotLedger
 from mdi.partition import Span
+from mdi.tensors import page_out
 
 log = logging.getLogger(__name__)
 
@@ -252,6 +253,8 @@ def _load(
         key = (tensor.data_ptr(), tensor.shape)
         if key not in moved:
             moved[key] = tensor.to(device, dtype if tensor.is_floating_point() else None)
+            if moved[key] is not tensor:
+                page_out(tensor)
     state = {name: moved[tensor.data_ptr(), tensor.shape] for name, tensor in weights.items()}
     try:
         module.load_state_dict(state, assign=True)
