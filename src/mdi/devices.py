@@ -1,7 +1,8 @@
-"""Which device a node computes on, in which dtype, with how many threads."""
+"""Which device a node computes on, in which dtype, with how many threads and how much memory."""
 
 import os
 import platform
+import resource
 
 import torch
 
@@ -46,6 +47,12 @@ def n_cores() -> int:
     """Cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def peak_memory_bytes() -> int:
+    """The largest resident set this process has had."""
+    unit_bytes = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit_bytes
 
 
 def _cpu_computes_bfloat16() -> bool:

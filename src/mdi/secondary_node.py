@@ -15,7 +15,7 @@ from mdi.checkpoint import config_from_dict, config_to_dict
 from mdi.chunk_cache import ChunkCache
 from mdi.config import NodeConfig, node_name
 from mdi.control import Busy, ControlClient, ControlServer
-from mdi.devices import pick_device, pick_dtype, share_threads
+from mdi.devices import peak_memory_bytes, pick_device, pick_dtype, share_threads
 from mdi.errors import ConfigError, ControlError, MdiError
 from mdi.link import Link, LinkDown, LinkEvent, Peer, PreviousConnected, Received, listen
 from mdi.messages import Activation, Fault, Fork, Goodbye, Message, Release, Segment
@@ -128,6 +128,7 @@ class Secondary:
             "wire_dtype": spec and spec.wire_dtype,
             "messages": self._n_messages,
             "last_error": self._last_error,
+            "peak_memory_bytes": peak_memory_bytes(),
         }
 
     def request_init(self, spec: SessionSpec) -> "Future[dict[str, Any]]":

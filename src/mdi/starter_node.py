@@ -16,7 +16,7 @@ from mdi.checkpoint import config_to_dict, open_weights, select
 from mdi.chunk_cache import ChunkCache
 from mdi.config import NetworkConfig, NodeConfig, StarterOptions, node_name
 from mdi.control import ControlClient, ControlServer, Unreachable
-from mdi.devices import pick_device, pick_dtype, share_threads
+from mdi.devices import peak_memory_bytes, pick_device, pick_dtype, share_threads
 from mdi.engine import LinkRing, LocalRing, Observer, Ring, generate
 from mdi.errors import ControlError, LinkTimeout, MdiError
 from mdi.job import Job
@@ -109,6 +109,7 @@ class Starter:
             "span": list(self._job.spans[0]),
             "samples": len(self.scheduler.samples),
             "tokens": self.scheduler.n_generated,
+            "peak_memory_bytes": peak_memory_bytes(),
         }
 
     def request_init(self, spec: SessionSpec) -> "Future[dict[str, Any]]":
