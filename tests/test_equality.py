@@ -81,6 +81,14 @@ def test_a_long_prompt_travels_in_pieces_beside_others(rings: dict[int, Ring], t
         assert_same_tokens(model, prompt, tokens, generate_cached(model, prompt, 12))
 
 
+@pytest.mark.parametrize("n_nodes", [1, 3])
+def test_samples_of_one_prompt_are_forked(n_nodes: int, rings: dict[int, Ring], tiny: Path) -> None:
+    model = reference_model(tiny)
+    prompts = [PROMPTS[2]] * 4 + [PROMPTS[0]] * 2 + [[9]] * 2
+    for prompt, tokens in zip(prompts, rings[n_nodes].generate(tiny, prompts), strict=True):
+        assert_same_tokens(model, prompt, tokens, generate_cached(model, prompt, 12))
+
+
 def test_a_seeded_run_gives_the_same_text_on_any_ring(rings: dict[int, Ring], tiny: Path) -> None:
     outputs = [rings[n].generate(tiny, PROMPTS[:3], temperature=0.8, seed=7, n_tokens=40) for n in (1, 2, 3)]
     assert outputs[0] == outputs[1] == outputs[2]

@@ -4,7 +4,6 @@ Errors are `ConfigError`s that name the file or flag, the key, the value and wha
 """
 
 import json
-import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
@@ -21,6 +20,8 @@ IMAGES_DIR = SOURCE_DIR / "img"
 
 DTYPES = ("float32", "float16", "bfloat16")
 DEVICE = re.compile(r"cpu|mps|cuda(:\d+)?")
+MOST = 10**12  # of any number on a command line
+MOST_SHARE = 10**6
 LOOPBACK = ("localhost", "127.", "::1")
 
 
@@ -103,7 +104,7 @@ def _load_json(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: no such file") from exc
     except (OSError, UnicodeDecodeError) as exc:
         raise ConfigError(f"{path}: cannot be read: {exc}") from exc
-    except (json.JSONDecodeError, RecursionError) as exc:
+    except (ValueError, RecursionError) as exc:  # also an integer of too many digits
         raise ConfigError(f"{path}: not valid JSON: {exc}") from exc
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected an object at the top level")
@@ -169,8 +170,8 @@ def _read_node(reader: _Reader) -> NodeConfig:
     if device is not None and not DEVICE.fullmatch(device):
         raise reader.error("device", f"{device!r} is not cpu, mps, cuda or cuda:N")
     share = reader.take("share", (int, float), "a number", required=False)
-    if share is not None and not (math.isfinite(share) and share > 0):
-        raise reader.error("share", f"{share} is not a positive number")
+    if share is not None and not 0 < share <= MOST_SHARE:
+        raise reader.error("share", f"{str(share)[:40]} is not a positive number (up to {MOST_SHARE})")
     reader.finish()
     assert addr is not None
     return NodeConfig(addr, http_port, port_in, port_out, device, float(share or 1.0), starter_addr)
@@ -297,8 +298,8 @@ def check_dtype(dtype: str | None) -> None:
 
 
 def _at_least(flag: str, value: float, least: float) -> None:
-    if not (math.isfinite(value) and value >= least):
-        raise ConfigError(f"{flag} {value:g}: must be a number of at least {least:g}")
+    if not least <= value <= MOST:
+        raise ConfigError(f"{flag} {value}: must be a number from {least:g} to {MOST:g}")
 
 
 def defaults_of(options: type) -> dict[str, Any]:

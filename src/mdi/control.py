@@ -10,6 +10,7 @@
 Bodies are JSON, but for the chunk's bytes. An error has the body {"error": reason}.
 """
 
+import html
 import json
 import logging
 import re
@@ -23,10 +24,12 @@ from typing import Any, Protocol
 import cherrypy
 import requests
 from cheroot import wsgi
+from urllib3.exceptions import HTTPError
 
 from mdi.chunk_cache import ChunkCache
-from mdi.errors import CheckpointError, ConfigError, ControlError, MdiError
-from mdi.link import bind_advice
+from mdi.errors import CheckpointError, ConfigError, ControlError, MdiError, one_line
+from mdi.files import storage_error
+from mdi.link import listen
 from mdi.session import SessionSpec
 
 log = logging.getLogger(__name__)
@@ -69,14 +72,17 @@ class ControlServer:
 
     def __init__(self, addr: str, port: int, node: Node) -> None:
         """Raises `ConfigError` where the port is taken or the address is not one of this machine."""
-        application = cherrypy.Application(_Routes(node), "", config=_APPLICATION)
+        listen(addr, port).close()  # for its errors: cheroot's do not tell the reason
+        self._closing = threading.Event()
+        application = cherrypy.Application(_Routes(node, self._closing), "", config=_APPLICATION)
         application.log.access_log.disabled = True
         application.log.error_log.parent = log
         self._server = _QuietServer((addr, port), application, numthreads=4, timeout=30, shutdown_timeout=1)
+        self._server.max_request_body_size = 2 * UPLOAD_BYTES
         try:
             self._server.prepare()
         except OSError as exc:
-            raise ConfigError(f"cannot listen on {addr} port {port}: {bind_advice(exc)}") from exc
+            raise ConfigError(f"cannot listen on {addr} port {port}: {one_line(exc)}") from exc
         self._thread = threading.Thread(target=self._server.serve, name="http-server", daemon=True)
 
     @property
@@ -90,6 +96,7 @@ class ControlServer:
 
     def close(self) -> None:
         """Answer what is under way, for up to a second, and end all threads of the server."""
+        self._closing.set()
         self._server.stop()
         if self._thread.ident is not None:
             self._thread.join()
@@ -106,7 +113,7 @@ class _QuietServer(wsgi.Server):
 
 def _error_page(status: str, message: str, traceback: str, version: str) -> str:
     cherrypy.response.headers["Content-Type"] = "application/json"
-    return json.dumps({"error": message})
+    return json.dumps({"error": html.unescape(message)})
 
 
 _APPLICATION = {
@@ -124,9 +131,9 @@ _APPLICATION = {
 class _Routes:
     exposed = True
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, closing: threading.Event) -> None:
         self._node = node
-        self.init = _Init(node)
+        self.init = _Init(node, closing)
         self.release = _Release(node)
         self.stop = _Stop(node)
         self.chunks = _Chunks(node)
@@ -138,8 +145,8 @@ class _Routes:
 class _Init:
     exposed = True
 
-    def __init__(self, node: Node) -> None:
-        self._node = node
+    def __init__(self, node: Node, closing: threading.Event) -> None:
+        self._node, self._closing = node, closing
 
     def POST(self) -> Iterator[bytes]:
         try:
@@ -150,12 +157,12 @@ class _Init:
         except ControlError as exc:
             raise cherrypy.HTTPError(400, str(exc)) from exc
         cherrypy.response.headers["Content-Type"] = "application/json"
-        return _wait_for(answer)
+        return _wait_for(answer, self._closing)
 
 
-def _wait_for(answer: "Future[dict[str, Any]]") -> Iterator[bytes]:
+def _wait_for(answer: "Future[dict[str, Any]]", closing: threading.Event) -> Iterator[bytes]:
     """Blanks while the node is loading, so that the starter knows it is alive; then the JSON answer."""
-    while True:
+    while not closing.is_set():
         try:
             yield json.dumps(answer.result(timeout=HEARTBEAT_S)).encode()
             return
@@ -164,6 +171,7 @@ def _wait_for(answer: "Future[dict[str, Any]]") -> Iterator[bytes]:
         except MdiError as exc:
             yield json.dumps({"error": str(exc)}).encode()
             return
+    yield b'{"error": "the node ends"}'
 
 
 class _Release:
@@ -204,7 +212,7 @@ class _Chunks:
     def PUT(self, digest: str) -> bytes:
         headers = cherrypy.request.headers
         match = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", ""))
-        length = int(headers.get("Content-Length", "0") or 0)
+        length = _body_length()
         if not match or length != int(match[2]) - int(match[1]) + 1 or length > UPLOAD_BYTES:
             raise cherrypy.HTTPError(400, "expected Content-Range: bytes first-last/total and a body of that length")
         start, stop, total_bytes = int(match[1]), int(match[2]) + 1, int(match[3])
@@ -227,9 +235,18 @@ def _checked(action: Callable[[], int]) -> int:
         raise cherrypy.HTTPError(507, str(exc)) from exc
 
 
+def _body_length() -> int:
+    text = cherrypy.request.headers.get("Content-Length", "0")
+    if not text.isdecimal():
+        raise cherrypy.HTTPError(400, "Content-Length is not a number")
+    return int(text)
+
+
 def _read_json() -> Any:
-    length = int(cherrypy.request.headers.get("Content-Length", "0") or 0)
+    length = _body_length()
     if length > MAX_JSON_BYTES:
+        while cherrypy.request.rfile.read(MAX_JSON_BYTES):
+            pass  # a client that is still sending would not read why it is refused
         raise cherrypy.HTTPError(413, f"a body of {length} bytes; {MAX_JSON_BYTES} are allowed")
     try:
         return json.loads(cherrypy.request.rfile.read(length))
@@ -273,21 +290,26 @@ class ControlClient:
 
     def send_chunk(self, path: Path, digest: str, advance: Callable[[int], object] = lambda n_bytes: None) -> None:
         """Send the part of a chunk that the node does not hold yet; `advance` is told the bytes of each step."""
-        total_bytes = path.stat().st_size
-        held = int(self._request("HEAD", f"/chunks/{digest}").headers.get("X-Held-Bytes", 0))
-        advance(held)
-        with path.open("rb") as file:
-            while held < total_bytes:
-                file.seek(held)
-                block = file.read(UPLOAD_BYTES)
-                headers = {"Content-Range": f"bytes {held}-{held + len(block) - 1}/{total_bytes}"}
-                before, held = (
-                    held,
-                    int(self._call("PUT", f"/chunks/{digest}", data=block, headers=headers)["held_bytes"]),
-                )
-                if held <= before:
-                    raise ControlError(f"{self.name} at {self.url} took nothing of the chunk it was sent")
-                advance(held - before)
+        url = f"/chunks/{digest}"
+        try:
+            total_bytes = path.stat().st_size
+            held = self._held_bytes(self._request("HEAD", url).headers.get("X-Held-Bytes", 0), 0, total_bytes)
+            advance(held)
+            with path.open("rb") as file:
+                while held < total_bytes:
+                    file.seek(held)
+                    block = file.read(UPLOAD_BYTES)
+                    headers = {"Content-Range": f"bytes {held}-{held + len(block) - 1}/{total_bytes}"}
+                    answer = self._call("PUT", url, data=block, headers=headers)
+                    before, held = held, self._held_bytes(answer.get("held_bytes"), held + 1, total_bytes)
+                    advance(held - before)
+        except OSError as exc:
+            raise storage_error(path, exc) from exc
+
+    def _held_bytes(self, value: object, least: int, most: int) -> int:
+        if not str(value).isdecimal() or not least <= int(str(value)) <= most:
+            raise ControlError(f"{self.name} at {self.url} says it holds {value} bytes of a chunk of {most}")
+        return int(str(value))
 
     def _call(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
         try:
@@ -307,8 +329,8 @@ class ControlClient:
                 response = session.request(method, self.url + path, timeout=timeouts, **arguments)
             except requests.ConnectionError as exc:
                 raise Unreachable(f"{self.name} at {self.url} cannot be reached") from exc
-            except requests.RequestException as exc:
-                raise ControlError(f"{self.name} at {self.url} did not answer: {exc}") from exc
+            except (requests.RequestException, HTTPError, UnicodeError) as exc:
+                raise ControlError(f"{self.name} at {self.url} did not answer: {one_line(exc)}") from exc
         if not response.ok:
             raise ControlError(f"{self.name} at {self.url} refused: {_reason(response)}")
         return response

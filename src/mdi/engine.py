@@ -34,8 +34,8 @@ class Ring(Protocol):
     def receive(self) -> Returned:
         """Wait for the next message to return: its segments and the kept rows (K, C)."""
 
-    def release(self, slot: int) -> None:
-        """Free a slot on the other nodes."""
+    def control(self, message: Release | Fork) -> None:
+        """Have the other nodes free or copy a slot, in order with the messages."""
 
 
 class LocalRing:
@@ -50,7 +50,7 @@ class LocalRing:
     def receive(self) -> Returned:
         return self._messages.popleft()
 
-    def release(self, slot: int) -> None:
+    def control(self, message: Release | Fork) -> None:
         pass
 
 
@@ -71,8 +71,8 @@ class LinkRing:
                 session = self._link.session
                 return message.segments, from_buffer(message.data, session.wire_dtype, session.n_embd)
 
-    def release(self, slot: int) -> None:
-        self._link.send(Release(slot))
+    def control(self, message: Release | Fork) -> None:
+        self._link.send(message)
 
     def say_goodbye(self) -> None:
         """End the session as planned: the goodbye goes round the ring and comes back."""
@@ -110,6 +110,9 @@ def generate(
     generators = [generator_for(seed, sample.number) for sample in scheduler.samples]
     while not scheduler.done:
         while (step := scheduler.next_step()) is not None:
+            for fork in step.forks:
+                stage.fork(fork.source, fork.target, fork.n)
+                ring.control(fork)
             ring.send(step.segments, stage.forward(ends.embed(step.ids), step.segments))
         segments, rows = ring.receive()
         samples = scheduler.returned(segments)
@@ -121,5 +124,5 @@ def generate(
             freed_slot = scheduler.accept(sample, token)
             if freed_slot is not None:
                 stage.release(freed_slot)
-                ring.release(freed_slot)
+                ring.control(Release(freed_slot))
                 observer.on_end(sample)

@@ -13,11 +13,12 @@ import select
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from mdi.errors import ConfigError, LinkClosed, LinkTimeout, MdiError, RemoteAbort, RemoteProtocolError
+from mdi.errors import ConfigError, LinkClosed, LinkTimeout, MdiError, RemoteAbort, RemoteProtocolError, one_line
 from mdi.messages import Hello, Message, Ping, Refuse, Welcome
 from mdi.wire import Decoder, Encoder, Session, State
 
@@ -82,13 +83,14 @@ def listen(addr: str, port: int) -> socket.socket:
         except OSError:
             sock.close()
             raise
-    except OSError as exc:
-        raise ConfigError(f"cannot listen on {addr} port {port}: {bind_advice(exc)}") from exc
+    except (OSError, UnicodeError) as exc:
+        raise ConfigError(f"cannot listen on {addr} port {port}: {_bind_advice(exc)}") from exc
     return sock
 
 
-def bind_advice(exc: OSError) -> str:
-    """What to do about an address that cannot be listened on."""
+def _bind_advice(exc: OSError | UnicodeError) -> str:
+    if isinstance(exc, UnicodeError):  # not even the form of a name
+        return "this is not an address of this machine; correct `addr` in the nodes configuration"
     if exc.errno == errno.EADDRINUSE:
         return "another program uses this port; stop it or choose another port in the nodes configuration"
     if exc.errno == errno.EADDRNOTAVAIL or isinstance(exc, socket.gaierror):
@@ -131,7 +133,8 @@ class Link:
         self._listener, self._source_port = listener, source_port
         self._expected, self._hello = expected, hello
         self._returning, self._post, self._peer_timeout_s = returning, post, peer_timeout_s
-        self._outbox: queue.Queue[Message | None] = queue.Queue(capacity + 1)  # and the end mark
+        self._outbox: queue.Queue[Message | None] = queue.Queue()
+        self._capacity = capacity
         self._reader = threading.Thread(target=self._run, args=(self._read, previous), name="ring-reader", daemon=True)
         self._writer = threading.Thread(
             target=self._run, args=(self._write, following), name="ring-writer", daemon=True
@@ -150,7 +153,9 @@ class Link:
         self._writer.start()
 
     def send(self, message: Message) -> None:
-        """Queue `message` for the next node."""
+        """Queue `message` for the next node. Raises `queue.Full` where more wait than may travel: a bug."""
+        if self._outbox.qsize() >= self._capacity:
+            raise queue.Full
         self._outbox.put_nowait(message)
 
     def close(self, drain_s: float = 0.0) -> None:
@@ -212,17 +217,18 @@ class Link:
                 raise LinkClosed("is no longer waited for")
             sock, address = self._listener.accept()
             try:
-                return sock, self._greet(sock)
+                with self._closable(sock):
+                    return sock, self._greet(sock)
             except (OSError, MdiError) as exc:
                 log.warning("refused a connection from %s: %s", address[0], exc)
                 _abandon(sock)
 
     def _greet(self, sock: socket.socket) -> Decoder:
-        _configure(sock, HANDSHAKE_TIMEOUT_S)
+        deadline_s = time.monotonic() + HANDSHAKE_TIMEOUT_S
         decoder = Decoder(self.session, returning=self._returning)
         answer = Encoder(self.session, backward=True)
         try:
-            hello = self._receive(sock, decoder)
+            hello = self._receive(sock, decoder, deadline_s)
             assert isinstance(hello, Hello)
             self._check_hello(hello)
         except RemoteProtocolError as exc:
@@ -238,8 +244,11 @@ class Link:
             if (got := hello.facts.get(key)) != wanted:
                 raise RemoteProtocolError(f"{key} is {got!r}, this node expects {wanted!r}")
 
-    def _receive(self, sock: socket.socket, decoder: Decoder) -> Message:
+    def _receive(self, sock: socket.socket, decoder: Decoder, deadline_s: float | None = None) -> Message:
+        """The next message. The timeout of `sock` bounds a silence, `deadline_s` the whole message."""
         while True:
+            if deadline_s is not None:
+                sock.settimeout(max(deadline_s - time.monotonic(), 0.001))
             n_bytes = sock.recv_into(decoder.buffer())
             if n_bytes == 0:
                 decoder.end_of_file()
@@ -253,7 +262,7 @@ class Link:
             encoder = self._introduce(sock)
             while encoder.state is not State.CLOSED:
                 try:
-                    message = self._outbox.get(timeout=PING_INTERVAL_S)
+                    message = self._outbox.get(timeout=min(PING_INTERVAL_S, self._peer_timeout_s / 3))
                 except queue.Empty:
                     message = Ping()
                 if message is None:
@@ -262,20 +271,45 @@ class Link:
             _await_close(sock)
 
     def _call_next(self) -> socket.socket:
-        peer = self.following
+        """Connect from our port, or from any port where that one cannot be had."""
         try:
-            sock = _connect(peer, self._source_port)
-        except OSError as exc:
-            raise LinkClosed(f"cannot be reached: {exc.strerror or exc}") from exc
+            try:
+                return self._connect(self._source_port)
+            except OSError as exc:
+                if not self._source_port or exc.errno not in _EPHEMERAL_INSTEAD:
+                    raise
+                log.info("port %d for outgoing data is not free (%s): using another", self._source_port, exc.strerror)
+                return self._connect(0)
+        except (OSError, UnicodeError) as exc:
+            reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else one_line(exc)
+            raise LinkClosed(f"cannot be reached: {reason}") from exc
+
+    def _connect(self, source_port: int) -> socket.socket:
+        peer = self.following
+        family, kind, protocol, _, address = socket.getaddrinfo(peer.addr, peer.port, type=socket.SOCK_STREAM)[0]
+        sock = socket.socket(family, kind, protocol)
+        try:
+            with self._closable(sock):
+                _configure(sock, HANDSHAKE_TIMEOUT_S)
+                if source_port:
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    sock.bind(("", source_port))
+                sock.connect(address)
+        except (OSError, LinkClosed):
+            _abandon(sock)
+            raise
         return sock
 
     def _introduce(self, sock: socket.socket) -> Encoder:
         encoder = Encoder(self.session)
-        _send(sock, encoder, Hello(self._hello))
+        deadline_s = time.monotonic() + HANDSHAKE_TIMEOUT_S
         try:
-            answer = self._receive(sock, Decoder(self.session, backward=True))
+            _send(sock, encoder, Hello(self._hello))
+            answer = self._receive(sock, Decoder(self.session, backward=True), deadline_s)
         except LinkClosed as exc:
             raise LinkClosed("closed the connection during the handshake") from exc
+        except TimeoutError as exc:
+            raise LinkTimeout(f"did not answer the handshake within {HANDSHAKE_TIMEOUT_S:g} s") from exc
         if isinstance(answer, Refuse):
             raise RemoteAbort(f"refused the connection: {answer.reason}")
         sock.settimeout(self._peer_timeout_s)
@@ -284,42 +318,24 @@ class Link:
     @contextlib.contextmanager
     def _owned(self, sock: socket.socket) -> Iterator[socket.socket]:
         """Hold `sock` where `close()` finds it; abandon it at the end."""
-        with self._lock:
-            self._sockets.append(sock)
-            if self._closing:
-                sock.shutdown(socket.SHUT_RDWR)
         try:
-            yield sock
+            with self._closable(sock):
+                yield sock
+        finally:
+            _abandon(sock)
+
+    @contextlib.contextmanager
+    def _closable(self, sock: socket.socket) -> Iterator[None]:
+        """`close()` wakes whatever waits on `sock` meanwhile."""
+        with self._lock:
+            if self._closing:
+                raise LinkClosed("is no longer needed")
+            self._sockets.append(sock)
+        try:
+            yield
         finally:
             with self._lock:
                 self._sockets.remove(sock)
-            _abandon(sock)
-
-
-def _connect(peer: Peer, source_port: int) -> socket.socket:
-    """Connect from `source_port`, or from any port where that one cannot be had."""
-    try:
-        return _connect_from(peer, source_port)
-    except OSError as exc:
-        if not source_port or exc.errno not in _EPHEMERAL_INSTEAD:
-            raise
-        log.info("port %d for outgoing data is not free (%s): using another one", source_port, exc.strerror)
-        return _connect_from(peer, 0)
-
-
-def _connect_from(peer: Peer, source_port: int) -> socket.socket:
-    family, kind, protocol, _, address = socket.getaddrinfo(peer.addr, peer.port, type=socket.SOCK_STREAM)[0]
-    sock = socket.socket(family, kind, protocol)
-    try:
-        _configure(sock, HANDSHAKE_TIMEOUT_S)
-        if source_port:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind(("", source_port))
-        sock.connect(address)
-    except OSError:
-        sock.close()
-        raise
-    return sock
 
 
 def _configure(sock: socket.socket, timeout_s: float) -> None:

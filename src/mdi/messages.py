@@ -156,7 +156,8 @@ def check_segments(segments: Sequence[Segment], n_slots: int, context: int) -> N
     if not segments:
         raise RemoteProtocolError("a message without segments")
     for segment in segments:
-        if segment.slot >= n_slots or segment.n < 1 or segment.stop > context or segment.keep > segment.n:
+        legal_place = 0 <= segment.slot < n_slots and segment.start >= 0 and segment.stop <= context
+        if not (legal_place and segment.n >= 1 and 0 <= segment.keep <= segment.n):
             raise RemoteProtocolError(f"illegal {segment}: there are {n_slots} slots of {context} positions")
     if len({segment.slot for segment in segments}) != len(segments):
         raise RemoteProtocolError("a slot occurs twice in one message")

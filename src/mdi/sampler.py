@@ -31,7 +31,8 @@ def choose(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator)
     if sampling.temperature == 0:
         return int(logits.argmax())
     kept, ids = _largest(logits, sampling.top_k)
-    probabilities = torch.softmax(kept.double() / sampling.temperature, dim=0)
+    kept = kept.double()
+    probabilities = torch.softmax((kept - kept.max()) / sampling.temperature, dim=0)  # no overflow at a tiny one
     if sampling.top_p < 1:
         probabilities = _nucleus(probabilities, sampling.top_p)
     cumulative = probabilities.cumsum(0)

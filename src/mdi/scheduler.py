@@ -1,7 +1,8 @@
 """The life of a sample: waiting, in the ring, finished; groups, slots, stop rules, who goes next. No tensors.
 
 A sample is *ready* when its next rows are known. Ready samples take turns in order of arrival; as
-many messages travel at once as there are nodes, and the samples are spread evenly over them.
+many messages travel at once as there are nodes, and the samples are spread evenly over them. A prompt
+that another sample has already sent is not computed again: its slot is forked.
 """
 
 from collections import deque
@@ -10,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from mdi.errors import RemoteProtocolError
-from mdi.messages import Segment
+from mdi.messages import Fork, Segment
 from mdi.stops import StopSequences, match_stop
 
 FinishReason = Literal["stop", "length"]
@@ -40,10 +41,11 @@ class Sample:
 
 @dataclass(frozen=True)
 class Step:
-    """One message to send: its segments and the token ids of their rows."""
+    """One message to send: its segments, the token ids of their rows, and the forks to be made before it."""
 
     segments: tuple[Segment, ...]
     ids: list[int]
+    forks: tuple[Fork, ...] = ()
 
 
 class Scheduler:
@@ -93,8 +95,9 @@ class Scheduler:
         self._admit()
         if not self._ready or len(self._in_flight) >= self._n_nodes:
             return None
-        group_size = -(-len(self._in_slot) // self._n_nodes)
-        step = self._build_step(group_size)
+        step = self._build_step(self._group_size())
+        if not step.segments:  # those that are ready wait for a prompt they share
+            return None
         self._in_flight.append(step.segments)
         return step
 
@@ -127,18 +130,44 @@ class Scheduler:
             self._in_slot[sample.slot] = sample
             self._ready.append(sample)
 
+    def _group_size(self) -> int:
+        """Samples of the next message: the ready ones shared out over the messages that may still be sent,
+        but no more than an even share of all, so that groups which became uneven become even again.
+        """
+        n_free = self._n_nodes - len(self._in_flight)
+        return min(-(-len(self._ready) // n_free), -(-len(self._in_slot) // self._n_nodes))
+
     def _build_step(self, group_size: int) -> Step:
         segments: list[Segment] = []
         ids: list[int] = []
+        forks: list[Fork] = []
+        postponed: list[Sample] = []
         while self._ready and len(segments) < group_size and len(ids) < self._max_rows:
             sample = self._ready.popleft()
+            if sample.sent == 0 and (twin := self._twin_of(sample)) is not None:
+                if twin.sent < len(sample.prompt) or any(segment.slot == twin.slot for segment in segments):
+                    postponed.append(sample)
+                    continue
+                forks.append(self._fork(twin, sample))
             segment = self._next_segment(sample, self._max_rows - len(ids))
             segments.append(segment)
             ids += sample.ids(segment.start, segment.stop)
             sample.sent = segment.stop
             if not segment.keep:  # the message is full; the rest of this prompt takes its next turn
                 self._ready.append(sample)
-        return Step(tuple(segments), ids)
+        self._ready.extend(postponed)
+        return Step(tuple(segments), ids, tuple(forks))
+
+    def _twin_of(self, sample: Sample) -> Sample | None:
+        """A sample with the same prompt that is in a slot and has begun to be sent."""
+        if len(sample.prompt) < 2:  # the last position is always computed, for its logits
+            return None
+        return next((twin for twin in self._in_slot.values() if twin.sent and twin.prompt == sample.prompt), None)
+
+    def _fork(self, twin: Sample, sample: Sample) -> Fork:
+        assert twin.slot is not None and sample.slot is not None
+        sample.sent = len(sample.prompt) - 1
+        return Fork(twin.slot, sample.slot, sample.sent)
 
     def _next_segment(self, sample: Sample, room: int) -> Segment:
         assert sample.slot is not None

@@ -74,14 +74,18 @@ class SessionSpec:
         if not isinstance(data, dict):
             raise ControlError("the session is not a JSON object")
         if data.get("protocol") != VERSION or data.get("version") != __version__:
-            theirs = f"{data.get('version')} (protocol {data.get('protocol')})"
+            theirs = _short(f"{data.get('version')} (protocol {data.get('protocol')})")
             raise ControlError(f"the starter runs version {theirs}, this node {__version__} (protocol {VERSION})")
         wanted = {item.name for item in fields(cls)}
         if set(data) != wanted:
-            raise ControlError(f"the session has wrong fields: {', '.join(sorted(set(data) ^ wanted))}")
+            raise ControlError(f"the session has wrong fields: {_short(', '.join(sorted(set(data) ^ wanted)))}")
         for name, check in _CHECKS.items():
             if not check(data[name]):
-                raise ControlError(f"the session's {name} is not acceptable: {data[name]!r}")
+                raise ControlError(f"the session's {name} is not acceptable: {_short(repr(data[name]))}")
+        if data["node"] >= data["n_nodes"]:
+            raise ControlError(f"the session's node is not acceptable: {data['node']} of {data['n_nodes']} nodes")
+        if data["span"][1] > (n_layer := data["config"]["n_layer"]):
+            raise ControlError(f"the session's span is not acceptable: {data['span']} of {n_layer} layers")
         values = data | {
             "span": Span(*data["span"]),
             "starter": Peer(**data["starter"]),
@@ -89,6 +93,12 @@ class SessionSpec:
             "following": Peer(**data["following"]),
         }
         return cls(**values)
+
+
+def _short(text: str) -> str:
+    """Whatever a stranger sent, fit to stand in one line."""
+    text = " ".join(text.split())
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _whole(least: int, most: int) -> Any:

@@ -160,28 +160,46 @@ class Encoder:
     def _body(self, message: Message) -> tuple[int, int, list[bytes | memoryview]]:
         match message:
             case Hello(facts):
-                return 0, 0, [json.dumps(facts, sort_keys=True).encode()]
+                text = json.dumps(facts, sort_keys=True).encode()
+                if len(text) > MAX_TEXT_BYTES:
+                    raise LocalProtocolError(f"HELLO of {len(text)} bytes exceeds {MAX_TEXT_BYTES}")
+                return 0, 0, [text]
             case Refuse(reason):
                 return 0, 0, [_short_text(reason)]
             case Activation(segments, data):
-                rows, rest = divmod(len(data), self._session.row_bytes)
-                if rest or rows not in (rows_of(segments), kept_rows_of(segments)):
-                    raise LocalProtocolError(f"{len(data)} bytes of rows do not fit {segments}")
+                rows = self._checked_rows(segments, data)
                 packed = b"".join(_SEGMENT.pack(s.slot, s.start, s.n, s.keep) for s in segments)
                 parts: list[bytes | memoryview] = [packed, data] if rows else [packed]
                 return DTYPE_CODES[self._session.wire_dtype], len(segments), parts
             case Release(slot):
-                return 0, 0, [_SEGMENT.pack(slot, 0, 0, 0)]
+                return 0, 0, [self._pack_slots(slot, 0, 0)]
             case Fork(source, target, n):
-                return 0, 0, [_SEGMENT.pack(source, target, n, 0)]
+                return 0, 0, [self._pack_slots(source, target, n)]
             case Fault(node, reason):
                 return 0, 0, [_CRC.pack(node) + _short_text(reason)]
             case _:
                 return 0, 0, []
 
+    def _checked_rows(self, segments: tuple[Segment, ...], data: memoryview) -> int:
+        session = self._session
+        try:
+            check_segments(segments, session.n_slots, session.context)
+        except RemoteProtocolError as exc:
+            raise LocalProtocolError(str(exc)) from exc
+        rows, rest = divmod(len(data), session.row_bytes)
+        if rest or rows > session.max_rows or rows not in (rows_of(segments), kept_rows_of(segments)):
+            raise LocalProtocolError(f"{len(data)} bytes of rows do not fit {segments}")
+        return rows
+
+    def _pack_slots(self, first: int, second: int, n: int) -> bytes:
+        n_slots, context = self._session.n_slots, self._session.context
+        if not (0 <= first < n_slots and 0 <= second < n_slots and 0 <= n <= context):
+            raise LocalProtocolError(f"slots {first} and {second}, {n} positions: there are {n_slots} of {context}")
+        return _SEGMENT.pack(first, second, n, 0)
+
 
 def _short_text(text: str) -> bytes:
-    return text.encode()[: MAX_TEXT_BYTES - _CRC.size].decode(errors="ignore").encode()
+    return text.encode(errors="replace")[: MAX_TEXT_BYTES - _CRC.size].decode(errors="ignore").encode()
 
 
 class Decoder:
@@ -222,6 +240,8 @@ class Decoder:
 
         Raises `RemoteProtocolError` for anything that is not legal here and now.
         """
+        if self._error is not None:
+            raise self._error
         self._filled += n_bytes
         if self._filled < len(self._target):
             return None
@@ -233,6 +253,8 @@ class Decoder:
 
     def end_of_file(self) -> None:
         """The peer closed. Raises `LinkClosed` unless it had said goodbye."""
+        if self._error is not None:
+            raise self._error
         if self.state is not State.CLOSED or self._filled:
             within = " within a frame" if self._filled or self._kind is not None else ""
             raise LinkClosed(f"closed the connection{within} without a goodbye")

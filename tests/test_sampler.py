@@ -1,0 +1,152 @@
+"""Logits -> token: the distribution, its limits, and what a seed promises."""
+
+import math
+
+import pytest
+import torch
+
+from mdi.sampler import Sampling, choose, generator_for
+
+LOGITS = torch.tensor([1.0, -2.0, 0.5, 2.0, -0.5, 0.0])
+EVERY = Sampling(temperature=1.0, top_k=0, top_p=1.0)
+OPTIONS = [
+    EVERY, Sampling(), Sampling(0.01), Sampling(5.0, 3, 0.7), Sampling(1.0, 1), Sampling(1.0, 0, 1e-9),
+    Sampling(1.0, 6), Sampling(1.0, 1000, 0.999),
+]  # fmt: skip
+
+
+def draws(logits: torch.Tensor, sampling: Sampling, n: int, seed: int = 1) -> list[int]:
+    generator = generator_for(seed, 0)
+    return [choose(logits, sampling, generator) for _ in range(n)]
+
+
+def probabilities(logits: torch.Tensor, temperature: float, kept: list[int]) -> dict[int, float]:
+    weights = {i: math.exp(float(logits[i]) / temperature) for i in kept}
+    return {i: weight / sum(weights.values()) for i, weight in weights.items()}
+
+
+def assert_drawn_from(tokens: list[int], expected: dict[int, float]) -> None:
+    """A chi-square bound that a right sampler misses once in some 10,000 seeds."""
+    counts = {i: tokens.count(i) for i in expected}
+    assert sum(counts.values()) == len(tokens), "a token outside the allowed ones was drawn"
+    chi_square = sum((counts[i] - len(tokens) * p) ** 2 / (len(tokens) * p) for i, p in expected.items())
+    degrees = len(expected) - 1
+    assert chi_square < degrees + 4 * math.sqrt(2 * max(degrees, 1)) + 8
+
+
+# ---- greedy
+
+
+def test_temperature_zero_takes_the_largest_and_draws_nothing() -> None:
+    generator = generator_for(1, 0)
+    before = generator.get_state()
+    for sampling in (Sampling(0.0), Sampling(0.0, 1, 0.1)):
+        assert choose(LOGITS, sampling, generator) == 3
+    assert torch.equal(generator.get_state(), before)
+
+
+def test_top_k_one_and_a_tiny_nucleus_take_the_largest() -> None:
+    assert set(draws(LOGITS, Sampling(1.0, 1), 200)) == {3}
+    assert set(draws(LOGITS, Sampling(5.0, 0, 1e-9), 200)) == {3}
+
+
+# ---- the distribution
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_tokens_are_drawn_with_their_probabilities(temperature: float) -> None:
+    tokens = draws(LOGITS, Sampling(temperature, 0, 1.0), 20_000)
+    assert_drawn_from(tokens, probabilities(LOGITS, temperature, list(range(6))))
+
+
+@pytest.mark.parametrize(("top_k", "kept"), [(2, [0, 3]), (4, [0, 2, 3, 5]), (6, [*range(6)]), (0, [*range(6)])])
+def test_top_k_keeps_the_k_largest(top_k: int, kept: list[int]) -> None:
+    assert_drawn_from(draws(LOGITS, Sampling(1.0, top_k), 5000), probabilities(LOGITS, 1.0, kept))
+
+
+# With temperature 1 the tokens in descending order are 3, 0, 2, 5, 4, 1 and reach 0.55, 0.75, 0.87, 0.94, 0.99, 1.
+@pytest.mark.parametrize(
+    ("top_p", "kept"), [(0.5, [3]), (0.56, [3, 0]), (0.74, [3, 0]), (0.8, [3, 0, 2]), (0.9999, [*range(6)])]
+)
+def test_top_p_keeps_the_smallest_set_that_reaches_p(top_p: float, kept: list[int]) -> None:
+    assert_drawn_from(draws(LOGITS, Sampling(1.0, 0, top_p), 5000), probabilities(LOGITS, 1.0, kept))
+
+
+def test_top_p_applies_to_what_top_k_left() -> None:
+    # Of the two largest, 3 has 0.73.
+    assert set(draws(LOGITS, Sampling(1.0, 2, 0.72), 500)) == {3}
+    assert set(draws(LOGITS, Sampling(1.0, 2, 0.75), 500)) == {3, 0}
+
+
+def test_a_forbidden_token_is_never_drawn() -> None:
+    logits = torch.tensor([-math.inf, 0.0, -math.inf, 0.0, -math.inf])
+    assert set(draws(logits, EVERY, 500)) == {1, 3}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_logits_of_every_dtype_are_taken(dtype: torch.dtype) -> None:
+    assert_drawn_from(draws(LOGITS.to(dtype), EVERY, 2000), probabilities(LOGITS, 1.0, list(range(6))))
+
+
+@pytest.mark.parametrize("temperature", [1e-4, 1e-30, 1e-300, 1e-310])
+def test_a_tiny_temperature_is_greedy(temperature: float) -> None:
+    logits = torch.tensor([30.0, -20.0, 31.0, 5.0])
+    assert set(draws(logits, Sampling(temperature), 50)) == {2}
+
+
+def test_huge_logits_do_not_overflow() -> None:
+    logits = torch.tensor([3e38, 0.0, -3e38])
+    assert set(draws(logits, EVERY, 50)) == {0}
+
+
+def test_one_token_is_chosen_from_a_vocabulary_of_one() -> None:
+    for sampling in OPTIONS:
+        assert draws(torch.tensor([0.3]), sampling, 3) == [0, 0, 0]
+
+
+# ---- seeds
+
+
+def test_a_seed_repeats_its_draws_and_another_does_not() -> None:
+    logits = torch.zeros(1000)
+    assert draws(logits, EVERY, 20, seed=7) == draws(logits, EVERY, 20, seed=7)
+    assert draws(logits, EVERY, 20, seed=7) != draws(logits, EVERY, 20, seed=8)
+
+
+def test_every_sample_and_seed_has_a_generator_of_its_own() -> None:
+    pairs = [(seed, sample) for seed in (-(2**63), -1, 0, 1, 10, 10137, 2**63 - 1) for sample in (0, 1, 2, 11)]
+    assert len({generator_for(*pair).initial_seed() for pair in pairs}) == len(pairs)
+    assert generator_for(1, 11).initial_seed() != generator_for(11, 1).initial_seed()
+
+
+def test_the_global_generator_is_left_alone() -> None:
+    before = torch.get_rng_state()
+    draws(LOGITS, EVERY, 5)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("sampling", OPTIONS)
+def test_each_token_takes_one_draw_whatever_the_options(sampling: Sampling) -> None:
+    generator, counted = generator_for(3, 0), generator_for(3, 0)
+    for _ in range(5):
+        choose(LOGITS, sampling, generator)
+        torch.rand((), dtype=torch.float64, generator=counted)
+        assert torch.equal(generator.get_state(), counted.get_state())
+
+
+# ---- rounding
+
+
+@pytest.mark.parametrize("sampling", [EVERY, Sampling(0.8, 40), Sampling(1.0, 0, 0.999), Sampling(1.0, 40, 0.999)])
+def test_rounding_that_swaps_near_equal_tokens_does_not_change_the_text(sampling: Sampling) -> None:
+    chance = torch.Generator().manual_seed(4)
+    # Levels that lie well apart, each of three tokens that differ by rounding only: their ranks are noise. The
+    # limits of top_k and top_p fall between the levels and a tail without weight.
+    levels = (torch.arange(13) * 0.2).repeat_interleave(3)
+    levels = torch.cat([levels, torch.full((21,), -30.0)])[torch.randperm(60, generator=chance)]
+    one = levels + 1e-7 * torch.randn(60, generator=chance)
+    other = levels + 1e-7 * torch.randn(60, generator=chance)
+    assert not torch.equal(one.argsort(), other.argsort())
+    first, second = draws(one, sampling, 1000), draws(other, sampling, 1000)
+    assert sum(a != b for a, b in zip(first, second, strict=True)) <= 1
+    assert len(set(first)) > 20
