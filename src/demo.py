@@ -1,12 +1,11 @@
 #!/usr/bin/env python3
 """Run a ring of processes on this machine: three samples on three nodes, or a comparison of 1, 2 and 3 nodes."""
 
-import argparse
 import subprocess
 import sys
 from pathlib import Path
 
-from mdi.cli import run_script
+from mdi.cli import Parser, run_script
 from mdi.config import SETTINGS_DIR, SOURCE_DIR
 from mdi.errors import ControlError
 from mdi.local_ring import failure_of, script, secondaries
@@ -15,8 +14,8 @@ CONFIGS = {1: "standalone.json", 2: "configuration_2.json", 3: "configuration.js
 PROMPTS = SOURCE_DIR / "prompts" / "demo_3samples.txt"
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__)
+def build_parser() -> Parser:
+    parser = Parser(__doc__ or "")
     parser.add_argument("--ckpt", type=Path, required=True, metavar="DIR", help="the model's folder")
     parser.add_argument("--n-tokens", default="80", metavar="N", help="tokens per sample (default: 80)")
     parser.add_argument("--compare", action="store_true", help="run 1, 2 and 3 nodes and draw one plot")

@@ -1,9 +1,7 @@
 #!/usr/bin/env python3
 """Draw the tokens over time of runs with 1, 2, ... nodes into one plot, from what `starter.py -p` wrote."""
 
-import argparse
-
-from mdi.cli import run_script
+from mdi.cli import Parser, run_script
 from mdi.config import IMAGES_DIR, LOGS_DIR
 from mdi.errors import ConfigError
 from mdi.report import comparison_image, plot_token_times, read_token_csv, run_names
@@ -11,8 +9,8 @@ from mdi.report import comparison_image, plot_token_times, read_token_csv, run_n
 MOST_NODES = 64
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__)
+def build_parser() -> Parser:
+    parser = Parser(__doc__ or "")
     parser.add_argument("model", metavar="MODEL", help="name of the model, as in the file names")
     parser.add_argument("--n-samples", type=int, default=3, metavar="N", help="samples of the runs (default: 3)")
     return parser

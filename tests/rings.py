@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mdi.checkpoint import file_digest
+from mdi.checkpoint import content_digest
 from mdi.chunk_cache import ChunkCache
 from mdi.config import NetworkConfig, NodeConfig, StarterOptions
 from mdi.engine import Observer
@@ -60,12 +60,12 @@ def ring_of(n_nodes: int, cache_dir: Path, shares: Sequence[float] | None = None
         secondaries, nodes = [], []
         for share in shares[1:]:
             secondary = stack.enter_context(
-                Secondary(ANY_PORT, WeightSources(ChunkCache(cache_dir, file_digest)), dtype="float32")
+                Secondary(ANY_PORT, WeightSources(ChunkCache(cache_dir, content_digest)), dtype="float32")
             )
             thread = threading.Thread(target=secondary.serve, name="secondary")
             thread.start()
             stack.callback(thread.join)
-            stack.callback(secondary.request_stop)
+            stack.callback(secondary.request_stop, None)
             secondaries.append(secondary)
             nodes.append(NodeConfig("127.0.0.1", secondary.http_port, secondary.port_in, 0, share=share))
         starter = replace(ANY_PORT, share=shares[0])

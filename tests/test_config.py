@@ -150,7 +150,7 @@ def test_an_address_may_be_a_name_or_ipv6(tmp_path: Path, addr: str) -> None:
     [("127.0.0.1", True), ("127.3.2.1", True), ("::1", True), ("localhost", True), ("10.0.0.1", False), ("a", False)],
 )
 def test_loopback_addresses_are_known(addr: str, loopback: bool) -> None:
-    assert NodeConfig(addr, 1, 2, 3).on_loopback is loopback
+    assert (NodeConfig(addr, 1, 2, 3).host == "loopback") is loopback
 
 
 def test_port_zero_may_be_used_many_times(tmp_path: Path) -> None:

@@ -5,7 +5,10 @@ import dataclasses
 import hashlib
 import http.client
 import json
+import logging
+import logging.handlers
 import os
+import queue
 import re
 import shutil
 import socket
@@ -62,7 +65,7 @@ class FakeNode:
     def request_release(self, epoch: int) -> None:
         self.asked.append(epoch)
 
-    def request_stop(self) -> None:
+    def request_stop(self, epoch: int | None) -> None:
         self.asked.append("stop")
 
 
@@ -291,6 +294,18 @@ def test_a_bug_of_the_node_is_an_error_without_its_traceback(
     assert "secret" not in reason_of(ask(server, "GET", "/"), 500)
     with pytest.raises(ControlError, match=r"secondary 0 at .* refused"):
         client.status()
+
+
+def test_a_bug_of_the_node_goes_to_our_log(server: ControlServer, node: FakeNode) -> None:
+    records: queue.Queue[logging.LogRecord] = queue.Queue()
+    handler = logging.handlers.QueueHandler(records)
+    mdi.control.log.addHandler(handler)
+    try:
+        node.refusal = ZeroDivisionError("the bug")
+        ask(server, "GET", "/")
+    finally:
+        mdi.control.log.removeHandler(handler)
+    assert "ZeroDivisionError: the bug" in records.get(timeout=10).getMessage()
 
 
 def test_nothing_is_printed(server: ControlServer, node: FakeNode, capfd: pytest.CaptureFixture[str]) -> None:

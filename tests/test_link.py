@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -176,6 +177,13 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
+def in_time_wait(ports: list[int]) -> list[str]:
+    """The connections of these ports that the system still remembers (on Linux; elsewhere none are seen)."""
+    table = Path("/proc/net/tcp")
+    rows = [line.split() for line in table.read_text().splitlines()[1:]] if table.exists() else []
+    return [row[1] for row in rows if row[3] == "06" and int(row[1].rpartition(":")[2], 16) in ports]
+
+
 def pings(sock: socket.socket) -> Iterator[None]:
     """Read frames that must all be pings."""
     while True:
@@ -262,6 +270,7 @@ def test_sessions_follow_each_other_at_once_on_the_same_ports(caplog: pytest.Log
             a.link.close(drain_s=PATIENCE_S)
             b.link.close(drain_s=PATIENCE_S)
     assert [record.getMessage() for record in caplog.records] == []  # no "port ... is not free"
+    assert in_time_wait(ports) == []
 
 
 def test_ports_are_free_again_after_a_session_that_broke(caplog: pytest.LogCaptureFixture) -> None:
@@ -276,6 +285,7 @@ def test_ports_are_free_again_after_a_session_that_broke(caplog: pytest.LogCaptu
         assert isinstance(b.event(), PreviousConnected)
         bench.close()
     assert [record.getMessage() for record in caplog.records] == []
+    assert in_time_wait([port, source_port]) == []
 
 
 def test_ipv6_addresses_work(bench: Bench) -> None:
@@ -723,6 +733,21 @@ def test_draining_sends_what_is_queued(bench: Bench) -> None:
     assert read(sock, sum(map(len, expected))) == b"".join(expected)
     sock.close()
     closing.join()
+
+
+def test_a_connection_stays_open_until_the_goodbye_was_read(bench: Bench) -> None:
+    listener = bench.listener()
+    end = bench.end(listener.getsockname()[1])
+    end.link.connect()
+    sock = bench.following(listener)
+    end.link.send(Goodbye())
+    assert read(sock, HEADER_BYTES) == GOODBYE
+    sock.settimeout(0.2)
+    with pytest.raises(TimeoutError):
+        sock.recv(1)
+    sock.close()
+    end.link.close(drain_s=PATIENCE_S)
+    assert end.inbox.empty()
 
 
 def test_draining_does_not_wait_for_a_node_that_takes_nothing(bench: Bench) -> None:

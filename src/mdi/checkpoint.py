@@ -16,15 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from litgpt.config import Config
 from litgpt.scripts.convert_hf_checkpoint import qkv_reassemble
 from litgpt.utils import incremental_save
 
 from mdi.errors import CheckpointError, one_line
 from mdi.files import atomic_path, storage_error, write_text
-from mdi.partition import Span
-from mdi.stage import ends_shapes, stage_shapes
+from mdi.partition import Span, spans_of
+from mdi.stage import ends_shapes, layer_weights, rotary_tables, stage_shapes
 from mdi.tensors import DTYPES, dtype_name, mapped_empty, page_out
 
 FORMAT_VERSION = 1
@@ -32,6 +31,7 @@ MODEL_FILE = "lit_model.pth"
 CONFIG_FILE = "model_config.yaml"
 MANIFEST_FILE = "manifest.json"
 
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _LAYER = re.compile(r"transformer\.h\.(\d+)\.(.+)")
 Weights = dict[str, torch.Tensor]
 
@@ -64,21 +64,23 @@ def load_config(folder: Path) -> Config:
         raise CheckpointError(
             f"{folder}: no {CONFIG_FILE}, so this is not a prepared model; run prepare_model.py first"
         )
-    try:
-        config = Config.from_file(path)
-    except (OSError, yaml.YAMLError, TypeError, ValueError, AssertionError, AttributeError) as exc:
-        raise CheckpointError(f"{path}: not a litGPT configuration: {exc}") from exc
-    refuse_unsupported(config)
-    return config
+    return _checked(lambda: Config.from_file(path), str(path))
 
 
 def config_from_dict(values: Mapping[str, Any]) -> Config:
     """The configuration that a starter sent; raises `CheckpointError` where litgpt does not take it."""
+    return _checked(lambda: Config(**values), "the starter's model")
+
+
+def _checked(make: Callable[[], Config], what: str) -> Config:
     try:
-        config = Config(**values)
-    except (TypeError, ValueError, AssertionError, AttributeError) as exc:
-        raise CheckpointError(f"not a litGPT configuration: {exc}") from exc
-    refuse_unsupported(config)
+        config = make()
+        refuse_unsupported(config)
+        layer_weights(config), ends_shapes(config), rotary_tables(config, 1, torch.device("cpu"))
+    except CheckpointError:
+        raise
+    except Exception as exc:  # litgpt has no error type of its own: whatever a bad number leads to
+        raise CheckpointError(f"{what}: not a configuration that litgpt can run: {one_line(exc)}") from exc
     return config
 
 
@@ -114,13 +116,26 @@ def open_weights(path: Path) -> Weights:
         weights = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except FileNotFoundError as exc:
         raise CheckpointError(f"{path}: no such file") from exc
-    except OSError as exc:
+    except PermissionError as exc:
         raise storage_error(path, exc) from exc
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError, AttributeError, IndexError) as exc:
+    except (
+        OSError,
+        RuntimeError,
+        pickle.UnpicklingError,
+        EOFError,
+        KeyError,
+        ValueError,
+        AttributeError,
+        IndexError,
+    ) as exc:
         raise CheckpointError(f"{path}: damaged, or not a file of torch.save: {one_line(exc)}") from exc
-    if not isinstance(weights, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in weights.values()):
+    if not isinstance(weights, dict) or not all(isinstance(n, str) and _is_plain(t) for n, t in weights.items()):
         raise CheckpointError(f"{path}: holds something else than named tensors")
     return weights
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, torch.Tensor) and value.layout is torch.strided and value.device.type == "cpu"
 
 
 def select(weights: Mapping[str, torch.Tensor], config: Config, node: int, span: Span) -> Weights:
@@ -131,7 +146,7 @@ def select(weights: Mapping[str, torch.Tensor], config: Config, node: int, span:
     Raises `CheckpointError` that names the first tensor which is missing or of another shape.
     """
     offset = _published_offset(weights, node, span)
-    named = dict(_canonical(name, tensor, offset, config) for name, tensor in weights.items())
+    named = {_canonical(name, offset): tensor for name, tensor in weights.items()}
     wanted = stage_shapes(config, span) | (ends_shapes(config) if node == 0 else {})
     for name, shape in wanted.items():
         if name not in named:
@@ -139,23 +154,23 @@ def select(weights: Mapping[str, torch.Tensor], config: Config, node: int, span:
         if named[name].shape != shape:
             found, expected = tuple(named[name].shape), tuple(shape)
             raise CheckpointError(f"{name} has the shape {found} where this model has {expected}: another model's file")
-    return {name: named[name] for name in wanted}
+    fused = {_canonical(name, offset) for name in weights if ".attn.attn." in name}
+    return {name: qkv_reassemble(named[name], config) if name in fused else named[name] for name in wanted}
 
 
-def _canonical(name: str, tensor: torch.Tensor, offset: int, config: Config) -> tuple[str, torch.Tensor]:
+def _canonical(name: str, offset: int) -> str:
     if (match := _LAYER.fullmatch(name)) is None:
-        return name, tensor
-    layer, rest = int(match[1]) + offset, match[2]
-    if rest in ("attn.attn.weight", "attn.attn.bias"):
-        rest, tensor = rest.replace("attn.attn", "attn.qkv"), qkv_reassemble(tensor, config)
-    return f"transformer.h.{layer}.{rest}", tensor
+        return name
+    return f"transformer.h.{int(match[1]) + offset}.{match[2].replace('attn.attn.', 'attn.qkv.')}"
 
 
-def _published_offset(weights: Iterable[str], node: int, span: Span) -> int:
+def _published_offset(weights: Mapping[str, torch.Tensor], node: int, span: Span) -> int:
     """What to add to the layer numbers of a file: they restart at 0 in a published secondary chunk."""
     layers = _layers(weights)
     if node == 0 or 0 not in layers or span.stop - 1 in layers:  # the starter's chunk, global numbers, a whole model
         return 0
+    if "transformer.wte.weight" in weights:
+        raise CheckpointError("this is a starter's chunk, not a secondary's")
     if len(layers) != len(span):
         raise CheckpointError(f"a chunk of {len(layers)} layers in the published numbering, not of {len(span)}")
     return span.start
@@ -199,6 +214,11 @@ def digest_of_lines(lines: Mapping[str, str]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def content_digest(path: Path) -> str:
+    """The digest of a file's tensors, computed anew. Raises `CheckpointError` for a damaged file."""
+    return digest_of(open_weights(path))
+
+
 def file_digest(path: Path) -> str:
     """The digest of a chunk file's content, remembered beside the file until it changes."""
     stat = path.stat()
@@ -208,7 +228,7 @@ def file_digest(path: Path) -> str:
         known = json.loads(memo.read_text())
         if known["version"] == version:
             return str(known["digest"])
-    digest = digest_of(open_weights(path))
+    digest = content_digest(path)
     with contextlib.suppress(CheckpointError):  # a read-only folder: compute it again next time
         write_text(memo, json.dumps({"version": version, "digest": digest}))
     return digest
@@ -227,9 +247,20 @@ def read_manifest(folder: Path) -> Manifest | None:
             )
         spans = tuple(Span(*span) for span in data.pop("spans"))
         files = tuple(ChunkFile(**file) for file in data.pop("files"))
-        return Manifest(spans=spans, files=files, **data)
+        manifest = Manifest(spans=spans, files=files, **data)
+        _check_manifest(manifest)
+        return manifest
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
         raise CheckpointError(f"{path}: damaged ({exc}); delete it and split the model again") from exc
+
+
+def _check_manifest(manifest: Manifest) -> None:
+    if len(manifest.files) != len(manifest.spans) or not manifest.spans:
+        raise ValueError(f"{len(manifest.files)} files for {len(manifest.spans)} spans")
+    if manifest.spans != tuple(spans_of([len(span) for span in manifest.spans])):
+        raise ValueError(f"its spans do not follow each other: {[list(span) for span in manifest.spans]}")
+    if not all(_DIGEST.fullmatch(digest) for digest in [manifest.model_digest, *(f.digest for f in manifest.files)]):
+        raise ValueError("a digest that is none")
 
 
 def split_model(
@@ -248,7 +279,10 @@ def split_model(
     parts = [select(weights, config, node, span) for node, span in enumerate(spans)]
     target = chunks_folder(folder, len(spans))
     _check_space(target, parts, dtype)
-    (target / MANIFEST_FILE).unlink(missing_ok=True)
+    try:
+        (target / MANIFEST_FILE).unlink(missing_ok=True)
+    except OSError as exc:
+        raise storage_error(target, exc) from exc
     lines: dict[str, str] = {}
     files = []
     for node, part in enumerate(parts):

@@ -43,10 +43,11 @@ class ChunkCache:
         Raises `CheckpointError` where it is not the chunk it was sent as; it is discarded.
         """
         path = self._path(digest)
-        if not path.is_file():
-            if not self._received(digest).is_file():
+        try:
+            if not path.is_file() and not self._verify(digest):
                 return None
-            self._verify(digest)
+        except OSError as exc:
+            raise storage_error(self._folder, exc) from exc
         with contextlib.suppress(OSError):
             os.utime(path)  # recently used
         return path
@@ -72,6 +73,8 @@ class ChunkCache:
             raise ConfigError(f"bytes {start}-{stop} of {total_bytes} are not a range")
         try:
             with self._locked(digest):
+                if start == 0 and self.held_bytes(digest) > total_bytes:  # of another file with the same content
+                    self._partial(digest).unlink(missing_ok=True)
                 if start != (held := self.held_bytes(digest)):
                     raise ConfigError(f"the chunk has {held} bytes here, so the next part begins there, not at {start}")
                 if start == 0:
@@ -93,8 +96,11 @@ class ChunkCache:
             os.fsync(file.fileno())
         return held
 
-    def _verify(self, digest: str) -> None:
+    def _verify(self, digest: str) -> bool:
+        """Give a chunk that was received its name. False where none is complete."""
         received = self._received(digest)
+        if not received.is_file():
+            return self._adopt_partial(digest)
         try:
             actual = self._digest_of(received)
         except CheckpointError:
@@ -104,16 +110,35 @@ class ChunkCache:
             received.unlink()
             raise CheckpointError(f"the chunk received as {digest[:12]} has the digest {actual[:12]}: it was discarded")
         received.rename(self._path(digest))
+        return True
+
+    def _adopt_partial(self, digest: str) -> bool:
+        """A node that was killed before it could rename a complete file has it still as a partial one."""
+        partial = self._partial(digest)
+        with contextlib.suppress(CheckpointError):
+            if partial.is_file() and self._digest_of(partial) == digest:
+                partial.rename(self._path(digest))
+                return True
+        return False
 
     def _make_room(self, n_bytes: int) -> None:
-        chunks = sorted(self._folder.glob("*.pth"), key=lambda path: path.stat().st_mtime)
-        excess = sum(path.stat().st_size for path in chunks) + n_bytes - self._limit_bytes
-        for path in chunks:
-            if excess <= 0:
-                break
-            excess -= path.stat().st_size
-            path.unlink()  # a stage that maps it keeps its memory
+        files = [path for path in self._folder.iterdir() if path.suffix in (".pth", ".received", ".partial")]
+        files.sort(key=lambda path: path.stat().st_mtime)
+        held_bytes = sum(path.stat().st_size for path in files)
         free_bytes = shutil.disk_usage(self._folder).free
+        if n_bytes > self._limit_bytes:
+            limit, chunk = self._limit_bytes / 1e9, n_bytes / 1e9
+            raise CheckpointError(
+                f"{self._folder}: the chunk takes {chunk:.2f} GB and the cache may hold {limit:.2f} GB"
+            )
+        excess = min(max(held_bytes + n_bytes - self._limit_bytes, n_bytes - free_bytes), held_bytes)
+        if n_bytes <= free_bytes + held_bytes:
+            for path in files:
+                if excess <= 0:
+                    break
+                excess -= path.stat().st_size
+                path.unlink()  # a stage that maps it keeps its memory
+            free_bytes = shutil.disk_usage(self._folder).free
         if n_bytes > free_bytes:
             raise CheckpointError(
                 f"{self._folder}: the chunk takes {n_bytes / 1e9:.2f} GB and {free_bytes / 1e9:.2f} GB are free: free"

@@ -1,6 +1,8 @@
 """What the scripts share: options, logs, and errors, signals and closed pipes -> exit codes."""
 
 import argparse
+import errno
+import io
 import logging
 import os
 import signal
@@ -67,9 +69,17 @@ def set_up_logging(verbose: bool, debug_log: str | None = None) -> None:
 
 
 def run_script(main: Callable[[], None]) -> NoReturn:
-    """Run `main` and exit: 0, 1 for a failed run, 2 for what the user can fix, 130 and 143 for signals."""
-    signal.signal(signal.SIGTERM, _terminate)
-    raise SystemExit(_exit_code(main))
+    """Run `main` and exit: 0, 1 for a failed run, 2 for what the user can fix, 130 and 143 for signals.
+
+    The first signal ends the program in good order; further ones are ignored meanwhile.
+    """
+    signal.signal(signal.SIGINT, _interrupt)
+    signal.signal(signal.SIGTERM, _interrupt)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show all of Unicode
+    code = _exit_code(main)
+    _ignore_signals()
+    raise SystemExit(code)
 
 
 def _exit_code(main: Callable[[], None]) -> int:
@@ -95,12 +105,33 @@ def _exit_code(main: Callable[[], None]) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our stdout has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_stdout()
+    except OSError as exc:
+        if exc.errno != errno.ENOSPC:
+            raise
+        print("error: the disk that the output goes to is full", file=sys.stderr)
+        _drop_stdout()
+        return 1
+    except SystemExit as exc:
+        return exc.code if isinstance(exc.code, int) else 1
     return 0
 
 
-def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
+def _drop_stdout() -> None:
+    """What is still buffered goes nowhere, so that flushing it at exit cannot fail."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
+    _ignore_signals()
+    if signum == signal.SIGINT:
+        raise KeyboardInterrupt
     raise SystemExit(128 + signum)
+
+
+def _ignore_signals() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def options_from(kind: type[Options], arguments: argparse.Namespace) -> Options:

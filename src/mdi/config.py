@@ -19,7 +19,7 @@ LOGS_DIR = SOURCE_DIR / "logs"
 IMAGES_DIR = SOURCE_DIR / "img"
 
 DTYPES = ("float32", "float16", "bfloat16")
-DEVICE = re.compile(r"cpu|mps|cuda(:\d+)?")
+DEVICE = re.compile(r"cpu|mps|cuda(:\d{1,3})?")
 MOST = 10**12  # of any number on a command line
 MOST_SHARE = 10**6
 LOOPBACK = ("localhost", "127.", "::1")
@@ -38,8 +38,9 @@ class NodeConfig:
     starter_addr: str | None = None  # where a secondary expects its starter
 
     @property
-    def on_loopback(self) -> bool:
-        return self.addr.startswith(LOOPBACK)
+    def host(self) -> str:
+        """The machine, as far as the address tells: all names of loopback are one."""
+        return "loopback" if self.addr.startswith(LOOPBACK) else self.addr
 
 
 @dataclass(frozen=True)
@@ -286,6 +287,8 @@ class PrepareOptions:
             _at_least("--n-nodes", self.n_nodes, 1)
             if self.nodes_config is not None:
                 raise ConfigError("--n-nodes and --nodes-config both say how many nodes there are: give one of them")
+        if self.split != "auto" and self.n_nodes is None and self.nodes_config is None:
+            raise ConfigError("--split needs --n-nodes or --nodes-config, which say how many nodes there are")
         if not DEVICE.fullmatch(self.device):
             raise ConfigError(f"--device {self.device}: expected cpu, mps, cuda or cuda:N")
         check_dtype(self.dtype)

@@ -37,13 +37,15 @@ log = logging.getLogger(__name__)
 HEARTBEAT_S = 1.0
 CONNECT_TIMEOUT_S = 3.0
 ANSWER_TIMEOUT_S = 15.0
+STATUS_TIMEOUT_S = 2.0
 UPLOAD_BYTES = 16 << 20  # of one PUT
 MAX_JSON_BYTES = 1 << 20
+MAX_HEADER_BYTES = 64 << 10
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
 
 
 class Node(Protocol):
-    """What the routes ask of a node. All calls come from HTTP threads and return at once."""
+    """What the routes ask of a node. All calls come from HTTP threads."""
 
     @property
     def cache(self) -> ChunkCache | None: ...
@@ -54,7 +56,7 @@ class Node(Protocol):
 
     def request_release(self, epoch: int) -> None: ...
 
-    def request_stop(self) -> None: ...
+    def request_stop(self, epoch: int | None) -> None: ...
 
 
 class Busy(ControlError):
@@ -79,6 +81,7 @@ class ControlServer:
         application.log.error_log.parent = log
         self._server = _QuietServer((addr, port), application, numthreads=4, timeout=30, shutdown_timeout=1)
         self._server.max_request_body_size = 2 * UPLOAD_BYTES
+        self._server.max_request_header_size = MAX_HEADER_BYTES
         try:
             self._server.prepare()
         except OSError as exc:
@@ -195,7 +198,11 @@ class _Stop:
         self._node = node
 
     def PUT(self) -> bytes:
-        self._node.request_stop()
+        body = _read_json() if _body_length() else {}
+        epoch = body.get("epoch") if isinstance(body, dict) else body
+        if epoch is not None and type(epoch) is not int:
+            raise cherrypy.HTTPError(400, 'expected nothing, or {"epoch": number}')
+        self._node.request_stop(epoch)
         return _json({"stopping": True})
 
 
@@ -271,7 +278,7 @@ class ControlClient:
 
     def status(self) -> dict[str, Any]:
         """What the node says of itself."""
-        return self._call("GET", "/")
+        return self._call("GET", "/", answer_timeout_s=STATUS_TIMEOUT_S)
 
     def init(self, spec: SessionSpec) -> dict[str, Any]:
         """Configure the node; returns its answer once it is ready, or what it lacks.
@@ -284,16 +291,18 @@ class ControlClient:
         """Give up a session that never ran."""
         self._call("PUT", "/release", json={"epoch": epoch})
 
-    def stop(self) -> None:
-        """End the node."""
-        self._call("PUT", "/stop", data=b"")
+    def stop(self, epoch: int | None = None) -> None:
+        """End the node; with an `epoch`, only if it does not serve another session by now."""
+        self._call("PUT", "/stop", json={} if epoch is None else {"epoch": epoch})
 
     def send_chunk(self, path: Path, digest: str, advance: Callable[[int], object] = lambda n_bytes: None) -> None:
         """Send the part of a chunk that the node does not hold yet; `advance` is told the bytes of each step."""
         url = f"/chunks/{digest}"
         try:
             total_bytes = path.stat().st_size
-            held = self._held_bytes(self._request("HEAD", url).headers.get("X-Held-Bytes", 0), 0, total_bytes)
+            held = self._held_bytes(self._request("HEAD", url).headers.get("X-Held-Bytes", 0), 0)
+            if held > total_bytes:  # the rest of another file with the same content: it begins anew
+                held = 0
             advance(held)
             with path.open("rb") as file:
                 while held < total_bytes:
@@ -301,14 +310,14 @@ class ControlClient:
                     block = file.read(UPLOAD_BYTES)
                     headers = {"Content-Range": f"bytes {held}-{held + len(block) - 1}/{total_bytes}"}
                     answer = self._call("PUT", url, data=block, headers=headers)
-                    before, held = held, self._held_bytes(answer.get("held_bytes"), held + 1, total_bytes)
+                    before, held = held, self._held_bytes(answer.get("held_bytes"), held + 1)
                     advance(held - before)
         except OSError as exc:
             raise storage_error(path, exc) from exc
 
-    def _held_bytes(self, value: object, least: int, most: int) -> int:
-        if not str(value).isdecimal() or not least <= int(str(value)) <= most:
-            raise ControlError(f"{self.name} at {self.url} says it holds {value} bytes of a chunk of {most}")
+    def _held_bytes(self, value: object, least: int) -> int:
+        if not str(value).isdecimal() or int(str(value)) < least:
+            raise ControlError(f"{self.name} at {self.url} says it holds {value} bytes of a chunk, not {least} or more")
         return int(str(value))
 
     def _call(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
@@ -321,19 +330,26 @@ class ControlClient:
             raise ControlError(f"{self.name} at {self.url}: {reason}")
         return answer
 
-    def _request(self, method: str, path: str, **arguments: Any) -> requests.Response:
+    def _request(
+        self, method: str, path: str, answer_timeout_s: float | None = None, **arguments: Any
+    ) -> requests.Response:
         with requests.Session() as session:
             session.trust_env = False  # a proxy of the environment does not know the nodes of a LAN
             try:
-                timeouts = (CONNECT_TIMEOUT_S, ANSWER_TIMEOUT_S)
+                timeouts = (CONNECT_TIMEOUT_S, answer_timeout_s or ANSWER_TIMEOUT_S)
                 response = session.request(method, self.url + path, timeout=timeouts, **arguments)
             except requests.ConnectionError as exc:
                 raise Unreachable(f"{self.name} at {self.url} cannot be reached") from exc
             except (requests.RequestException, HTTPError, UnicodeError) as exc:
                 raise ControlError(f"{self.name} at {self.url} did not answer: {one_line(exc)}") from exc
         if not response.ok:
-            raise ControlError(f"{self.name} at {self.url} refused: {_reason(response)}")
+            kind = Refused if response.status_code == 409 else ControlError
+            raise kind(f"{self.name} at {self.url} refused: {_reason(response)}")
         return response
+
+
+class Refused(ControlError):
+    """The node cannot do this now; later it may."""
 
 
 class Unreachable(ControlError):

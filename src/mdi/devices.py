@@ -6,7 +6,7 @@ import resource
 
 import torch
 
-from mdi.errors import ConfigError
+from mdi.errors import ConfigError, one_line
 from mdi.tensors import DTYPES
 
 
@@ -16,7 +16,10 @@ def pick_device(wanted: str | None) -> torch.device:
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    device = torch.device(wanted)
+    try:
+        device = torch.device(wanted)
+    except RuntimeError as exc:
+        raise ConfigError(f"device {wanted}: {one_line(exc)}") from exc
     if device.type == "cuda" and (device.index or 0) >= (n_cuda := torch.cuda.device_count()):
         raise ConfigError(f"device {wanted}: torch finds {n_cuda} CUDA devices on this machine")
     if device.type == "mps" and not torch.backends.mps.is_available():

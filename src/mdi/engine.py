@@ -65,11 +65,12 @@ class LinkRing:
 
     def receive(self) -> Returned:
         """Raises `LinkError` or `ProtocolError` where the ring is broken."""
-        while True:
-            message = self._next_message()
-            if isinstance(message, Activation):
-                session = self._link.session
-                return message.segments, from_buffer(message.data, session.wire_dtype, session.n_embd)
+        while isinstance(message := self._next_message(), Release | Fork):
+            pass  # our own, back from its trip round the ring
+        if not isinstance(message, Activation):
+            raise RemoteProtocolError(f"{type(message).__name__} while samples travel")
+        session = self._link.session
+        return message.segments, from_buffer(message.data, session.wire_dtype, session.n_embd)
 
     def control(self, message: Release | Fork) -> None:
         self._link.send(message)

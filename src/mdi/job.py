@@ -84,8 +84,8 @@ def plan_job(options: StarterOptions, network: NetworkConfig) -> Job:
 
 def find_folder(ckpt: Path | None, chunk: Path | None = None) -> Path:
     """The model folder: `ckpt`, or the one that `chunk` lies in. Raises `ConfigError` listing what there is."""
-    if ckpt is None and chunk is not None:
-        ckpt = chunk.resolve().parents[2]
+    if ckpt is None and chunk is not None and len(chunk.resolve().parents) > 3:
+        ckpt = chunk.resolve().parents[2]  # <folder>/chunks/<N>nodes/<chunk>
     if ckpt is not None and (ckpt / "model_config.yaml").is_file():
         return ckpt
     root = ckpt if ckpt is not None and ckpt.is_dir() else CHECKPOINTS_DIR
@@ -126,11 +126,16 @@ def choose_spans(
     n_nodes = len(network.nodes)
     load = Load(layer_weights(config), head_weight(config), network.shares)
     if n_nodes == 1:
-        return split("auto", load), None
+        return split(options.split, load), None
     manifest = read_manifest(chunks_folder(folder, n_nodes))
+    if manifest is not None and (len(manifest.spans), manifest.spans[-1].stop) != (n_nodes, config.n_layer):
+        files = chunks_folder(folder, n_nodes)
+        raise CheckpointError(
+            f"{files / MANIFEST_FILE}: damaged: its spans are not {config.n_layer} layers on {n_nodes} nodes"
+        )
     spans = list(manifest.spans) if manifest and options.split == "auto" else split(options.split, load)
     model = folder / MODEL_FILE
-    if manifest is not None and list(manifest.spans) == spans and (not model.is_file() or _is_fresh(folder, manifest)):
+    if manifest is not None and list(manifest.spans) == spans and (not model.is_file() or is_fresh(folder, manifest)):
         return spans, manifest
     if model.is_file():
         return spans, write_chunks(folder, spans)
@@ -144,11 +149,13 @@ def choose_spans(
 
 def write_chunks(folder: Path, spans: Sequence[Span], dtype: str | None = None) -> Manifest:
     """Split the model of a folder, with a progress bar."""
+    if not (folder / MODEL_FILE).is_file():
+        raise CheckpointError(f"{folder}: no {MODEL_FILE} here, so nothing to split; prepare the model again")
     with progress_bar((folder / MODEL_FILE).stat().st_size, f"splitting over {len(spans)} nodes", "B") as advance:
         return split_model(folder, spans, dtype, advance)
 
 
-def _is_fresh(folder: Path, manifest: Manifest) -> bool:
+def is_fresh(folder: Path, manifest: Manifest) -> bool:
     """Whether all chunks of the manifest are there, and younger than the model they were made from."""
     files = chunks_folder(folder, len(manifest.spans))
     age = (files / MANIFEST_FILE).stat().st_mtime_ns

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 PING_INTERVAL_S = 1.0
 HANDSHAKE_TIMEOUT_S = 5.0
+STRANGER_TIMEOUT_S = 1.0  # for whoever connects to say who it is; the right node has its say ready
 GOODBYE_TIMEOUT_S = 2.0
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
@@ -224,7 +225,8 @@ class Link:
                 _abandon(sock)
 
     def _greet(self, sock: socket.socket) -> Decoder:
-        deadline_s = time.monotonic() + HANDSHAKE_TIMEOUT_S
+        _configure(sock, STRANGER_TIMEOUT_S)
+        deadline_s = time.monotonic() + STRANGER_TIMEOUT_S
         decoder = Decoder(self.session, returning=self._returning)
         answer = Encoder(self.session, backward=True)
         try:
@@ -285,9 +287,15 @@ class Link:
             raise LinkClosed(f"cannot be reached: {reason}") from exc
 
     def _connect(self, source_port: int) -> socket.socket:
-        peer = self.following
-        family, kind, protocol, _, address = socket.getaddrinfo(peer.addr, peer.port, type=socket.SOCK_STREAM)[0]
-        sock = socket.socket(family, kind, protocol)
+        peer, failure = self.following, OSError("the name has no address")
+        for family, kind, protocol, _, address in socket.getaddrinfo(peer.addr, peer.port, type=socket.SOCK_STREAM):
+            try:
+                return self._connect_to(socket.socket(family, kind, protocol), address, source_port)
+            except OSError as exc:
+                failure = exc
+        raise failure
+
+    def _connect_to(self, sock: socket.socket, address: Any, source_port: int) -> socket.socket:
         try:
             with self._closable(sock):
                 _configure(sock, HANDSHAKE_TIMEOUT_S)

@@ -83,6 +83,8 @@ def split(method: str, load: Load) -> list[Span]:
 
 def published(n_layer: int, n_nodes: int) -> list[Span] | None:
     """The split of the published table, or None where it has no entry."""
+    if n_nodes == 1:
+        return spans_of([n_layer])
     counts = PUBLISHED.get(n_layer, {}).get(n_nodes)
     return None if counts is None else spans_of([counts[0]] + [counts[1]] * (n_nodes - 1))
 

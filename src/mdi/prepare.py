@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from mdi.checkpoint import CONFIG_FILE, MODEL_FILE, Manifest, chunks_folder, load_config
+from mdi.checkpoint import CONFIG_FILE, MODEL_FILE, Manifest, chunks_folder, load_config, read_manifest
 from mdi.config import PrepareOptions, load_network
 from mdi.config_names import resolve_config_name
 from mdi.errors import CheckpointError, ConfigError, one_line
@@ -14,7 +14,7 @@ from mdi.files import partial_folder, write_text
 from mdi.gguf_import import import_gguf, suggested_name
 from mdi.hf_import import convert_folder, link_or_copy
 from mdi.hub import download, download_config, read_config
-from mdi.job import write_chunks
+from mdi.job import is_fresh, write_chunks
 from mdi.partition import Load, split
 from mdi.random_model import make_random
 from mdi.report import progress_bar
@@ -31,12 +31,16 @@ def prepare(options: PrepareOptions) -> tuple[Path, Manifest | None]:
     What is ready already is not made again. Interrupted work leaves nothing that looks finished.
     """
     folder = _prepare_folder(options)
-    load_config(folder)
+    config = load_config(folder)
     shares = _shares(options)
     if shares is None:
         return folder, None
-    config = load_config(folder)
     spans = split(options.split, Load(layer_weights(config), head_weight(config), shares))
+    manifest = read_manifest(chunks_folder(folder, len(spans)))
+    same = manifest is not None and list(manifest.spans) == spans and options.dtype in (None, manifest.dtype)
+    if manifest is not None and same and is_fresh(folder, manifest):
+        log.warning("chunks for %d nodes are there already", len(spans))
+        return folder, manifest
     manifest = write_chunks(folder, spans, options.dtype)
     log.warning("chunks for %d nodes are in %s", len(spans), chunks_folder(folder, len(spans)))
     return folder, manifest

@@ -120,15 +120,15 @@ class RunStats:
 
 
 def check_run_csv(path: Path) -> bool:
-    """Whether `path` already has the header of run statistics; False where it is new or empty.
+    """Whether `path` already has the header of run statistics; False where it is empty. It is created if new.
 
     Raises `ConfigError` if it holds something else, so that a run need not end to find out.
     """
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
         with path.open(encoding="utf-8") as file:
             header = file.readline(200)
-    except FileNotFoundError:
-        return False
     except UnicodeDecodeError as exc:
         raise ConfigError(f"{path}: not a text file; choose another for --time-run") from exc
     except OSError as exc:
@@ -145,7 +145,6 @@ def append_run_csv(path: Path, row: RunStats) -> None:
     try:
         if has_header and not _ends_with_newline(path):
             lines.insert(0, "")
-        path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8", newline="\n") as file:
             file.write("\n".join(lines))
     except OSError as exc:

@@ -1,10 +1,11 @@
 """What the scripts do once their options are known: compose the parts, run, print."""
 
 import contextlib
+import gc
 import logging
 import sys
 
-from mdi.checkpoint import file_digest
+from mdi.checkpoint import content_digest
 from mdi.chunk_cache import ChunkCache, default_cache_dir
 from mdi.config import IMAGES_DIR, LOGS_DIR, NetworkConfig, NodeConfig, SecondaryOptions, StarterOptions
 from mdi.errors import MdiError
@@ -31,6 +32,7 @@ def run_starter(options: StarterOptions, network: NetworkConfig) -> None:
     """Generate the samples of `options` on `network` and print them."""
     if options.time_run is not None:
         check_run_csv(options.time_run)
+    gc.freeze()  # what torch and litgpt have imported is never collected, at exit neither
     job = plan_job(options, network)
     stream = sys.stdout.isatty() if options.stream is None else options.stream
     with contextlib.ExitStack() as stack:
@@ -45,18 +47,25 @@ def run_starter(options: StarterOptions, network: NetworkConfig) -> None:
             transcript.give_up(starter.scheduler.samples)
             raise
         finally:
-            _report(options, network, job, transcript, writer)
+            _summarize(options, network, job, transcript, writer)
+        _record(options, network, job, transcript)
 
 
-def _report(
+def _summarize(
     options: StarterOptions, network: NetworkConfig, job: Job, transcript: Transcript, writer: SampleWriter | None
 ) -> None:
+    """Say how much was generated in which time, also of a run that broke."""
     n_nodes, n_samples = len(network.nodes), len(job.prompts)
     n_tokens, gen_time_s = transcript.n_tokens, transcript.gen_time_s
     tokens_per_s = n_tokens / gen_time_s if gen_time_s else 0.0
     if writer is not None:
         writer.write_summary(RunSummary(n_nodes, n_samples, n_tokens, gen_time_s, tokens_per_s, options.seed, 0))
     print(f"Generated {n_tokens} tokens in {gen_time_s:.2f} s: {tokens_per_s:.2f} tokens/s", flush=True)
+
+
+def _record(options: StarterOptions, network: NetworkConfig, job: Job, transcript: Transcript) -> None:
+    """Write what researchers measure, of a run that finished."""
+    n_nodes, n_samples, gen_time_s = len(network.nodes), len(job.prompts), transcript.gen_time_s
     if options.time_run is not None:
         append_run_csv(options.time_run, RunStats(n_samples, job.config.n_layer, job.context, gen_time_s))
     if options.plots:
@@ -68,12 +77,12 @@ def _report(
 
 def run_secondary(options: SecondaryOptions, config: NodeConfig) -> None:
     """Serve starters until one of them, or the user, says stop."""
-    cache = ChunkCache(options.cache_dir or default_cache_dir(), file_digest)
+    gc.freeze()
+    cache = ChunkCache(options.cache_dir or default_cache_dir(), content_digest)
     sources = WeightSources(cache, options.chunk, options.ckpt)
     with Secondary(
         config, sources, device=options.device, dtype=options.dtype, compile_stage=options.compile
     ) as secondary:
-        log.warning(
-            "waiting for a starter: http://%s:%d, ring port %d", config.addr, secondary.http_port, config.port_in
-        )
+        starter = f" at {config.starter_addr}" if config.starter_addr else ""
+        log.warning("waiting for a starter%s, on http://%s:%d", starter, config.addr, secondary.http_port)
         secondary.serve()

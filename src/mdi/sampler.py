@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
+from mdi.errors import CheckpointError
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -26,8 +28,10 @@ def choose(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator)
 
     The draw is turned into a token by the inverse of the cumulative distribution in the order of the
     token ids, not of the probabilities: so rounding that lets two near-equal tokens swap ranks does
-    not change the text.
+    not change the text. Raises `CheckpointError` where the logits are no numbers.
     """
+    if not torch.isfinite(logits.max()):
+        raise CheckpointError("the model computes no numbers (NaN or infinity): try --dtype float32 on all nodes")
     if sampling.temperature == 0:
         return int(logits.argmax())
     kept, ids = _largest(logits, sampling.top_k)

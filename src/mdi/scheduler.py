@@ -78,6 +78,7 @@ class Scheduler:
         self._waiting = deque(self.samples)
         self._ready: deque[Sample] = deque()
         self._in_slot: dict[int, Sample] = {}
+        self._first_with: dict[tuple[int, ...], Sample] = {}  # of the samples in slots, by prompt: the first sent
         self._in_flight: deque[tuple[Segment, ...]] = deque()
 
     @property
@@ -153,6 +154,7 @@ class Scheduler:
             segments.append(segment)
             ids += sample.ids(segment.start, segment.stop)
             sample.sent = segment.stop
+            self._first_with.setdefault(sample.prompt, sample)
             if not segment.keep:  # the message is full; the rest of this prompt takes its next turn
                 self._ready.append(sample)
         self._ready.extend(postponed)
@@ -162,7 +164,7 @@ class Scheduler:
         """A sample with the same prompt that is in a slot and has begun to be sent."""
         if len(sample.prompt) < 2:  # the last position is always computed, for its logits
             return None
-        return next((twin for twin in self._in_slot.values() if twin.sent and twin.prompt == sample.prompt), None)
+        return self._first_with.get(sample.prompt)
 
     def _fork(self, twin: Sample, sample: Sample) -> Fork:
         assert twin.slot is not None and sample.slot is not None
@@ -178,6 +180,11 @@ class Scheduler:
         assert sample.slot is not None
         sample.finish_reason = reason
         del self._in_slot[sample.slot]
+        if self._first_with.get(sample.prompt) is sample:
+            del self._first_with[sample.prompt]
+            others = (other for other in self._in_slot.values() if other.sent and other.prompt == sample.prompt)
+            if (heir := next(others, None)) is not None:
+                self._first_with[sample.prompt] = heir
         self._free_slots.append(sample.slot)
         slot, sample.slot = sample.slot, None
         return slot

@@ -16,7 +16,7 @@ from mdi.chunk_cache import ChunkCache
 from mdi.config import NodeConfig, node_name
 from mdi.control import Busy, ControlClient, ControlServer
 from mdi.devices import peak_memory_bytes, pick_device, pick_dtype, share_threads
-from mdi.errors import ConfigError, ControlError, MdiError
+from mdi.errors import ConfigError, ControlError, MdiError, one_line
 from mdi.link import Link, LinkDown, LinkEvent, Peer, PreviousConnected, Received, listen
 from mdi.messages import Activation, Fault, Fork, Goodbye, Message, Release, Segment
 from mdi.session import SessionSpec
@@ -34,6 +34,7 @@ class InitRequested:
     """A starter wants this node in its session."""
 
     spec: SessionSpec
+    replaces: int | None  # epoch of the session that the node had when the request was let in
     answer: "Future[dict[str, Any]]"
 
 
@@ -46,7 +47,9 @@ class ReleaseRequested:
 
 @dataclass(frozen=True)
 class StopRequested:
-    """The node is to end."""
+    """The node is to end, unless it serves another session than `epoch` by now."""
+
+    epoch: int | None
 
 
 Event = LinkEvent | InitRequested | ReleaseRequested | StopRequested
@@ -70,7 +73,7 @@ class Secondary:
         self._device = pick_device(device or config.device)
         self._dtype = pick_dtype(dtype, self._device)
         self._compile = compile_stage
-        self._inbox: queue.Queue[Event] = queue.Queue(1024)
+        self._inbox: queue.Queue[Event] = queue.Queue()  # bounded by what the scheduler lets travel
         self._spec: SessionSpec | None = None
         self._link: Link | None = None
         self._stage: Stage | None = None
@@ -89,10 +92,11 @@ class Secondary:
         self._control.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: object) -> None:
         if self._state == "running" and self._spec is not None:
-            self._report_fault(self._spec.node, "it was stopped")
-        self._end_session()
+            failed = isinstance(exc, Exception)
+            self._report_fault(self._spec.node, f"it failed: {one_line(exc)}" if exc and failed else "it was stopped")
+        self._end_session(drain_s=1.0)
         self._control.close()
         self._listener.close()
 
@@ -138,26 +142,31 @@ class Secondary:
             starter = f"{serving.starter.addr}:{serving.starter.port}"
             raise Busy(f"already serves the starter at {starter} with {serving.model} (epoch {serving.epoch})")
         answer: Future[dict[str, Any]] = Future()
-        self._inbox.put_nowait(InitRequested(spec, answer))
+        self._inbox.put_nowait(InitRequested(spec, serving.epoch if serving else None, answer))
         return answer
 
     def request_release(self, epoch: int) -> None:
         self._inbox.put_nowait(ReleaseRequested(epoch))
 
-    def request_stop(self) -> None:
-        self._inbox.put_nowait(StopRequested())
+    def request_stop(self, epoch: int | None) -> None:
+        self._inbox.put_nowait(StopRequested(epoch))
 
     # ---- the loop
 
     def serve(self) -> None:
         """Serve one session after another until a stop is requested."""
-        while not isinstance(event := self._inbox.get(), StopRequested):
+        while not self._ends(event := self._inbox.get()):
             self._handle(event)
+
+    def _ends(self, event: Event) -> bool:
+        return isinstance(event, StopRequested) and not (
+            event.epoch is not None and self._spec is not None and self._spec.epoch != event.epoch
+        )
 
     def _handle(self, event: Event) -> None:
         match event:
-            case InitRequested(spec, answer):
-                self._initialize(spec, answer)
+            case InitRequested(spec, replaces, answer):
+                self._initialize(spec, replaces, answer)
             case ReleaseRequested(epoch):
                 if self._state == "ready" and self._spec is not None and self._spec.epoch == epoch:
                     self._end_session()
@@ -171,8 +180,8 @@ class Secondary:
             case _:
                 log.debug("an event of an earlier session: %s", event)
 
-    def _initialize(self, spec: SessionSpec, answer: "Future[dict[str, Any]]") -> None:
-        if self._state == "running":
+    def _initialize(self, spec: SessionSpec, replaces: int | None, answer: "Future[dict[str, Any]]") -> None:
+        if self._state == "running" or (self._spec.epoch if self._spec else None) != replaces:  # another was faster
             answer.set_exception(Busy("already serves another session"))
             return
         self._end_session()

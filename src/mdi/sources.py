@@ -64,11 +64,12 @@ def _load_from_folder(folder: Path, spec: SessionSpec, config: Config) -> Weight
     chunk = chunks_folder(folder, spec.n_nodes) / chunk_name(spec.node)
     if chunk.is_file() and spec.chunk_digest in ("", file_digest(chunk)):
         return _load(chunk, spec, config)
-    model = folder / MODEL_FILE
-    if model.is_file():
-        weights = select(open_weights(model), config, spec.node, spec.span)
+    try:
+        weights = _load(folder / MODEL_FILE, spec, config)
         if spec.chunk_digest in ("", digest_of(weights)):
-            log.info("weights of layers %d to %d from %s", spec.span.start, spec.span.stop - 1, model)
             return weights
-    log.warning("%s does not hold the starter's chunk %s; looking elsewhere", folder, spec.chunk_digest[:12])
+        problem = f"it is not the starter's chunk {spec.chunk_digest[:12]}"
+    except CheckpointError as exc:
+        problem = str(exc)
+    log.warning("--ckpt %s is of no use (%s); looking elsewhere", folder, problem)
     return None

@@ -56,7 +56,7 @@ class Stage:
         with memory_errors(f"{n_slots} slots of {context} positions"):
             for block in self._blocks.values():
                 block.attn.allocate(n_slots, context, self.device, self.dtype)
-        self._cos, self._sin = _rotary_tables(self.config, context, self.device)  # (context, rotary elements[, 2])
+            self._cos, self._sin = rotary_tables(self.config, context, self.device)  # (context, rotary elements[, 2])
 
     @torch.inference_mode()
     def forward(self, x: torch.Tensor, segments: Sequence[Segment]) -> torch.Tensor:
@@ -65,10 +65,10 @@ class Stage:
         Raises `RemoteProtocolError` for illegal segments, before anything is computed.
         """
         self._ledger.extend(segments)
-        plan = make_plan(segments, self.config, self.device, self.dtype)
-        cos, sin = self._cos[plan.positions][None], self._sin[plan.positions][None]  # (1, N, rotary elements[, 2])
-        x = x.to(self.device, self.dtype)[None]
-        with memory_errors(f"a message of {len(plan.slots)} rows"):
+        with memory_errors(f"a message of {len(x)} rows"):
+            plan = make_plan(segments, self.config, self.device, self.dtype)
+            cos, sin = self._cos[plan.positions][None], self._sin[plan.positions][None]  # (1, N, rotary elements[, 2])
+            x = x.to(self.device, self.dtype)[None]
             for layer, block in self._blocks.items():
                 if (indices := self.config.rope_indices) is not None:
                     x = block(x, cos[..., indices[layer]], sin[..., indices[layer]], plan)
@@ -157,10 +157,11 @@ class Ends:
     @torch.inference_mode()
     def logits(self, x: torch.Tensor) -> torch.Tensor:
         """Hidden states (N, C) after the last block -> logits (N, vocabulary), float32 on the CPU."""
-        x = self._modules["lm_head"](self._modules["ln_f"](x.to(self.device, self.dtype)))
-        if (cap := self.config.final_logit_softcapping) is not None:
-            x = do_softcapping(x, cap)
-        return x.to("cpu", torch.float32)
+        with memory_errors(f"the logits of {len(x)} rows"):
+            x = self._modules["lm_head"](self._modules["ln_f"](x.to(self.device, self.dtype)))
+            if (cap := self.config.final_logit_softcapping) is not None:
+                x = do_softcapping(x, cap)
+            return x.to("cpu", torch.float32)
 
 
 def kept_rows(x: torch.Tensor, segments: Sequence[Segment]) -> torch.Tensor:
@@ -252,7 +253,8 @@ def _load(
     for tensor in weights.values():
         key = (tensor.data_ptr(), tensor.shape)
         if key not in moved:
-            moved[key] = tensor.to(device, dtype if tensor.is_floating_point() else None)
+            with memory_errors(f"the weights of {what}"):
+                moved[key] = tensor.to(device, dtype if tensor.is_floating_point() else None)
             if moved[key] is not tensor:
                 page_out(tensor)
     state = {name: moved[tensor.data_ptr(), tensor.shape] for name, tensor in weights.items()}
@@ -263,7 +265,7 @@ def _load(
     module.requires_grad_(False).eval()
 
 
-def _rotary_tables(config: Config, context: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def rotary_tables(config: Config, context: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """litgpt's own tables in float32, without a whole `GPT` to ask for them."""
     cos, sin = GPT.rope_cache(SimpleNamespace(config=config, max_seq_length=context), device)
     return cos, sin

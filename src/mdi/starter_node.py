@@ -7,18 +7,18 @@ import secrets
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, as_completed, wait
 from typing import Any, TypeVar
 
 from mdi import __version__
-from mdi.checkpoint import config_to_dict, open_weights, select
+from mdi.checkpoint import Weights, config_to_dict, digest_of, open_weights, select
 from mdi.chunk_cache import ChunkCache
 from mdi.config import NetworkConfig, NodeConfig, StarterOptions, node_name
-from mdi.control import ControlClient, ControlServer, Unreachable
+from mdi.control import ControlClient, ControlServer, Refused, Unreachable
 from mdi.devices import peak_memory_bytes, pick_device, pick_dtype, share_threads
 from mdi.engine import LinkRing, LocalRing, Observer, Ring, generate
-from mdi.errors import ControlError, LinkTimeout, MdiError
+from mdi.errors import CheckpointError, ControlError, LinkTimeout, MdiError
 from mdi.job import Job
 from mdi.link import HANDSHAKE_TIMEOUT_S, Link, LinkDown, LinkEvent, Peer, PreviousConnected, listen
 from mdi.report import progress_bar
@@ -50,13 +50,13 @@ class Starter:
         self._device = pick_device(options.device or network.starter.device)
         self._dtype = pick_dtype(options.dtype, self._device)
         self._epoch = secrets.randbits(63)
-        self._inbox: queue.Queue[LinkEvent] = queue.Queue(1024)
+        self._inbox: queue.Queue[LinkEvent] = queue.Queue()  # bounded by what the scheduler lets travel
         self._clients = [
             ControlClient(f"{node_name(index)}", node.addr, node.http_port)
             for index, node in enumerate(network.nodes)
             if index
         ]
-        self._initialized: list[ControlClient] = []
+        self._asked: list[ControlClient] = []  # secondaries that may be in our session
         self._resources = contextlib.ExitStack()
         self._state = "starting"
         self._ring: Ring = LocalRing()
@@ -83,13 +83,16 @@ class Starter:
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: object) -> None:
         with self._resources:
-            if isinstance(exc, Exception):
+            if isinstance(exc, Exception) and not isinstance(exc, BrokenPipeError):
                 self._dismiss(self._release)
             elif not self._options.keep_nodes:
-                self._dismiss(ControlClient.stop)
+                self._dismiss(self._stop)
 
     def _release(self, client: ControlClient) -> None:
         client.release(self._epoch)
+
+    def _stop(self, client: ControlClient) -> None:
+        client.stop(self._epoch)
 
     # ---- what HTTP asks
 
@@ -118,8 +121,9 @@ class Starter:
     def request_release(self, epoch: int) -> None:
         pass
 
-    def request_stop(self) -> None:
-        signal.raise_signal(signal.SIGTERM)
+    def request_stop(self, epoch: int | None) -> None:
+        """End the program as SIGTERM does; the signal goes to the main thread, to wake it."""
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
     # ---- start-up
 
@@ -128,7 +132,7 @@ class Starter:
         job = self._job
         share_threads(_nodes_on_host(self._network, self._network.starter))
         pending = [_in_background(self._initialize, node) for node in range(1, len(self._network.nodes))]
-        weights = select(open_weights(job.weights), job.config, 0, job.spans[0])
+        weights = self._own_weights()
         self._stage = Stage(job.config, job.spans[0], weights, device=self._device, dtype=self._dtype)
         self._ends = Ends(job.config, weights, device=self._device, dtype=self._dtype)
         if self._options.compile:
@@ -137,12 +141,21 @@ class Starter:
         for future in as_completed(pending):
             future.result()
         if self._clients:
-            self._ring = LinkRing(self._close_ring(), self._inbox)
+            with self._naming_nodes():
+                self._ring = LinkRing(self._close_ring(), self._inbox)
         self._state = "running"
+
+    def _own_weights(self) -> Weights:
+        job, given = self._job, self._options.chunk
+        weights = select(open_weights(job.weights), job.config, 0, job.spans[0])
+        if given is not None and job.manifest is not None and digest_of(weights) != job.manifest.files[0].digest:
+            raise CheckpointError(f"--chunk {given}: not the chunk that the manifest of {job.folder} names")
+        return weights
 
     def _initialize(self, node: int) -> None:
         """Configure one secondary, sending it its chunk if it has none. Runs in a thread of its own."""
         client, spec = self._clients[node - 1], self._spec(node)
+        self._asked.append(client)  # from now on it may be loading for us, whatever becomes of this call
         answer = self._await_node(client, spec)
         if answer.get("state") == "needs chunk":
             self._send_chunk(client, node)
@@ -150,7 +163,6 @@ class Starter:
         if answer.get("state") != "ready":
             raise ControlError(f"{client.name} at {client.url} did not get ready: {answer}")
         log.info("%s is ready: layers %s, %s on %s", client.name, answer["span"], answer["dtype"], answer["device"])
-        self._initialized.append(client)
 
     def _await_node(self, client: ControlClient, spec: SessionSpec) -> dict[str, Any]:
         deadline = time.monotonic() + self._options.node_timeout_s
@@ -158,12 +170,14 @@ class Starter:
         while True:
             try:
                 return client.init(spec)
-            except Unreachable as exc:
+            except (Unreachable, Refused) as exc:
                 if time.monotonic() > deadline:
+                    advice = ": is secondary.py running there?" if isinstance(exc, Unreachable) else "."
                     waited = f"{self._options.node_timeout_s:g} s (--node-timeout)"
-                    raise ControlError(f"{exc}: is secondary.py running there? Waited {waited}") from exc
+                    raise ControlError(f"{exc}{advice} Waited {waited}") from exc
                 if not told:
-                    log.warning("waiting for %s at %s", client.name, client.url)
+                    busy = "" if isinstance(exc, Unreachable) else f": {exc}"
+                    log.warning("waiting for %s at %s%s", client.name, client.url, busy)
                     told = True
             time.sleep(RETRY_S)
 
@@ -192,7 +206,7 @@ class Starter:
             chunk_digest=manifest.files[node].digest if manifest else "",
             n_slots=len(job.prompts),
             context=job.context,
-            max_rows=max(MAX_ROWS, len(job.prompts)),
+            max_rows=MAX_ROWS,
             wire_dtype=dtype_name(self._dtype),
             peer_timeout_s=self._options.peer_timeout_s,
             nodes_on_host=_nodes_on_host(self._network, nodes[node]),
@@ -222,13 +236,25 @@ class Starter:
         try:
             event = self._inbox.get(timeout=HANDSHAKE_TIMEOUT_S * len(self._network.nodes))
         except queue.Empty as exc:
-            raise LinkTimeout(f"the ring did not close: {self._describe_nodes()}") from exc
+            raise LinkTimeout("the ring did not close") from exc
         match event:
             case PreviousConnected():
                 return link
             case LinkDown(_, _, error):
                 raise error
         raise AssertionError(f"{event} before the ring closed")
+
+    @contextlib.contextmanager
+    def _naming_nodes(self) -> Iterator[None]:
+        """Add to an error what each secondary says of itself: only they may know what happened."""
+        try:
+            yield
+        except MdiError as exc:
+            if not self._clients:
+                raise
+            pending = [_in_background(_describe, client) for client in self._clients]
+            states = "; ".join(future.result() for future in pending)
+            raise type(exc)(f"{exc}; {states}") from exc
 
     # ---- the run
 
@@ -239,23 +265,14 @@ class Starter:
         """
         options = self._options
         sampling = Sampling(options.temperature, options.top_k, options.top_p)
-        try:
+        with self._naming_nodes():
             generate(self._ring, self._stage, self._ends, self.scheduler, sampling, options.seed, observer)
-        except MdiError as exc:
-            if not self._clients:
-                raise
-            raise type(exc)(f"{exc}; {self._describe_nodes()}") from exc
-        if isinstance(self._ring, LinkRing):
-            self._ring.say_goodbye()
-
-    def _describe_nodes(self) -> str:
-        """What each secondary says of itself, in a few words."""
-        pending = [_in_background(_describe, client) for client in self._clients]
-        return "; ".join(future.result() for future in pending)
+            if isinstance(self._ring, LinkRing):
+                self._ring.say_goodbye()
 
     def _dismiss(self, action: Callable[[ControlClient], None]) -> None:
-        """Tell each initialized node, in parallel; one that cannot be told in time is gone anyway."""
-        wait([_in_background(action, client) for client in self._initialized], DISMISS_TIMEOUT_S)
+        """Tell each node that may be in our session, in parallel; one that cannot be told in time is gone anyway."""
+        wait([_in_background(action, client) for client in self._asked], DISMISS_TIMEOUT_S)
 
 
 def _in_background(action: Callable[..., T], *arguments: Any) -> "Future[T]":
@@ -286,4 +303,4 @@ def _ring_peer(nodes: tuple[NodeConfig, ...], node: int) -> Peer:
 
 
 def _nodes_on_host(network: NetworkConfig, node: NodeConfig) -> int:
-    return sum(other.addr == node.addr for other in network.nodes)
+    return sum(other.host == node.host for other in network.nodes)

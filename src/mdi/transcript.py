@@ -12,14 +12,15 @@ from mdi.text import TextStream
 
 
 class Transcript:
-    """Shows samples on `out` in the order of their numbers.
+    """Shows samples in the order of their numbers.
 
     When streaming, the lowest-numbered sample that is not finished is shown as it grows; the others
     are shown whole when their turn comes.
     """
 
-    def __init__(self, job: Job, *, stream: bool, writer: SampleWriter | None, out: TextIO = sys.stdout) -> None:
-        self._job, self._stream, self._writer, self._out = job, stream, writer, out
+    def __init__(self, job: Job, *, stream: bool, writer: SampleWriter | None, out: TextIO | None = None) -> None:
+        """`out` is stdout unless given; each sample is written with `writer` when it ends."""
+        self._job, self._stream, self._writer, self._out = job, stream, writer, out or sys.stdout
         self._decoders = [TextStream(job.tokenizer, job.stops, continues=job.continues) for _ in job.prompts]
         self._texts = [""] * len(job.prompts)
         self._shown: dict[int, int] = {}  # characters shown of each sample that has begun to be shown
@@ -51,9 +52,9 @@ class Transcript:
             self._show(sample.number)
 
     def _on_end(self, sample: Sample) -> None:
+        self._ended[sample.number] = True
         stopped = sample.finish_reason == "stop"
         self._texts[sample.number] += self._decoders[sample.number].finish(stopped=stopped)
-        self._ended[sample.number] = True
         self._write(sample, sample.finish_reason or "error")
         self._show_ready()
 
