@@ -1,6 +1,8 @@
 """Fixtures of all tests: the real model, and a check that nothing is left behind."""
 
+import contextlib
 import os
+import resource
 import subprocess
 import threading
 import time
@@ -33,6 +35,17 @@ def smollm2(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
     folder, _ = prepare(PrepareOptions(model=str(smollm2_gguf), ckpt_folder=tmp_path_factory.mktemp("checkpoints")))
     return folder
+
+
+@contextlib.contextmanager
+def small_files_only() -> Iterator[None]:
+    """Files cannot grow beyond 10 kB, as on a full disk. Around the call alone: pytest's own log may be such a file."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.fixture(autouse=True)

@@ -16,6 +16,7 @@ from mdi.scheduler import Sample
 from mdi.secondary_node import Secondary
 from mdi.sources import WeightSources
 from mdi.starter_node import Starter
+from script_helpers import free_ports
 
 ANY_PORT = NodeConfig("127.0.0.1", 0, 0, 0)
 
@@ -68,12 +69,6 @@ def ring_of(n_nodes: int, cache_dir: Path, shares: Sequence[float] | None = None
             stack.callback(secondary.request_stop, None)
             secondaries.append(secondary)
             nodes.append(NodeConfig("127.0.0.1", secondary.http_port, secondary.port_in, 0, share=share))
-        starter = replace(ANY_PORT, share=shares[0])
-        yield Ring(NetworkConfig(_with_free_ports(starter), tuple(nodes)), secondaries)
-
-
-def _with_free_ports(node: NodeConfig) -> NodeConfig:
-    import socket
-
-    with socket.create_server(("127.0.0.1", 0)) as http, socket.create_server(("127.0.0.1", 0)) as ring:
-        return replace(node, http_port=http.getsockname()[1], port_in=ring.getsockname()[1])
+        http_port, port_in = free_ports(2)
+        starter = replace(ANY_PORT, http_port=http_port, port_in=port_in, share=shares[0])
+        yield Ring(NetworkConfig(starter, tuple(nodes)), secondaries)

@@ -2,8 +2,6 @@
 
 import json
 import pickle
-import resource
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from litgpt.config import Config
 from litgpt.model import GPT
 from safetensors.torch import save_file
 
+from conftest import small_files_only
 from mdi import config_names, hf_import
 from mdi.config_names import check_config, config_by_name, resolve_config_name
 from mdi.errors import CheckpointError, ConfigError, MdiError
@@ -422,25 +421,16 @@ def test_an_index_that_is_none(folder: Path, text: str) -> None:
     assert "model.safetensors.index.json" in refused(folder)
 
 
-@pytest.fixture
-def _small_files_only() -> Iterator[None]:
-    """Files cannot grow beyond 10 kB, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def test_a_full_disk_during_the_conversion(folder: Path, request: pytest.FixtureRequest) -> None:
+def test_a_full_disk_during_the_conversion(folder: Path) -> None:
     save_file(llama_tensors(), folder / "model.safetensors")
-    request.getfixturevalue("_small_files_only")
-    assert "lit_model.pth cannot be written" in refused(folder)
+    with small_files_only():
+        assert "lit_model.pth cannot be written" in refused(folder)
 
 
-def test_a_full_disk_while_a_bin_file_is_rewritten(folder: Path, request: pytest.FixtureRequest) -> None:
+def test_a_full_disk_while_a_bin_file_is_rewritten(folder: Path) -> None:
     torch.save(llama_tensors(), folder / "pytorch_model.bin")
-    request.getfixturevalue("_small_files_only")
-    assert "pytorch_model.safetensors cannot be written" in refused(folder)
+    with small_files_only():
+        assert "pytorch_model.safetensors cannot be written" in refused(folder)
 
 
 def test_unknown_dtype(folder: Path) -> None:

@@ -1,7 +1,5 @@
 """Seeded random models and their tokenizer."""
 
-import resource
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ from litgpt.config import Config
 from litgpt.model import GPT
 from litgpt.tokenizer import Tokenizer
 
+from conftest import small_files_only
 from mdi import config_names
 from mdi.errors import CheckpointError, ConfigError
 from mdi.random_model import NANO_LLAMA, make_random
@@ -173,16 +172,6 @@ def test_shapes_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.fixture
-def _small_files_only() -> Iterator[None]:
-    """Files cannot grow beyond 10 kB, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-@pytest.mark.usefixtures("_small_files_only")
 def test_a_full_disk(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"lit_model\.pth cannot be written"):
+    with small_files_only(), pytest.raises(CheckpointError, match=r"lit_model\.pth cannot be written"):
         make_random("Tiny-Test", tmp_path, seed=1)
