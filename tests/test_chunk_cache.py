@@ -284,3 +284,13 @@ def test_a_sender_that_asks_what_is_held_always_gets_through(
     path = cache.find(DIGEST)
     assert path is not None
     assert path.read_bytes() == CONTENT
+
+
+def test_a_file_that_another_node_renames_meanwhile_does_no_harm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two nodes of one machine share the folder: what one lists, the other may have renamed."""
+    cache = ChunkCache(tmp_path, lambda path: DIGEST)
+    gone = tmp_path / f"{'b' * 64}.partial"
+    monkeypatch.setattr(Path, "iterdir", lambda folder: iter([gone]))
+    assert cache.append(DIGEST, 0, 3, 6, io.BytesIO(b"abc")) == 3

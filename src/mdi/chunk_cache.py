@@ -122,9 +122,8 @@ class ChunkCache:
         return False
 
     def _make_room(self, n_bytes: int) -> None:
-        files = [path for path in self._folder.iterdir() if path.suffix in (".pth", ".received", ".partial")]
-        files.sort(key=lambda path: path.stat().st_mtime)
-        held_bytes = sum(path.stat().st_size for path in files)
+        files = self._files()
+        held_bytes = sum(n for _, n, _ in files)
         free_bytes = shutil.disk_usage(self._folder).free
         if n_bytes > self._limit_bytes:
             limit, chunk = self._limit_bytes / 1e9, n_bytes / 1e9
@@ -133,17 +132,30 @@ class ChunkCache:
             )
         excess = min(max(held_bytes + n_bytes - self._limit_bytes, n_bytes - free_bytes), held_bytes)
         if n_bytes <= free_bytes + held_bytes:
-            for path in files:
+            for _, n_held, path in files:
                 if excess <= 0:
                     break
-                excess -= path.stat().st_size
-                path.unlink()  # a stage that maps it keeps its memory
+                excess -= n_held
+                path.unlink(missing_ok=True)  # a stage that maps it keeps its memory
             free_bytes = shutil.disk_usage(self._folder).free
         if n_bytes > free_bytes:
             raise CheckpointError(
                 f"{self._folder}: the chunk takes {n_bytes / 1e9:.2f} GB and {free_bytes / 1e9:.2f} GB are free: free"
                 " some space or choose another folder with --cache-dir"
             )
+
+    def _files(self) -> list[tuple[float, int, Path]]:
+        """(time of last use, bytes, path) of all chunks, whole or not, the least recently used first.
+
+        Another node may share the folder, so a file can be renamed or gone at any moment.
+        """
+        found = []
+        for path in self._folder.iterdir():
+            if path.suffix in (".pth", ".received", ".partial"):
+                with contextlib.suppress(FileNotFoundError):
+                    stat = path.stat()
+                    found.append((stat.st_mtime, stat.st_size, path))
+        return sorted(found)
 
     @contextlib.contextmanager
     def _locked(self, digest: str) -> Iterator[None]:
