@@ -329,7 +329,7 @@ def test_a_reader_that_has_seen_enough_is_no_failure(kept: Kept, scripts: Script
     try:
         starter = start(scripts, kept.network, tiny, "--keep-nodes", "--n-tokens", 100, "--stream", stdout=writing)
         os.close(writing)
-        assert os.read(reading, 5) == b"--- s"
+        assert os.read(reading, 5) == b"--- s", starter.result().stderr
     finally:
         os.close(reading)
     result = starter.result()

@@ -75,7 +75,7 @@ def run_script(main: Callable[[], None]) -> NoReturn:
     """
     signal.signal(signal.SIGINT, _interrupt)
     signal.signal(signal.SIGTERM, _interrupt)
-    if isinstance(sys.stdout, io.TextIOWrapper):
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.encoding.lower() != "utf-8":
         sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show all of Unicode
     code = _exit_code(main)
     _ignore_signals()
