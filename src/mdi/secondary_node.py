@@ -19,7 +19,7 @@ from mdi.devices import peak_memory_bytes, pick_device, pick_dtype, share_thread
 from mdi.errors import ConfigError, ControlError, MdiError, one_line
 from mdi.link import Link, LinkDown, LinkEvent, Peer, PreviousConnected, Received, listen
 from mdi.messages import Activation, Fault, Fork, Goodbye, Message, Release, Segment
-from mdi.session import SessionSpec
+from mdi.session import SessionSpec, open_link
 from mdi.sources import WeightSources
 from mdi.stage import Stage, kept_rows
 from mdi.tensors import dtype_name, from_buffer, to_buffer
@@ -220,18 +220,12 @@ class Secondary:
         return True
 
     def _open_link(self, spec: SessionSpec) -> None:
-        self._link = Link(
-            spec.session,
+        self._link = open_link(
+            spec,
             listener=self._listener,
             source_port=self.config.port_out,
-            previous=spec.previous,
-            following=spec.following,
-            expected=spec.expected,
-            hello=spec.hello,
             returning=False,
             post=self._inbox.put_nowait,
-            capacity=spec.n_nodes + 2 * spec.n_slots + 2,
-            peer_timeout_s=spec.peer_timeout_s,
         )
         self._link.accept()
 

@@ -1,12 +1,14 @@
 """What a starter tells a secondary about a session, as a value: JSON in, checked, JSON out."""
 
+import socket
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from mdi import __version__
 from mdi.config import DTYPES
 from mdi.errors import ControlError
-from mdi.link import Peer
+from mdi.link import Link, LinkEvent, Peer
 from mdi.partition import Span
 from mdi.wire import VERSION, Session
 
@@ -93,6 +95,30 @@ class SessionSpec:
             "following": Peer(**data["following"]),
         }
         return cls(**values)
+
+
+def open_link(
+    spec: SessionSpec,
+    *,
+    listener: socket.socket,
+    source_port: int,
+    returning: bool,
+    post: Callable[[LinkEvent], None],
+) -> Link:
+    """The link of one node for a session; it has room for all that the scheduler lets travel."""
+    return Link(
+        spec.session,
+        listener=listener,
+        source_port=source_port,
+        previous=spec.previous,
+        following=spec.following,
+        expected=spec.expected,
+        hello=spec.hello,
+        returning=returning,
+        post=post,
+        capacity=spec.n_nodes + 2 * spec.n_slots + 2,  # messages, two control messages per slot, fault and goodbye
+        peer_timeout_s=spec.peer_timeout_s,
+    )
 
 
 def _short(text: str) -> str:

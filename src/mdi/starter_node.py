@@ -24,7 +24,7 @@ from mdi.link import HANDSHAKE_TIMEOUT_S, Link, LinkDown, LinkEvent, Peer, Previ
 from mdi.report import progress_bar
 from mdi.sampler import Sampling
 from mdi.scheduler import Scheduler
-from mdi.session import SessionSpec
+from mdi.session import SessionSpec, open_link
 from mdi.stage import Ends, Stage
 from mdi.tensors import dtype_name
 
@@ -217,18 +217,12 @@ class Starter:
     def _close_ring(self) -> Link:
         """Call the first secondary, which calls the next one, and so on until the last one calls us."""
         spec = self._spec(0)
-        link = Link(
-            spec.session,
+        link = open_link(
+            spec,
             listener=self._listener,
             source_port=self._network.starter.port_out,
-            previous=spec.previous,
-            following=spec.following,
-            expected=spec.expected,
-            hello=spec.hello,
             returning=True,
             post=self._inbox.put_nowait,
-            capacity=spec.n_nodes + 2 * spec.n_slots + 2,
-            peer_timeout_s=spec.peer_timeout_s,
         )
         self._resources.callback(link.close)
         link.accept()
