@@ -12,6 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from script_helpers import Scripts, WarmPython
+
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT / "src"
 GGUF = ROOT / ".cache" / "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -35,6 +37,20 @@ def smollm2(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
     folder, _ = prepare(PrepareOptions(model=str(smollm2_gguf), ckpt_folder=tmp_path_factory.mktemp("checkpoints")))
     return folder
+
+
+@pytest.fixture(scope="module")
+def warm() -> Iterator[WarmPython]:
+    """An interpreter that has imported torch and litgpt, to fork scripts from."""
+    with WarmPython() as interpreter:
+        yield interpreter
+
+
+@pytest.fixture
+def scripts(warm: WarmPython, tmp_path: Path) -> Iterator[Scripts]:
+    """Runs the scripts as processes, and ends them with the test."""
+    with Scripts(tmp_path / "processes", warm) as running:
+        yield running
 
 
 @contextlib.contextmanager

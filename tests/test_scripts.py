@@ -46,18 +46,6 @@ SEEDED = ("--seed", 5, "--n-tokens", N_TOKENS, "--dtype", "float32")
 
 
 @pytest.fixture(scope="module")
-def warm() -> Iterator[WarmPython]:
-    with WarmPython() as interpreter:
-        yield interpreter
-
-
-@pytest.fixture
-def scripts(warm: WarmPython, tmp_path: Path) -> Iterator[Scripts]:
-    with Scripts(tmp_path / "processes", warm) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(tmp_path_factory.mktemp("models") / "org" / "tiny-of-the-scripts")
 

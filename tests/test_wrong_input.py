@@ -41,18 +41,6 @@ END_S = 2.0  # in which a signal ends a script
 
 
 @pytest.fixture(scope="module")
-def warm() -> Iterator[WarmPython]:
-    with WarmPython() as interpreter:
-        yield interpreter
-
-
-@pytest.fixture
-def scripts(warm: WarmPython, tmp_path: Path) -> Iterator[Scripts]:
-    with Scripts(tmp_path / "processes", warm) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that is read, never written to."""
     return make_model(tmp_path_factory.mktemp("models") / "org" / "tiny")

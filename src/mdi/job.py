@@ -156,12 +156,11 @@ def write_chunks(folder: Path, spans: Sequence[Span], dtype: str | None = None) 
 
 
 def is_fresh(folder: Path, manifest: Manifest) -> bool:
-    """Whether all chunks of the manifest are there, and younger than the model they were made from."""
-    files = chunks_folder(folder, len(manifest.spans))
-    age = (files / MANIFEST_FILE).stat().st_mtime_ns
-    return age >= (folder / MODEL_FILE).stat().st_mtime_ns and all(
-        (files / file.name).is_file() for file in manifest.files
-    )
+    """Whether all chunks of the manifest are there, and younger than the model they were made from, if that is."""
+    files, model = chunks_folder(folder, len(manifest.spans)), folder / MODEL_FILE
+    if not all((files / file.name).is_file() for file in manifest.files):
+        return False
+    return not model.is_file() or (files / MANIFEST_FILE).stat().st_mtime_ns >= model.stat().st_mtime_ns
 
 
 def _counts(spans: Sequence[Span]) -> str:
