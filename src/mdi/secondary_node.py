@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mdi import __version__
+from mdi.assemble import Placement
 from mdi.checkpoint import config_from_dict, config_to_dict
 from mdi.chunk_cache import ChunkCache
 from mdi.config import NodeConfig, node_name
@@ -212,7 +213,7 @@ class Secondary:
             weights = self._sources.find(spec, config)
             if weights is None:
                 return False
-            self._stage = Stage(config, spec.span, weights, device=self._device, dtype=self._dtype)
+            self._stage = Stage(config, spec.span, weights, Placement(self._device, self._dtype))
             self._stage_of = stage_of
             if self._compile:
                 self._stage.compile()

@@ -9,19 +9,23 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from litgpt.config import Config
 from litgpt.model import GPT, Block, do_softcapping
 from torch import nn
 
+from mdi.assemble import Assembler, Placement
 from mdi.attention import SegmentAttention, make_plan
-from mdi.errors import CheckpointError, ConfigError, one_line
+from mdi.errors import ConfigError, one_line
+from mdi.kernels import Kernels
 from mdi.messages import Segment, SlotLedger
 from mdi.partition import Span
-from mdi.tensors import page_out
 
 log = logging.getLogger(__name__)
+
+LEAST_GAIN = 1.05  # of compiling, to be kept
 
 
 class Stage:
@@ -32,9 +36,7 @@ class Stage:
         config: Config,
         span: Span,
         weights: Mapping[str, torch.Tensor],
-        *,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
+        placement: Placement,
     ) -> None:
         """
         Args:
@@ -42,13 +44,13 @@ class Stage:
 
         Raises:
             CheckpointError: a tensor is missing, or of another shape than `config` says.
+            ConfigError: out of memory, or the device has no kernel for quantized weights.
         """
         self.config, self.span = config, span
-        self.device, self.dtype = torch.device(device), dtype
+        self.device, self.dtype = placement.device, placement.dtype
+        self._kernels = placement.kernels
         self._ledger = SlotLedger(0, 0)
-        self._blocks = {layer: _build_block(config, layer) for layer in range(*span)}
-        for layer, block in self._blocks.items():
-            _load(block, _under(f"transformer.h.{layer}.", weights), f"layer {layer}", self.device, dtype)
+        self._blocks = {layer: _load_block(config, layer, weights, placement) for layer in range(*span)}
 
     def allocate(self, n_slots: int, context: int) -> None:
         """Begin a session: `n_slots` empty slots of `context` positions each. Earlier slots are forgotten."""
@@ -56,7 +58,7 @@ class Stage:
         with memory_errors(f"{n_slots} slots of {context} positions"):
             for block in self._blocks.values():
                 block.attn.allocate(n_slots, context, self.device, self.dtype)
-            self._cos, self._sin = rotary_tables(self.config, context, self.device)  # (context, rotary elements[, 2])
+            self._cos, self._sin = rotary_tables(self.config, context, self.device)  # (context, D[, 2])
 
     @torch.inference_mode()
     def forward(self, x: torch.Tensor, segments: Sequence[Segment]) -> torch.Tensor:
@@ -67,14 +69,14 @@ class Stage:
         self._ledger.extend(segments)
         with memory_errors(f"a message of {len(x)} rows"):
             plan = make_plan(segments, self.config, self.device, self.dtype)
-            cos, sin = self._cos[plan.positions][None], self._sin[plan.positions][None]  # (1, N, rotary elements[, 2])
-            x = x.to(self.device, self.dtype)[None]
+            cos, sin = self._cos[plan.positions][:, None], self._sin[plan.positions][:, None]  # (N, 1, D[, 2])
+            x = x.to(self.device, self.dtype)
             for layer, block in self._blocks.items():
                 if (indices := self.config.rope_indices) is not None:
-                    x = block(x, cos[..., indices[layer]], sin[..., indices[layer]], plan)
+                    x = block.forward(x, cos[..., indices[layer]], sin[..., indices[layer]], plan)
                 else:
-                    x = block(x, cos, sin, plan)
-        return x[0]
+                    x = block.forward(x, cos, sin, plan)
+        return x
 
     def release(self, slot: int) -> None:
         """Empty a slot."""
@@ -88,41 +90,34 @@ class Stage:
             block.attn.fork(source, target, n)
 
     def compile(self) -> None:
-        """Compile what has no data-dependent shape in each block, its norms and its MLP, if that pays here.
+        """Compile the small operations of each block, if that pays here.
 
-        Both ways are timed on one row. Where torch cannot compile (no C++ compiler, say) or is less than 5%
-        faster for it, the stage stays as it was; what was found is logged.
+        Both ways are timed on messages of one row. Where torch cannot compile (no C++ compiler, say) or is
+        less than 5% faster for it, the stage stays as it was; what was found is logged. Slots are forgotten.
         """
-        from torch._inductor import config as inductor  # slow to import, and only needed here
-
-        names = ("norm_1", "norm_2", "mlp")
-        modules = [module for block in self._blocks.values() for name in names if (module := getattr(block, name))]
-        plain_s = self._time(modules)
-        inductor.compile_threads = 1  # no pool of processes that outlives the compilation
-        for module in modules:
-            module.compile(dynamic=True)
+        self.allocate(1, 2)
+        plain_s = self._step_s()
+        self._kernels.compile()
         try:
-            self._run(modules, n_rows=2)  # compiles for any number of rows but one
-            gain = plain_s / self._time(modules)
-            verdict = f"runs them {gain:.2f} times as fast"
+            for n_rows in (1, 2):  # torch sees 1 as special
+                self._step_s(n_rows)
+            gain = plain_s / self._step_s()
+            verdict = f"makes a step {gain:.2f} times as fast"
         except Exception as exc:  # noqa: BLE001  whatever the compiler raises, the stage works without it
             gain, verdict = 0.0, f"is not possible here ({one_line(exc)})"
-        if gain < 1.05:
+        if gain < LEAST_GAIN:
             verdict += ": left as they were"
-            for module in modules:
-                module._compiled_call_impl = None
-        log.warning("compiling norms and MLPs %s", verdict)
+            self._kernels.restore()
+        log.warning("compiling the small operations %s", verdict)
 
-    def _time(self, modules: Sequence[nn.Module]) -> float:
-        """Seconds that `modules` take for one row: the best of five."""
-        return min(self._run(modules, n_rows=1) for _ in range(5))
+    def _step_s(self, n_rows: int = 1) -> float:
+        """Seconds that a message takes: the best of five."""
+        return min(self._timed(n_rows) for _ in range(5))
 
     @torch.inference_mode()
-    def _run(self, modules: Sequence[nn.Module], n_rows: int) -> float:
-        x = torch.zeros(1, n_rows, self.config.n_embd, device=self.device, dtype=self.dtype)
-        start_s = time.perf_counter()
-        for module in modules:
-            module(x)
+    def _timed(self, n_rows: int) -> float:
+        start_s: float = time.perf_counter()
+        self.forward(torch.zeros(n_rows, self.config.n_embd), [Segment(0, 0, n_rows, n_rows)])
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter() - start_s
@@ -135,21 +130,25 @@ class Ends:
         self,
         config: Config,
         weights: Mapping[str, torch.Tensor],
-        *,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
+        placement: Placement,
     ) -> None:
-        """Raises `CheckpointError` where a tensor is missing or of another shape. Tied tensors stay tied."""
-        self.config, self.device, self.dtype = config, torch.device(device), dtype
-        self._modules = _build_ends(config)
-        named = {name.removeprefix("transformer."): tensor for name, tensor in weights.items()}
-        own = {name: tensor for name, tensor in named.items() if not name.startswith("h.")}
-        _load(self._modules, own, "the embedding and the head", self.device, dtype)
+        """Raises `CheckpointError` where a tensor is missing or of another shape, `ConfigError` as `Stage` does.
+
+        Embeddings are looked up where they lie in the file, row by row, so a head that is tied to them is held once.
+        """
+        self.config, self.device, self.dtype = config, placement.device, placement.dtype
+        own = {name.removeprefix("transformer."): weights[name] for name in weights if ".h." not in name}
+        empty: Any = _build_ends(config)
+        with memory_errors("the weights of the head"):
+            assembler = Assembler(own, "the embedding and the head", placement)
+            self._embedding = assembler.find("wte.weight", empty["wte"].weight.shape)
+            self._norm = assembler.assemble(empty["ln_f"], "ln_f.")
+            self._head = assembler.assemble(empty["lm_head"], "lm_head.")
 
     @torch.inference_mode()
     def embed(self, ids: Sequence[int]) -> torch.Tensor:
         """Token ids (N) -> hidden states (N, C)."""
-        x: torch.Tensor = self._modules["wte"](torch.tensor(ids, device=self.device))
+        x = self._embedding[torch.tensor(ids)].to(self.device, self.dtype)
         if self.config.scale_embeddings:
             x = x * torch.tensor(self.config.n_embd**0.5, dtype=x.dtype)
         return x
@@ -158,7 +157,7 @@ class Ends:
     def logits(self, x: torch.Tensor) -> torch.Tensor:
         """Hidden states (N, C) after the last block -> logits (N, vocabulary), float32 on the CPU."""
         with memory_errors(f"the logits of {len(x)} rows"):
-            x = self._modules["lm_head"](self._modules["ln_f"](x.to(self.device, self.dtype)))
+            x = self._head(self._norm(x.to(self.device, self.dtype)))
             if (cap := self.config.final_logit_softcapping) is not None:
                 x = do_softcapping(x, cap)
             return x.to("cpu", torch.float32)
@@ -181,7 +180,7 @@ def memory_errors(what: str) -> Iterator[None]:
     """Turn torch's out-of-memory errors into a `ConfigError` that says what did not fit."""
     try:
         yield
-    except RuntimeError as exc:  # torch.OutOfMemoryError on GPUs; a plain one from the CPU's allocator
+    except (RuntimeError, OSError) as exc:  # torch.OutOfMemoryError on GPUs; plain ones from the CPU's allocators
         if "memory" not in str(exc):
             raise
         raise ConfigError(
@@ -233,39 +232,26 @@ def _build_ends(config: Config) -> nn.ModuleDict:
         )
 
 
-def _build_block(config: Config, layer: int) -> Block:
+def _build_block(config: Config, layer: int, kernels: Kernels | None = None) -> Block:
     """A litgpt block without memory behind its parameters."""
     with torch.device("meta"):
         block = Block(config, layer)
-        block.attn = SegmentAttention(config, layer)
+        block.attn = SegmentAttention(config, layer, kernels or Kernels())
     return block.requires_grad_(False)
 
 
-def _under(prefix: str, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
-
-
-def _load(
-    module: nn.Module, weights: Mapping[str, torch.Tensor], what: str, device: torch.device, dtype: torch.dtype
-) -> None:
-    """Give `module` its weights on `device` as `dtype`; tensors that share memory go on sharing it."""
-    moved: dict[tuple[int, torch.Size], torch.Tensor] = {}
-    for tensor in weights.values():
-        key = (tensor.data_ptr(), tensor.shape)
-        if key not in moved:
-            with memory_errors(f"the weights of {what}"):
-                moved[key] = tensor.to(device, dtype if tensor.is_floating_point() else None)
-            if moved[key] is not tensor:
-                page_out(tensor)
-    state = {name: moved[tensor.data_ptr(), tensor.shape] for name, tensor in weights.items()}
-    try:
-        module.load_state_dict(state, assign=True)
-    except RuntimeError as exc:
-        raise CheckpointError(f"the weights of {what} do not fit this model: {one_line(exc)}") from exc
-    module.requires_grad_(False).eval()
+def _load_block(config: Config, layer: int, weights: Mapping[str, torch.Tensor], placement: Placement) -> Block:
+    prefix = f"transformer.h.{layer}."
+    own = {name.removeprefix(prefix): weights[name] for name in weights if name.startswith(prefix)}
+    with memory_errors(f"the weights of layer {layer}"):
+        return Assembler(own, f"layer {layer}", placement).assemble(_build_block(config, layer, placement.kernels))
 
 
 def rotary_tables(config: Config, context: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """litgpt's own tables in float32, without a whole `GPT` to ask for them."""
+    """litgpt's own tables of cosines and sines in float32, without a whole `GPT` to ask for them.
+
+    The sines of the first half of the elements are negated, for elements that are swapped with their partners unsigned.
+    """
     cos, sin = GPT.rope_cache(SimpleNamespace(config=config, max_seq_length=context), device)
+    sin[:, : sin.size(1) - sin.size(1) // 2].neg_()
     return cos, sin

@@ -12,6 +12,7 @@ from concurrent.futures import Future, as_completed, wait
 from typing import Any, TypeVar
 
 from mdi import __version__
+from mdi.assemble import Placement
 from mdi.checkpoint import Weights, config_to_dict, digest_of, open_weights, select
 from mdi.chunk_cache import ChunkCache
 from mdi.config import NetworkConfig, NodeConfig, StarterOptions, node_name
@@ -49,6 +50,7 @@ class Starter:
         self._network, self._job, self._options = network, job, options
         self._device = pick_device(options.device or network.starter.device)
         self._dtype = pick_dtype(options.dtype, self._device)
+        self._placement = Placement(self._device, self._dtype)
         self._epoch = secrets.randbits(63)
         self._inbox: queue.Queue[LinkEvent] = queue.Queue()  # bounded by what the scheduler lets travel
         self._clients = [
@@ -133,8 +135,8 @@ class Starter:
         share_threads(_nodes_on_host(self._network, self._network.starter))
         pending = [_in_background(self._initialize, node) for node in range(1, len(self._network.nodes))]
         weights = self._own_weights()
-        self._stage = Stage(job.config, job.spans[0], weights, device=self._device, dtype=self._dtype)
-        self._ends = Ends(job.config, weights, device=self._device, dtype=self._dtype)
+        self._stage = Stage(job.config, job.spans[0], weights, self._placement)
+        self._ends = Ends(job.config, weights, self._placement)
         if self._options.compile:
             self._stage.compile()
         self._stage.allocate(len(job.prompts), job.context)

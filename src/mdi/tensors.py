@@ -20,6 +20,7 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+@torch.inference_mode()  # a compiled stage takes other tensors for another case, and compiles again
 def from_buffer(buffer: memoryview, dtype: str, n_columns: int) -> torch.Tensor:
     """A (rows, n_columns) tensor over the memory of `buffer`, which must be writable or empty."""
     if not buffer:
@@ -36,12 +37,19 @@ def to_buffer(tensor: torch.Tensor, dtype: str) -> memoryview:
 
 
 def mapped_empty(shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
-    """An empty tensor in memory of its own, which goes back to the system as soon as it is freed.
+    """A tensor in memory of its own, zeros so far, which goes back to the system as soon as it is freed.
 
     From the heap, glibc kept 738 MB of a 956 MB model that was made and freed tensor by tensor: the holes
     do not fit the next aligned block.
     """
     return torch.frombuffer(mmap.mmap(-1, shape.numel() * dtype.itemsize), dtype=dtype).view(shape)
+
+
+def zeros(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """A tensor of zeros; on the CPU its memory is not touched before something is written to it."""
+    if device.type == "cpu" and shape.numel():
+        return mapped_empty(shape, dtype)
+    return torch.zeros(shape, dtype=dtype, device=device)
 
 
 def page_out(tensor: torch.Tensor) -> None:
