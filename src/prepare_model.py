@@ -19,6 +19,7 @@ def build_parser() -> Parser:
     option("--split", metavar="SPLIT", help="auto, table, or layers per node such as 6,8,8")
     option("--hf-token", metavar="TOKEN", help="for gated models (default: HF_TOKEN)")
     option("--dtype", help="float32, float16 or bfloat16 (default: as stored)")
+    option("--quantize", metavar="MODE", help="none, int8 or int4: how the chunks hold the weights of linear layers")
     option("--device", help="kept for old command lines: the work is done on the CPU")
     option("--seed", type=int, help="seed of --random")
     return parser

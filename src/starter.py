@@ -25,6 +25,8 @@ def build_parser(options: type[StarterOptions] = StarterOptions) -> Parser:
         metavar="N",
         help="context kept per sample (default: what the run needs)",
     )
+    option("--max-slots", type=int, metavar="N", help="samples in the ring at once (default: as memory allows)")
+    option("--prefill-rows", type=int, metavar="N", help="rows of a message; a longer prompt goes in pieces")
     option("--time-run", type=Path, metavar="FILE", help="append the run's statistics to this CSV file")
     option("--temperature", type=float, help="0 is greedy")
     option("--top-k", type=int, help="sample from the k most likely tokens; 0: from all")

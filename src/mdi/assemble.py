@@ -15,10 +15,11 @@ import torch
 from litgpt.model import LLaMAMLP, LLaMAMoE, RMSNorm
 from torch import nn
 
+from mdi.config import Mode
 from mdi.errors import CheckpointError, one_line
 from mdi.kernels import Kernels
 from mdi.linear import make_linear
-from mdi.quant import Mode, Weight, is_quantized_name, join, quantize, take
+from mdi.quant import Weight, is_quantized_name, join, quantize, take
 from mdi.tensors import page_out
 
 Rows = Callable[[torch.Tensor], torch.Tensor]
@@ -77,6 +78,8 @@ class Assembler:
             return [self.assemble(child, f"{path}{i}.") for i, child in enumerate(module)]
         for name, child in list(module.named_children()):
             part = self.assemble(child, f"{path}{name}.")
+            if name == "shared_experts":  # litgpt hands them the batch, not its rows
+                part = _on_a_batch(part)
             delattr(module, name)
             object.__setattr__(module, name, part)  # where Python finds it at once
         for name, empty in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
@@ -140,6 +143,10 @@ class Assembler:
         if isinstance(module, LLaMAMoE):
             return lambda x: module(x[None])[0]
         return module
+
+
+def _on_a_batch(part: Rows) -> Rows:
+    return lambda x: part(x[0])[None]
 
 
 def _unchanged(x: torch.Tensor) -> torch.Tensor:

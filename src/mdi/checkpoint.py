@@ -20,9 +20,11 @@ from litgpt.config import Config
 from litgpt.scripts.convert_hf_checkpoint import qkv_reassemble
 from litgpt.utils import incremental_save
 
+from mdi.config import MODES, Mode
 from mdi.errors import CheckpointError, one_line
 from mdi.files import atomic_path, storage_error, write_text
 from mdi.partition import Span, spans_of
+from mdi.quant import SCALE_SUFFIX, is_quantized_name, quantize, take, weight_bytes
 from mdi.stage import ends_shapes, layer_weights, rotary_tables, stage_shapes
 from mdi.tensors import DTYPES, dtype_name, mapped_empty, page_out
 
@@ -52,7 +54,7 @@ class Manifest:
     model_digest: str
     spans: tuple[Span, ...]
     dtype: str
-    quantization: str
+    quantization: Mode
     files: tuple[ChunkFile, ...]
     format_version: int = FORMAT_VERSION
 
@@ -151,11 +153,23 @@ def select(weights: Mapping[str, torch.Tensor], config: Config, node: int, span:
     for name, shape in wanted.items():
         if name not in named:
             raise CheckpointError(f"{name} is missing: this file holds {_describe(named)}, not layers {_range(span)}")
-        if named[name].shape != shape:
-            found, expected = tuple(named[name].shape), tuple(shape)
-            raise CheckpointError(f"{name} has the shape {found} where this model has {expected}: another model's file")
+        if (found := _shape(named, name)) != shape:
+            raise CheckpointError(
+                f"{name} has the shape {tuple(found)} where this model has {tuple(shape)}: another model's file"
+            )
+    scales = [scale for name in wanted if (scale := name + SCALE_SUFFIX) in named]
     fused = {_canonical(name, offset) for name in weights if ".attn.attn." in name}
-    return {name: qkv_reassemble(named[name], config) if name in fused else named[name] for name in wanted}
+    return {name: qkv_reassemble(named[name], config) if name in fused else named[name] for name in (*wanted, *scales)}
+
+
+def _shape(named: Mapping[str, torch.Tensor], name: str) -> torch.Size:
+    """The shape of a tensor, however it is stored."""
+    if name + SCALE_SUFFIX not in named:
+        return named[name].shape
+    try:
+        return take(named, name).shape
+    except ValueError as exc:
+        raise CheckpointError(f"damaged: {exc}") from exc
 
 
 def _canonical(name: str, offset: int) -> str:
@@ -257,6 +271,8 @@ def read_manifest(folder: Path) -> Manifest | None:
 def _check_manifest(manifest: Manifest) -> None:
     if len(manifest.files) != len(manifest.spans) or not manifest.spans:
         raise ValueError(f"{len(manifest.files)} files for {len(manifest.spans)} spans")
+    if manifest.quantization not in MODES:
+        raise ValueError(f"a quantization {manifest.quantization!r} that is none of {', '.join(MODES)}")
     if manifest.spans != tuple(spans_of([len(span) for span in manifest.spans])):
         raise ValueError(f"its spans do not follow each other: {[list(span) for span in manifest.spans]}")
     if not all(_DIGEST.fullmatch(digest) for digest in [manifest.model_digest, *(f.digest for f in manifest.files)]):
@@ -268,17 +284,19 @@ def split_model(
     spans: Sequence[Span],
     dtype: str | None = None,
     advance: Callable[[int], object] = lambda n_bytes: None,
+    *,
+    quantization: Mode = "none",
 ) -> Manifest:
     """Write one chunk per span into `chunks/<N>nodes/`, and the manifest last.
 
-    Tensors are copied one at a time from the mapped model; a tensor that the model ties is stored once.
+    Tensors are copied, cast or quantized one at a time from the mapped model; one that the model ties is stored once.
     An interrupted split leaves no manifest. `advance` is told the bytes of each tensor that was copied.
     """
     config = load_config(folder)
     weights = open_weights(folder / MODEL_FILE)
     parts = [select(weights, config, node, span) for node, span in enumerate(spans)]
     target = chunks_folder(folder, len(spans))
-    _check_space(target, parts, dtype)
+    _check_space(target, parts, dtype, quantization)
     try:
         (target / MANIFEST_FILE).unlink(missing_ok=True)
     except OSError as exc:
@@ -287,30 +305,38 @@ def split_model(
     files = []
     for node, part in enumerate(parts):
         path = target / chunk_name(node)
-        own_lines = _write_chunk(path, part, dtype, advance)
+        own_lines = _write_chunk(path, part, dtype, quantization, advance)
         files.append(ChunkFile(path.name, path.stat().st_size, digest_of_lines(own_lines)))
         lines |= own_lines
     used_dtype = dtype or dtype_name(next(iter(weights.values())).dtype)
-    manifest = Manifest(digest_of_lines(lines), tuple(spans), used_dtype, "none", tuple(files))
+    manifest = Manifest(digest_of_lines(lines), tuple(spans), used_dtype, quantization, tuple(files))
     write_text(target / MANIFEST_FILE, json.dumps(asdict(manifest), indent=1))
     return manifest
 
 
-def _write_chunk(path: Path, weights: Weights, dtype: str | None, advance: Callable[[int], object]) -> dict[str, str]:
+def _write_chunk(
+    path: Path, weights: Weights, dtype: str | None, quantization: Mode, advance: Callable[[int], object]
+) -> dict[str, str]:
+    """Write one file; returns what a digest says of each tensor, by name."""
     lines: dict[str, str] = {}
-    stored: dict[tuple[int, torch.Size], tuple[Any, str]] = {}
-    with atomic_path(path) as partial:
+    proxies: dict[str, Any] = {}
+    stored: dict[tuple[int, torch.Size, Mode], dict[str, tuple[Any, str]]] = {}
+    with atomic_path(path) as partial_path:
         try:
-            with incremental_save(partial) as saver:
-                proxies = {}
+            with incremental_save(partial_path) as saver:
                 for name, tensor in weights.items():
-                    key = (tensor.data_ptr(), tensor.shape)
+                    mode = quantization if is_quantized_name(name) else "none"
+                    key = (tensor.data_ptr(), tensor.shape, mode)
                     if key not in stored:
-                        converted = _cast(tensor, dtype)
-                        stored[key] = saver.store_early(_own_storage(converted)), tensor_line(converted)
+                        parts = quantize(tensor, mode).parts if mode != "none" else {"": _cast(tensor, dtype)}
+                        stored[key] = {
+                            suffix: (saver.store_early(_own_storage(part)), tensor_line(part))
+                            for suffix, part in parts.items()
+                        }
                         page_out(tensor)
                         advance(tensor.nbytes)
-                    proxies[name], lines[name] = stored[key]
+                    for suffix, (proxy, line) in stored[key].items():
+                        proxies[name + suffix], lines[name + suffix] = proxy, line
                 saver.save(proxies)
         except RuntimeError as exc:
             raise CheckpointError(f"{path}: could not be written ({one_line(exc)}); is the disk full?") from exc
@@ -328,13 +354,16 @@ def _own_storage(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
-def _check_space(target: Path, parts: Sequence[Weights], dtype: str | None) -> None:
+def _check_space(target: Path, parts: Sequence[Weights], dtype: str | None, quantization: Mode) -> None:
     try:
         target.mkdir(parents=True, exist_ok=True)
         free_bytes = shutil.disk_usage(target).free
     except OSError as exc:
         raise storage_error(target, exc) from exc
-    item_bytes = DTYPES[dtype].itemsize if dtype else None
-    needed = sum(t.numel() * (item_bytes or t.element_size()) for part in parts for t in part.values())
+    needed = sum(
+        weight_bytes(name, tensor.numel(), DTYPES[dtype] if dtype else tensor.dtype, quantization)
+        for part in parts
+        for name, tensor in part.items()
+    )
     if needed > free_bytes:
         raise CheckpointError(f"{target}: the chunks take {needed / 1e9:.2f} GB and {free_bytes / 1e9:.2f} GB are free")

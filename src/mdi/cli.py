@@ -46,6 +46,7 @@ def add_node_options(parser: Parser) -> None:
     parser.option("--chunk", type=Path, metavar="FILE", help="this node's chunk of the model")
     parser.option("--device", help="cpu, mps, cuda or cuda:N (default: the best there is)")
     parser.option("--dtype", help="float32, float16 or bfloat16 (default: what the device computes fast)")
+    parser.option("--quantize", metavar="MODE", help="none, int8 or int4 weights (default: as the chunk holds them)")
     parser.option("--seed", type=int, help="seed of the random choices")
 
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mdi.errors import ConfigError
 
@@ -19,9 +19,12 @@ LOGS_DIR = SOURCE_DIR / "logs"
 IMAGES_DIR = SOURCE_DIR / "img"
 
 DTYPES = ("float32", "float16", "bfloat16")
+Mode = Literal["none", "int8", "int4"]  # of quantization
+MODES: tuple[Mode, ...] = ("none", "int8", "int4")
 DEVICE = re.compile(r"cpu|mps|cuda(:\d{1,3})?")
 MOST = 10**12  # of any number on a command line
 MOST_SHARE = 10**6
+MOST_ROWS = 65536  # of a message
 LOOPBACK = ("localhost", "127.", "::1")
 
 
@@ -196,6 +199,7 @@ class NodeOptions:
     compile: bool = False
     device: str | None = None
     dtype: str | None = None
+    quantize: Mode | None = None
     seed: int = 10137
     ckpt: Path | None = None
     chunk: Path | None = None
@@ -205,6 +209,7 @@ class NodeOptions:
         if self.device is not None and not DEVICE.fullmatch(self.device):
             raise ConfigError(f"--device {self.device}: expected cpu, mps, cuda or cuda:N")
         check_dtype(self.dtype)
+        _check_quantize(self.quantize)
         if not -(2**63) <= self.seed < 2**63:
             raise ConfigError(f"--seed {self.seed}: does not fit in 64 bits")
         if self.chunk is not None and not self.chunk.is_file():
@@ -240,6 +245,8 @@ class StarterOptions(NodeOptions):
     output: Path | None = None
     peer_timeout_s: float = 5.0
     node_timeout_s: float = 60.0
+    max_slots: int | None = None
+    prefill_rows: int = 128
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -253,6 +260,11 @@ class StarterOptions(NodeOptions):
             raise ConfigError(f"--top-p {self.top_p}: must be above 0 and at most 1")
         _at_least("--peer-timeout", self.peer_timeout_s, 1)
         _at_least("--node-timeout", self.node_timeout_s, 1)
+        if self.max_slots is not None:
+            _at_least("--max-slots", self.max_slots, 1)
+        _at_least("--prefill-rows", self.prefill_rows, 1)
+        if self.prefill_rows > MOST_ROWS:
+            raise ConfigError(f"--prefill-rows {self.prefill_rows}: must be at most {MOST_ROWS}")
 
 
 @dataclass(frozen=True)
@@ -275,6 +287,7 @@ class PrepareOptions:
     n_nodes: int | None = None
     hf_token: str | None = None
     dtype: str | None = None
+    quantize: Mode = "none"
     device: str = "cpu"
     nodes_config: Path | None = None
     split: str = "auto"
@@ -289,6 +302,9 @@ class PrepareOptions:
                 raise ConfigError("--n-nodes and --nodes-config both say how many nodes there are: give one of them")
         if self.split != "auto" and self.n_nodes is None and self.nodes_config is None:
             raise ConfigError("--split needs --n-nodes or --nodes-config, which say how many nodes there are")
+        _check_quantize(self.quantize)
+        if self.quantize != "none" and self.n_nodes is None and self.nodes_config is None:
+            raise ConfigError("--quantize needs --n-nodes or --nodes-config: it is the chunks that are quantized")
         if not DEVICE.fullmatch(self.device):
             raise ConfigError(f"--device {self.device}: expected cpu, mps, cuda or cuda:N")
         check_dtype(self.dtype)
@@ -298,6 +314,11 @@ def check_dtype(dtype: str | None) -> None:
     """Raise `ConfigError` unless `dtype` is None or one of `DTYPES`."""
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"--dtype {dtype}: expected one of {', '.join(DTYPES)}")
+
+
+def _check_quantize(mode: str | None) -> None:
+    if mode is not None and mode not in MODES:
+        raise ConfigError(f"--quantize {mode}: expected one of {', '.join(MODES)}")
 
 
 def _at_least(flag: str, value: float, least: float) -> None:

@@ -18,7 +18,7 @@ from mdi.checkpoint import (
     read_manifest,
     split_model,
 )
-from mdi.config import CHECKPOINTS_DIR, NetworkConfig, StarterOptions
+from mdi.config import CHECKPOINTS_DIR, Mode, NetworkConfig, StarterOptions
 from mdi.errors import CheckpointError, ConfigError
 from mdi.partition import Load, Span, split
 from mdi.report import progress_bar
@@ -71,7 +71,7 @@ def plan_job(options: StarterOptions, network: NetworkConfig) -> Job:
         folder=folder,
         config=config,
         spans=spans,
-        weights=_starter_weights(folder, len(spans), options.chunk),
+        weights=_starter_weights(folder, len(spans), options),
         manifest=manifest,
         tokenizer=tokenizer,
         stops=stops,
@@ -135,24 +135,36 @@ def choose_spans(
         )
     spans = list(manifest.spans) if manifest and options.split == "auto" else split(options.split, load)
     model = folder / MODEL_FILE
-    if manifest is not None and list(manifest.spans) == spans and (not model.is_file() or is_fresh(folder, manifest)):
+    if (
+        manifest is not None
+        and _serves(manifest, spans, options.quantize)
+        and (not model.is_file() or is_fresh(folder, manifest))
+    ):
         return spans, manifest
     if model.is_file():
         return spans, write_chunks(folder, spans)
     if manifest is not None:
         raise CheckpointError(
-            f"{folder}: its chunks have the split {_counts(manifest.spans)} and not {_counts(spans)}, and without"
-            f" {MODEL_FILE} they cannot be made anew; use --split auto"
+            f"{folder}: its chunks have the split {_counts(manifest.spans)} with quantization {manifest.quantization},"
+            f" not {_counts(spans)} with {options.quantize or 'any'}, and without {MODEL_FILE} none can be made;"
+            " leave out --split and --quantize"
         )
     return spans, None
 
 
-def write_chunks(folder: Path, spans: Sequence[Span], dtype: str | None = None) -> Manifest:
+def _serves(manifest: Manifest, spans: list[Span], mode: Mode | None) -> bool:
+    """Whether the chunks have the split, and weights that are or can be made what was asked for."""
+    return list(manifest.spans) == spans and (manifest.quantization == "none" or mode in (None, manifest.quantization))
+
+
+def write_chunks(
+    folder: Path, spans: Sequence[Span], dtype: str | None = None, quantization: Mode = "none"
+) -> Manifest:
     """Split the model of a folder, with a progress bar."""
     if not (folder / MODEL_FILE).is_file():
         raise CheckpointError(f"{folder}: no {MODEL_FILE} here, so nothing to split; prepare the model again")
     with progress_bar((folder / MODEL_FILE).stat().st_size, f"splitting over {len(spans)} nodes", "B") as advance:
-        return split_model(folder, spans, dtype, advance)
+        return split_model(folder, spans, dtype, advance, quantization=quantization)
 
 
 def is_fresh(folder: Path, manifest: Manifest) -> bool:
@@ -167,11 +179,18 @@ def _counts(spans: Sequence[Span]) -> str:
     return ",".join(str(len(span)) for span in spans)
 
 
-def _starter_weights(folder: Path, n_nodes: int, chunk: Path | None) -> Path:
-    if chunk is not None:
-        return chunk
-    candidates = [chunks_folder(folder, n_nodes) / chunk_name(0), folder / MODEL_FILE]
-    for path in candidates if n_nodes > 1 else reversed(candidates):
+def _starter_weights(folder: Path, n_nodes: int, options: StarterOptions) -> Path:
+    if options.chunk is not None:
+        return options.chunk
+    chunk, model = chunks_folder(folder, n_nodes) / chunk_name(0), folder / MODEL_FILE
+    prefers_chunk = n_nodes > 1 or _is_quantized(folder, options.quantize)
+    for path in (chunk, model) if prefers_chunk else (model, chunk):
         if path.is_file():
             return path
     raise CheckpointError(f"{folder}: neither {MODEL_FILE} nor chunks for {n_nodes} nodes; run prepare_model.py first")
+
+
+def _is_quantized(folder: Path, mode: Mode | None) -> bool:
+    """Whether a chunk of the whole model has the quantization that was asked for."""
+    manifest = read_manifest(chunks_folder(folder, 1)) if mode not in (None, "none") else None
+    return manifest is not None and manifest.quantization == mode

@@ -15,7 +15,7 @@ from mdi.gguf_import import import_gguf, suggested_name
 from mdi.hf_import import convert_folder, link_or_copy
 from mdi.hub import download, download_config, read_config
 from mdi.job import is_fresh, write_chunks
-from mdi.partition import Load, split
+from mdi.partition import Load, Span, split
 from mdi.random_model import make_random
 from mdi.report import progress_bar
 from mdi.stage import head_weight, layer_weights
@@ -37,13 +37,17 @@ def prepare(options: PrepareOptions) -> tuple[Path, Manifest | None]:
         return folder, None
     spans = split(options.split, Load(layer_weights(config), head_weight(config), shares))
     manifest = read_manifest(chunks_folder(folder, len(spans)))
-    same = manifest is not None and list(manifest.spans) == spans and options.dtype in (None, manifest.dtype)
-    if manifest is not None and same and is_fresh(folder, manifest):
+    if manifest is not None and _is_asked_for(manifest, spans, options) and is_fresh(folder, manifest):
         log.warning("chunks for %d nodes are there already", len(spans))
         return folder, manifest
-    manifest = write_chunks(folder, spans, options.dtype)
+    manifest = write_chunks(folder, spans, options.dtype, options.quantize)
     log.warning("chunks for %d nodes are in %s", len(spans), chunks_folder(folder, len(spans)))
     return folder, manifest
+
+
+def _is_asked_for(manifest: Manifest, spans: list[Span], options: PrepareOptions) -> bool:
+    same_format = options.dtype in (None, manifest.dtype) and options.quantize == manifest.quantization
+    return list(manifest.spans) == spans and same_format
 
 
 def _shares(options: PrepareOptions) -> list[float] | None:

@@ -13,12 +13,12 @@ width is no multiple of 32 takes int8 where int4 is asked for.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
-Mode = Literal["none", "int8", "int4"]
-MODES: tuple[Mode, ...] = ("none", "int8", "int4")
+from mdi.config import MODES, Mode
+from mdi.errors import ConfigError
+
 GROUP = 32  # inputs that share an int4 scale
 BLOCK_ELEMENTS = 1 << 22  # quantized at a time, so that what is in between takes little memory
 SCALE_SUFFIX = "_scale"
@@ -39,6 +39,11 @@ class Weight:
         return "int4" if self.data.dtype == torch.uint8 else "int8"
 
     @property
+    def parts(self) -> dict[str, torch.Tensor]:
+        """What is stored, by the suffix of its name."""
+        return {"": self.data} if self.scale is None else {"": self.data, SCALE_SUFFIX: self.scale}
+
+    @property
     def shape(self) -> torch.Size:
         """(O, I), however it is stored."""
         rows, columns = self.data.shape
@@ -50,6 +55,23 @@ def is_quantized_name(name: str) -> bool:
     parts = name.split(".")
     linear = parts[-1] == "weight" and (parts[0] == "lm_head" or {"attn", "mlp"} & set(parts))
     return bool(linear) and "gate" not in parts and not any(part.startswith("norm") for part in parts)
+
+
+def weight_bytes(name: str, n_elements: int, dtype: torch.dtype, mode: Mode) -> int:
+    """What a tensor of the model takes in a mode, or else in `dtype`, scales included."""
+    if mode == "none" or not is_quantized_name(name):
+        return n_elements * dtype.itemsize
+    return n_elements + n_elements // 64 if mode == "int8" else n_elements // 2 + n_elements // (GROUP // 4)
+
+
+def resolve(stored: Mode, wanted: Mode | None, what: str) -> Mode:
+    """The mode to load a chunk with. Raises `ConfigError` where its weights have fewer bits than were asked for."""
+    if stored == "none" or wanted in (None, stored):
+        return wanted or stored
+    raise ConfigError(
+        f"--quantize {wanted}: {what} holds {stored} weights already; split the model with"
+        f" prepare_model.py --quantize {wanted}"
+    )
 
 
 def take(weights: Mapping[str, torch.Tensor], name: str) -> Weight:

@@ -81,7 +81,12 @@ def run_secondary(options: SecondaryOptions, config: NodeConfig) -> None:
     cache = ChunkCache(options.cache_dir or default_cache_dir(), content_digest)
     sources = WeightSources(cache, options.chunk, options.ckpt)
     with Secondary(
-        config, sources, device=options.device, dtype=options.dtype, compile_stage=options.compile
+        config,
+        sources,
+        device=options.device,
+        dtype=options.dtype,
+        quantize=options.quantize,
+        compile_stage=options.compile,
     ) as secondary:
         starter = f" at {config.starter_addr}" if config.starter_addr else ""
         log.warning("waiting for a starter%s, on http://%s:%d", starter, config.addr, secondary.http_port)

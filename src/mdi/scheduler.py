@@ -60,7 +60,7 @@ class Scheduler:
         stops: StopSequences = (),
         n_nodes: int = 1,
         n_slots: int | None = None,
-        max_rows: int = 512,
+        max_rows: int = 128,
     ) -> None:
         """
         Args:
@@ -139,26 +139,27 @@ class Scheduler:
         return min(-(-len(self._ready) // n_free), -(-len(self._in_slot) // self._n_nodes))
 
     def _build_step(self, group_size: int) -> Step:
-        segments: list[Segment] = []
-        ids: list[int] = []
+        rows: dict[Segment, list[int]] = {}
+        n_rows = 0
         forks: list[Fork] = []
         postponed: list[Sample] = []
-        while self._ready and len(segments) < group_size and len(ids) < self._max_rows:
+        while self._ready and len(rows) < group_size and n_rows < self._max_rows:
             sample = self._ready.popleft()
             if sample.sent == 0 and (twin := self._twin_of(sample)) is not None:
-                if twin.sent < len(sample.prompt) or any(segment.slot == twin.slot for segment in segments):
+                if twin.sent < len(sample.prompt) or any(segment.slot == twin.slot for segment in rows):
                     postponed.append(sample)
                     continue
                 forks.append(self._fork(twin, sample))
-            segment = self._next_segment(sample, self._max_rows - len(ids))
-            segments.append(segment)
-            ids += sample.ids(segment.start, segment.stop)
+            segment = self._next_segment(sample, self._max_rows - n_rows)
+            rows[segment] = sample.ids(segment.start, segment.stop)
+            n_rows += segment.n
             sample.sent = segment.stop
             self._first_with.setdefault(sample.prompt, sample)
             if not segment.keep:  # the message is full; the rest of this prompt takes its next turn
                 self._ready.append(sample)
         self._ready.extend(postponed)
-        return Step(tuple(segments), ids, tuple(forks))
+        segments = sorted(rows, key=lambda segment: segment.slot)  # neighbouring slots are attended to in one call
+        return Step(tuple(segments), [token for segment in segments for token in rows[segment]], tuple(forks))
 
     def _twin_of(self, sample: Sample) -> Sample | None:
         """A sample with the same prompt that is in a slot and has begun to be sent."""

@@ -14,12 +14,13 @@ from mdi import __version__
 from mdi.assemble import Placement
 from mdi.checkpoint import config_from_dict, config_to_dict
 from mdi.chunk_cache import ChunkCache
-from mdi.config import NodeConfig, node_name
+from mdi.config import Mode, NodeConfig, node_name
 from mdi.control import Busy, ControlClient, ControlServer
 from mdi.devices import peak_memory_bytes, pick_device, pick_dtype, share_threads
 from mdi.errors import ConfigError, ControlError, MdiError, one_line
 from mdi.link import Link, LinkDown, LinkEvent, Peer, PreviousConnected, Received, listen
 from mdi.messages import Activation, Fault, Fork, Goodbye, Message, Release, Segment
+from mdi.quant import mode_of, resolve
 from mdi.session import SessionSpec, open_link
 from mdi.sources import WeightSources
 from mdi.stage import Stage, kept_rows
@@ -66,6 +67,7 @@ class Secondary:
         *,
         device: str | None = None,
         dtype: str | None = None,
+        quantize: Mode | None = None,
         compile_stage: bool = False,
     ) -> None:
         """Raises `ConfigError` where a port is taken or the device is not there."""
@@ -73,12 +75,13 @@ class Secondary:
         self._sources = sources
         self._device = pick_device(device or config.device)
         self._dtype = pick_dtype(dtype, self._device)
-        self._compile = compile_stage
+        self._quantize, self._compile = quantize, compile_stage
         self._inbox: queue.Queue[Event] = queue.Queue()  # bounded by what the scheduler lets travel
         self._spec: SessionSpec | None = None
         self._link: Link | None = None
         self._stage: Stage | None = None
         self._stage_of: tuple[object, ...] = ()  # what the stage was loaded for
+        self._mode: Mode = "none"
         self._state = "idle"
         self._n_messages = 0
         self._last_error = ""
@@ -125,6 +128,7 @@ class Secondary:
             "state": self._state,
             "device": str(self._device),
             "dtype": dtype_name(self._dtype),
+            "quantize": self._mode,
             "starter": spec and f"{spec.starter.addr}:{spec.starter.port}",
             "epoch": spec and spec.epoch,
             "node": spec and spec.node,
@@ -206,14 +210,17 @@ class Secondary:
     def _load(self, spec: SessionSpec) -> bool:
         """Make the stage ready; False where the starter has to send the weights first."""
         config = config_from_dict(spec.config)
-        stage_of = (config_to_dict(config), spec.span, spec.chunk_digest, spec.node)
+        wanted = self._quantize or spec.quantize
+        stage_of = (config_to_dict(config), spec.span, spec.chunk_digest, spec.node, wanted)
         share_threads(spec.nodes_on_host)
         if self._stage is None or not spec.chunk_digest or self._stage_of != stage_of:
             self._stage, self._stage_of = None, ()  # the old weights go before the new ones come
             weights = self._sources.find(spec, config)
             if weights is None:
                 return False
-            self._stage = Stage(config, spec.span, weights, Placement(self._device, self._dtype))
+            self._mode = resolve(mode_of(weights), wanted, "the chunk")
+            rows = -(-spec.n_slots // spec.n_nodes)
+            self._stage = Stage(config, spec.span, weights, Placement(self._device, self._dtype, self._mode, rows))
             self._stage_of = stage_of
             if self._compile:
                 self._stage.compile()

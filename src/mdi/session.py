@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from mdi import __version__
-from mdi.config import DTYPES
+from mdi.config import DTYPES, MODES, Mode
 from mdi.errors import ControlError
 from mdi.link import Link, LinkEvent, Peer
 from mdi.partition import Span
@@ -30,6 +30,7 @@ class SessionSpec:
     context: int
     max_rows: int
     wire_dtype: str
+    quantize: Mode | None  # for weights that are not quantized already, unless the node has its own say; None: none
     peer_timeout_s: float
     nodes_on_host: int  # nodes that share this one's cores
     previous: Peer
@@ -171,6 +172,7 @@ _CHECKS = {
     "context": _whole(1, 100_000_000),
     "max_rows": _whole(1, 1_000_000),
     "wire_dtype": lambda value: value in DTYPES,
+    "quantize": lambda value: value is None or (isinstance(value, str) and value in MODES),
     "peer_timeout_s": lambda value: type(value) in (int, float) and 0.1 <= value <= 86_400,
     "nodes_on_host": _whole(1, 10_000),
     "previous": _is_peer,

@@ -22,6 +22,7 @@ from mdi.engine import LinkRing, LocalRing, Observer, Ring, generate
 from mdi.errors import CheckpointError, ControlError, LinkTimeout, MdiError
 from mdi.job import Job
 from mdi.link import HANDSHAKE_TIMEOUT_S, Link, LinkDown, LinkEvent, Peer, PreviousConnected, listen
+from mdi.quant import mode_of, resolve
 from mdi.report import progress_bar
 from mdi.sampler import Sampling
 from mdi.scheduler import Scheduler
@@ -32,7 +33,6 @@ from mdi.tensors import dtype_name
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-MAX_ROWS = 512  # rows per message
 DISMISS_TIMEOUT_S = 1.5
 RETRY_S = 0.5  # between two calls of a node that is not up yet
 
@@ -50,7 +50,8 @@ class Starter:
         self._network, self._job, self._options = network, job, options
         self._device = pick_device(options.device or network.starter.device)
         self._dtype = pick_dtype(options.dtype, self._device)
-        self._placement = Placement(self._device, self._dtype)
+        self._n_slots = min(len(job.prompts), options.max_slots or len(job.prompts))
+        self._max_rows = max(options.prefill_rows, -(-self._n_slots // len(network.nodes)))
         self._epoch = secrets.randbits(63)
         self._inbox: queue.Queue[LinkEvent] = queue.Queue()  # bounded by what the scheduler lets travel
         self._clients = [
@@ -68,7 +69,8 @@ class Starter:
             context=job.context,
             stops=job.stops,
             n_nodes=len(network.nodes),
-            max_rows=MAX_ROWS,
+            n_slots=self._n_slots,
+            max_rows=self._max_rows,
         )
 
     def __enter__(self) -> "Starter":
@@ -135,11 +137,17 @@ class Starter:
         share_threads(_nodes_on_host(self._network, self._network.starter))
         pending = [_in_background(self._initialize, node) for node in range(1, len(self._network.nodes))]
         weights = self._own_weights()
-        self._stage = Stage(job.config, job.spans[0], weights, self._placement)
-        self._ends = Ends(job.config, weights, self._placement)
+        placement = Placement(
+            self._device,
+            self._dtype,
+            quantize=resolve(mode_of(weights), self._options.quantize, str(job.weights)),
+            rows=-(-self._n_slots // len(self._network.nodes)),
+        )
+        self._stage = Stage(job.config, job.spans[0], weights, placement)
+        self._ends = Ends(job.config, weights, placement)
         if self._options.compile:
             self._stage.compile()
-        self._stage.allocate(len(job.prompts), job.context)
+        self._stage.allocate(self._n_slots, job.context)
         for future in as_completed(pending):
             future.result()
         if self._clients:
@@ -206,10 +214,11 @@ class Starter:
             config=config_to_dict(job.config),
             span=job.spans[node],
             chunk_digest=manifest.files[node].digest if manifest else "",
-            n_slots=len(job.prompts),
+            n_slots=self._n_slots,
             context=job.context,
-            max_rows=MAX_ROWS,
+            max_rows=self._max_rows,
             wire_dtype=dtype_name(self._dtype),
+            quantize=self._options.quantize,
             peer_timeout_s=self._options.peer_timeout_s,
             nodes_on_host=_nodes_on_host(self._network, nodes[node]),
             previous=_ring_peer(nodes, node - 1),
