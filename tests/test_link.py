@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import mdi.link
+from mdi.access import THIS_MACHINE, Access
 from mdi.errors import ConfigError, LinkClosed, LinkTimeout, LocalProtocolError, RemoteAbort, RemoteProtocolError
 from mdi.link import Link, LinkDown, LinkEvent, Peer, PreviousConnected, Received, listen
 from mdi.messages import Activation, Fault, Fork, Goodbye, Message, Release, Segment
@@ -74,6 +75,8 @@ class Bench:
         returning: bool = False,
         peer_timeout_s: float = PATIENCE_S,
         host: str = HOST,
+        previous_addr: str | None = None,
+        access: Access = THIS_MACHINE,
     ) -> End:
         listener = listener or self.listener(host=host)
         inbox: queue.Queue[LinkEvent] = queue.Queue()
@@ -81,7 +84,7 @@ class Bench:
             session,
             listener=listener,
             source_port=source_port,
-            previous=Peer("the node before", host, 1),
+            previous=Peer("the node before", previous_addr or host, 1),
             following=Peer("the node behind", host, following_port),
             expected=FACTS if expected is None else expected,
             hello=FACTS,
@@ -89,6 +92,7 @@ class Bench:
             post=inbox.put_nowait,
             capacity=10,
             peer_timeout_s=peer_timeout_s,
+            access=access,
         )
         self._stack.callback(link.close)
         return End(link, inbox, listener.getsockname()[1])

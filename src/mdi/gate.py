@@ -154,7 +154,7 @@ class Gate:
     def _refuse(self, environ: Environ, start_response: StartResponse, refused: _Refused) -> list[bytes]:
         if refused.told:
             request = one_line(f"{environ['REQUEST_METHOD']} {environ['REQUEST_URI']}", 100)
-            log.warning("refused %s from %s: %s", request, environ["REMOTE_ADDR"], refused)
+            log.warning("refused %s from %s: %s", request, environ["REMOTE_ADDR"], str(refused))
         body = json.dumps({"error": str(refused), "version": __version__}).encode()
         headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
         if self._key is not None:

@@ -22,7 +22,7 @@ from mdi.errors import ConfigError, LinkClosed, LinkTimeout, MdiError, RemoteAbo
 from mdi.greeting import Reception
 from mdi.handshake import Caller, KeyMismatch
 from mdi.messages import Message, Ping, Refuse, Welcome
-from mdi.sockets import abandon, await_close, configure, send, wake
+from mdi.sockets import BACKLOG, abandon, await_close, configure, send, wake
 from mdi.tls import host_name
 from mdi.wire import Decoder, Encoder, Session, State
 
@@ -81,7 +81,7 @@ def listen(addr: str, port: int) -> socket.socket:
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind(address)
-            sock.listen(8)
+            sock.listen(BACKLOG)
         except OSError:
             sock.close()
             raise

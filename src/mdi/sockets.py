@@ -8,6 +8,7 @@ import struct
 from mdi.messages import Message
 from mdi.wire import Encoder
 
+BACKLOG = 64  # connections that the system holds until we accept them
 GOODBYE_TIMEOUT_S = 2.0
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)

@@ -16,7 +16,7 @@ from cheroot import errors, server, wsgi
 from cheroot.ssl.builtin import BuiltinSSLAdapter
 
 from mdi import __version__
-from mdi.sockets import wake
+from mdi.sockets import BACKLOG, wake
 from mdi.tls import Tls
 
 log = logging.getLogger(__name__)
@@ -35,9 +35,14 @@ class WebServer(wsgi.Server):
     max_request_header_size = MAX_HEADER_BYTES
 
     def __init__(self, addr: str, port: int, application: Any, max_body_bytes: int, tls: Tls | None) -> None:
-        name = f"mdi-llm/{__version__}"
         super().__init__(
-            (addr, port), application, numthreads=N_THREADS, server_name=name, timeout=30, shutdown_timeout=1
+            (addr, port),
+            application,
+            numthreads=N_THREADS,
+            server_name=f"mdi-llm/{__version__}",
+            request_queue_size=BACKLOG,
+            timeout=30,
+            shutdown_timeout=1,
         )
         self.ConnectionClass = _Connection
         self.max_request_body_size = max_body_bytes
@@ -85,6 +90,8 @@ class _Connection(server.HTTPConnection):
     def close(self) -> None:
         self.server.strangers.pop(self, None)
         super().close()
+        with contextlib.suppress(OSError):
+            self.wfile.close()  # cheroot leaves it, and with it the socket, to the garbage collector
 
 
 @contextlib.contextmanager
