@@ -95,13 +95,15 @@ class Reception:
         return max(0.0, min(stranger.deadline_s for stranger in self._strangers.values()) - time.monotonic())
 
     def _accept(self) -> None:
-        sock, (address, *_) = self._listener.accept()
+        try:
+            sock, (address, *_) = self._listener.accept()
+        except ConnectionError:  # gone again
+            return
         stranger = _Stranger(sock, address)
         if self._callers is not None and not self._callers.include(address):
             stranger.refuse(LinkClosed("it is not the previous node's address, and this ring has no key"))
             abandon(sock)
             return
-        configure(sock, 0.0)
         if len(self._strangers) >= MAX_STRANGERS:
             first = next(iter(self._strangers.values()))
             first.refuse(LinkClosed("too many others wait to be greeted"))
@@ -140,6 +142,7 @@ class Reception:
 
     def _greet(self, stranger: _Stranger) -> Generator[int, None, Decoder | None]:
         """The handshake with one stranger; None where it ended in a refusal."""
+        configure(stranger.sock, timeout_s=0.0)
         if self._access.tls is not None:
             context = self._access.tls.server
             stranger.sock = sock = context.wrap_socket(stranger.sock, server_side=True, do_handshake_on_connect=False)
