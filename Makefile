@@ -1,13 +1,14 @@
-# Targets for people: demo, demo-compare, test, soak, clean. All of them work in .venv.
+# Targets for people: demo, demo-compare, certs, test, soak, clean. All of them work in .venv.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 GGUF := .cache/SmolLM2-135M-Instruct.Q4_1.gguf
 CHECKPOINTS := src/checkpoints
+NETWORK := src/settings_distr/configuration.json
 MODEL := $(CHECKPOINTS)/local/SmolLM2-135M-Instruct
 
-.PHONY: demo demo-compare test lint types pytest soak venv model clean
+.PHONY: demo demo-compare certs test lint types pytest soak venv model clean
 .DELETE_ON_ERROR:
 
 demo: $(MODEL)/chunks/3nodes/manifest.json
@@ -15,6 +16,9 @@ demo: $(MODEL)/chunks/3nodes/manifest.json
 
 demo-compare: $(MODEL)/model_config.yaml
 	$(BIN)/python src/demo.py --ckpt $(MODEL) --compare
+
+certs: | $(VENV)/.installed
+	$(BIN)/python src/make_certs.py --nodes-config $(NETWORK)
 
 test: lint types pytest
 

@@ -87,7 +87,7 @@ def run_ring(n_nodes: int, folder: Path, n_samples: int, n_tokens: int) -> Resul
         assert process.returncode == 0
         peaks = [usage.ru_maxrss * 1024]
         for index, node in enumerate(load_network(config).secondaries):
-            client = ControlClient(f"secondary {index}", node.addr, node.http_port)
+            client = ControlClient(f"secondary {index}", node.addr, node.http_port, node.access)
             peaks.append(client.status()["peak_memory_bytes"])
             client.stop()
         summary = json.loads(output.read_text().splitlines()[-1])["summary"]

@@ -36,6 +36,7 @@ def parse(arguments: list[str] | None = None) -> SecondaryOptions:
 def main() -> None:
     options = parse()
     node = load_node(options.nodes_config, options.index)
+    node.access.check()
     name = "" if options.index is None else options.index
     set_up_logging(options.verb, f"logs_secondary{name}.log" if options.debug else None)
     from mdi.run import run_secondary  # after the arguments are known to be good: torch and litgpt take seconds

@@ -46,6 +46,7 @@ def main(kind: type[StarterOptions] = StarterOptions) -> None:
     options = options_from(kind, build_parser(kind).parse_args())
     set_up_logging(options.verb, "logs_starter.log" if options.debug else None)
     network = load_network(options.nodes_config)
+    network.starter.access.check()
     from mdi.run import run_starter  # after the arguments are known to be good: torch and litgpt take seconds
 
     run_starter(options, network)

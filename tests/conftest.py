@@ -19,6 +19,8 @@ SCRIPTS = ROOT / "src"
 GGUF = ROOT / ".cache" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # nodes share the cores
+for name in ("MDI_KEY", "MDI_KEY_FILE"):
+    os.environ.pop(name, None)  # a ring of the tests has the key that its test gives it
 
 
 @pytest.fixture(scope="session")

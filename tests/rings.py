@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mdi.access import THIS_MACHINE, Access
 from mdi.checkpoint import content_digest
 from mdi.chunk_cache import ChunkCache
 from mdi.config import NetworkConfig, NodeConfig, StarterOptions
@@ -54,14 +55,24 @@ def run_job(network: NetworkConfig, job: Job, options: StarterOptions) -> list[l
 
 
 @contextlib.contextmanager
-def ring_of(n_nodes: int, cache_dir: Path, shares: Sequence[float] | None = None) -> Iterator[Ring]:
-    """A ring with `n_nodes - 1` secondaries, each serving in a thread of its own, with one chunk cache."""
+def ring_of(
+    n_nodes: int,
+    cache_dir: Path,
+    shares: Sequence[float] | None = None,
+    access: Access = THIS_MACHINE,
+    starter_access: Access | None = None,
+) -> Iterator[Ring]:
+    """A ring with `n_nodes - 1` secondaries, each serving in a thread of its own, with one chunk cache.
+
+    All nodes have the same access, unless the starter is given another one.
+    """
     shares = shares or [1.0] * n_nodes
+    any_port = replace(ANY_PORT, access=access)
     with contextlib.ExitStack() as stack:
         secondaries, nodes = [], []
         for share in shares[1:]:
             secondary = stack.enter_context(
-                Secondary(ANY_PORT, WeightSources(ChunkCache(cache_dir, content_digest)), dtype="float32")
+                Secondary(any_port, WeightSources(ChunkCache(cache_dir, content_digest)), dtype="float32")
             )
             thread = threading.Thread(target=secondary.serve, name="secondary")
             thread.start()
@@ -70,5 +81,7 @@ def ring_of(n_nodes: int, cache_dir: Path, shares: Sequence[float] | None = None
             secondaries.append(secondary)
             nodes.append(NodeConfig("127.0.0.1", secondary.http_port, secondary.port_in, 0, share=share))
         http_port, port_in = free_ports(2)
-        starter = replace(ANY_PORT, http_port=http_port, port_in=port_in, share=shares[0])
+        starter = replace(
+            ANY_PORT, http_port=http_port, port_in=port_in, share=shares[0], access=starter_access or access
+        )
         yield Ring(NetworkConfig(starter, tuple(nodes)), secondaries)

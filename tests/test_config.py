@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mdi.access import Access
 from mdi.config import (
     SETTINGS_DIR,
     SOURCE_DIR,
@@ -67,8 +69,9 @@ def error_of(action: Callable[[], object]) -> str:
 
 def nodes(http: list[int], ring: list[int], addrs: list[str], devices: list[str | None]) -> tuple[NodeConfig, ...]:
     """Nodes on `http` ports and ring ports (in, out); every secondary names the starter's address."""
+    access = Access(addrs=tuple(dict.fromkeys(addrs)))
     return tuple(
-        NodeConfig(addrs[i], http[i], ring[2 * i], ring[2 * i + 1], devices[i], 1.0, addrs[0] if i else None)
+        NodeConfig(addrs[i], http[i], ring[2 * i], ring[2 * i + 1], devices[i], 1.0, addrs[0] if i else None, access)
         for i in range(len(http))
     )
 
@@ -84,8 +87,8 @@ NETWORKS = {
     "jetson_config.json": nodes([8088, 8089, 8090], [*range(5088, 5094)], JETSONS, ["cuda"] * 3),
 }
 SINGLE_NODES = {
-    "secondary/node0.json": NodeConfig(HERE, 8089, 5090, 5091, starter_addr=HERE),
-    "secondary/node1.json": NodeConfig(HERE, 8090, 5092, 5093, starter_addr=HERE),
+    "secondary/node0.json": NodeConfig(HERE, 8089, 5090, 5091, starter_addr=HERE, access=Access(addrs=(HERE, HERE))),
+    "secondary/node1.json": NodeConfig(HERE, 8090, 5092, 5093, starter_addr=HERE, access=Access(addrs=(HERE, HERE))),
 }
 
 
@@ -106,7 +109,9 @@ def test_a_shipped_single_node_is_the_published_one(name: str) -> None:
 @pytest.mark.parametrize(("name", "n_nodes"), [("jetson_config_4.json", 4), ("jetson_config_5.json", 5)])
 def test_the_larger_jetson_networks_extend_the_smaller(name: str, n_nodes: int) -> None:
     network = load_network(SETTINGS_DIR / name)
-    assert network.nodes[:3] == NETWORKS["jetson_config.json"]
+    access = network.starter.access
+    assert network.nodes[:3] == tuple(replace(node, access=access) for node in NETWORKS["jetson_config.json"])
+    assert access == Access(addrs=tuple(node.addr for node in network.nodes))
     assert len(network.nodes) == n_nodes
     assert len({node.addr for node in network.nodes}) == n_nodes
     assert {node.device for node in network.nodes} == {"cuda"}
@@ -125,7 +130,9 @@ def test_a_single_node_network_has_no_secondaries(tmp_path: Path) -> None:
     data = network_json()
     data["nodes"]["secondary"] = []
     path = written(tmp_path, data)
-    assert load_network(path) == NetworkConfig(NodeConfig("127.0.0.1", 8088, 5088, 5089))
+    assert load_network(path) == NetworkConfig(
+        NodeConfig("127.0.0.1", 8088, 5088, 5089, access=Access(addrs=("127.0.0.1",)))
+    )
     assert error_of(lambda: load_node(path, 0)) == f"{path} has no secondaries, not 0"
     assert "has no secondaries: say which one" in error_of(lambda: load_node(path, None))
 
@@ -427,7 +434,7 @@ def test_dtypes_are_refused_with_the_allowed_ones() -> None:
 
 TORCH_FREE = [
     "errors", "files", "config", "partition", "messages", "wire", "link", "scheduler", "stops", "session",
-    "chunk_cache", "report", "memory",
+    "chunk_cache", "report", "memory", "keys", "tls", "access", "handshake", "sockets", "greeting", "gate",
 ]  # fmt: skip
 BLOCKED = ["torch", "litgpt", "lightning", "numpy", "cherrypy", "cheroot", "requests", "matplotlib", "tqdm"]
 IMPORT_BLOCKED = """

@@ -1,8 +1,11 @@
 """The docs are executable: commands are parsed, examples decoded, the module table held against the tree."""
 
 import ast
+import hmac
+import json
 import re
 import shlex
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +19,9 @@ import secondary
 import starter
 from conftest import ROOT
 from mdi.config import PrepareOptions, SampleOptions, StarterOptions
-from mdi.messages import Activation, Fault, Fork, Goodbye, Hello, Ping, Refuse, Release, Segment, Welcome
+from mdi.handshake import proven
+from mdi.keys import Key
+from mdi.messages import Activation, Fault, Fork, Goodbye, Hello, Ping, Proof, Refuse, Release, Segment, Welcome
 from mdi.wire import Decoder, Encoder, Kind, Session, State
 
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -61,9 +66,25 @@ def hex_examples() -> dict[str, bytes]:
     return {name: bytes.fromhex(digits) for name, digits in re.findall(r"```hex (.+)\n([0-9a-f \n]+)```", text)}
 
 
+EXAMPLE_KEY = b"a key for the examples"
+NONCES = bytes(range(16)), bytes(range(16, 32))  # of the caller and of the answerer
+KEYED_FACTS = {"node": 0, "nonce": NONCES[0].hex()}
+
+
+def proof_of(role: bytes) -> bytes:
+    """A proof of the examples, made from the document's words alone."""
+    parts = (b"mdi ring 2", role, struct.pack("<Q", 7), NONCES[1], json.dumps(KEYED_FACTS, sort_keys=True).encode())
+    joined = b"".join(struct.pack("<Q", len(part)) + part for part in parts)
+    return hmac.new(EXAMPLE_KEY, joined, "sha256").digest()
+
+
 EXPECTED = {
     "HELLO": Hello({"node": 0}),
+    "HELLO with key": Hello(KEYED_FACTS),
+    "WELCOME with key": Welcome(NONCES[1], proof_of(b"answerer")),
+    "PROOF with key": Proof(proof_of(b"caller")),
     "WELCOME": Welcome(),
+    "PROOF": Proof(),
     "REFUSE": Refuse("another epoch"),
     "RELEASE": Release(2),
     "FORK": Fork(0, 3, 3),
@@ -73,15 +94,23 @@ EXPECTED = {
     "ACTIVATION": Activation(SEGMENTS, memoryview(b"")),
     "ACTIVATION returning": Activation(SEGMENTS, memoryview(b"")),
 }
+BACKWARD = ("WELCOME", "REFUSE")
+STATES = dict.fromkeys(("HELLO", *BACKWARD), State.HANDSHAKE) | {"PROOF": State.GREETED}
+
+
+def state_of(name: str) -> tuple[State, bool]:
+    """Where an example belongs: the state that it is legal in, and whether it travels backward."""
+    kind, *_ = name.split()
+    return STATES.get(kind, State.OPEN), kind in BACKWARD
 
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_the_hex_examples_decode_and_encode(name: str) -> None:
     data, expected = hex_examples()[name], EXPECTED[name]
-    backward = name in ("WELCOME", "REFUSE")
+    state, backward = state_of(name)
     decoder = Decoder(SESSION, returning=name.endswith("returning"), backward=backward)
     encoder = Encoder(SESSION, backward=backward)
-    decoder.state = encoder.state = State.HANDSHAKE if backward or name == "HELLO" else State.OPEN
+    decoder.state = encoder.state = state
     message, rest = None, data
     while rest:
         buffer = decoder.buffer()
@@ -96,6 +125,13 @@ def test_the_hex_examples_decode_and_encode(name: str) -> None:
         assert message == expected
     assert message is not None
     assert b"".join(bytes(part) for part in encoder.encode(message)) == data
+
+
+def test_the_keyed_examples_are_what_the_handshake_says() -> None:
+    key = Key(EXAMPLE_KEY.decode(), "the document")
+    for name, role, mac in (("WELCOME", b"answerer", 16), ("PROOF", b"caller", 0)):
+        body = hex_examples()[f"{name} with key"][32:]
+        assert key.proves(body[mac:], *proven(role, SESSION, KEYED_FACTS, NONCES[1]))
 
 
 def test_there_is_an_example_of_every_kind() -> None:

@@ -29,6 +29,7 @@ from script_helpers import (
     Result,
     Scripts,
     WarmPython,
+    one_line_error,
     ports_in_use,
     read_samples,
     removed_afterwards,
@@ -183,6 +184,30 @@ def test_ten_cold_runs_on_the_same_ports(main_job: MainJob, tiny: Path, tmp_path
     assert len(rows) == 10
     assert all(STATS_LINE.fullmatch(row) for row in rows)
     assert {row.split(",")[3] for row in rows} == {str(12 + N_TOKENS)}  # the context that a run needs
+
+
+# ---- a ring with a key
+
+
+def test_a_ring_with_a_key_serves_who_has_it_and_shows_it_to_nobody(
+    scripts: Scripts, tiny: Path, tmp_path: Path
+) -> None:
+    network, secret = write_network(tmp_path / "net.json", 2), "correct horse battery staple"
+    logs = [LOGS_DIR / "logs_starter.log", LOGS_DIR / "logs_secondary0.log"]
+    with removed_afterwards(*logs):
+        (secondary,) = scripts.secondaries(network, "-d", env={"MDI_KEY": secret})
+        secondary.wait_for("waiting for a starter")
+        stranger = start(scripts, network, tiny, *SEEDED).result()
+        one_line_error(stranger, 1, "secondary 0 at .* refused: this ring has a key and the caller has none")
+        result = run(scripts, network, tiny, "-v", "-d", *SEEDED, env={"MDI_KEY": f" {secret}\n"})
+        ended = secondary.result(10)
+        said = [text for done in (stranger, result, ended) for text in (done.stdout, done.stderr)]
+        said += [log.read_text() for log in logs]
+    assert ended.code == 0
+    assert result.stdout.startswith("--- sample 1 ---\n")
+    assert "refused POST /init from 127.0.0.1: this ring has a key and the caller has none" in ended.stderr
+    assert secret not in "".join(said)
+    assert "is ready" in result.stderr
 
 
 # ---- secondaries that are kept

@@ -15,7 +15,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mdi.errors import LinkClosed, LocalProtocolError, RemoteProtocolError
-from mdi.messages import Activation, Fault, Fork, Goodbye, Hello, Message, Ping, Refuse, Release, Segment, Welcome
+from mdi.messages import (
+    Activation,
+    Fault,
+    Fork,
+    Goodbye,
+    Hello,
+    Message,
+    Ping,
+    Proof,
+    Refuse,
+    Release,
+    Segment,
+    Welcome,
+)
 from mdi.wire import Decoder, Encoder, Session
 from wire_helpers import (
     FORWARD_MESSAGES,
@@ -23,6 +36,7 @@ from wire_helpers import (
     HEADER_BYTES,
     HELLO,
     KINDS,
+    PROOF,
     ROW_BYTES,
     SESSION,
     TWO_SEGMENTS,
@@ -36,7 +50,8 @@ from wire_helpers import (
 )
 
 HANDSHAKES: list[Message] = [Hello({"node": 1, "name": "é", "none": None, "list": [1.5, "a"]}), Hello({})]
-ANSWERS: list[Message] = [Welcome(), Refuse("n_slots is 3, this node expects 4")]
+ANSWERS: list[Message] = [Welcome(), Welcome(b"n" * 16, b"m" * 32), Refuse("n_slots is 3, this node expects 4")]
+PROOFS: list[Message] = [Proof(), Proof(b"m" * 32), Refuse("different keys")]
 
 Coded = tuple[Message, bytes, Callable[[], Decoder]]
 
@@ -48,7 +63,20 @@ def encoded(message: Message, encoder: Encoder) -> bytes:
 def open_encoder(session: Session = SESSION) -> Encoder:
     encoder = Encoder(session)
     encoder.encode(Hello({}))
+    encoder.encode(Proof())
     return encoder
+
+
+def greeted_encoder() -> Encoder:
+    encoder = Encoder(SESSION)
+    encoder.encode(Hello({}))
+    return encoder
+
+
+def greeted_decoder() -> Decoder:
+    decoder = Decoder(SESSION)
+    assert list(feed(decoder, HELLO)) == [Hello({})]
+    return decoder
 
 
 def every_message() -> list[Coded]:
@@ -59,6 +87,7 @@ def every_message() -> list[Coded]:
     for message in ANSWERS:
         data = encoded(message, Encoder(SESSION, backward=True))
         cases.append((message, data, lambda: Decoder(SESSION, backward=True)))
+    cases += [(message, encoded(message, greeted_encoder()), greeted_decoder) for message in PROOFS]
     cases += [(message, encoded(message, open_encoder()), open_decoder) for message in FORWARD_MESSAGES]
     for kept in (
         Activation(TWO_SEGMENTS, memoryview(rows(2))),
@@ -129,6 +158,8 @@ def test_the_encoder_writes_the_published_bytes() -> None:
     assert encoded(Activation(segments, memoryview(data)), open_encoder()) == activation([(1, 5, 2, 1)], data)
     assert encoded(Hello({"b": 1, "a": 2}), Encoder(SESSION)) == frame(1, b'{"a": 2, "b": 1}')
     assert encoded(Welcome(), Encoder(SESSION, backward=True)) == frame(2)
+    assert encoded(Welcome(b"n" * 16, b"m" * 32), Encoder(SESSION, backward=True)) == frame(2, b"n" * 16 + b"m" * 32)
+    assert encoded(Proof(b"m" * 32), greeted_encoder()) == frame(10, b"m" * 32)
     assert encoded(Refuse("no"), Encoder(SESSION, backward=True)) == frame(3, b"no")
     assert encoded(Release(2), open_encoder()) == frame(5, struct.pack("<IIII", 2, 0, 0, 0))
     assert encoded(Fork(0, 2, 9), open_encoder()) == frame(6, struct.pack("<IIII", 0, 2, 9, 0))
@@ -176,7 +207,7 @@ def test_rows_are_sent_from_the_memory_they_lie_in() -> None:
 
 
 def test_a_stream_that_ends_anywhere_but_after_goodbye_is_closed_too_early() -> None:
-    frames = [HELLO, activation([(0, 0, 2, 1)], rows(2)), frame(7), GOODBYE]
+    frames = [HELLO, PROOF, activation([(0, 0, 2, 1)], rows(2)), frame(7), GOODBYE]
     whole = b"".join(frames)
     boundaries = {sum(map(len, frames[:n])) for n in range(len(frames))}
     for length in range(len(whole)):
@@ -193,7 +224,7 @@ def test_a_stream_that_ends_anywhere_but_after_goodbye_is_closed_too_early() -> 
 
 def test_bytes_after_the_goodbye_are_no_clean_end() -> None:
     decoder = Decoder(SESSION)
-    list(feed(decoder, HELLO + GOODBYE + b"M"))
+    list(feed(decoder, HELLO + PROOF + GOODBYE + b"M"))
     with pytest.raises(LinkClosed, match="within a frame"):
         decoder.end_of_file()
 
@@ -222,10 +253,11 @@ GOOD_SEGMENT = [(0, 0, 2, 1)]
     [
         (activation(GOOD_SEGMENT, rows(2), magic=b"MDIS"), r"not a ring message: it begins with b'MDIS'"),
         (b"GET / HTTP/1.1\r\nHost: 127.0.0.1:5088\r\n", r"not a ring message: it begins with b'GET '"),
-        (activation(GOOD_SEGMENT, rows(2), version=2), "version 2 of the ring protocol, this node 1"),
+        (activation(GOOD_SEGMENT, rows(2), version=1), "version 1 of the ring protocol, this node 2"),
         (activation(GOOD_SEGMENT, rows(2), version=0), "version 0"),
         (frame(0), "kind 0 is not legal in state OPEN"),
-        (frame(10), "kind 10 is not legal in state OPEN"),
+        (frame(10), "PROOF is not legal in state OPEN"),
+        (frame(11), "kind 11 is not legal in state OPEN"),
         (frame(255), "kind 255 is not legal"),
         (activation(GOOD_SEGMENT, rows(2), epoch=8), "a frame of epoch 8; this session is 7"),
         (activation(GOOD_SEGMENT, rows(2), epoch=2**64 - 1), "a frame of epoch 18446744073709551615"),
@@ -265,10 +297,25 @@ def test_a_handshake_of_impossible_size_is_refused_before_the_body(data: bytes, 
 
 
 @pytest.mark.parametrize(
-    ("data", "words"), [(frame(3, n_bytes=4097), "REFUSE of 4097"), (frame(2, n_bytes=1), "WELCOME of 1 bytes")]
+    ("data", "words"),
+    [
+        (frame(3, n_bytes=4097), "REFUSE of 4097"),
+        *((frame(2, n_bytes=n_bytes), f"WELCOME of {n_bytes} bytes") for n_bytes in (1, 16, 32, 47, 49, 2**32 - 1)),
+    ],
 )
 def test_an_answer_of_impossible_size_is_refused_before_the_body(data: bytes, words: str) -> None:
     assert words in refusal(data, Decoder(SESSION, backward=True))
+
+
+@pytest.mark.parametrize("n_bytes", [1, 31, 33, 48, 2**32 - 1])
+def test_a_proof_of_impossible_size_is_refused_before_the_body(n_bytes: int) -> None:
+    assert f"PROOF of {n_bytes} bytes" in refusal(frame(10, n_bytes=n_bytes), greeted_decoder())
+
+
+@pytest.mark.parametrize("message", [Proof(b"m" * 31), Proof(b"m" * 33)])
+def test_a_proof_of_another_size_is_not_sent(message: Message) -> None:
+    with pytest.raises(LocalProtocolError, match="which nobody would take"):
+        greeted_encoder().encode(message)
 
 
 @pytest.mark.parametrize(
@@ -377,15 +424,17 @@ def test_a_decoder_stays_dead_after_an_error() -> None:
 
 # ---- which message is legal when
 
-LEGAL_FORWARD = {"HANDSHAKE": {Hello}, "OPEN": {Activation, Release, Fork, Ping, Fault, Goodbye}, "CLOSED": set()}
-LEGAL_BACKWARD = {"HANDSHAKE": {Welcome, Refuse}, "OPEN": set(), "CLOSED": set()}
+RUNNING = {Activation, Release, Fork, Ping, Fault, Goodbye}
+LEGAL_FORWARD = {"HANDSHAKE": {Hello}, "GREETED": {Proof, Refuse}, "OPEN": RUNNING, "CLOSED": set()}
+LEGAL_BACKWARD = {"HANDSHAKE": {Welcome, Refuse}, "GREETED": set(), "CLOSED": set()}
 ONE_OF_EACH: list[Message] = [
     Hello({}), Welcome(), Refuse("no"), Activation((Segment(0, 0, 1, 1),), memoryview(rows(1))),
-    Release(0), Fork(0, 1, 1), Ping(), Fault(1, "gone"), Goodbye(),
+    Release(0), Fork(0, 1, 1), Ping(), Fault(1, "gone"), Goodbye(), Proof(),
 ]  # fmt: skip
 WAYS = {
-    (False, "HANDSHAKE"): b"", (False, "OPEN"): HELLO, (False, "CLOSED"): HELLO + GOODBYE,
-    (True, "HANDSHAKE"): b"", (True, "OPEN"): frame(2), (True, "CLOSED"): frame(3),
+    (False, "HANDSHAKE"): b"", (False, "GREETED"): HELLO, (False, "OPEN"): HELLO + PROOF,
+    (False, "CLOSED"): HELLO + PROOF + GOODBYE,
+    (True, "HANDSHAKE"): b"", (True, "GREETED"): frame(2), (True, "CLOSED"): frame(3),
 }  # fmt: skip
 
 
@@ -395,7 +444,7 @@ def raw(message: Message) -> bytes:
         return encoded(message, Encoder(SESSION))
     if isinstance(message, Welcome | Refuse):
         return encoded(message, Encoder(SESSION, backward=True))
-    return encoded(message, open_encoder())
+    return encoded(message, greeted_encoder() if isinstance(message, Proof) else open_encoder())
 
 
 @pytest.mark.parametrize("message", ONE_OF_EACH, ids=lambda message: type(message).__name__)
@@ -486,7 +535,7 @@ def test_a_reason_with_bytes_of_a_foreign_file_name_can_be_sent() -> None:
 
 
 @few_examples
-@given(st.binary(max_size=200), st.sampled_from([b"", HELLO]), st.booleans(), st.booleans())
+@given(st.binary(max_size=200), st.sampled_from([b"", HELLO, HELLO + PROOF]), st.booleans(), st.booleans())
 def test_arbitrary_bytes_raise_nothing_but_protocol_errors(
     data: bytes, prefix: bytes, returning: bool, backward: bool
 ) -> None:
@@ -496,7 +545,13 @@ def test_arbitrary_bytes_raise_nothing_but_protocol_errors(
 
 
 @few_examples
-@given(st.integers(0, 12), st.binary(max_size=120), st.integers(0, 4), st.integers(0, 4), st.sampled_from([b"", HELLO]))
+@given(
+    st.integers(0, 12),
+    st.binary(max_size=120),
+    st.integers(0, 4),
+    st.integers(0, 4),
+    st.sampled_from([b"", HELLO, HELLO + PROOF]),
+)
 def test_arbitrary_frames_with_right_checksums_raise_nothing_but_protocol_errors(
     kind: int, body: bytes, dtype: int, n_segments: int, prefix: bytes
 ) -> None:
@@ -557,7 +612,7 @@ json_values = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow
 def test_arbitrary_legal_streams_arrive_as_they_were_sent(
     facts: dict[str, object], messages: list[Message], last: Message, pieces: list[int]
 ) -> None:
-    stream = [Hello(facts), *messages, last]
+    stream = [Hello(facts), Proof(), *messages, last]
     encoder = Encoder(SESSION)
     data = b"".join(encoded(message, encoder) for message in stream)
     decoder = Decoder(SESSION)

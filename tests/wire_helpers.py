@@ -7,7 +7,20 @@ from collections.abc import Iterable, Iterator
 
 from hypothesis import HealthCheck, settings
 
-from mdi.messages import Activation, Fault, Fork, Goodbye, Hello, Message, Ping, Refuse, Release, Segment, Welcome
+from mdi.messages import (
+    Activation,
+    Fault,
+    Fork,
+    Goodbye,
+    Hello,
+    Message,
+    Ping,
+    Proof,
+    Refuse,
+    Release,
+    Segment,
+    Welcome,
+)
 from mdi.wire import Decoder, Session
 
 HEADER_BYTES = 32
@@ -15,7 +28,7 @@ SESSION = Session(epoch=7, n_embd=4, wire_dtype="float32", n_slots=3, context=16
 ROW_BYTES = 16
 LARGEST_BUFFER = 4096  # a text; the rows of SESSION are smaller
 
-KINDS = {Hello: 1, Welcome: 2, Refuse: 3, Activation: 4, Release: 5, Fork: 6, Ping: 7, Fault: 8, Goodbye: 9}
+KINDS = {Hello: 1, Welcome: 2, Refuse: 3, Activation: 4, Release: 5, Fork: 6, Ping: 7, Fault: 8, Goodbye: 9, Proof: 10}
 
 few_examples = settings(
     max_examples=50, deadline=None, database=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
@@ -27,7 +40,7 @@ def frame(
     body: bytes = b"",
     *,
     magic: bytes = b"MDIR",
-    version: int = 1,
+    version: int = 2,
     dtype: int = 0,
     reserved: int = 0,
     epoch: int = 7,
@@ -55,6 +68,7 @@ def rows(n: int) -> bytes:
 
 
 HELLO = frame(1, b"{}")
+PROOF = frame(10)
 GOODBYE = frame(9)
 
 TWO_SEGMENTS = (Segment(0, 3, 2, 1), Segment(2, 0, 3, 1))
@@ -74,7 +88,7 @@ def open_decoder(*, returning: bool = False, session: Session = SESSION) -> Deco
     """A decoder that has read the handshake."""
     decoder = Decoder(session, returning=returning)
     hello = frame(1, b"{}", epoch=session.epoch)
-    assert list(feed(decoder, hello)) == [Hello({})]
+    assert list(feed(decoder, hello + frame(10, epoch=session.epoch))) == [Hello({}), Proof()]
     return decoder
 
 

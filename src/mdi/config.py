@@ -6,11 +6,14 @@ Errors are `ConfigError`s that name the file or flag, the key, the value and wha
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from mdi.access import THIS_MACHINE, Access
 from mdi.errors import ConfigError
+from mdi.keys import Key, key_from_environment, key_from_file
+from mdi.tls import Tls
 
 SOURCE_DIR = Path(__file__).resolve().parents[1]
 SETTINGS_DIR = SOURCE_DIR / "settings_distr"
@@ -39,6 +42,7 @@ class NodeConfig:
     device: str | None = None
     share: float = 1.0  # how much work the node can take, relative to the others
     starter_addr: str | None = None  # where a secondary expects its starter
+    access: Access = THIS_MACHINE  # who may speak to it
 
     @property
     def host(self) -> str:
@@ -70,23 +74,28 @@ def node_name(index: int) -> str:
 def load_network(path: Path) -> NetworkConfig:
     """Read a file that describes the whole network."""
     root = _Reader(path, _load_json(path))
-    nodes = root.child("nodes")
+    access = _read_access(root)
+    readers = root.child("nodes")
     root.finish()
-    starter = _read_node(nodes.child("starter"))
-    secondaries = nodes.children("secondary")
-    nodes.finish()
-    network = NetworkConfig(starter, tuple(_read_node(node) for node in secondaries))
-    _refuse_shared_ports(path, network.nodes)
-    return network
+    starter = readers.child("starter")
+    secondaries = readers.children("secondary")
+    readers.finish()
+    nodes = [_read_node(reader) for reader in (starter, *secondaries)]
+    _refuse_shared_ports(path, nodes)
+    access = replace(access, addrs=tuple(dict.fromkeys(node.addr for node in nodes)))
+    nodes = [replace(node, access=access) for node in nodes]
+    return NetworkConfig(nodes[0], tuple(nodes[1:]))
 
 
 def load_node(path: Path, index: int | None) -> NodeConfig:
     """Read one secondary: number `index` of a network file, or the only node of a single-node file."""
     data = _load_json(path)
     if "nodes" not in data:
-        node = _read_node(_Reader(path, data))
+        reader = _Reader(path, data)
+        access = _read_access(reader)
+        node = _read_node(reader)
         _refuse_shared_ports(path, [node])
-        return node
+        return replace(node, access=replace(access, addrs=_addrs_of(node)))
     secondaries = load_network(path).secondaries
     if index is None:
         raise ConfigError(
@@ -95,6 +104,11 @@ def load_node(path: Path, index: int | None) -> NodeConfig:
     if not 0 <= index < len(secondaries):
         raise ConfigError(f"{path} has {_range_of(len(secondaries))}, not {index}")
     return secondaries[index]
+
+
+def _addrs_of(node: NodeConfig) -> tuple[str, ...] | None:
+    """Who may call a node that knows no other nodes: its starter, or anyone where it does not know that either."""
+    return (node.addr, node.starter_addr) if node.starter_addr else None
 
 
 def _range_of(n_secondaries: int) -> str:
@@ -134,6 +148,9 @@ class _Reader:
             raise self.error(key, f"{value!r} is not {wanted}")
         return value
 
+    def has(self, key: str) -> bool:
+        return key in self._data
+
     def child(self, key: str) -> "_Reader":
         return _Reader(self._path, self.take(key, dict, "an object"), f"{self._where}{key}.")
 
@@ -156,9 +173,40 @@ class _Reader:
             raise self.error(key, "is empty")
         return value
 
+    def file(self, key: str, *, required: bool = True) -> Path | None:
+        """A path, relative to the folder of the configuration."""
+        value = self.text(key, required=required)
+        return None if value is None else self._path.parent / value
+
+    def key(self) -> Key | None:
+        """The ring's key, as a text or in a file. Errors do not quote it."""
+        path = self.file("key_file", required=False)
+        if not self.has("key"):
+            return None if path is None else key_from_file(path, f"{self._path}: {self._where}key_file")
+        if path is not None:
+            raise self.error("key", "key_file gives a key too: keep one of them")
+        text = self._data.pop("key")
+        if not isinstance(text, str):
+            raise self.error("key", "is not a text")
+        return Key(text, f"{self._path}: {self._where}key")
+
     def finish(self) -> None:
         if self._data:
             raise self.error(next(iter(self._data)), "unknown key")
+
+
+def _read_access(root: _Reader) -> Access:
+    """The top-level keys `key`, `key_file` and `tls`. A key of the environment comes before the file's."""
+    configured = root.key()
+    tls = root.child("tls") if root.has("tls") else None
+    return Access(key_from_environment() or configured, _read_tls(tls) if tls else None)
+
+
+def _read_tls(reader: _Reader) -> Tls:
+    certificate, private_key, ca = (reader.file(key) for key in ("certificate", "private_key", "ca"))
+    reader.finish()
+    assert certificate is not None and private_key is not None and ca is not None
+    return Tls(certificate, private_key, ca)
 
 
 def _read_node(reader: _Reader) -> NodeConfig:

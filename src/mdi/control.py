@@ -7,9 +7,10 @@
     HEAD /chunks/<digest>  how many bytes of a chunk the node holds (X-Held-Bytes)
     PUT  /chunks/<digest>  append to it (Content-Range)
 
-Bodies are JSON, but for the chunk's bytes. An error has the body {"error": reason}.
+Bodies are JSON, but for the chunk's bytes. An error has the body {"error": reason}. Who may ask is `mdi.gate`'s matter.
 """
 
+import functools
 import html
 import json
 import logging
@@ -23,14 +24,17 @@ from typing import Any, Protocol
 
 import cherrypy
 import requests
-from cheroot import wsgi
 from urllib3.exceptions import HTTPError
 
+from mdi.access import THIS_MACHINE, Access, is_loopback
 from mdi.chunk_cache import ChunkCache
 from mdi.errors import CheckpointError, ConfigError, ControlError, MdiError, one_line
 from mdi.files import storage_error
+from mdi.gate import SCHEME, STREAMED, Challenge, Gate
+from mdi.keys import Key
 from mdi.link import listen
 from mdi.session import SessionSpec
+from mdi.web_server import WebServer
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +44,7 @@ ANSWER_TIMEOUT_S = 15.0
 STATUS_TIMEOUT_S = 2.0
 UPLOAD_BYTES = 16 << 20  # of one PUT
 MAX_JSON_BYTES = 1 << 20
-MAX_HEADER_BYTES = 64 << 10
+SIGNING_ATTEMPTS = 3  # a busy node may have forgotten the nonce it gave us
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
 
 
@@ -72,16 +76,17 @@ class ControlServer:
     It is an object of its own, not cherrypy's process-wide engine: several nodes live in one process.
     """
 
-    def __init__(self, addr: str, port: int, node: Node) -> None:
+    def __init__(self, addr: str, port: int, node: Node, access: Access = THIS_MACHINE) -> None:
         """Raises `ConfigError` where the port is taken or the address is not one of this machine."""
-        listen(addr, port).close()  # for its errors: cheroot's do not tell the reason
+        with listen(addr, port) as probe:  # for its errors: cheroot's do not tell the reason
+            local = probe.getsockname()[0]
+        _warn_of_strangers(addr, access)
         self._closing = threading.Event()
         application = cherrypy.Application(_Routes(node, self._closing), "", config=_APPLICATION)
         application.log.access_log.disabled = True
         application.log.error_log.parent = log
-        self._server = _QuietServer((addr, port), application, numthreads=4, timeout=30, shutdown_timeout=1)
-        self._server.max_request_body_size = 2 * UPLOAD_BYTES
-        self._server.max_request_header_size = MAX_HEADER_BYTES
+        gate = Gate(application, access, local, UPLOAD_BYTES)
+        self._server = WebServer(addr, port, gate, 2 * UPLOAD_BYTES, access.tls)
         try:
             self._server.prepare()
         except OSError as exc:
@@ -105,13 +110,10 @@ class ControlServer:
             self._thread.join()
 
 
-class _QuietServer(wsgi.Server):
-    """cheroot's server, logging to our log instead of stderr."""
-
-    expiration_interval = 0.1  # how often it looks whether it is to end
-
-    def error_log(self, msg: str = "", level: int = logging.INFO, traceback: bool = False) -> None:
-        log.log(level, "%s", msg, exc_info=traceback)
+def _warn_of_strangers(addr: str, access: Access) -> None:
+    if access.key is None and not is_loopback(addr):
+        whoever = "everyone" if access.addrs is None else f"whoever calls from {', '.join(access.addrs)}"
+        log.warning("this ring has no key: %s may use this node, see docs/running.md", whoever)
 
 
 def _error_page(status: str, message: str, traceback: str, version: str) -> str:
@@ -160,6 +162,7 @@ class _Init:
         except ControlError as exc:
             raise cherrypy.HTTPError(400, str(exc)) from exc
         cherrypy.response.headers["Content-Type"] = "application/json"
+        cherrypy.request.wsgi_environ[STREAMED] = True
         return _wait_for(answer, self._closing)
 
 
@@ -270,11 +273,13 @@ def _json(value: Any) -> bytes:
 
 
 class ControlClient:
-    """One node as seen from the starter. Every failure is a `ControlError` that names the node."""
+    """One node as seen from another one. Every failure is a `ControlError` that names the node."""
 
-    def __init__(self, name: str, addr: str, port: int) -> None:
+    def __init__(self, name: str, addr: str, port: int, access: Access = THIS_MACHINE) -> None:
         self.name = name
-        self.url = f"http://{f'[{addr}]' if ':' in addr else addr}:{port}"
+        self._access = access
+        scheme = "https" if access.tls else "http"
+        self.url = f"{scheme}://{f'[{addr}]' if ':' in addr else addr}:{port}"
 
     def status(self) -> dict[str, Any]:
         """What the node says of itself."""
@@ -333,11 +338,15 @@ class ControlClient:
     def _request(
         self, method: str, path: str, answer_timeout_s: float | None = None, **arguments: Any
     ) -> requests.Response:
-        with requests.Session() as session:
-            session.trust_env = False  # a proxy of the environment does not know the nodes of a LAN
+        with self._session() as session:
             try:
+                request = session.prepare_request(requests.Request(method, self.url + path, **arguments))
                 timeouts = (CONNECT_TIMEOUT_S, answer_timeout_s or ANSWER_TIMEOUT_S)
-                response = session.request(method, self.url + path, timeout=timeouts, **arguments)
+                send = functools.partial(session.send, timeout=timeouts, allow_redirects=False)
+                key = self._access.key
+                response = send(request) if key is None else self._send_signed(send, request, key)
+            except requests.exceptions.SSLError as exc:
+                raise ControlError(f"{self.name} at {self.url} does not agree on TLS: {one_line(exc)}") from exc
             except requests.ConnectionError as exc:
                 raise Unreachable(f"{self.name} at {self.url} cannot be reached") from exc
             except (requests.RequestException, HTTPError, UnicodeError) as exc:
@@ -346,6 +355,36 @@ class ControlClient:
             kind = Refused if response.status_code == 409 else ControlError
             raise kind(f"{self.name} at {self.url} refused: {_reason(response)}")
         return response
+
+    def _session(self) -> requests.Session:
+        session = requests.Session()
+        session.trust_env = False  # a proxy of the environment does not know the nodes of a LAN
+        if (tls := self._access.tls) is not None:
+            session.verify, session.cert = str(tls.ca), (str(tls.certificate), str(tls.private_key))
+        return session
+
+    def _send_signed(
+        self, send: Callable[..., requests.Response], request: requests.PreparedRequest, key: Key
+    ) -> requests.Response:
+        """Ask for a nonce, without the body; sign with it; check that whoever answers has the key too."""
+        body = request.body or b""
+        body = body.encode() if isinstance(body, str) else body
+        answer = send(requests.Request("HEAD", f"{self.url}/", headers={"Authorization": SCHEME}).prepare())
+        for _ in range(SIGNING_ATTEMPTS):
+            challenge = Challenge.of(answer.headers.get("WWW-Authenticate", ""))
+            if challenge is None:
+                raise ControlError(f"{self.name} at {self.url} has no key, and this node has one")
+            signature = challenge.sign(key, str(request.method), request.path_url, body)
+            request.headers["Authorization"] = signature
+            answer = send(request)
+            if challenge.answered(
+                key, answer.status_code, answer.content, answer.headers.get("Authentication-Info", "")
+            ):
+                return answer
+            again = Challenge.of(answer.headers.get("WWW-Authenticate", ""))
+            if again is None or not again.stale:
+                break
+        raise ControlError(f"{self.name} at {self.url} did not show that it has this ring's key: {_reason(answer)}")
 
 
 class Refused(ControlError):

@@ -49,6 +49,6 @@ class ControlError(MdiError):
     """A node could not be reached over HTTP, or refused what was asked, with its reason."""
 
 
-def one_line(exc: BaseException, limit: int = 300) -> str:
-    """The text of a foreign exception, fit to stand in the one line of ours."""
-    return " ".join(str(exc).split())[:limit] or type(exc).__name__
+def one_line(foreign: BaseException | str, limit: int = 300) -> str:
+    """The text of a foreign exception, or of another node, fit to stand in the one line of ours."""
+    return " ".join(str(foreign).split())[:limit] or type(foreign).__name__

@@ -9,27 +9,28 @@ import contextlib
 import errno
 import logging
 import queue
-import select
 import socket
-import struct
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from mdi.errors import ConfigError, LinkClosed, LinkTimeout, MdiError, RemoteAbort, RemoteProtocolError, one_line
-from mdi.messages import Hello, Message, Ping, Refuse, Welcome
+from mdi.access import THIS_MACHINE, Access
+from mdi.errors import ConfigError, LinkClosed, LinkTimeout, MdiError, RemoteAbort, one_line
+from mdi.greeting import Reception
+from mdi.handshake import Caller, KeyMismatch
+from mdi.messages import Message, Ping, Refuse, Welcome
+from mdi.sockets import BACKLOG, abandon, await_close, configure, send, wake
+from mdi.tls import host_name
 from mdi.wire import Decoder, Encoder, Session, State
 
 log = logging.getLogger(__name__)
 
 PING_INTERVAL_S = 1.0
 HANDSHAKE_TIMEOUT_S = 5.0
-STRANGER_TIMEOUT_S = 1.0  # for whoever connects to say who it is; the right node has its say ready
-GOODBYE_TIMEOUT_S = 2.0
 
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _EPHEMERAL_INSTEAD = (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES)
 
 
@@ -80,7 +81,7 @@ def listen(addr: str, port: int) -> socket.socket:
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind(address)
-            sock.listen(8)
+            sock.listen(BACKLOG)
         except OSError:
             sock.close()
             raise
@@ -121,6 +122,7 @@ class Link:
         post: Callable[[LinkEvent], None],
         capacity: int,
         peer_timeout_s: float,
+        access: Access = THIS_MACHINE,
     ) -> None:
         """
         Args:
@@ -134,6 +136,7 @@ class Link:
         self._listener, self._source_port = listener, source_port
         self._expected, self._hello = expected, hello
         self._returning, self._post, self._peer_timeout_s = returning, post, peer_timeout_s
+        self._access = access
         self._outbox: queue.Queue[Message | None] = queue.Queue()
         self._capacity = capacity
         self._reader = threading.Thread(target=self._run, args=(self._read, previous), name="ring-reader", daemon=True)
@@ -172,8 +175,7 @@ class Link:
             self._writer.join(drain_s)
         with self._lock:
             for sock in self._sockets:
-                with contextlib.suppress(OSError):
-                    sock.shutdown(socket.SHUT_RDWR)
+                wake(sock)
         self._wake.close()
         for thread in (self._reader, self._writer):
             if thread.ident is not None:
@@ -211,40 +213,18 @@ class Link:
                     self._post(Received(self, message))
 
     def _accept_previous(self) -> tuple[socket.socket, Decoder]:
-        """Take connections until one is the previous node's; strangers are told why and dropped."""
-        while True:
-            ready, _, _ = select.select([self._listener, self._woken], [], [])
-            if self._woken in ready:
-                raise LinkClosed("is no longer waited for")
-            sock, address = self._listener.accept()
-            try:
-                with self._closable(sock):
-                    return sock, self._greet(sock)
-            except (OSError, MdiError) as exc:
-                log.warning("refused a connection from %s: %s", address[0], exc)
-                _abandon(sock)
-
-    def _greet(self, sock: socket.socket) -> Decoder:
-        _configure(sock, STRANGER_TIMEOUT_S)
-        deadline_s = time.monotonic() + STRANGER_TIMEOUT_S
-        decoder = Decoder(self.session, returning=self._returning)
-        answer = Encoder(self.session, backward=True)
-        try:
-            hello = self._receive(sock, decoder, deadline_s)
-            assert isinstance(hello, Hello)
-            self._check_hello(hello)
-        except RemoteProtocolError as exc:
-            _send(sock, answer, Refuse(str(exc)))
-            _await_close(sock)
-            raise
-        _send(sock, answer, Welcome())
+        with Reception(
+            self.session,
+            self._expected,
+            listener=self._listener,
+            woken=self._woken,
+            previous_addr=self.previous.addr,
+            returning=self._returning,
+            access=self._access,
+        ) as reception:
+            sock, decoder = reception.admit()
         sock.settimeout(self._peer_timeout_s)
-        return decoder
-
-    def _check_hello(self, hello: Hello) -> None:
-        for key, wanted in self._expected.items():
-            if (got := hello.facts.get(key)) != wanted:
-                raise RemoteProtocolError(f"{key} is {got!r}, this node expects {wanted!r}")
+        return sock, decoder
 
     def _receive(self, sock: socket.socket, decoder: Decoder, deadline_s: float | None = None) -> Message:
         """The next message. The timeout of `sock` bounds a silence, `deadline_s` the whole message."""
@@ -269,8 +249,8 @@ class Link:
                     message = Ping()
                 if message is None:
                     return
-                _send(sock, encoder, message)
-            _await_close(sock)
+                send(sock, encoder, message)
+            await_close(sock)
 
     def _call_next(self) -> socket.socket:
         """Connect from our port, or from any port where that one cannot be had."""
@@ -284,42 +264,57 @@ class Link:
                 return self._connect(0)
         except (OSError, UnicodeError) as exc:
             reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else one_line(exc)
-            raise LinkClosed(f"cannot be reached: {reason}") from exc
+            what = "does not agree on TLS" if isinstance(exc, ssl.SSLError) else "cannot be reached"
+            raise LinkClosed(f"{what}: {reason}") from exc
 
     def _connect(self, source_port: int) -> socket.socket:
         peer, failure = self.following, OSError("the name has no address")
         for family, kind, protocol, _, address in socket.getaddrinfo(peer.addr, peer.port, type=socket.SOCK_STREAM):
             try:
-                return self._connect_to(socket.socket(family, kind, protocol), address, source_port)
+                return self._connect_to(self._new_socket(family, kind, protocol), address, source_port)
             except OSError as exc:
                 failure = exc
         raise failure
 
+    def _new_socket(self, family: int, kind: int, protocol: int) -> socket.socket:
+        sock = socket.socket(family, kind, protocol)
+        if self._access.tls is None:
+            return sock
+        name = host_name(self.following.addr)
+        return self._access.tls.client.wrap_socket(sock, server_hostname=name)  # shakes hands when it connects
+
     def _connect_to(self, sock: socket.socket, address: Any, source_port: int) -> socket.socket:
         try:
             with self._closable(sock):
-                _configure(sock, HANDSHAKE_TIMEOUT_S)
+                configure(sock, HANDSHAKE_TIMEOUT_S)
                 if source_port:
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                     sock.bind(("", source_port))
                 sock.connect(address)
         except (OSError, LinkClosed):
-            _abandon(sock)
+            abandon(sock)
             raise
         return sock
 
     def _introduce(self, sock: socket.socket) -> Encoder:
-        encoder = Encoder(self.session)
+        encoder, caller = Encoder(self.session), Caller(self.session, self._hello, self._access.key)
         deadline_s = time.monotonic() + HANDSHAKE_TIMEOUT_S
         try:
-            _send(sock, encoder, Hello(self._hello))
+            send(sock, encoder, caller.hello())
             answer = self._receive(sock, Decoder(self.session, backward=True), deadline_s)
         except LinkClosed as exc:
             raise LinkClosed("closed the connection during the handshake") from exc
         except TimeoutError as exc:
             raise LinkTimeout(f"did not answer the handshake within {HANDSHAKE_TIMEOUT_S:g} s") from exc
         if isinstance(answer, Refuse):
-            raise RemoteAbort(f"refused the connection: {answer.reason}")
+            raise RemoteAbort(f"refused the connection: {one_line(answer.reason)}")
+        assert isinstance(answer, Welcome)
+        try:
+            send(sock, encoder, caller.prove(answer))
+        except KeyMismatch as exc:
+            send(sock, encoder, Refuse(str(exc)))
+            await_close(sock)
+            raise KeyMismatch(f"is not let in: {exc}") from exc
         sock.settimeout(self._peer_timeout_s)
         return encoder
 
@@ -330,7 +325,7 @@ class Link:
             with self._closable(sock):
                 yield sock
         finally:
-            _abandon(sock)
+            abandon(sock)
 
     @contextlib.contextmanager
     def _closable(self, sock: socket.socket) -> Iterator[None]:
@@ -344,33 +339,3 @@ class Link:
         finally:
             with self._lock:
                 self._sockets.remove(sock)
-
-
-def _configure(sock: socket.socket, timeout_s: float) -> None:
-    sock.settimeout(timeout_s)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-
-def _send(sock: socket.socket, encoder: Encoder, message: Message) -> None:
-    """Send one frame, its parts side by side; the timeout bounds each step without progress."""
-    buffers = [memoryview(part) for part in encoder.encode(message)]
-    while buffers:
-        sent = sock.sendmsg(buffers)
-        while buffers and sent >= len(buffers[0]):
-            sent -= len(buffers.pop(0))
-        if sent:
-            buffers[0] = buffers[0][sent:]
-
-
-def _await_close(sock: socket.socket) -> None:
-    """Wait until the peer, having read our last frame, closes; so that resetting loses nothing."""
-    sock.settimeout(GOODBYE_TIMEOUT_S)
-    with contextlib.suppress(OSError):
-        sock.recv(1)
-
-
-def _abandon(sock: socket.socket) -> None:
-    """Close with a reset, so that neither end's port lingers in TIME_WAIT."""
-    with contextlib.suppress(OSError):
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-    sock.close()

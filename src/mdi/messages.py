@@ -45,12 +45,22 @@ class Hello:
 
 @dataclass(frozen=True)
 class Welcome:
-    """The handshake is accepted."""
+    """The handshake is accepted. In a ring with a key: the answerer's challenge, and the proof that it has the key."""
+
+    nonce: bytes = b""
+    mac: bytes = b""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """The caller's answer to WELCOME. In a ring with a key: the proof that it has the key."""
+
+    mac: bytes = b""
 
 
 @dataclass(frozen=True)
 class Refuse:
-    """The handshake is refused."""
+    """The handshake is refused, by either side."""
 
     reason: str
 
@@ -97,7 +107,7 @@ class Goodbye:
     """The session ends as planned."""
 
 
-Message = Hello | Welcome | Refuse | Activation | Release | Fork | Ping | Fault | Goodbye
+Message = Hello | Welcome | Proof | Refuse | Activation | Release | Fork | Ping | Fault | Goodbye
 
 
 @dataclass

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mdi import __version__
+from mdi.access import Access
 from mdi.assemble import Placement
 from mdi.checkpoint import config_from_dict, config_to_dict
 from mdi.chunk_cache import ChunkCache
@@ -87,7 +88,7 @@ class Secondary:
         self._last_error = ""
         self._listener = listen(config.addr, config.port_in)
         try:
-            self._control = ControlServer(config.addr, config.http_port, self)
+            self._control = ControlServer(config.addr, config.http_port, self, config.access)
         except MdiError:
             self._listener.close()
             raise
@@ -143,7 +144,7 @@ class Secondary:
     def request_init(self, spec: SessionSpec) -> "Future[dict[str, Any]]":
         """Raises `Busy` while another session loads or runs, or waits for a starter that is alive."""
         serving = self._spec
-        if serving is not None and (self._state != "ready" or _is_alive(serving)):
+        if serving is not None and (self._state != "ready" or _is_alive(serving, self.config.access)):
             starter = f"{serving.starter.addr}:{serving.starter.port}"
             raise Busy(f"already serves the starter at {starter} with {serving.model} (epoch {serving.epoch})")
         answer: Future[dict[str, Any]] = Future()
@@ -234,6 +235,7 @@ class Secondary:
             source_port=self.config.port_out,
             returning=False,
             post=self._inbox.put_nowait,
+            access=self.config.access,
         )
         self._link.accept()
 
@@ -294,9 +296,10 @@ class Secondary:
         self._state = "idle"
 
 
-def _is_alive(spec: SessionSpec) -> bool:
+def _is_alive(spec: SessionSpec, access: Access) -> bool:
     """Whether the starter of a session still works on it."""
     try:
-        return ControlClient("the starter", spec.starter.addr, spec.starter.port).status().get("epoch") == spec.epoch
+        starter = ControlClient("the starter", spec.starter.addr, spec.starter.port, access)
+        return starter.status().get("epoch") == spec.epoch
     except ControlError:
         return False

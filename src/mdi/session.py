@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from mdi import __version__
+from mdi.access import Access
 from mdi.config import DTYPES, MODES, Mode
 from mdi.errors import ControlError
 from mdi.link import Link, LinkEvent, Peer
@@ -105,6 +106,7 @@ def open_link(
     source_port: int,
     returning: bool,
     post: Callable[[LinkEvent], None],
+    access: Access,
 ) -> Link:
     """The link of one node for a session; it has room for all that the scheduler lets travel."""
     return Link(
@@ -119,6 +121,7 @@ def open_link(
         post=post,
         capacity=spec.n_nodes + 2 * spec.n_slots + 2,  # messages, two control messages per slot, fault and goodbye
         peer_timeout_s=spec.peer_timeout_s,
+        access=access,
     )
 
 

@@ -55,7 +55,7 @@ class Starter:
         self._epoch = secrets.randbits(63)
         self._inbox: queue.Queue[LinkEvent] = queue.Queue()  # bounded by what the scheduler lets travel
         self._clients = [
-            ControlClient(f"{node_name(index)}", node.addr, node.http_port)
+            ControlClient(f"{node_name(index)}", node.addr, node.http_port, network.starter.access)
             for index, node in enumerate(network.nodes)
             if index
         ]
@@ -79,7 +79,7 @@ class Starter:
             with contextlib.ExitStack() as stack:
                 self._listener = listen(starter.addr, starter.port_in)
                 stack.callback(self._listener.close)
-                control = ControlServer(starter.addr, starter.http_port, self)
+                control = ControlServer(starter.addr, starter.http_port, self, starter.access)
                 stack.callback(control.close)
                 control.start()
                 self._resources = stack.pop_all()
@@ -234,6 +234,7 @@ class Starter:
             source_port=self._network.starter.port_out,
             returning=True,
             post=self._inbox.put_nowait,
+            access=self._network.starter.access,
         )
         self._resources.callback(link.close)
         link.accept()

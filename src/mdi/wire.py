@@ -21,10 +21,12 @@ import enum
 import json
 import struct
 import zlib
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any
 
 from mdi.errors import LinkClosed, LocalProtocolError, RemoteProtocolError
+from mdi.keys import MAC_BYTES, NONCE_BYTES
 from mdi.messages import (
     Activation,
     Fault,
@@ -33,6 +35,7 @@ from mdi.messages import (
     Hello,
     Message,
     Ping,
+    Proof,
     Refuse,
     Release,
     Segment,
@@ -43,7 +46,7 @@ from mdi.messages import (
 )
 
 MAGIC = b"MDIR"
-VERSION = 1
+VERSION = 2
 MAX_TEXT_BYTES = 4096  # of a handshake, a refusal or a fault
 
 _HEADER = struct.Struct("<4sBBBBQIII")
@@ -62,19 +65,21 @@ class Kind(enum.IntEnum):
 
     HELLO = 1  # previous node -> next node, first frame of a connection
     WELCOME = 2  # the answer to HELLO
-    REFUSE = 3  # the other answer to HELLO, with the reason
+    REFUSE = 3  # the other answer to HELLO, or to WELCOME, with the reason
     ACTIVATION = 4
     RELEASE = 5
     FORK = 6
     PING = 7
     FAULT = 8
     GOODBYE = 9
+    PROOF = 10  # previous node -> next node, the answer to WELCOME
 
 
 class State(enum.Enum):
     """Where one direction of a connection stands."""
 
     HANDSHAKE = enum.auto()
+    GREETED = enum.auto()
     OPEN = enum.auto()
     CLOSED = enum.auto()
 
@@ -88,9 +93,15 @@ _RUNNING = {
     Kind.FAULT: State.CLOSED,
     Kind.GOODBYE: State.CLOSED,
 }
-FORWARD = {State.HANDSHAKE: {Kind.HELLO: State.OPEN}, State.OPEN: _RUNNING, State.CLOSED: {}}
-BACKWARD = {
-    State.HANDSHAKE: {Kind.WELCOME: State.OPEN, Kind.REFUSE: State.CLOSED},
+FORWARD = {
+    State.HANDSHAKE: {Kind.HELLO: State.GREETED},
+    State.GREETED: {Kind.PROOF: State.OPEN, Kind.REFUSE: State.CLOSED},
+    State.OPEN: _RUNNING,
+    State.CLOSED: {},
+}
+BACKWARD: dict[State, dict[Kind, State]] = {
+    State.HANDSHAKE: {Kind.WELCOME: State.GREETED, Kind.REFUSE: State.CLOSED},
+    State.GREETED: {},
     State.OPEN: {},
     State.CLOSED: {},
 }
@@ -119,6 +130,7 @@ class Session:
 _KIND_OF: dict[type, Kind] = {
     Hello: Kind.HELLO,
     Welcome: Kind.WELCOME,
+    Proof: Kind.PROOF,
     Refuse: Kind.REFUSE,
     Activation: Kind.ACTIVATION,
     Release: Kind.RELEASE,
@@ -148,8 +160,8 @@ class Encoder:
             raise LocalProtocolError(f"{kind.name} cannot be sent in state {self.state.name}")
         dtype, n_segments, parts = self._body(message)
         n_bytes = sum(len(part) for part in parts)
-        if n_bytes > self._session.max_body_bytes:
-            raise LocalProtocolError(f"{kind.name} of {n_bytes} bytes exceeds {self._session.max_body_bytes}")
+        if n_bytes > self._session.max_body_bytes or not (kind is Kind.ACTIVATION or n_bytes in _BODY_BYTES[kind]):
+            raise LocalProtocolError(f"{kind.name} of {n_bytes} bytes, which nobody would take")
         crc = 0
         for part in parts:
             crc = zlib.crc32(part, crc)
@@ -160,10 +172,11 @@ class Encoder:
     def _body(self, message: Message) -> tuple[int, int, list[bytes | memoryview]]:
         match message:
             case Hello(facts):
-                text = json.dumps(facts, sort_keys=True).encode()
-                if len(text) > MAX_TEXT_BYTES:
-                    raise LocalProtocolError(f"HELLO of {len(text)} bytes exceeds {MAX_TEXT_BYTES}")
-                return 0, 0, [text]
+                return 0, 0, [pack_facts(facts)]
+            case Welcome(nonce, mac):
+                return 0, 0, [nonce + mac]
+            case Proof(mac):
+                return 0, 0, [mac]
             case Refuse(reason):
                 return 0, 0, [_short_text(reason)]
             case Activation(segments, data):
@@ -196,6 +209,11 @@ class Encoder:
         if not (0 <= first < n_slots and 0 <= second < n_slots and 0 <= n <= context):
             raise LocalProtocolError(f"slots {first} and {second}, {n} positions: there are {n_slots} of {context}")
         return _SEGMENT.pack(first, second, n, 0)
+
+
+def pack_facts(facts: dict[str, Any]) -> bytes:
+    """The body of a HELLO: the same bytes for the same facts, so that a proof can cover them."""
+    return json.dumps(facts, sort_keys=True).encode()
 
 
 def _short_text(text: str) -> bytes:
@@ -304,7 +322,7 @@ class Decoder:
                     f"a body of {n_bytes} bytes for {n_segments} segments; this session allows {session.max_rows}"
                     f" rows of {session.row_bytes} bytes"
                 )
-        elif dtype or n_segments or not _plausible(kind, n_bytes):
+        elif dtype or n_segments or n_bytes not in _BODY_BYTES[kind]:
             raise RemoteProtocolError(f"{kind.name} of {n_bytes} bytes, {n_segments} segments and dtype {dtype}")
         if reserved:
             raise RemoteProtocolError(f"the reserved byte is {reserved}")
@@ -340,7 +358,10 @@ class Decoder:
             case Kind.HELLO:
                 return Hello(_read_facts(self._parts[0]))
             case Kind.WELCOME:
-                return Welcome()
+                body = b"".join(self._parts)
+                return Welcome(body[:NONCE_BYTES], body[NONCE_BYTES:])
+            case Kind.PROOF:
+                return Proof(b"".join(self._parts))
             case Kind.REFUSE:
                 return Refuse(_read_text(self._parts[0]) if self._parts else "no reason given")
             case Kind.RELEASE:
@@ -363,21 +384,18 @@ class Decoder:
         return first, second, n
 
 
-_BODY_BYTES = {
-    Kind.HELLO: (2, MAX_TEXT_BYTES),
-    Kind.WELCOME: (0, 0),
-    Kind.REFUSE: (0, MAX_TEXT_BYTES),
-    Kind.RELEASE: (SEGMENT_BYTES, SEGMENT_BYTES),
-    Kind.FORK: (SEGMENT_BYTES, SEGMENT_BYTES),
-    Kind.PING: (0, 0),
-    Kind.FAULT: (_CRC.size, MAX_TEXT_BYTES),
-    Kind.GOODBYE: (0, 0),
+# The legal sizes of a body, but for ACTIVATION.
+_BODY_BYTES: dict[Kind, Container[int]] = {
+    Kind.HELLO: range(2, MAX_TEXT_BYTES + 1),
+    Kind.WELCOME: (0, NONCE_BYTES + MAC_BYTES),
+    Kind.REFUSE: range(MAX_TEXT_BYTES + 1),
+    Kind.RELEASE: (SEGMENT_BYTES,),
+    Kind.FORK: (SEGMENT_BYTES,),
+    Kind.PING: (0,),
+    Kind.FAULT: range(_CRC.size, MAX_TEXT_BYTES + 1),
+    Kind.GOODBYE: (0,),
+    Kind.PROOF: (0, MAC_BYTES),
 }
-
-
-def _plausible(kind: Kind, n_bytes: int) -> bool:
-    least, most = _BODY_BYTES[kind]
-    return least <= n_bytes <= most
 
 
 def _read_text(data: memoryview) -> str:

@@ -1,0 +1,58 @@
+"""TLS for both channels of a node: three files, and what the standard library makes of them."""
+
+import ssl
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from mdi.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Tls:
+    """A node's certificate, its private key, and the authority that signed the certificates of all nodes."""
+
+    certificate: Path
+    private_key: Path
+    ca: Path
+
+    @cached_property
+    def server(self) -> ssl.SSLContext:
+        """For whom we answer: the caller too has to show a certificate. Raises `ConfigError`."""
+        context = self._context(ssl.PROTOCOL_TLS_SERVER)
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.num_tickets = 0  # nobody resumes, and a caller that never reads would be reset over them
+        return context
+
+    @cached_property
+    def client(self) -> ssl.SSLContext:
+        """For whom we call: the certificate has to carry the address that we call. Raises `ConfigError`."""
+        return self._context(ssl.PROTOCOL_TLS_CLIENT)
+
+    def check(self) -> None:
+        """Raise `ConfigError` where a file is missing or does not fit the others."""
+        for path in (self.certificate, self.private_key, self.ca):
+            try:
+                path.open("rb").close()
+            except OSError as exc:
+                raise ConfigError(f"tls: {path} cannot be read: {exc.strerror}; `make certs` makes one") from exc
+        assert self.server and self.client
+
+    def _context(self, protocol: ssl._SSLMethod) -> ssl.SSLContext:
+        context = ssl.SSLContext(protocol)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        try:
+            context.load_verify_locations(self.ca)
+        except OSError as exc:  # `SSLError` is one
+            raise ConfigError(f"tls: {self.ca} is not a certificate authority: {exc.strerror or exc}") from exc
+        try:
+            context.load_cert_chain(self.certificate, self.private_key, password="")  # never ask on the terminal
+        except OSError as exc:
+            files = f"{self.certificate} and {self.private_key}"
+            raise ConfigError(f"tls: {files} are not a certificate and its key: {exc.strerror or exc}") from exc
+        return context
+
+
+def host_name(addr: str) -> str:
+    """The address as a certificate carries it: without the zone of a link-local one."""
+    return addr.partition("%")[0]
