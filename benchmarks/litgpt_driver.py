@@ -15,11 +15,9 @@ from benchmarks.workers import answer, requests
 
 def load(folder: Path) -> GPT:
     """litgpt's own model with the folder's weights as float32."""
-    with torch.device("meta"):
-        model = GPT(Config.from_file(folder / "model_config.yaml"))
-    weights = torch.load(folder / "lit_model.pth", mmap=True, weights_only=True)
-    model.load_state_dict({name: weight.float() for name, weight in weights.items()}, assign=True)
-    return model.eval()
+    model = GPT(Config.from_file(folder / "model_config.yaml"))
+    model.load_state_dict(torch.load(folder / "lit_model.pth", mmap=True, weights_only=True), assign=True)
+    return model.float().eval()
 
 
 def generate(model: GPT, prompt: list[int], n_tokens: int) -> dict[str, Any]:
@@ -40,6 +38,7 @@ def generate(model: GPT, prompt: list[int], n_tokens: int) -> dict[str, Any]:
 def main() -> None:
     torch.set_num_threads(1)
     model = load(Path(sys.argv[1]))
+    answer({"ready": True})
     for request in requests():
         answer(generate(model, request["prompt"], request["n_tokens"]))
 

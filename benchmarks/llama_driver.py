@@ -88,6 +88,7 @@ def serve(path, n_threads):
     model = llama_cpp.llama_model_load_from_file(path.encode(), params)
     if not model:
         raise SystemExit(f"llama.cpp cannot load {path}")
+    print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         print(json.dumps(generate(model, n_threads, json.loads(line))), flush=True)
 

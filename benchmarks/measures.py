@@ -169,6 +169,7 @@ def measure_litgpt(bench: Bench) -> list[Series]:
 
 def measure_llama(bench: Bench) -> list[Series]:
     """Both sides from the same weights: float32, 8 and 4 bits; one sample on one core, 16 on two."""
+    same = compare_tokens(bench)
     kinds = (("none", "float32", "F32"), ("int8", "int8", "Q8_0"), ("int4", "int4", "Q4_0"))
     openers: dict[str, Opener] = {}
     for quantize, name, kind in kinds[:2] if bench.quick else kinds:
@@ -182,11 +183,31 @@ def measure_llama(bench: Bench) -> list[Series]:
     for _, name, kind in kinds[:2] if bench.quick else kinds:
         targets = {(1, 1): "int8 one", (2, 16): "int8 many"} if name == "int8" else {}
         ratios += _over_llama("llama", speeds, name, kind, targets)
-    return [*speeds.values(), *ratios]
+    return [same, *speeds.values(), *ratios]
+
+
+def compare_tokens(bench: Bench) -> Series:
+    """How many greedy tokens llama.cpp's float32 and ours have in common before they part, of 24.
+
+    Raises `BenchError` where they part early: the two would not run the same model.
+    """
+    label, unit = "first greedy tokens equal to llama.cpp F32", "of 24"
+    request = Request(prompt_of(8), n_tokens=24)
+    try:
+        bench.llama.require()
+    except BenchError as exc:
+        return Series("llama", label, unit, note=str(exc))
+    with bench.ring(1) as node, bench.llama.serving(bench.ckpt, "F32", bench.cores[:1]) as peer:
+        ours, theirs = node.run(request).tokens[0], peer.run(request.prompt, 1, 24, exact=True).tokens[0]
+    n_equal = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b), len(ours))
+    if n_equal < 8:
+        raise BenchError(f"llama.cpp runs another model: its tokens are {theirs[:8]}, ours {ours[:8]}")
+    return Series("llama", label, unit, (float(n_equal),))
 
 
 def measure_large(bench: Bench) -> list[Series]:
     """The same for a larger model: random weights of the TinyLlama-1.1B shape."""
+    bench.llama.require()
     prepare_large(bench.large)
     bench = _with_large(bench)
     openers: dict[str, Opener] = {}

@@ -19,7 +19,9 @@ class Peer:
     """A peer that runs and answers requests."""
 
     def __init__(self, worker: Worker) -> None:
+        """Waits until the peer has loaded its model."""
         self._worker = worker
+        worker.hear()
 
     def run(self, prompt: list[int], n_samples: int, n_tokens: int, **options: Any) -> Run:
         """Greedy tokens of `n_samples` sequences that begin with the same prompt."""

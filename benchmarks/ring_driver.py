@@ -88,6 +88,7 @@ def measure(request: dict[str, Any]) -> None:
 
 
 def main() -> None:
+    answer({"ready": True})
     for request in requests():
         measure(request)
 

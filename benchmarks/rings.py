@@ -14,7 +14,9 @@ from typing import Any
 from benchmarks.workers import ROOT, BenchError, Worker, end, python_module, start
 from mdi.config import SETTINGS_DIR, StarterOptions, defaults_of, load_network
 from mdi.control import ControlClient
+from mdi.errors import ControlError
 
+READY_TIMEOUT_S = 60.0
 STANDALONE = SETTINGS_DIR / "standalone.json"
 
 
@@ -90,9 +92,29 @@ class Ring:
 
     def peak_bytes(self) -> list[int]:
         """The largest resident set so far of each node."""
-        nodes = load_network(self.nodes_config).secondaries
-        clients = [ControlClient(f"secondary {i}", node.addr, node.http_port) for i, node in enumerate(nodes)]
-        return [self._peak_bytes, *(client.status()["peak_memory_bytes"] for client in clients)]
+        return [self._peak_bytes, *(client.status()["peak_memory_bytes"] for client in _clients(self.nodes_config))]
+
+    def wait_until_ready(self) -> None:
+        """Wait until every process has imported what it needs, so that no other run is disturbed by it."""
+        self._driver.hear()
+        deadline_s = time.monotonic() + READY_TIMEOUT_S
+        for client in _clients(self.nodes_config):
+            while not _answers(client):
+                if time.monotonic() > deadline_s:
+                    raise BenchError(f"{client.name} does not answer")
+                time.sleep(0.1)
+
+
+def _clients(nodes_config: Path) -> list[ControlClient]:
+    nodes = load_network(nodes_config).secondaries
+    return [ControlClient(f"secondary {i}", node.addr, node.http_port) for i, node in enumerate(nodes)]
+
+
+def _answers(client: ControlClient) -> bool:
+    try:
+        return bool(client.status())
+    except ControlError:
+        return False
 
 
 def run_together(rings: Sequence[Ring], request: Request) -> Run:
@@ -120,7 +142,9 @@ def ring(ckpt: Path, cores: Sequence[int], scratch: Path, quantize: str = "none"
             stack.callback(end, start(command, [core], scratch / "logs" / f"secondary{index}.log"))
         log = scratch / "logs" / f"starter_on_{cores[0]}.log"
         driver = stack.enter_context(Worker(python_module("ring_driver"), cores[:1], log))
-        yield Ring(driver, nodes_config, ckpt, quantize)
+        nodes = Ring(driver, nodes_config, ckpt, quantize)
+        nodes.wait_until_ready()
+        yield nodes
 
 
 # ---- network files
