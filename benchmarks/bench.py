@@ -13,10 +13,15 @@ import datetime
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+BUSY_INTERVAL_S = 2.0
+MOST_BUSY = 10.0  # percent
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
@@ -59,6 +64,15 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def busy(cores: Sequence[int]) -> str:
+    """What share of the cores other programs use before we begin."""
+    shares = psutil.cpu_percent(interval=BUSY_INTERVAL_S, percpu=True)
+    share = max(shares[core] for core in cores)
+    if share > MOST_BUSY:
+        print(f"warning: other programs use {share:.0f}% of a core: figures will be low and noisy", file=sys.stderr)
+    return f"{share:.0f}%"
+
+
 def describe(bench: Bench, machine: str) -> dict[str, Any]:
     """What the figures were taken on, and with which versions."""
     git = subprocess.run(
@@ -68,6 +82,7 @@ def describe(bench: Bench, machine: str) -> dict[str, Any]:
         "date": f"{datetime.date.today()}",
         "machine": machine,
         "cores": f"{len(bench.cores)} of {len(own_cores())}",
+        "busy before": busy(bench.cores),
         "commit": git.stdout.strip() or "unknown",
         "python": platform.python_version(),
         "torch": version("torch"),

@@ -104,7 +104,7 @@ def _tensors(config: Config, weights: Weights) -> Iterator[Make]:
     n_q, n_kv = config.n_head * config.head_size, config.n_query_groups * config.head_size
     for layer in range(config.n_layer):
         ours, theirs = f"transformer.h.{layer}.", f"blk.{layer}."
-        q, k, v = weights[f"{ours}attn.qkv.weight"].split([n_q, n_kv, n_kv])
+        q, k, v = torch.split(weights[f"{ours}attn.qkv.weight"], [n_q, n_kv, n_kv])
         yield f"{theirs}attn_q.weight", q, config.n_head
         yield f"{theirs}attn_k.weight", k, config.n_query_groups
         yield f"{theirs}attn_v.weight", v, 0

@@ -30,6 +30,7 @@ class Sequences:
         params.n_threads = params.n_threads_batch = n_threads
         if exact:
             params.type_k = params.type_v = llama_cpp.GGML_TYPE_F32
+        self.n_samples = n_samples
         self.context = llama_cpp.llama_init_from_model(model, params)
         if not self.context:
             raise SystemExit("llama.cpp cannot make a context")
@@ -55,12 +56,15 @@ class Sequences:
         logits = llama_cpp.llama_get_logits_ith(self.context, i)
         return int(np.ctypeslib.as_array(logits, shape=(self.n_vocab,)).argmax())
 
-    def prefill(self, prompt, sequence):
-        """The token after `prompt`."""
+    def prefill(self, prompt):
+        """Let every sequence begin with `prompt`, which is computed once; the token after it."""
         for start in range(0, len(prompt), BATCH):
             stop = min(start + BATCH, len(prompt))
-            rows = [(prompt[p], p, sequence, p == len(prompt) - 1) for p in range(start, stop)]
+            rows = [(prompt[p], p, 0, p == len(prompt) - 1) for p in range(start, stop)]
             tokens = self.decode(rows)
+        memory = llama_cpp.llama_get_memory(self.context)
+        for sequence in range(1, self.n_samples):
+            llama_cpp.llama_memory_seq_cp(memory, 0, sequence, -1, -1)
         return tokens[0]
 
 
@@ -69,8 +73,9 @@ def generate(model, n_threads, request):
     sequences = Sequences(model, n_threads, n_samples, len(prompt) + n_tokens, request.get("exact", False))
     times, tokens = [], []
     start = time.monotonic()
+    first = sequences.prefill(prompt)
     for sequence in range(n_samples):
-        tokens.append([sequences.prefill(prompt, sequence)])
+        tokens.append([first])
         times.append([time.monotonic()])
     for position in range(len(prompt), len(prompt) + n_tokens - 1):
         chosen = sequences.decode([(tokens[s][-1], position, s, True) for s in range(n_samples)])

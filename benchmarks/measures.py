@@ -12,7 +12,7 @@ from benchmarks import hops
 from benchmarks.peers import LlamaCpp, litgpt
 from benchmarks.report import Series, ratio
 from benchmarks.rings import Request, Ring, Run, free_ports, ring, run_together, write_seen_as
-from benchmarks.workers import BenchError, end, python_module, start
+from benchmarks.workers import BenchError, Worker, end, python_module, start
 from mdi.checkpoint import load_config
 from mdi.config import PrepareOptions, load_network
 
@@ -37,10 +37,12 @@ class Bench:
     steps: int = 48  # tokens of a sample that is alone
     quick: bool = False
 
-    def request(self, n_samples: int, *, prompt_tokens: int = PROMPT_TOKENS, **more: int) -> Request:
+    def request(
+        self, n_samples: int, *, prompt_tokens: int = PROMPT_TOKENS, sequence_length: int | None = None
+    ) -> Request:
         """The more samples, the fewer tokens of each, so that all runs take about as long."""
         n_tokens = max(min(16, self.steps), self.steps // (1 + n_samples // 8))
-        return Request(prompt_of(prompt_tokens), n_samples=n_samples, n_tokens=n_tokens, **more)
+        return Request(prompt_of(prompt_tokens), n_samples, n_tokens, sequence_length)
 
     def ring(self, n_nodes: int, quantize: str = "none") -> contextlib.AbstractContextManager[Ring]:
         """A ring with a node on each of the first cores."""
@@ -192,13 +194,15 @@ def compare_tokens(bench: Bench) -> Series:
     Raises `BenchError` where they part early: the two would not run the same model.
     """
     label, unit = "first greedy tokens equal to llama.cpp F32", "of 24"
-    request = Request(prompt_of(8), n_tokens=24)
+    request = Request(prompt_of(8), n_samples=2, n_tokens=24)
     try:
         bench.llama.require()
     except BenchError as exc:
         return Series("llama", label, unit, note=str(exc))
     with bench.ring(1) as node, bench.llama.serving(bench.ckpt, "F32", bench.cores[:1]) as peer:
-        ours, theirs = node.run(request).tokens[0], peer.run(request.prompt, 1, 24, exact=True).tokens[0]
+        (ours, _), (theirs, again) = node.run(request).tokens, peer.run(request.prompt, 2, 24, exact=True).tokens
+    if theirs != again:
+        raise BenchError(f"two sequences of llama.cpp with the same prompt differ: {theirs[:8]} and {again[:8]}")
     n_equal = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b), len(ours))
     if n_equal < 8:
         raise BenchError(f"llama.cpp runs another model: its tokens are {theirs[:8]}, ours {ours[:8]}")
@@ -270,7 +274,7 @@ def measure_hops(bench: Bench) -> list[Series]:
     return series
 
 
-def _ask_hops(near: hops.Worker, n_rows: int, n_trips: int) -> Callable[[], dict[str, float]]:
+def _ask_hops(near: Worker, n_rows: int, n_trips: int) -> Callable[[], dict[str, float]]:
     request = {"n_rows": n_rows, "n_trips": max(50, n_trips * 16 // max(16, n_rows))}
     return lambda: near.ask(request)
 
@@ -308,12 +312,12 @@ def measure_context(bench: Bench) -> list[Series]:
 def measure_memory(bench: Bench) -> list[Series]:
     """Peak resident memory of each node, and the time from the command line to the first token: fresh processes."""
     most = load_config(bench.ckpt).block_size
-    shapes = [(1, 1, 256), (2, 2, 256), (2, 2, most), (2, 16, 256), (2, 16, min(2048, most))]
+    shapes = [(1, 1, 32, 256), (2, 2, 32, 256), (2, 16, 32, 256), (2, 2, 32, most), (2, 2, min(2048, most - 4), most)]
     actions = {
-        f"{nodes} node{'s' * (nodes > 1)}, {_samples(samples)} of {positions} positions": _fresh(
-            bench, nodes, Request(prompt_of(PROMPT_TOKENS), samples, 4, positions)
+        f"{nodes} node{'s' * (nodes > 1)}, {_samples(samples)}, {used} of {positions} positions": _fresh(
+            bench, nodes, Request(prompt_of(used), samples, 4, positions)
         )
-        for nodes, samples, positions in (shapes[:3] if bench.quick else shapes)
+        for nodes, samples, used, positions in shapes
     }
     found = alternate(min(2, bench.rounds), actions)
     series = []
@@ -387,4 +391,4 @@ MEASURES: dict[str, Callable[[Bench], list[Series]]] = {
     "memory": measure_memory,
     "link": measure_link,
 }
-QUICK = tuple(name for name in MEASURES if name not in ("large", "memory"))
+QUICK = tuple(name for name in MEASURES if name not in ("large", "context", "memory"))

@@ -35,7 +35,7 @@ def start(command: Sequence[str], cores: Sequence[int], log: Path, **options: An
     log.parent.mkdir(parents=True, exist_ok=True)
     options = {"env": child_environment(), "stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL} | options
     with log.open("wb") as file:
-        process = subprocess.Popen(command, stderr=file, **options)
+        process: subprocess.Popen[bytes] = subprocess.Popen(command, stderr=file, **options)
     if hasattr(os, "sched_setaffinity"):  # not on a Mac; the child has no second thread yet
         os.sched_setaffinity(process.pid, cores)
     return process
