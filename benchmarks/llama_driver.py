@@ -74,9 +74,9 @@ def generate(model, n_threads, request):
     times, tokens = [], []
     start = time.monotonic()
     first = sequences.prefill(prompt)
-    for sequence in range(n_samples):
-        tokens.append([first])
-        times.append([time.monotonic()])
+    now = time.monotonic()
+    tokens += [[first] for _ in range(n_samples)]
+    times += [[now] for _ in range(n_samples)]
     for position in range(len(prompt), len(prompt) + n_tokens - 1):
         chosen = sequences.decode([(tokens[s][-1], position, s, True) for s in range(n_samples)])
         now = time.monotonic()

@@ -10,6 +10,8 @@ from typing import Any
 
 from mdi.files import atomic_path, write_text
 
+MOST_SPREAD = 0.2  # of the median, from the least to the most
+
 
 @dataclass(frozen=True)
 class Series:
@@ -40,6 +42,11 @@ class Target:
         if sign * value >= sign * self.stretch:
             return "stretch"
         return "floor" if sign * value >= sign * self.floor else "below the floor"
+
+    def judge(self, values: Sequence[float]) -> str:
+        """The verdict of the median, marked where the rounds disagree too much to trust it."""
+        middle = statistics.median(values)
+        return self.verdict(middle) + (", noisy" if max(values) - min(values) > MOST_SPREAD * middle else "")
 
     def score(self, value: float) -> float:
         """How often the floor fits into the value: from 1 on it is reached."""
@@ -100,7 +107,7 @@ def verdict_table(series: Iterable[Series]) -> str:
             why = f" ({item.note})" if item is not None and item.note else ""
             result, verdict = "", f"not measured{why}"
         else:
-            result, verdict = spread(item.values) + unit, target.verdict(statistics.median(item.values))
+            result, verdict = spread(item.values) + unit, target.judge(item.values)
         rows.append([target.text, f"{target.floor:g}{unit}", f"{target.stretch:g}{unit}", result, verdict])
     return _table(["measure", "floor", "stretch", "reached, median (min-max)", "verdict"], rows)
 
@@ -122,10 +129,10 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def write_json(path: Path, machine: Mapping[str, Any], series: Sequence[Series]) -> None:
     """Everything that was measured."""
     verdicts = [
-        {"target": asdict(target), "reached": median, "verdict": target.verdict(median)}
+        {"target": asdict(target), "reached": statistics.median(item.values), "verdict": target.judge(item.values)}
         for target in TARGETS
         for item in series
-        if item.target == target.key and item.values and (median := statistics.median(item.values))
+        if item.target == target.key and item.values
     ]
     content = {"machine": dict(machine), "series": [asdict(item) for item in series], "verdicts": verdicts}
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
@@ -164,14 +171,16 @@ def _plot_samples(axes: Any, series: Iterable[Series]) -> None:
     curves: dict[str, list[tuple[int, Sequence[float]]]] = {}
     for item in series:
         match = _SAMPLES.fullmatch(item.label)
-        if item.measure == "ring" and item.unit == "tokens/s" and item.values and match:
+        if item.measure == "ring" and item.unit == "tokens/s" and item.values and match and "again" not in match[1]:
             curves.setdefault(match[1], []).append((int(match[2]), item.values))
     for label, points in curves.items():
         middles = [statistics.median(values) for _, values in points]
         below = [middle - min(values) for middle, (_, values) in zip(middles, points, strict=True)]
         above = [max(values) - middle for middle, (_, values) in zip(middles, points, strict=True)]
         axes.errorbar([n for n, _ in points], middles, yerr=[below, above], marker="o", capsize=3, label=label)
+    ticks = sorted({n for points in curves.values() for n, _ in points})
     axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks, [str(n) for n in ticks])
     axes.set_xlabel("samples in all")
     axes.set_ylabel("tokens/s, float32")
     axes.grid(alpha=0.3)

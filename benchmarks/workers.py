@@ -33,9 +33,9 @@ def child_environment(n_threads: int | None = 1) -> dict[str, str]:
 def start(command: Sequence[str], cores: Sequence[int], log: Path, **options: Any) -> "subprocess.Popen[bytes]":
     """Run `command` on `cores` alone; what it says on stderr goes to `log`."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    options = {"env": child_environment(), "stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL} | options
+    defaults: dict[str, Any] = {"env": child_environment(), "stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
     with log.open("wb") as file:
-        process: subprocess.Popen[bytes] = subprocess.Popen(command, stderr=file, **options)
+        process: subprocess.Popen[bytes] = subprocess.Popen(command, stderr=file, **defaults | options)
     if hasattr(os, "sched_setaffinity"):  # not on a Mac; the child has no second thread yet
         os.sched_setaffinity(process.pid, cores)
     return process

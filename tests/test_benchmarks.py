@@ -116,7 +116,12 @@ def test_what_was_not_measured_is_never_a_pass() -> None:
 
 def test_the_verdict_is_that_of_the_median() -> None:
     table = verdict_table([Series("ring", "x", "x", (0.5, 0.94, 0.99), target="ring")])
-    assert "| 0.93 | 0.97 | 0.940 (0.500-0.990) | floor |" in table
+    assert "| 0.93 | 0.97 | 0.940 (0.500-0.990) | floor, noisy |" in table
+
+
+def test_a_verdict_says_where_the_rounds_are_far_apart() -> None:
+    assert RING.judge([0.9, 0.94, 0.95]) == "floor"
+    assert RING.judge([0.6, 1.2, 1.7]) == "stretch, noisy"
 
 
 def test_results_are_written_and_read_back(tmp_path: Path) -> None:
