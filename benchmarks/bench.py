@@ -11,6 +11,7 @@ Writes a JSON file, a Markdown table and a plot; benchmarks/README.md tells how 
 import argparse
 import datetime
 import platform
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -113,6 +114,7 @@ def main() -> None:
         parser.error("two cores are needed, one for each node")
     if not (options.ckpt / "lit_model.pth").is_file():
         parser.error(f"{options.ckpt}: no prepared model there; `make model` prepares the default one")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # in good order: no child is left behind
     rounds = options.rounds or (2 if options.quick else 5)
     llama = LlamaCpp(options.llama_python, options.scratch)
     bench = Bench(options.ckpt, options.large_ckpt, cores, options.scratch, llama, rounds, options.steps, options.quick)
