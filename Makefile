@@ -1,4 +1,4 @@
-# Targets for people: demo, demo-compare, certs, test, soak, clean. All of them work in .venv.
+# Targets for people: demo, demo-compare, certs, test, soak, bench, bench-quick, clean. All of them work in .venv.
 
 PYTHON ?= python3
 VENV := .venv
@@ -6,9 +6,10 @@ BIN := $(VENV)/bin
 GGUF := .cache/SmolLM2-135M-Instruct.Q4_1.gguf
 CHECKPOINTS := src/checkpoints
 NETWORK := src/settings_distr/configuration.json
+LLAMA_PYTHON ?= $(BIN)/python
 MODEL := $(CHECKPOINTS)/local/SmolLM2-135M-Instruct
 
-.PHONY: demo demo-compare certs test lint types pytest soak venv model clean
+.PHONY: demo demo-compare certs test lint types pytest soak bench bench-quick venv model clean
 .DELETE_ON_ERROR:
 
 demo: $(MODEL)/chunks/3nodes/manifest.json
@@ -34,6 +35,13 @@ pytest: $(VENV)/.dev $(GGUF)
 
 soak: $(VENV)/.dev $(GGUF)
 	$(BIN)/python -m pytest -m soak tests/test_soak.py
+
+# Beside llama.cpp: pip install llama-cpp-python into .venv, or LLAMA_PYTHON=<a Python that has it>.
+bench: $(MODEL)/model_config.yaml
+	$(BIN)/python benchmarks/bench.py --ckpt $(MODEL) --llama-python $(LLAMA_PYTHON)
+
+bench-quick: $(MODEL)/model_config.yaml
+	$(BIN)/python benchmarks/bench.py --quick --ckpt $(MODEL) --llama-python $(LLAMA_PYTHON)
 
 venv: $(VENV)/.installed
 

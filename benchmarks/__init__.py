@@ -1,0 +1,1 @@
+"""The benchmark anyone can run: `make bench`. See benchmarks/README.md."""

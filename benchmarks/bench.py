@@ -1,0 +1,133 @@
+#!/usr/bin/env python3
+"""Measure this machine: rings of pinned nodes beside standalone nodes, litgpt and llama.cpp, in the same run.
+
+    python benchmarks/bench.py                      everything: about 25 minutes on two cores
+    python benchmarks/bench.py --quick              two rounds of most of it, the small model only
+    python benchmarks/bench.py --only ring --rounds 9
+
+Writes a JSON file, a Markdown table and a plot; benchmarks/README.md tells how to read them.
+"""
+
+import argparse
+import datetime
+import platform
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+BUSY_INTERVAL_S = 2.0
+MOST_BUSY = 10.0  # percent
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "src")]
+
+from benchmarks.measures import LARGE_SHAPE, MEASURES, QUICK, Bench  # noqa: E402
+from benchmarks.peers import LlamaCpp  # noqa: E402
+from benchmarks.report import Series, markdown, plot, slug, write_json  # noqa: E402
+from benchmarks.workers import BenchError, own_cores  # noqa: E402
+from mdi.config import CHECKPOINTS_DIR  # noqa: E402
+from mdi.errors import MdiError  # noqa: E402
+from mdi.files import write_text  # noqa: E402
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    option = parser.add_argument
+    option("--ckpt", type=Path, metavar="DIR", default=CHECKPOINTS_DIR / "local" / "SmolLM2-135M-Instruct")
+    large = CHECKPOINTS_DIR / "random" / LARGE_SHAPE.rpartition("/")[2]
+    option("--large-ckpt", type=Path, metavar="DIR", default=large, help="made with random weights if not there")
+    option(
+        "--only", action="append", choices=MEASURES, metavar="NAME", help=f"one of {', '.join(MEASURES)}; may repeat"
+    )
+    option("--rounds", type=int, metavar="N", help="default: 5, with --quick 2")
+    option("--quick", action="store_true", help="two rounds, fewer sizes, the small model only")
+    option("--steps", type=int, default=48, metavar="N", help="tokens of a sample that is alone (default: 48)")
+    option("--cores", metavar="A,B", help="the two cores to use (default: the first two that this process may use)")
+    option("--llama-python", default=sys.executable, metavar="PATH", help="a Python that has llama-cpp-python")
+    option("--scratch", type=Path, metavar="DIR", default=ROOT / ".cache" / "bench", help="converted models and logs")
+    option("--output", type=Path, metavar="FILE", help="the JSON file (default: benchmarks/results/<date>-<machine>)")
+    option("--machine", metavar="NAME", help="what the machine is called in the results (default: its processor)")
+    return parser
+
+
+def processor() -> str:
+    """What the machine computes with, as far as the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def busy(cores: Sequence[int]) -> str:
+    """What share of the cores other programs use before we begin."""
+    shares = psutil.cpu_percent(interval=BUSY_INTERVAL_S, percpu=True)
+    share = max(shares[core] for core in cores)
+    if share > MOST_BUSY:
+        print(f"warning: other programs use {share:.0f}% of a core: figures will be low and noisy", file=sys.stderr)
+    return f"{share:.0f}%"
+
+
+def describe(bench: Bench, machine: str) -> dict[str, Any]:
+    """What the figures were taken on, and with which versions."""
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return {
+        "date": f"{datetime.date.today()}",
+        "machine": machine,
+        "cores": f"{len(bench.cores)} of {len(own_cores())}",
+        "busy before": busy(bench.cores),
+        "commit": git.stdout.strip() or "unknown",
+        "python": platform.python_version(),
+        "torch": version("torch"),
+        "litgpt": version("litgpt"),
+        "llama-cpp-python": bench.llama.version() or "not there",
+        "model": bench.ckpt.resolve().name,
+        "rounds": bench.rounds,
+    }
+
+
+def measure(bench: Bench, names: list[str]) -> list[Series]:
+    """All series of the measures; one that fails as a whole is a series without values."""
+    series: list[Series] = []
+    for name in names:
+        print(f"{name}: {MEASURES[name].__doc__}", file=sys.stderr, flush=True)
+        try:
+            series += MEASURES[name](bench)
+        except (BenchError, MdiError) as exc:
+            series.append(Series(name, "all of it", "", note=str(exc)))
+    return series
+
+
+def main() -> None:
+    parser = build_parser()
+    options = parser.parse_args()
+    cores = [int(core) for core in options.cores.split(",")] if options.cores else own_cores()[:2]
+    if len(cores) != 2:
+        parser.error("two cores are needed, one for each node")
+    if not (options.ckpt / "lit_model.pth").is_file():
+        parser.error(f"{options.ckpt}: no prepared model there; `make model` prepares the default one")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # in good order: no child is left behind
+    rounds = options.rounds or (2 if options.quick else 5)
+    llama = LlamaCpp(options.llama_python, options.scratch)
+    bench = Bench(options.ckpt, options.large_ckpt, cores, options.scratch, llama, rounds, options.steps, options.quick)
+    machine = describe(bench, options.machine or processor())
+    series = measure(bench, options.only or list(QUICK if options.quick else MEASURES))
+    name = f"{machine['date']}-{slug(machine['machine'])}.json"
+    path = options.output or ROOT / "benchmarks" / "results" / name
+    text = markdown(machine, series)
+    write_json(path, machine, series)
+    write_text(path.with_suffix(".md"), text)
+    plot(path.with_suffix(".png"), series)
+    print(f"{text}\n{path}, .md and .png", flush=True)
+
+
+if __name__ == "__main__":
+    main()

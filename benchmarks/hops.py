@@ -1,0 +1,122 @@
+"""What a hop costs outside the stages: two real links in two processes, on two cores.
+
+A message goes to the other process and comes back as it is: tensor to bytes, frame and checksum, writer thread,
+socket, reader thread, inbox, bytes to tensor. Half the round trip is one hop.
+
+`python -m benchmarks.hops` is one of the two processes: it answers JSON lines.
+"""
+
+import contextlib
+import queue
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.workers import Worker, answer, python_module, requests
+from mdi.link import Link, LinkDown, LinkEvent, Peer, PreviousConnected, Received, listen
+from mdi.messages import Activation, Goodbye, Segment
+from mdi.tensors import from_buffer, to_buffer
+from mdi.wire import Session
+
+WARM_UP = 20
+MOST_DECODE_ROWS = 32  # larger messages are the prompt of one sample
+CONTEXT = 1024
+
+
+# ---- the parent's side
+
+
+@contextlib.contextmanager
+def pair(cores: Sequence[int], scratch: Path, n_embd: int) -> Iterator[Worker]:
+    """Two linked processes; yields the one that answers `{"n_rows", "n_trips"}` with microseconds per hop."""
+    log = scratch / "logs"
+    with contextlib.ExitStack() as stack:
+        near = stack.enter_context(Worker(python_module("hops"), cores[:1], log / "hop_near.log"))
+        far = stack.enter_context(Worker(python_module("hops"), cores[1:2], log / "hop_far.log"))
+        ports = [worker.hear()["port"] for worker in (near, far)]
+        for worker, port, echo in ((near, ports[1], False), (far, ports[0], True)):
+            worker.tell({"port": port, "echo": echo, "n_embd": n_embd})
+        near.hear()
+        yield near
+
+
+# ---- the child's side
+
+
+def segments_of(n_rows: int) -> tuple[Segment, ...]:
+    """A message of `n_rows`: the next position of so many samples, or a prompt."""
+    if n_rows <= MOST_DECODE_ROWS:
+        return tuple(Segment(slot, CONTEXT // 2, 1, 1) for slot in range(n_rows))
+    return (Segment(0, 0, n_rows, n_rows),)
+
+
+def microseconds_per_hop(link: Link, inbox: "queue.Queue[LinkEvent]", n_rows: int, n_trips: int) -> dict[str, float]:
+    """Median and 95th percentile over `n_trips` round trips, halved."""
+    segments, rows = segments_of(n_rows), torch.zeros(n_rows, link.session.n_embd)
+    seconds = []
+    for _ in range(WARM_UP + n_trips):
+        begin = time.perf_counter()
+        link.send(Activation(segments, to_buffer(rows, link.session.wire_dtype)))
+        rows = _rows_of(link, inbox)
+        seconds.append(time.perf_counter() - begin)
+    hops = sorted(1e6 * s / 2 for s in seconds[WARM_UP:])
+    return {"median": statistics.median(hops), "p95": hops[int(0.95 * (len(hops) - 1))]}
+
+
+def _rows_of(link: Link, inbox: "queue.Queue[LinkEvent]") -> torch.Tensor:
+    event = inbox.get(timeout=60.0)
+    if isinstance(event, LinkDown):
+        raise event.error
+    assert isinstance(event, Received) and isinstance(event.message, Activation)
+    return from_buffer(event.message.data, link.session.wire_dtype, link.session.n_embd)
+
+
+def echo(link: Link, inbox: "queue.Queue[LinkEvent]") -> None:
+    """Send back what comes, until the other end leaves."""
+    while isinstance(event := inbox.get(), Received) and isinstance(message := event.message, Activation):
+        rows = from_buffer(message.data, link.session.wire_dtype, link.session.n_embd)
+        link.send(Activation(message.segments, to_buffer(rows, link.session.wire_dtype)))
+
+
+def serve(link: Link, inbox: "queue.Queue[LinkEvent]") -> None:
+    for request in requests():
+        answer(microseconds_per_hop(link, inbox, request["n_rows"], request["n_trips"]))
+    link.send(Goodbye())
+
+
+def main() -> None:
+    with contextlib.closing(listen("127.0.0.1", 0)) as listener:
+        answer({"port": listener.getsockname()[1]})
+        request: dict[str, Any] = next(requests())
+        inbox: queue.Queue[LinkEvent] = queue.Queue()
+        other = Peer("the other end", "127.0.0.1", request["port"])
+        link = Link(
+            Session(1, request["n_embd"], "float32", MOST_DECODE_ROWS, CONTEXT, CONTEXT),
+            listener=listener,
+            source_port=0,
+            previous=other,
+            following=other,
+            expected={},
+            hello={},
+            returning=False,
+            post=inbox.put_nowait,
+            capacity=4,
+            peer_timeout_s=60.0,
+        )
+        with contextlib.closing(link):
+            link.accept()
+            link.connect()
+            assert isinstance(inbox.get(timeout=60.0), PreviousConnected)
+            if request["echo"]:
+                echo(link, inbox)
+            else:
+                answer({"ready": True})
+                serve(link, inbox)
+
+
+if __name__ == "__main__":
+    main()

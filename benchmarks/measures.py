@@ -1,0 +1,394 @@
+"""The measures: which configurations alternate, and what is made of them."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from benchmarks import hops
+from benchmarks.peers import LlamaCpp, litgpt
+from benchmarks.report import Series, ratio
+from benchmarks.rings import Request, Ring, Run, free_ports, ring, run_together, write_seen_as
+from benchmarks.workers import BenchError, Worker, end, python_module, start
+from mdi.checkpoint import load_config
+from mdi.config import PrepareOptions, load_network
+
+T = TypeVar("T")
+Action = Callable[[], Run]
+Opener = contextlib.AbstractContextManager[Action]
+
+PROMPT_TOKENS = 32
+LARGE_SHAPE = "TinyLlama/TinyLlama-1.1B-Chat-v1.0"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What the measures share."""
+
+    ckpt: Path
+    large: Path  # of the TinyLlama shape; made if it is not there
+    cores: Sequence[int]
+    scratch: Path
+    llama: LlamaCpp
+    rounds: int = 5
+    steps: int = 48  # tokens of a sample that is alone
+    quick: bool = False
+
+    def request(
+        self, n_samples: int, *, prompt_tokens: int = PROMPT_TOKENS, sequence_length: int | None = None
+    ) -> Request:
+        """The more samples, the fewer tokens of each, so that all runs take about as long."""
+        n_tokens = max(min(16, self.steps), self.steps // (1 + n_samples // 8))
+        return Request(prompt_of(prompt_tokens), n_samples, n_tokens, sequence_length)
+
+    def ring(self, n_nodes: int, quantize: str = "none") -> contextlib.AbstractContextManager[Ring]:
+        """A ring with a node on each of the first cores."""
+        return ring(self.ckpt, self.cores[:n_nodes], self.scratch, quantize)
+
+
+def prompt_of(n_tokens: int) -> list[int]:
+    """Token ids that any vocabulary of bytes has."""
+    return [(37 * i + 11) % 250 + 3 for i in range(n_tokens)]
+
+
+def alternate(
+    rounds: int, actions: Mapping[str, Callable[[], T]], notes: dict[str, str] | None = None
+) -> dict[str, list[T]]:
+    """Run every action once a round, every other round from the last to the first.
+
+    An action that fails is left out from then on, and `notes` tells why.
+    """
+    notes = {} if notes is None else notes
+    results: dict[str, list[T]] = {label: [] for label in actions}
+    for number in range(rounds):
+        for label in list(actions) if number % 2 == 0 else list(actions)[::-1]:
+            if label in notes:
+                continue
+            begin = time.monotonic()
+            try:
+                results[label].append(actions[label]())
+            except BenchError as exc:
+                notes[label] = str(exc)
+            told = notes.get(label) or f"{time.monotonic() - begin:.1f} s"
+            print(f"  round {number + 1}: {label}: {told}", file=sys.stderr, flush=True)
+    return results
+
+
+def contest(bench: Bench, measure: str, openers: Mapping[str, Opener]) -> dict[str, Series]:
+    """Tokens/s of each contestant; those that cannot run here say why."""
+    notes: dict[str, str] = {}
+    actions: dict[str, Action] = {}
+    with contextlib.ExitStack() as stack:
+        for label, opener in openers.items():
+            try:
+                actions[label] = stack.enter_context(opener)
+            except BenchError as exc:
+                notes[label] = str(exc)
+        runs = alternate(bench.rounds, actions, notes)
+    return {label: _speeds(measure, label, runs.get(label, []), notes.get(label, "")) for label in openers}
+
+
+def _speeds(measure: str, label: str, runs: Sequence[Run], note: str = "") -> Series:
+    return Series(measure, label, "tokens/s", tuple(run.tokens_per_s for run in runs), note)
+
+
+@contextlib.contextmanager
+def _ours(bench: Bench, n_nodes: int, n_samples: int, quantize: str = "none") -> Iterator[Action]:
+    with bench.ring(n_nodes, quantize) as nodes:
+        yield lambda: nodes.run(bench.request(n_samples))
+
+
+@contextlib.contextmanager
+def _litgpt(bench: Bench) -> Iterator[Action]:
+    request = bench.request(1)
+    with litgpt(bench.ckpt, bench.cores[:1], bench.scratch) as peer:
+        yield lambda: peer.run(request.prompt, 1, request.n_tokens)
+
+
+@contextlib.contextmanager
+def _llama(bench: Bench, kind: str, n_cores: int, n_samples: int) -> Iterator[Action]:
+    request = bench.request(n_samples)
+    bench.llama.require()
+    with bench.llama.serving(bench.ckpt, kind, bench.cores[:n_cores]) as peer:
+        yield lambda: peer.run(request.prompt, n_samples, request.n_tokens)
+
+
+# ---- the measures
+
+
+def measure_ring(bench: Bench) -> list[Series]:
+    """A ring of two over two standalone nodes at the same time, with groups of the same size."""
+    sizes = (2, 16) if bench.quick else (2, 4, 8, 16, 32)
+    with contextlib.ExitStack() as stack:
+        alone = [stack.enter_context(ring(bench.ckpt, [core], bench.scratch)) for core in bench.cores[:2]]
+        both = stack.enter_context(bench.ring(2))
+        actions: dict[str, Action] = {f"1 node, {_samples(n)}": _run(alone[0], bench.request(n)) for n in (1, 16)}
+        actions["1 node again, 1 sample"] = _run(alone[0], bench.request(1))
+        for n in sizes:
+            request = bench.request(n)
+            actions[f"2 nodes, {_samples(n)}"] = _run(both, request)
+            actions[f"2 standalone nodes, {_samples(n)}"] = _run_alone(alone, request)
+        notes: dict[str, str] = {}
+        runs = alternate(bench.rounds, actions, notes)
+    series = {label: _speeds("ring", label, runs[label], notes.get(label, "")) for label in actions}
+    noise = ratio("ring", "1 node over itself: the noise", series["1 node again, 1 sample"], series["1 node, 1 sample"])
+    efficiencies = [
+        ratio(
+            "ring",
+            f"2 nodes over 2 standalone nodes, {_samples(n)}",
+            series[f"2 nodes, {_samples(n)}"],
+            series[f"2 standalone nodes, {_samples(n)}"],
+            "ring" if n == 2 else "",
+        )
+        for n in sizes
+    ]
+    return [*series.values(), noise, *efficiencies]
+
+
+def _samples(n: int) -> str:
+    return f"{n} sample{'s' * (n > 1)}"
+
+
+def _run(nodes: Ring, request: Request) -> Action:
+    return lambda: nodes.run(request)
+
+
+def _run_alone(alone: Sequence[Ring], request: Request) -> Action:
+    """The samples of `request` shared out over the standalone nodes, as many tokens of each."""
+    share = Request(request.prompt, request.n_samples // len(alone), request.n_tokens)
+    return lambda: run_together(alone, share)
+
+
+def measure_litgpt(bench: Bench) -> list[Series]:
+    """One node with one sample beside litgpt on the same core."""
+    speeds = contest(bench, "litgpt", {"litgpt, 1 thread": _litgpt(bench), "1 node, 1 sample": _ours(bench, 1, 1)})
+    theirs, ours = speeds.values()
+    return [theirs, ours, ratio("litgpt", "1 node over litgpt", ours, theirs, "litgpt")]
+
+
+def measure_llama(bench: Bench) -> list[Series]:
+    """Both sides from the same weights: float32, 8 and 4 bits; one sample on one core, 16 on two."""
+    same = compare_tokens(bench)
+    kinds = (("none", "float32", "F32"), ("int8", "int8", "Q8_0"), ("int4", "int4", "Q4_0"))
+    openers: dict[str, Opener] = {}
+    for quantize, name, kind in kinds[:2] if bench.quick else kinds:
+        for n_nodes, n_samples in ((1, 1), (2, 16)):
+            openers[_our_label(name, n_nodes, n_samples)] = _ours(bench, n_nodes, n_samples, quantize)
+            openers[_llama_label(kind, n_nodes, n_samples)] = _llama(bench, kind, n_nodes, n_samples)
+    openers[_our_label("int8", 2, 2)] = _ours(bench, 2, 2, "int8")
+    speeds = contest(bench, "llama", openers)
+    many, few = speeds[_our_label("int8", 2, 16)], speeds[_our_label("int8", 2, 2)]
+    ratios = [ratio("llama", "int8, 2 nodes: 16 samples over 2", many, few, "int8 group")]
+    for _, name, kind in kinds[:2] if bench.quick else kinds:
+        targets = {(1, 1): "int8 one", (2, 16): "int8 many"} if name == "int8" else {}
+        ratios += _over_llama("llama", speeds, name, kind, targets)
+    return [same, *speeds.values(), *ratios]
+
+
+def compare_tokens(bench: Bench) -> Series:
+    """How many greedy tokens llama.cpp's float32 and ours have in common before they part, of 24.
+
+    Raises `BenchError` where they part early: the two would not run the same model.
+    """
+    label, unit = "first greedy tokens equal to llama.cpp F32", "of 24"
+    request = Request(prompt_of(8), n_samples=2, n_tokens=24)
+    try:
+        bench.llama.require()
+    except BenchError as exc:
+        return Series("llama", label, unit, note=str(exc))
+    with bench.ring(1) as node, bench.llama.serving(bench.ckpt, "F32", bench.cores[:1]) as peer:
+        (ours, _), (theirs, again) = node.run(request).tokens, peer.run(request.prompt, 2, 24, exact=True).tokens
+    if theirs != again:
+        raise BenchError(f"two sequences of llama.cpp with the same prompt differ: {theirs[:8]} and {again[:8]}")
+    n_equal = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b), len(ours))
+    if n_equal < 8:
+        raise BenchError(f"llama.cpp runs another model: its tokens are {theirs[:8]}, ours {ours[:8]}")
+    return Series("llama", label, unit, (float(n_equal),))
+
+
+def measure_large(bench: Bench) -> list[Series]:
+    """The same for a larger model: random weights of the TinyLlama-1.1B shape."""
+    bench.llama.require()
+    prepare_large(bench.large)
+    bench = _with_large(bench)
+    openers: dict[str, Opener] = {}
+    for n_nodes, n_samples in ((1, 1), (2, 16)):
+        openers[_our_label("int8", n_nodes, n_samples)] = _ours(bench, n_nodes, n_samples, "int8")
+        openers[_llama_label("Q8_0", n_nodes, n_samples)] = _llama(bench, "Q8_0", n_nodes, n_samples)
+    speeds = contest(bench, "large", openers)
+    bench.llama.forget(bench.ckpt, "F32")
+    return [*speeds.values(), *_over_llama("large", speeds, "int8", "Q8_0", {(1, 1): "int8 one large"})]
+
+
+def prepare_large(folder: Path) -> None:
+    """Make the random model, where it is not there."""
+    from mdi.prepare import prepare
+
+    if not (folder / "lit_model.pth").is_file():
+        made, _ = prepare(PrepareOptions(random=LARGE_SHAPE, ckpt_folder=folder.parent.parent))
+        if made != folder:
+            raise BenchError(f"{folder} is not there; {made} was made")
+
+
+def _with_large(bench: Bench) -> Bench:
+    """Fewer tokens of a model that is eight times as large."""
+    steps = max(16, bench.steps // 2)
+    return Bench(bench.large, bench.large, bench.cores, bench.scratch, bench.llama, bench.rounds, steps, bench.quick)
+
+
+def _our_label(name: str, n_nodes: int, n_samples: int) -> str:
+    return f"{name}, {n_nodes} node{'s' * (n_nodes > 1)}, {_samples(n_samples)}"
+
+
+def _llama_label(kind: str, n_cores: int, n_samples: int) -> str:
+    return f"llama.cpp {kind}, {n_cores} thread{'s' * (n_cores > 1)}, {n_samples} sequence{'s' * (n_samples > 1)}"
+
+
+def _over_llama(
+    measure: str, speeds: Mapping[str, Series], name: str, kind: str, targets: Mapping[tuple[int, int], str]
+) -> list[Series]:
+    ratios = []
+    for n, n_samples in ((1, 1), (2, 16)):
+        ours, theirs = _our_label(name, n, n_samples), _llama_label(kind, n, n_samples)
+        target = targets.get((n, n_samples), "")
+        ratios.append(ratio(measure, f"{ours} over llama.cpp {kind}", speeds[ours], speeds[theirs], target))
+    return ratios
+
+
+def measure_hops(bench: Bench) -> list[Series]:
+    """What a hop costs outside the stages, by the rows of the message."""
+    n_embd = load_config(bench.ckpt).n_embd
+    n_trips = 100 if bench.quick else 400
+    with hops.pair(bench.cores, bench.scratch, n_embd) as near:
+        actions = {n: _ask_hops(near, n, n_trips) for n in (1, 16, 128, 512)}
+        found = alternate(bench.rounds, {f"{n} rows": action for n, action in actions.items()})
+    series = []
+    for n, stats in zip(actions, found.values(), strict=True):
+        name = f"{n} row{'s' * (n > 1)} of {n_embd}, {4 * n * n_embd / 1000:.0f} kB"
+        target = "hop" if n == 16 else ""
+        series.append(Series("hops", f"{name}: median", "ms", tuple(s["median"] / 1e3 for s in stats), target=target))
+        series.append(Series("hops", f"{name}: 95th percentile", "ms", tuple(s["p95"] / 1e3 for s in stats)))
+    return series
+
+
+def _ask_hops(near: Worker, n_rows: int, n_trips: int) -> Callable[[], dict[str, float]]:
+    request = {"n_rows": n_rows, "n_trips": max(50, n_trips * 16 // max(16, n_rows))}
+    return lambda: near.ask(request)
+
+
+def measure_prompt(bench: Bench) -> list[Series]:
+    """Time to the first token of a prompt, and tokens/s behind it: the cost of a context that is used."""
+    most = load_config(bench.ckpt).block_size - bench.steps
+    lengths = [n for n in ((32, 512) if bench.quick else (32, 128, 512, 2048)) if n <= most]
+    with contextlib.ExitStack() as stack:
+        rings = {n: stack.enter_context(bench.ring(n)) for n in (1, 2)}
+        actions = {
+            f"{n} node{'s' * (n > 1)}, {length} prompt tokens": _run(nodes, bench.request(1, prompt_tokens=length))
+            for n, nodes in rings.items()
+            for length in lengths
+        }
+        runs = alternate(bench.rounds, actions)
+    firsts = [Series("prompt", f"{at}: first token", "s", tuple(r.first_token_s for r in runs[at])) for at in actions]
+    return firsts + [_speeds("prompt", f"{at}: decoding", runs[at]) for at in actions]
+
+
+def measure_context(bench: Bench) -> list[Series]:
+    """Tokens/s of the same short run with more and more context allocated."""
+    most = load_config(bench.ckpt).block_size
+    with bench.ring(1) as nodes:
+        actions = {
+            f"1 node, 1 sample, {n} positions allocated": _run(nodes, bench.request(1, sequence_length=n))
+            for n in (256, 2048, 8192)
+            if n <= most
+        }
+        runs = alternate(bench.rounds, actions)
+    series = [_speeds("context", label, found) for label, found in runs.items()]
+    return [*series, ratio("context", "the most over the least allocated", series[-1], series[0])]
+
+
+def measure_memory(bench: Bench) -> list[Series]:
+    """Peak resident memory of each node, and the time from the command line to the first token: fresh processes."""
+    most = load_config(bench.ckpt).block_size
+    shapes = [(1, 1, 32, 256), (2, 2, 32, 256), (2, 16, 32, 256), (2, 2, 32, most), (2, 2, min(2048, most - 4), most)]
+    actions = {
+        f"{nodes} node{'s' * (nodes > 1)}, {_samples(samples)}, {used} of {positions} positions": _fresh(
+            bench, nodes, Request(prompt_of(used), samples, 4, positions)
+        )
+        for nodes, samples, used, positions in shapes
+    }
+    found = alternate(min(2, bench.rounds), actions)
+    series = []
+    for label, runs in found.items():
+        for node, peaks in enumerate(zip(*(run.peak_bytes for run in runs), strict=True)):
+            name = "starter" if node == 0 else f"secondary {node - 1}"
+            series.append(Series("memory", f"{label}: {name}", "MB", tuple(peak / 1e6 for peak in peaks)))
+        series.append(Series("memory", f"{label}: first token", "s", tuple(run.first_token_s for run in runs)))
+    return series
+
+
+@dataclass(frozen=True)
+class FreshRun:
+    """A run of processes that were started for it alone."""
+
+    peak_bytes: list[int]
+    first_token_s: float  # from the command line, all nodes started at the same time
+
+
+def _fresh(bench: Bench, n_nodes: int, request: Request) -> Callable[[], FreshRun]:
+    def run() -> FreshRun:
+        begin = time.monotonic()
+        with bench.ring(n_nodes) as nodes:
+            times = nodes.run(request).times
+            return FreshRun(nodes.peak_bytes(), min(sample[0] for sample in times) - begin)
+
+    return run
+
+
+def measure_link(bench: Bench) -> list[Series]:
+    """Two nodes and two samples, with a relay that delays on every hop."""
+    with contextlib.ExitStack() as stack:
+        nodes = stack.enter_context(bench.ring(2))
+        actions: dict[str, Action] = {"without relays": _run(nodes, bench.request(2))}
+        for delay_ms in (0, 1, 5):
+            seen_as = stack.enter_context(relays(bench, nodes.nodes_config, delay_ms))
+            request = bench.request(2)
+            request = Request(request.prompt, 2, request.n_tokens, seen_as=str(seen_as))
+            actions[f"relays, {delay_ms} ms one way"] = _run(nodes, request)
+        runs = alternate(bench.rounds, actions)
+    series = {label: _speeds("link", f"2 nodes, 2 samples, {label}", found) for label, found in runs.items()}
+    plain = series["relays, 0 ms one way"]
+    ratios = [
+        ratio("link", f"{n} ms one way over no delay", series[f"relays, {n} ms one way"], plain, target)
+        for n, target in ((1, ""), (5, "link"))
+    ]
+    return [*series.values(), *ratios]
+
+
+@contextlib.contextmanager
+def relays(bench: Bench, nodes_config: Path, delay_ms: float) -> Iterator[Path]:
+    """A relay before every node; yields the network file in which the nodes see them."""
+    nodes = load_network(nodes_config).nodes
+    ports = free_ports(len(nodes))
+    with contextlib.ExitStack() as stack:
+        for index, (node, port) in enumerate(zip(nodes, ports, strict=True)):
+            command = python_module("relay", str(port), node.addr, str(node.port_in), "--delay-ms", str(delay_ms))
+            log = bench.scratch / "logs" / f"relay{index}_{delay_ms}ms.log"
+            stack.callback(end, start(command, bench.cores, log))
+        yield write_seen_as(nodes_config, ports)
+
+
+MEASURES: dict[str, Callable[[Bench], list[Series]]] = {
+    "ring": measure_ring,
+    "litgpt": measure_litgpt,
+    "llama": measure_llama,
+    "large": measure_large,
+    "hops": measure_hops,
+    "prompt": measure_prompt,
+    "context": measure_context,
+    "memory": measure_memory,
+    "link": measure_link,
+}
+QUICK = tuple(name for name in MEASURES if name not in ("large", "context", "memory"))

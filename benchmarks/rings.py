@@ -1,0 +1,189 @@
+"""Rings of pinned nodes: the secondaries as their own script, the starter as a driver that stamps every token."""
+
+import contextlib
+import json
+import random
+import socket
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.workers import ROOT, BenchError, Worker, end, python_module, start
+from mdi.config import SETTINGS_DIR, StarterOptions, defaults_of, load_network
+from mdi.control import ControlClient
+from mdi.errors import ControlError
+
+READY_TIMEOUT_S = 60.0
+STANDALONE = SETTINGS_DIR / "standalone.json"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a ring is to generate."""
+
+    prompt: list[int]
+    n_samples: int = 1
+    n_tokens: int = 48
+    sequence_length: int | None = None
+    seen_as: str | None = None  # a network file with the ports of relays
+
+
+@dataclass(frozen=True)
+class Run:
+    """When each sample's tokens were known, on the clock that all processes share."""
+
+    start: float
+    times: list[list[float]]
+    tokens: list[list[int]]
+
+    @property
+    def first_token_s(self) -> float:
+        """From the start of the run, all nodes ready, to the first token of any sample."""
+        return min(sample[0] for sample in self.times) - self.start
+
+    @property
+    def tokens_per_s(self) -> float:
+        return decode_rate(self.times)
+
+
+def decode_rate(times: Sequence[Sequence[float]]) -> float:
+    """Tokens/s of all samples while all of them decode.
+
+    The window opens when every sample has its first token and closes when the first one ends. A sample counts with
+    its steps inside the window over the time that these took, so that where the window cuts does not matter.
+    """
+    opens, closes = max(sample[0] for sample in times), min(sample[-1] for sample in times)
+    inside = [[t for t in sample if opens <= t <= closes] for sample in times]
+    if any(len(steps) < 2 for steps in inside):
+        raise BenchError("too few tokens: some sample ended before all had begun to decode")
+    return sum((len(steps) - 1) / (steps[-1] - steps[0]) for steps in inside)
+
+
+class Ring:
+    """A running ring, ready for one request after another."""
+
+    def __init__(self, driver: Worker, nodes_config: Path, ckpt: Path, quantize: str) -> None:
+        self._driver, self._ckpt, self._quantize = driver, ckpt, quantize
+        self.nodes_config = nodes_config
+        self._peak_bytes = 0
+
+    def prepare(self, request: Request) -> None:
+        """Load what is to be loaded and close the ring."""
+        common = {"nodes_config": str(self.nodes_config), "ckpt": str(self._ckpt), "quantize": self._quantize}
+        self._driver.ask(asdict(request) | common)
+
+    def go(self) -> None:
+        """Start the run that was prepared."""
+        self._driver.tell({})
+
+    def result(self) -> Run:
+        answer = self._driver.hear()
+        self._peak_bytes = answer.pop("peak_bytes")
+        return Run(**answer)
+
+    def run(self, request: Request) -> Run:
+        """Prepare, start, wait."""
+        self.prepare(request)
+        self.go()
+        return self.result()
+
+    def peak_bytes(self) -> list[int]:
+        """The largest resident set so far of each node."""
+        return [self._peak_bytes, *(client.status()["peak_memory_bytes"] for client in _clients(self.nodes_config))]
+
+    def wait_until_ready(self) -> None:
+        """Wait until every process has imported what it needs, so that no other run is disturbed by it."""
+        self._driver.hear()
+        deadline_s = time.monotonic() + READY_TIMEOUT_S
+        for client in _clients(self.nodes_config):
+            while not _answers(client):
+                if time.monotonic() > deadline_s:
+                    raise BenchError(f"{client.name} does not answer")
+                time.sleep(0.1)
+
+
+def _clients(nodes_config: Path) -> list[ControlClient]:
+    nodes = load_network(nodes_config).secondaries
+    return [ControlClient(f"secondary {i}", node.addr, node.http_port) for i, node in enumerate(nodes)]
+
+
+def _answers(client: ControlClient) -> bool:
+    try:
+        return bool(client.status())
+    except ControlError:
+        return False
+
+
+def run_together(rings: Sequence[Ring], request: Request) -> Run:
+    """The same request on several rings at the same time; the samples of all in one `Run`."""
+    for ring in rings:
+        ring.prepare(request)
+    for ring in rings:
+        ring.go()
+    runs = [ring.result() for ring in rings]
+    times = [sample for run in runs for sample in run.times]
+    return Run(min(run.start for run in runs), times, [tokens for run in runs for tokens in run.tokens])
+
+
+@contextlib.contextmanager
+def ring(ckpt: Path, cores: Sequence[int], scratch: Path, quantize: str = "none") -> Iterator[Ring]:
+    """A ring with one node on each of `cores`, whose weights are held as `quantize` says."""
+    if quantize != "none" and "quantize" not in defaults_of(StarterOptions):
+        raise BenchError(f"this version has no --quantize {quantize}")
+    nodes_config = write_network(scratch / "networks", len(cores)) if len(cores) > 1 else STANDALONE
+    with contextlib.ExitStack() as stack:
+        for index, core in enumerate(cores[1:]):
+            command = [sys.executable, str(ROOT / "src" / "secondary.py"), "--dtype", "float32", "--device", "cpu"]
+            command += ["--cache-dir", str(scratch / "chunks"), "--nodes-config", str(nodes_config), str(index)]
+            command += ["--quantize", quantize] if quantize != "none" else []
+            stack.callback(end, start(command, [core], scratch / "logs" / f"secondary{index}.log"))
+        log = scratch / "logs" / f"starter_on_{cores[0]}.log"
+        driver = stack.enter_context(Worker(python_module("ring_driver"), cores[:1], log))
+        nodes = Ring(driver, nodes_config, ckpt, quantize)
+        nodes.wait_until_ready()
+        yield nodes
+
+
+# ---- network files
+
+
+def write_network(folder: Path, n_nodes: int) -> Path:
+    """A network of `n_nodes` nodes on free ports of loopback."""
+    return _write(folder, [_node(*free_ports(2)) for _ in range(n_nodes)])
+
+
+def write_seen_as(nodes_config: Path, relay_ports: Sequence[int]) -> Path:
+    """The same network with the port of a relay before each node."""
+    nodes = load_network(nodes_config).nodes
+    seen = [_node(node.http_port, port) for node, port in zip(nodes, relay_ports, strict=True)]
+    return _write(nodes_config.parent, seen)
+
+
+def _node(http_port: int, port_in: int) -> dict[str, Any]:
+    return {
+        "addr": "127.0.0.1",
+        "communication": {"port": http_port},
+        "inference": {"port_in": port_in, "port_out": 0},
+    }
+
+
+def _write(folder: Path, nodes: list[dict[str, Any]]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"network_{time.monotonic_ns()}.json"
+    path.write_text(json.dumps({"nodes": {"starter": nodes[0], "secondary": nodes[1:]}}))
+    return path
+
+
+def free_ports(n: int) -> list[int]:
+    """Ports of loopback that nothing uses, below those that the kernel gives to outgoing connections."""
+    ports: list[int] = []
+    while len(ports) < n:
+        port = random.SystemRandom().randrange(10_000, 30_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            if port not in ports:
+                ports.append(port)
+    return ports

@@ -1,0 +1,237 @@
+"""The benchmark's own arithmetic, its GGUF writer, its relay, and one measure from end to end."""
+
+import json
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.gguf_export import export_gguf
+from benchmarks.measures import alternate, prompt_of
+from benchmarks.relay import Relay
+from benchmarks.report import TARGETS, Series, markdown, plot, ratio, read_json, slug, spread, verdict_table, write_json
+from benchmarks.rings import Request, decode_rate, ring
+from benchmarks.workers import BenchError, Worker, own_cores
+from conftest import ROOT
+from mdi.checkpoint import open_weights
+from mdi.gguf_import import import_gguf
+from tiny_models import generate_cached, make_model, reference_model
+
+RING = next(target for target in TARGETS if target.key == "ring")
+HOP = next(target for target in TARGETS if target.key == "hop")
+MACHINE = {"date": "2026-11-21", "machine": "a test"}
+
+
+# ---- arithmetic
+
+
+def test_decode_rate_of_one_sample_leaves_out_the_first_token() -> None:
+    assert decode_rate([[10.0, 10.5, 11.0, 11.5]]) == pytest.approx(2.0)
+
+
+def test_decode_rate_counts_only_while_all_samples_decode() -> None:
+    """The first sample is alone, and twice as fast, before the second one begins and after it ends."""
+    alone, together = [0.0, 0.5, 1.0], [2.0, 3.0, 4.0, 5.0]
+    assert decode_rate([[*alone, *together, 5.5, 6.0], together]) == pytest.approx(2.0)
+
+
+def test_decode_rate_does_not_depend_on_where_the_window_cuts() -> None:
+    """Two samples that take turns: each makes a token a second, though the window holds 3.5 s."""
+    assert decode_rate([[0.0, 1.0, 2.0, 3.0, 4.0], [0.5, 1.5, 2.5, 3.5, 4.5]]) == pytest.approx(2.0)
+
+
+def test_decode_rate_refuses_samples_that_never_decode_together() -> None:
+    with pytest.raises(BenchError, match="too few tokens"):
+        decode_rate([[0.0, 1.0], [2.0, 3.0]])
+
+
+def test_actions_alternate_and_a_failing_one_is_left_out() -> None:
+    order: list[str] = []
+
+    def note(name: str) -> int:
+        order.append(name)
+        return len(order)
+
+    def fail() -> int:
+        order.append("c")
+        raise BenchError("no such thing")
+
+    notes: dict[str, str] = {}
+    results = alternate(3, {"a": lambda: note("a"), "b": lambda: note("b"), "c": fail}, notes)
+    assert order == ["a", "b", "c", "b", "a", "a", "b"]
+    assert results == {"a": [1, 5, 6], "b": [2, 4, 7], "c": []}
+    assert notes == {"c": "no such thing"}
+
+
+def test_a_ratio_is_taken_round_by_round() -> None:
+    over, under = Series("m", "a", "tokens/s", (2.0, 9.0)), Series("m", "b", "tokens/s", (1.0, 3.0))
+    assert ratio("m", "a over b", over, under).values == (2.0, 3.0)
+
+
+def test_a_ratio_over_what_was_not_measured_says_why() -> None:
+    missing = Series("m", "b", "tokens/s", note="not installed")
+    assert ratio("m", "a over b", Series("m", "a", "tokens/s", (1.0,)), missing).note == "not installed"
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ([0.95, 0.9, 1.0], "0.950 (0.900-1.000)"),
+        ([1.0, 2.0, 4.0], "2.00 (1.00-4.00)"),
+        ([10.0, 12.34, 13.0, 11.0], "11.7 (10.0-13.0)"),
+        ([250.0], "250 (250-250)"),
+    ],
+)
+def test_spread(values: list[float], text: str) -> None:
+    assert spread(values) == text
+
+
+@pytest.mark.parametrize(("value", "verdict"), [(0.92, "below the floor"), (0.93, "floor"), (0.97, "stretch")])
+def test_more_is_better(value: float, verdict: str) -> None:
+    assert RING.verdict(value) == verdict
+    assert (RING.score(value) >= 1) == (verdict != "below the floor")
+
+
+@pytest.mark.parametrize(("value", "verdict"), [(0.31, "below the floor"), (0.3, "floor"), (0.15, "stretch")])
+def test_less_is_better(value: float, verdict: str) -> None:
+    assert HOP.verdict(value) == verdict
+    assert (HOP.score(value) >= 1) == (verdict != "below the floor")
+
+
+# ---- reports
+
+
+def test_what_was_not_measured_is_never_a_pass() -> None:
+    table = verdict_table([Series("llama", "x", "x", note="llama_cpp cannot be imported", target="int8 one")])
+    rows = table.splitlines()[2:]
+    assert len(rows) == len(TARGETS)
+    assert all("not measured" in row for row in rows)
+    assert "not measured (llama_cpp cannot be imported)" in table
+
+
+def test_the_verdict_is_that_of_the_median() -> None:
+    table = verdict_table([Series("ring", "x", "x", (0.5, 0.94, 0.99), target="ring")])
+    assert "| 0.93 | 0.97 | 0.940 (0.500-0.990) | floor, noisy |" in table
+
+
+def test_a_verdict_says_where_the_rounds_are_far_apart() -> None:
+    assert RING.judge([0.9, 0.94, 0.95]) == "floor"
+    assert RING.judge([0.6, 1.2, 1.7]) == "stretch, noisy"
+
+
+def test_results_are_written_and_read_back(tmp_path: Path) -> None:
+    series = [Series("ring", "2 nodes, 2 samples", "tokens/s", (1.0, 2.0)), Series("llama", "x", "x", note="why")]
+    series.append(Series("hops", "16 rows", "ms", (0.25,), target="hop"))
+    write_json(tmp_path / "r.json", MACHINE, series)
+    assert read_json(tmp_path / "r.json") == (MACHINE, series)
+    verdicts = json.loads((tmp_path / "r.json").read_text())["verdicts"]
+    assert [(item["target"]["key"], item["verdict"]) for item in verdicts] == [("hop", "floor")]
+    assert "| 2 nodes, 2 samples | tokens/s | 1.50 (1.00-2.00) |" in markdown(MACHINE, series)
+    plot(tmp_path / "r.png", series)
+    assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_slug() -> None:
+    assert slug("AMD EPYC (7 nm)") == "amd-epyc-7-nm"
+
+
+# ---- GGUF
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_exported_model_is_imported_as_it_was(tmp_path: Path, tied: bool) -> None:
+    folder = make_model(tmp_path / "model")
+    weights = open_weights(folder / "lit_model.pth")
+    if tied:
+        weights = {name: tensor.clone() for name, tensor in weights.items()}
+        weights["lm_head.weight"] = weights["transformer.wte.weight"]
+        torch.save(weights, folder / "lit_model.pth")
+    export_gguf(folder, tmp_path / "model.gguf")
+    (tmp_path / "back").mkdir()
+    import_gguf(tmp_path / "model.gguf", tmp_path / "back")
+    back = open_weights(tmp_path / "back" / "lit_model.pth")
+    assert back.keys() == weights.keys()
+    assert all(torch.equal(back[name], weights[name]) for name in weights)
+
+
+def test_a_model_of_another_shape_is_not_exported(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "model", attn_bias=True)
+    with pytest.raises(ValueError, match="attn_bias is True"):
+        export_gguf(folder, tmp_path / "model.gguf")
+    assert not (tmp_path / "model.gguf").exists()
+
+
+# ---- the relay
+
+
+def trips_through(relay: Relay, server: socket.socket, payload: bytes, n: int) -> list[float]:
+    """Seconds of `n` round trips of `payload` to an echo at the other end."""
+    seconds = []
+    with socket.create_connection(("127.0.0.1", relay.port)) as near, server.accept()[0] as far:
+        for _ in range(n):
+            begin = time.monotonic()
+            for source, sink in ((near, far), (far, near)):
+                source.sendall(payload)
+                received = b""
+                while len(received) < len(payload):
+                    received += sink.recv(1 << 16)
+                assert received == payload
+            seconds.append(time.monotonic() - begin)
+    return seconds
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 0.02])
+def test_the_relay_adds_its_delay_each_way(delay_s: float) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, Relay(0, server.getsockname(), delay_s) as relay:
+        seconds = trips_through(relay, server, b"x" * 1000, 9)
+    assert min(seconds) >= 2 * delay_s
+    assert statistics.median(seconds) < 2 * delay_s + 0.02
+
+
+def test_the_relay_limits_the_rate() -> None:
+    """Two times 50 kB at 1 MB/s are 0.1 s."""
+    with socket.create_server(("127.0.0.1", 0)) as server, Relay(0, server.getsockname(), 0.0, 1e6) as relay:
+        seconds = trips_through(relay, server, bytes(50_000), 1)
+    assert 0.1 <= seconds[0] < 0.3
+
+
+# ---- processes
+
+
+def test_a_worker_that_dies_leaves_its_last_words(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "raise SystemExit('out of luck')"]
+    with Worker(command, own_cores()[:1], tmp_path / "log") as worker, pytest.raises(BenchError, match="out of luck"):
+        worker.hear()
+
+
+def test_a_ring_of_one_node_generates_what_litgpt_generates(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "model")
+    prompt = prompt_of(8)
+    with ring(folder, own_cores()[:1], tmp_path / "scratch") as nodes:
+        run = nodes.run(Request(prompt, n_samples=2, n_tokens=12))
+        assert nodes.peak_bytes()[0] > 1e8
+    assert run.tokens == [generate_cached(reference_model(folder), prompt, 12)] * 2
+    assert 0 < run.first_token_s < run.times[0][-1] - run.start
+    assert run.tokens_per_s > 0
+
+
+def test_one_measure_from_end_to_end(tmp_path: Path) -> None:
+    """Without llama.cpp: the hops are measured, what needs llama.cpp says that it is not there."""
+    folder = make_model(tmp_path / "model")
+    options = ["--ckpt", str(folder), "--only", "hops", "--only", "large", "--rounds", "1", "--quick"]
+    options += ["--scratch", str(tmp_path / "scratch"), "--output", str(tmp_path / "r.json")]
+    options += ["--cores", ",".join(str(core) for core in (own_cores() * 2)[:2]), "--llama-python", "/no/python"]
+    command = [sys.executable, str(ROOT / "benchmarks" / "bench.py"), *options]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    machine, series = read_json(tmp_path / "r.json")
+    assert machine["llama-cpp-python"] == "not there"
+    assert next(item.values for item in series if item.target == "hop")[0] > 0
+    assert "llama_cpp cannot be imported" in result.stdout
+    assert (tmp_path / "r.md").read_text() in result.stdout
+    assert (tmp_path / "r.png").is_file()
