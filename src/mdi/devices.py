@@ -52,6 +52,18 @@ def n_cores() -> int:
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
+def free_memory_bytes(device: torch.device) -> int | None:
+    """Memory that a node on `device` could still take; None where the system does not tell."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            kilobytes = next(line.split()[1] for line in file if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return None
+    return int(kilobytes) * 1024
+
+
 def peak_memory_bytes() -> int:
     """The largest resident set this process has had."""
     unit_bytes = 1 if platform.system() == "Darwin" else 1024

@@ -1,6 +1,7 @@
 """Logits -> token; pure functions with an explicit generator."""
 
 import hashlib
+import math
 from dataclasses import dataclass
 
 import torch
@@ -30,18 +31,25 @@ def choose(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator)
     token ids, not of the probabilities: so rounding that lets two near-equal tokens swap ranks does
     not change the text. Raises `CheckpointError` where the logits are no numbers.
     """
-    if not torch.isfinite(logits.max()):
-        raise CheckpointError("the model computes no numbers (NaN or infinity): try --dtype float32 on all nodes")
     if sampling.temperature == 0:
-        return int(logits.argmax())
+        best, token = logits.max(dim=0)
+        _refuse_nonsense(best)
+        return int(token)
     kept, ids = _largest(logits, sampling.top_k)
-    kept = kept.double()
-    probabilities = torch.softmax((kept - kept.max()) / sampling.temperature, dim=0)  # no overflow at a tiny one
+    best = _refuse_nonsense(kept.max())
+    probabilities = torch.softmax((kept.double() - best) / sampling.temperature, dim=0)  # no overflow at a tiny one
     if sampling.top_p < 1:
         probabilities = _nucleus(probabilities, sampling.top_p)
     cumulative = probabilities.cumsum(0)
     draw = torch.rand((), dtype=torch.float64, generator=generator) * cumulative[-1]
     return int(ids[torch.searchsorted(cumulative, draw, right=True).clamp_max(len(ids) - 1)])
+
+
+def _refuse_nonsense(best: torch.Tensor) -> torch.Tensor:
+    """The largest logit, which is NaN where any is."""
+    if not math.isfinite(best):
+        raise CheckpointError("the model computes no numbers (NaN or infinity): try --dtype float32 on all nodes")
+    return best
 
 
 def _largest(logits: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:

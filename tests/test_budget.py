@@ -1,0 +1,53 @@
+"""The memory that is asked for beforehand is the memory that is used."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mdi.budget import Need, NodeBudget, fit_slots, need_of
+from mdi.checkpoint import load_config, open_weights, split_model
+from mdi.config import Mode
+from mdi.devices import free_memory_bytes
+from mdi.errors import ConfigError
+from mdi.partition import Span
+from tiny_models import make_model
+
+MB = 1_000_000
+
+
+def budget(free: int | None, *, weights: int = 10 * MB, slot: int = MB, name: str = "starter") -> NodeBudget:
+    return NodeBudget(name, Need(weights, slot, 0), free)
+
+
+@pytest.mark.parametrize("mode", ["none", "int8", "int4"])
+def test_the_weights_are_those_of_the_chunk(mode: Mode, tmp_path: Path) -> None:
+    make_model(tmp_path, n_embd=64, intermediate_size=64)
+    config = load_config(tmp_path)
+    spans = [Span(0, 2), Span(2, 6)]
+    split_model(tmp_path, spans, quantization=mode)
+    for node, name in enumerate(("model_starter.pth", "model_secondary0.pth")):
+        need = need_of(config, spans[node], has_ends=node == 0, dtype=torch.float32, mode=mode, context=10, max_rows=1)
+        weights = open_weights(tmp_path / "chunks" / "2nodes" / name)
+        held = sum(tensor.nbytes for key, tensor in weights.items() if "wte" not in key)
+        assert need.weights == pytest.approx(held, rel=0.05)
+        assert need.slot == len(spans[node]) * 2 * 2 * 16 * 10 * 4  # layers, keys and values, groups, head size, ...
+
+
+def test_slots_are_as_many_as_the_tightest_node_holds() -> None:
+    budgets = [budget(None), budget(100 * MB), budget(20 * MB, name="secondary 0")]
+    assert fit_slots(budgets, 3, fixed=False) == 3
+    assert fit_slots(budgets, 100, fixed=False) == 8
+    assert fit_slots([budget(None)], 100, fixed=True) == 100
+
+
+def test_a_shortage_is_told_with_numbers_and_advice() -> None:
+    with pytest.raises(ConfigError, match=r"secondary 0: its weights take 10\.0 MB, 100 slots .*--max-slots.*int8"):
+        fit_slots([budget(None), budget(20 * MB, name="secondary 0")], 100, fixed=True)
+    with pytest.raises(ConfigError, match=r"starter: .* 1 slot of 1\.0 MB 1\.0 MB .* free memory of 5\.0 MB"):
+        fit_slots([budget(5 * MB)], 100, fixed=False)
+
+
+def test_this_machine_knows_its_free_memory() -> None:
+    free = free_memory_bytes(torch.device("cpu"))
+    assert free is None or free > 1 * MB
