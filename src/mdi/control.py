@@ -41,6 +41,7 @@ STATUS_TIMEOUT_S = 2.0
 UPLOAD_BYTES = 16 << 20  # of one PUT
 MAX_JSON_BYTES = 1 << 20
 MAX_HEADER_BYTES = 64 << 10
+ENDING = "the node ends"  # the answer to an /init that a stop has overtaken
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
 
 
@@ -54,9 +55,9 @@ class Node(Protocol):
 
     def request_init(self, spec: SessionSpec) -> "Future[dict[str, Any]]": ...
 
-    def request_release(self, epoch: int) -> None: ...
+    def request_release(self, run: int) -> None: ...
 
-    def request_stop(self, epoch: int | None) -> None: ...
+    def request_stop(self, run: int | None) -> None: ...
 
 
 class Busy(ControlError):
@@ -174,7 +175,7 @@ def _wait_for(answer: "Future[dict[str, Any]]", closing: threading.Event) -> Ite
         except MdiError as exc:
             yield json.dumps({"error": str(exc)}).encode()
             return
-    yield b'{"error": "the node ends"}'
+    yield json.dumps({"error": ENDING}).encode()
 
 
 class _Release:
@@ -185,10 +186,10 @@ class _Release:
 
     def PUT(self) -> bytes:
         body = _read_json()
-        if not isinstance(body, dict) or type(body.get("epoch")) is not int:
-            raise cherrypy.HTTPError(400, 'expected {"epoch": number}')
-        self._node.request_release(body["epoch"])
-        return _json({"released": body["epoch"]})
+        if not isinstance(body, dict) or type(body.get("run")) is not int:
+            raise cherrypy.HTTPError(400, 'expected {"run": number}')
+        self._node.request_release(body["run"])
+        return _json({"released": body["run"]})
 
 
 class _Stop:
@@ -199,10 +200,10 @@ class _Stop:
 
     def PUT(self) -> bytes:
         body = _read_json() if _body_length() else {}
-        epoch = body.get("epoch") if isinstance(body, dict) else body
-        if epoch is not None and type(epoch) is not int:
-            raise cherrypy.HTTPError(400, 'expected nothing, or {"epoch": number}')
-        self._node.request_stop(epoch)
+        run = body.get("run") if isinstance(body, dict) else body
+        if run is not None and type(run) is not int:
+            raise cherrypy.HTTPError(400, 'expected nothing, or {"run": number}')
+        self._node.request_stop(run)
         return _json({"stopping": True})
 
 
@@ -280,20 +281,20 @@ class ControlClient:
         """What the node says of itself."""
         return self._call("GET", "/", answer_timeout_s=STATUS_TIMEOUT_S)
 
-    def init(self, spec: SessionSpec) -> dict[str, Any]:
+    def init(self, spec: SessionSpec, answer_timeout_s: float = ANSWER_TIMEOUT_S) -> dict[str, Any]:
         """Configure the node; returns its answer once it is ready, or what it lacks.
 
         While it loads it sends a sign of life every second, so a lost node is noticed.
         """
-        return self._call("POST", "/init", json=spec.to_json())
+        return self._call("POST", "/init", answer_timeout_s=answer_timeout_s, json=spec.to_json())
 
-    def release(self, epoch: int) -> None:
+    def release(self, run: int) -> None:
         """Give up a session that never ran."""
-        self._call("PUT", "/release", json={"epoch": epoch})
+        self._call("PUT", "/release", json={"run": run})
 
-    def stop(self, epoch: int | None = None) -> None:
-        """End the node; with an `epoch`, only if it does not serve another session by now."""
-        self._call("PUT", "/stop", json={} if epoch is None else {"epoch": epoch})
+    def stop(self, run: int | None = None) -> None:
+        """End the node; with a `run`, only if it does not serve another one by now."""
+        self._call("PUT", "/stop", json={} if run is None else {"run": run})
 
     def send_chunk(self, path: Path, digest: str, advance: Callable[[int], object] = lambda n_bytes: None) -> None:
         """Send the part of a chunk that the node does not hold yet; `advance` is told the bytes of each step."""
@@ -327,7 +328,7 @@ class ControlClient:
             raise ControlError(f"{self.name} at {self.url} answered something that is not JSON") from exc
         if not isinstance(answer, dict) or "error" in answer:
             reason = answer.get("error") if isinstance(answer, dict) else answer
-            raise ControlError(f"{self.name} at {self.url}: {reason}")
+            raise (NoAnswer if reason == ENDING else ControlError)(f"{self.name} at {self.url}: {reason}")
         return answer
 
     def _request(
@@ -341,7 +342,7 @@ class ControlClient:
             except requests.ConnectionError as exc:
                 raise Unreachable(f"{self.name} at {self.url} cannot be reached") from exc
             except (requests.RequestException, HTTPError, UnicodeError) as exc:
-                raise ControlError(f"{self.name} at {self.url} did not answer: {one_line(exc)}") from exc
+                raise NoAnswer(f"{self.name} at {self.url} did not answer: {one_line(exc)}") from exc
         if not response.ok:
             kind = Refused if response.status_code == 409 else ControlError
             raise kind(f"{self.name} at {self.url} refused: {_reason(response)}")
@@ -352,7 +353,11 @@ class Refused(ControlError):
     """The node cannot do this now; later it may."""
 
 
-class Unreachable(ControlError):
+class NoAnswer(ControlError):
+    """The node was asked, and its answer did not come, or broke off."""
+
+
+class Unreachable(NoAnswer):
     """Nobody answers at the node's address."""
 
 

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from litgpt.config import Config
@@ -145,6 +145,20 @@ def choose_spans(
             f" {MODEL_FILE} they cannot be made anew; use --split auto"
         )
     return spans, None
+
+
+def can_resplit(job: Job) -> bool:
+    """Whether the layers can be spread over one node less: from the whole model, or as chunks that lie ready."""
+    fewer = len(job.spans) - 1
+    return (job.folder / MODEL_FILE).is_file() or (chunks_folder(job.folder, fewer) / MANIFEST_FILE).is_file()
+
+
+def resplit(job: Job, network: NetworkConfig, options: StarterOptions) -> Job:
+    """The same job on other nodes, with chunks for them. Raises `CheckpointError` where they cannot be made."""
+    spans, manifest = choose_spans(job.folder, job.config, network, replace(options, split="auto"))
+    if manifest is None and len(spans) > 1:
+        raise CheckpointError(f"{job.folder}: without {MODEL_FILE} its layers cannot be spread anew")
+    return replace(job, spans=spans, manifest=manifest, weights=_starter_weights(job.folder, len(spans), None))
 
 
 def write_chunks(folder: Path, spans: Sequence[Span], dtype: str | None = None) -> Manifest:

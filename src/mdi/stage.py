@@ -58,6 +58,21 @@ class Stage:
                 block.attn.allocate(n_slots, context, self.device, self.dtype)
             self._cos, self._sin = rotary_tables(self.config, context, self.device)  # (context, rotary elements[, 2])
 
+    @property
+    def slots(self) -> tuple[int, int]:
+        """The number of slots that have memory, and the positions of each."""
+        return self._ledger.n_slots, self._ledger.context
+
+    def reset(self) -> None:
+        """Begin a session of the same numbers as the last one: all slots are empty, their memory is kept."""
+        self._ledger = SlotLedger(self._ledger.n_slots, self._ledger.context)
+
+    def free(self) -> None:
+        """Give the memory of all slots back; the weights stay."""
+        self._ledger = SlotLedger(0, 0)
+        for block in self._blocks.values():
+            block.attn.allocate(0, 0, self.device, self.dtype)
+
     @torch.inference_mode()
     def forward(self, x: torch.Tensor, segments: Sequence[Segment]) -> torch.Tensor:
         """Hidden states (N, C) of a message's rows -> (N, C) after this span; fills the slots.
