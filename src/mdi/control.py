@@ -7,7 +7,7 @@
     HEAD /chunks/<digest>  how many bytes of a chunk the node holds (X-Held-Bytes)
     PUT  /chunks/<digest>  append to it (Content-Range)
 
-Bodies are JSON, but for the chunk's bytes. An error has the body {"error": reason}.
+Bodies are JSON, but for the chunk's bytes. An error has the body {"error": reason}; with "retry": true it may pass.
 """
 
 import html
@@ -41,7 +41,6 @@ STATUS_TIMEOUT_S = 2.0
 UPLOAD_BYTES = 16 << 20  # of one PUT
 MAX_JSON_BYTES = 1 << 20
 MAX_HEADER_BYTES = 64 << 10
-ENDING = "the node ends"  # the answer to an /init that a stop has overtaken
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
 
 
@@ -173,9 +172,9 @@ def _wait_for(answer: "Future[dict[str, Any]]", closing: threading.Event) -> Ite
         except FutureTimeout:
             yield b" "
         except MdiError as exc:
-            yield json.dumps({"error": str(exc)}).encode()
+            yield json.dumps({"error": str(exc), "retry": isinstance(exc, Busy)}).encode()
             return
-    yield json.dumps({"error": ENDING}).encode()
+    yield b'{"error": "the node ends", "retry": true}'
 
 
 class _Release:
@@ -326,9 +325,11 @@ class ControlClient:
             answer = self._request(method, path, **arguments).json()
         except requests.JSONDecodeError as exc:
             raise ControlError(f"{self.name} at {self.url} answered something that is not JSON") from exc
-        if not isinstance(answer, dict) or "error" in answer:
-            reason = answer.get("error") if isinstance(answer, dict) else answer
-            raise (NoAnswer if reason == ENDING else ControlError)(f"{self.name} at {self.url}: {reason}")
+        if not isinstance(answer, dict):
+            raise ControlError(f"{self.name} at {self.url}: {answer}")
+        if "error" in answer:
+            kind = Refused if answer.get("retry") is True else ControlError
+            raise kind(f"{self.name} at {self.url}: {answer['error']}")
         return answer
 
     def _request(

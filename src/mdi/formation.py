@@ -121,6 +121,11 @@ class Formation:
         wait(pending.values(), STATUS_TIMEOUT_S)
         return {number: _answer_of(future) for number, future in pending.items()}
 
+    def let_go(self, nodes: Sequence[int]) -> None:
+        """Tell nodes that are left out, if they can hear it, that no ring will be closed over them."""
+        for number in nodes:
+            in_background(self.clients[number].release, self._run)
+
     def dismiss(self, action: Callable[[ControlClient, int], None], timeout_s: float) -> None:
         """Tell each node that may be in our session, in parallel; one that cannot be told in time is gone anyway."""
         self._closing.set()

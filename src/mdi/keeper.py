@@ -17,6 +17,7 @@ from mdi.errors import CheckpointError, LinkError, MdiError, RemoteProtocolError
 from mdi.formation import RETRY_S, Formation, Missing, Plan, Statuses, await_members, describe, fits
 from mdi.job import Job, can_resplit, resplit
 from mdi.recovery import Decision, GiveUp, GoOnWithout, Recovery, State
+from mdi.session import FIRST_EPOCH
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ class RingKeeper:
         """
         self.ring: Ring = LocalRing()
         self.plan = Plan(tuple(range(len(network.nodes))), job)
-        self.run, self.epoch = secrets.randbits(63), 0
+        self.run, self.epoch = secrets.randbits(63), FIRST_EPOCH - 1
         self._network, self._options, self._listener, self._ready_stage = network, options, listener, ready_stage
         self._formation = Formation(network, options, run=self.run, wire_dtype=wire_dtype)
         self._recovery = Recovery(len(network.nodes), options.node_timeout_s)
@@ -125,11 +126,12 @@ class RingKeeper:
         return decision
 
     def _accused(self, exc: MdiError, statuses: Statuses) -> int | None:
-        """Whom the others lost; where a ring did not close, the first node that its predecessor did not reach."""
-        if isinstance(exc, RingBroken) and exc.place is not None:
-            return self.plan.members[exc.place]
-        unreached = (number for number, status in statuses.items() if status and status.get("state") == "ready")
-        return next(unreached, None)
+        """Where a ring did not close, the first node that its predecessor did not reach; else whom the others lost."""
+        for number, status in statuses.items():
+            if status is not None and status.get("state") == "ready":
+                return number
+        place = exc.place if isinstance(exc, RingBroken) else None
+        return None if place is None else self.plan.members[place]
 
     def _follow(self, decision: Decision, exc: MdiError) -> None:
         match decision:
@@ -154,6 +156,7 @@ class RingKeeper:
             raise RingBroken(f"{names} {why}, and the other nodes have no room for its layers")
         self.plan = plan
         self._told.difference_update(nodes)
+        self._formation.let_go(nodes)
         log.warning("going on without %s, which %s: layers %s", names, why, plan)
 
     def _tell_silence(self, number: int, exc: MdiError) -> None:

@@ -12,6 +12,8 @@ from mdi.link import Link, LinkEvent, Peer
 from mdi.partition import Span
 from mdi.wire import VERSION, Session
 
+FIRST_EPOCH = 1  # of a run
+
 
 @dataclass(frozen=True)
 class SessionSpec:
