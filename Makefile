@@ -1,4 +1,4 @@
-# Targets for people: demo, demo-compare, test, soak, clean. All of them work in .venv.
+# Targets for people: demo, demo-compare, test, soak, chaos, clean. All of them work in .venv.
 
 PYTHON ?= python3
 VENV := .venv
@@ -7,7 +7,7 @@ GGUF := .cache/SmolLM2-135M-Instruct.Q4_1.gguf
 CHECKPOINTS := src/checkpoints
 MODEL := $(CHECKPOINTS)/local/SmolLM2-135M-Instruct
 
-.PHONY: demo demo-compare test lint types pytest soak venv model clean
+.PHONY: demo demo-compare test lint types pytest soak chaos venv model clean
 .DELETE_ON_ERROR:
 
 demo: $(MODEL)/chunks/3nodes/manifest.json
@@ -30,6 +30,9 @@ pytest: $(VENV)/.dev $(GGUF)
 
 soak: $(VENV)/.dev $(GGUF)
 	$(BIN)/python -m pytest -m soak tests/test_soak.py
+
+chaos: $(VENV)/.dev
+	$(BIN)/python -m pytest -m chaos tests/test_chaos.py
 
 venv: $(VENV)/.installed
 

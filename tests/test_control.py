@@ -23,7 +23,7 @@ import pytest
 
 import mdi.control
 from mdi.chunk_cache import ChunkCache
-from mdi.control import MAX_JSON_BYTES, Busy, ControlClient, ControlServer, Unreachable
+from mdi.control import MAX_JSON_BYTES, Busy, ControlClient, ControlServer, NoAnswer, Refused, Unreachable
 from mdi.errors import CheckpointError, ConfigError, ControlError
 from mdi.link import listen
 from mdi.session import SessionSpec
@@ -214,6 +214,20 @@ def test_a_busy_node_says_whom_it_serves(server: ControlServer, client: ControlC
     assert reason_of(answer, 409) == str(node.refusal)
     with pytest.raises(ControlError, match=re.escape(f"secondary 0 at {client.url} refused: {node.refusal}")):
         client.init(SPEC)
+
+
+def test_a_node_that_turns_out_to_be_busy_may_be_asked_again(client: ControlClient, node: FakeNode) -> None:
+    node.answer.set_exception(Busy("already serves another run"))
+    with pytest.raises(Refused, match=r"secondary 0 at .*: already serves another run"):
+        client.init(SPEC)
+
+
+def test_a_node_that_ends_while_it_loads_may_be_asked_again(server: ControlServer, client: ControlClient) -> None:
+    closing = threading.Timer(0.3, server.close)
+    closing.start()
+    with pytest.raises((Refused, NoAnswer)):
+        client.init(SPEC)
+    closing.join()
 
 
 def test_a_bad_session_is_refused_with_the_field(server: ControlServer, node: FakeNode) -> None:

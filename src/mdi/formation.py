@@ -174,7 +174,8 @@ class Formation:
                 answer = client.init(spec, _patience_s(deadline_s))
                 if answer.get("state") != "needs chunk":
                     break
-                if (held := int(answer.get("held_bytes") or 0)) > most_held:  # the last transfer got somewhere
+                held = answer.get("held_bytes")
+                if isinstance(held, int) and held > most_held:  # the last transfer got somewhere
                     most_held, deadline_s = held, time.monotonic() + self._options.node_timeout_s
                 self._send_chunk(client, plan.job, place)
             except (NoAnswer, Refused) as exc:

@@ -122,7 +122,7 @@ class RingKeeper:
         for number in silent:
             self._tell_silence(number, exc)
         if not silent:
-            log.warning("the ring broke: %s; all nodes answer, so it is formed anew", exc)
+            log.warning("the ring broke: %s; forming it anew", exc)
         return decision
 
     def _accused(self, exc: MdiError, statuses: Statuses) -> int | None:

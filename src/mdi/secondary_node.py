@@ -168,12 +168,13 @@ class Secondary:
 
     def _next_event(self) -> Event:
         """Wait for what happens next. A ring that waits to be closed is given up once its starter is gone."""
-        while self._state == "ready":
+        n_unwanted = 0  # in a row: a starter that is busy may leave one question unanswered
+        while self._state == "ready" and self._spec is not None:
             try:
                 return self._inbox.get(timeout=READY_CHECK_S)
             except queue.Empty:
-                assert self._spec is not None
-                if not _wants(self._spec, self._spec.epoch):
+                n_unwanted = 0 if _wants(self._spec, self._spec.epoch) else n_unwanted + 1
+                if n_unwanted == 2:
                     self._fail("the starter is gone, or has formed its ring without this node")
         return self._inbox.get()
 
