@@ -15,7 +15,7 @@ from collections.abc import Iterator
 HOST = "127.0.0.1"
 BLOCK_BYTES = 1 << 16
 THROTTLE_BYTES_S = 20_000
-STALL_S = 1.0
+STALL_S = 1.3
 DELAY_S = 0.05
 _RESET = struct.pack("ii", 1, 0)
 

@@ -33,7 +33,7 @@ from tiny_models import make_model
 
 PROMPTS = [list(range(5, 65)), [9], list(range(40, 80)), [7, 8]]
 N_TOKENS = 16
-PEER_TIMEOUT_S = 0.5
+PEER_TIMEOUT_S = 0.8  # shorter than a stall of the relay
 GREEDY = {"temperature": 0.0}
 SEEDED = {"temperature": 0.9, "seed": 7}
 
@@ -44,6 +44,7 @@ def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mdi.formation, "HANDSHAKE_TIMEOUT_S", 0.5)
     monkeypatch.setattr(mdi.formation, "RETRY_S", 0.1)
     monkeypatch.setattr(mdi.control, "ANSWER_TIMEOUT_S", 2.0)
+    monkeypatch.setattr(mdi.secondary_node, "READY_CHECK_S", 0.3)
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +183,7 @@ def test_a_fault_of_a_ring_link_changes_no_token(
     assert three.run(tiny, **hooks, **style[which]) == expected[which]
     assert relay.struck.is_set(), "the fault did not happen"
     if phase in ("idle", "prefill", "decode") and fault not in HARMLESS:
-        assert three.n_recoveries == 1
+        assert three.n_recoveries >= 1
     three.assert_at_rest()
 
 
@@ -201,6 +202,39 @@ def test_a_fault_while_weights_travel(fault: Fault, three: Bench, tmp_path: Path
             assert tokens == Bench(1, Path(), stack).run(folder)
     assert relay.struck.is_set(), "the fault did not happen"
     three.assert_at_rest()
+
+
+def test_a_link_that_drops_again_and_again_is_worth_keeping(
+    three: Bench, tiny: Path, expected: dict[str, list[list[int]]]
+) -> None:
+    def drop(n_tokens: int) -> None:
+        if n_tokens % 4 == 0:
+            three.ring[n_tokens // 4 % 3].strike(Fault.RESET)
+
+    assert three.run(tiny, on_token=drop) == expected["greedy"]
+    assert three.n_recoveries >= 8
+    assert three.starter is not None
+    assert three.starter.status()["members"] == ["starter", "secondary 0", "secondary 1"]
+    three.assert_at_rest()
+
+
+def test_a_node_that_is_gone_while_it_is_sent_its_weights_gets_the_rest_when_it_is_back(
+    three: Bench, tmp_path: Path
+) -> None:
+    folder = make_model(tmp_path / "org" / "sent", seed=99)
+    relay = three.http[2]
+    relay.strike(Fault.RESET, after_bytes=30_000)
+    with contextlib.ExitStack() as stack:
+
+        def vanish() -> None:
+            assert relay.struck.wait(20)
+            with relay.refusing():
+                time.sleep(0.5)
+
+        thread = threading.Thread(target=vanish)
+        thread.start()
+        stack.callback(thread.join)
+        assert three.run(folder) == Bench(1, Path(), stack).run(folder)
 
 
 # ---- nodes that are killed
@@ -434,10 +468,7 @@ def test_an_earlier_epoch_of_a_run_is_refused_and_a_later_one_taken_in_any_state
     assert len(tokens) == len(PROMPTS)
 
 
-def test_a_ready_node_whose_starter_vanishes_frees_its_slots(
-    three: Bench, tiny: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(mdi.secondary_node, "READY_CHECK_S", 0.1)
+def test_a_ready_node_whose_starter_vanishes_frees_its_slots(three: Bench, tiny: Path) -> None:
     three.run(tiny)
     client = ControlClient("secondary 0", "127.0.0.1", three.machines[1].node.http_port)
     client.init(replace(spec_of(three, 1), run=77))  # the starter of this one has gone: see `run`

@@ -67,9 +67,9 @@ class RingKeeper:
             log.warning("%s has no %s: %s", self.plan.job.folder, MODEL_FILE, advice)
         try:
             self._form()
-            self._told.clear()
         except MENDABLE as exc:
             self.mend(exc, progressed=False, n_samples=0)
+        self._told.clear()
 
     def mend(self, exc: MdiError, *, progressed: bool, n_samples: int) -> None:
         """Form a ring that holds, in place of one that broke. Raises what ends the run where there is none.
@@ -87,8 +87,9 @@ class RingKeeper:
                 exc, progressed = another, False
                 time.sleep(RETRY_S)
                 continue
-            for number in sorted(self._told):
-                log.warning("%s is back: replaying %d samples", node_name(number), n_samples)
+            if n_samples:
+                for number in sorted(self._told):
+                    log.warning("%s is back: replaying %d samples", node_name(number), n_samples)
             self._told.clear()
             return
 
@@ -119,7 +120,7 @@ class RingKeeper:
         decision = self._recovery.broke(
             time.monotonic(), silent=silent, accused=self._accused(exc, statuses), progressed=progressed
         )
-        for number in silent:
+        for number in set(silent).intersection(self._recovery.members):  # the others are left out
             self._tell_silence(number, exc)
         if not silent:
             log.warning("the ring broke: %s; forming it anew", exc)
