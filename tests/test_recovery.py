@@ -21,11 +21,12 @@ from fault_relay import Fault, Relay
 from mdi.config import NetworkConfig, StarterOptions
 from mdi.control import ControlClient
 from mdi.engine import Observer
-from mdi.errors import ControlError, RingBroken
+from mdi.errors import ConfigError, ControlError, RingBroken
 from mdi.job import plan_job
 from mdi.link import listen
 from mdi.recovery import GiveUp, GoOnWithout, Recovery, Retry, State
 from mdi.scheduler import Sample
+from mdi.stage import Stage
 from mdi.starter_node import Starter
 from rings import ANY_PORT, Machine, with_prompts
 from script_helpers import free_ports, wait_until
@@ -423,6 +424,24 @@ def test_where_nobody_can_take_over_all_that_was_generated_is_delivered(
     with pytest.raises(RingBroken, match=r"secondary 1 did not come back within 1 s \(--node-timeout\), and no other"):
         bench.run(folder, on_token=kill, node_timeout_s=1.0)
     assert len(seen) >= 20
+    bench.assert_at_rest()
+
+
+def test_a_node_that_has_no_room_for_more_layers_ends_the_run_and_is_named(
+    make_bench: Callable[[int], Bench], tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = make_bench(3)
+
+    allocate = Stage.allocate
+
+    def allocate_little(stage: Stage, n_slots: int, context: int) -> None:
+        if len(stage.span) > 3:
+            raise ConfigError(f"out of memory for {n_slots} slots")
+        allocate(stage, n_slots, context)
+
+    monkeypatch.setattr(Stage, "allocate", allocate_little)
+    with pytest.raises(ControlError, match=r"secondary 1 at .*: out of memory for 4 slots"):
+        bench.run(tiny, on_token=once(20, bench.machines[1].kill), node_timeout_s=1.0)
     bench.assert_at_rest()
 
 
