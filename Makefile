@@ -1,4 +1,4 @@
-# Targets for people: demo, demo-compare, certs, test, soak, bench, bench-quick, clean. All of them work in .venv.
+# Targets for people: demo, demo-compare, certs, test, soak, chaos, bench, bench-quick, clean. All of them work in .venv.
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +9,7 @@ NETWORK := src/settings_distr/configuration.json
 LLAMA_PYTHON ?= $(BIN)/python
 MODEL := $(CHECKPOINTS)/local/SmolLM2-135M-Instruct
 
-.PHONY: demo demo-compare certs test lint types pytest soak bench bench-quick venv model clean
+.PHONY: demo demo-compare certs test lint types pytest soak chaos bench bench-quick venv model clean
 .DELETE_ON_ERROR:
 
 demo: $(MODEL)/chunks/3nodes/manifest.json
@@ -42,6 +42,9 @@ bench: $(MODEL)/model_config.yaml
 
 bench-quick: $(MODEL)/model_config.yaml
 	$(BIN)/python benchmarks/bench.py --quick --ckpt $(MODEL) --llama-python $(LLAMA_PYTHON)
+
+chaos: $(VENV)/.dev
+	$(BIN)/python -m pytest -m chaos tests/test_chaos.py
 
 venv: $(VENV)/.installed
 

@@ -85,3 +85,38 @@ def ring_of(
             ANY_PORT, http_port=http_port, port_in=port_in, share=shares[0], access=starter_access or access
         )
         yield Ring(NetworkConfig(starter, tuple(nodes)), secondaries)
+
+
+class Machine:
+    """A secondary as an object that can lose its power, and come back on the same ports with the same disk."""
+
+    def __init__(self, cache_dir: Path) -> None:
+        self.cache_dir = cache_dir
+        self._sources = WeightSources(ChunkCache(cache_dir, content_digest))
+        http_port, port_in = free_ports(2)
+        self.node = replace(ANY_PORT, http_port=http_port, port_in=port_in)
+        self._secondary: Secondary | None = None
+
+    @property
+    def secondary(self) -> Secondary:
+        assert self._secondary is not None, "the machine is off"
+        return self._secondary
+
+    def give_chunk(self, path: Path) -> None:
+        """From its next start on it has been given --chunk."""
+        self._sources = replace(self._sources, chunk=path)
+
+    def start(self) -> None:
+        self._secondary = Secondary(self.node, self._sources, dtype="float32").__enter__()
+        self._thread = threading.Thread(target=self._secondary.serve, name="secondary")
+        self._thread.start()
+
+    def kill(self) -> None:
+        """End it without a word to anybody. Does nothing where it is off."""
+        if self._secondary is None:
+            return
+        secondary, self._secondary = self._secondary, None
+        secondary._report_fault = lambda node, reason: None  # type: ignore[method-assign]
+        secondary.request_stop(None)
+        self._thread.join()
+        secondary.__exit__(None, None, None)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mdi.budget import Need, NodeBudget, fit_slots, need_of
+from mdi.budget import Budget, Need, budgets_of, facts_of, fit_slots, need_of
 from mdi.checkpoint import load_config, open_weights, split_model
 from mdi.config import Mode
 from mdi.devices import free_memory_bytes
@@ -16,8 +16,8 @@ from tiny_models import make_model
 MB = 1_000_000
 
 
-def budget(free: int | None, *, weights: int = 10 * MB, slot: int = MB, name: str = "starter") -> NodeBudget:
-    return NodeBudget(name, Need(weights, slot, 0), free)
+def budget(free: int | None, *, weights: int = 10 * MB, slot: int = MB, name: str = "starter") -> Budget:
+    return Budget(name, Need(weights, slot, 0), free)
 
 
 @pytest.mark.parametrize("mode", ["none", "int8", "int4"])
@@ -42,7 +42,7 @@ def test_slots_are_as_many_as_the_tightest_node_holds() -> None:
 
 
 def test_a_shortage_is_told_with_numbers_and_advice() -> None:
-    with pytest.raises(ConfigError, match=r"secondary 0: its weights take 10\.0 MB, 100 slots .*--max-slots.*int8"):
+    with pytest.raises(ConfigError, match=r"secondary 0: the weights take 10\.0 MB, 100 slots .*--max-slots.*int8"):
         fit_slots([budget(None), budget(20 * MB, name="secondary 0")], 100, fixed=True)
     with pytest.raises(ConfigError, match=r"starter: .* 1 slot of 1\.0 MB 1\.0 MB .* free memory of 5\.0 MB"):
         fit_slots([budget(5 * MB)], 100, fixed=False)
@@ -51,3 +51,26 @@ def test_a_shortage_is_told_with_numbers_and_advice() -> None:
 def test_this_machine_knows_its_free_memory() -> None:
     free = free_memory_bytes(torch.device("cpu"))
     assert free is None or free > 1 * MB
+
+
+def test_nodes_of_one_machine_share_its_memory(tmp_path: Path) -> None:
+    make_model(tmp_path)
+    config = load_config(tmp_path)
+    status = {"device": "cpu", "dtype": "float32", "quantize": None, "free_memory_bytes": 5 * MB}
+    alone = [facts_of(name, name, status, "none", None) for name in ("starter", "secondary 0")]
+    together = [facts_of(name, "here", status, "none", "int8") for name in ("starter", "secondary 0")]
+    spans = [Span(0, 2), Span(2, 6)]
+    first, second = budgets_of(alone, config, spans, context=10, max_rows=1)
+    (both,) = budgets_of(together, config, spans, context=10, max_rows=1)
+    assert both.name == "starter and secondary 0"
+    assert both.free_bytes == 5 * MB
+    assert both.need.slot == first.need.slot + second.need.slot
+    assert both.need.weights < first.need.weights + second.need.weights
+
+
+@pytest.mark.parametrize(
+    "status", [{}, {"dtype": 3, "quantize": "x", "free_memory_bytes": "1"}, {"free_memory_bytes": -1}]
+)
+def test_a_status_without_numbers_is_no_obstacle(status: dict[str, object]) -> None:
+    facts = facts_of("secondary 0", "x", status, "int8", None)
+    assert (facts.free_bytes, facts.mode, facts.dtype) == (None, "int8", torch.float32)

@@ -23,7 +23,7 @@ import pytest
 
 import mdi.control
 from mdi.chunk_cache import ChunkCache
-from mdi.control import MAX_JSON_BYTES, Busy, ControlClient, ControlServer, Unreachable
+from mdi.control import MAX_JSON_BYTES, Busy, ControlClient, ControlServer, NoAnswer, Refused, Unreachable
 from mdi.errors import CheckpointError, ConfigError, ControlError
 from mdi.link import listen
 from mdi.session import SessionSpec
@@ -62,10 +62,10 @@ class FakeNode:
         """A fresh exception: its traceback holds the connection, and the node outlives the request."""
         return type(self.refusal)(*self.refusal.args)  # type: ignore[union-attr]
 
-    def request_release(self, epoch: int) -> None:
-        self.asked.append(epoch)
+    def request_release(self, run: int) -> None:
+        self.asked.append(run)
 
-    def request_stop(self, epoch: int | None) -> None:
+    def request_stop(self, run: int | None) -> None:
         self.asked.append("stop")
 
 
@@ -133,8 +133,8 @@ def test_release_and_stop_reach_the_node(client: ControlClient, node: FakeNode) 
     assert node.asked == [2**63 + 1, "stop"]
 
 
-@pytest.mark.parametrize("body", [b"", b"7", b"{}", b"[]", b'{"epoch": "7"}', b'{"epoch": true}', b'{"epoch": 1.5}'])
-def test_a_release_without_an_epoch_is_refused(server: ControlServer, node: FakeNode, body: bytes) -> None:
+@pytest.mark.parametrize("body", [b"", b"7", b"{}", b"[]", b'{"run": "7"}', b'{"run": true}', b'{"run": 1.5}'])
+def test_a_release_without_a_run_is_refused(server: ControlServer, node: FakeNode, body: bytes) -> None:
     reason_of(ask(server, "PUT", "/release", body), 400)
     assert node.asked == []
 
@@ -143,7 +143,7 @@ def test_one_connection_serves_many_requests_also_after_errors(server: ControlSe
     with contextlib.closing(http.client.HTTPConnection(HOST, server.port, timeout=10)) as connection:
         for method, path, body, expected in [
             ("GET", "/", None, 200),
-            ("PUT", "/release", b'{"epoch": 1}', 200),
+            ("PUT", "/release", b'{"run": 1}', 200),
             ("PUT", "/release", b"x" * 5000, 400),
             ("GET", "/nothing", None, 404),
             ("PUT", f"/chunks/{DIGEST}", b"x" * 100_000, 400),
@@ -214,6 +214,20 @@ def test_a_busy_node_says_whom_it_serves(server: ControlServer, client: ControlC
     assert reason_of(answer, 409) == str(node.refusal)
     with pytest.raises(ControlError, match=re.escape(f"secondary 0 at {client.url} refused: {node.refusal}")):
         client.init(SPEC)
+
+
+def test_a_node_that_turns_out_to_be_busy_may_be_asked_again(client: ControlClient, node: FakeNode) -> None:
+    node.answer.set_exception(Busy("already serves another run"))
+    with pytest.raises(Refused, match=r"secondary 0 at .*: already serves another run"):
+        client.init(SPEC)
+
+
+def test_a_node_that_ends_while_it_loads_may_be_asked_again(server: ControlServer, client: ControlClient) -> None:
+    closing = threading.Timer(0.3, server.close)
+    closing.start()
+    with pytest.raises((Refused, NoAnswer)):
+        client.init(SPEC)
+    closing.join()
 
 
 def test_a_bad_session_is_refused_with_the_field(server: ControlServer, node: FakeNode) -> None:

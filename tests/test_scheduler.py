@@ -58,11 +58,16 @@ class Play:
     def fill(self) -> list[Step]:
         """Send as much as the scheduler wants to."""
         sent = []
-        while (step := self.scheduler.next_step()) is not None:
-            self._check(step)
+        while (step := self.send_one()) is not None:
             sent.append(step)
         self.most_in_flight = max(self.most_in_flight, len(self.ring))
         return sent
+
+    def send_one(self) -> Step | None:
+        """Send one message, if the scheduler wants to."""
+        if (step := self.scheduler.next_step()) is not None:
+            self._check(step)
+        return step
 
     def _check(self, step: Step) -> None:
         assert 1 <= len(step.ids) == sum(s.n for s in step.segments) <= self.max_rows
@@ -94,6 +99,16 @@ class Play:
             if (slot := self.scheduler.accept(sample, token)) is not None:
                 self.ledger.release(slot)
                 self.ended.append(sample.number)
+
+    def rewind(self, n_nodes: int, n_slots: int | None = None) -> None:
+        """The ring is lost with all that travels and all that its slots hold; another one takes its place."""
+        self.ring.clear()
+        self.ledger = SlotLedger(n_slots or self.ledger.n_slots, self.context)
+        for sample in self.scheduler.samples:
+            if sample.slot is not None:
+                self.sent[sample.number] = []
+        self.n_nodes = n_nodes
+        self.scheduler.rewind(n_nodes, self.ledger.n_slots)
 
     def to_the_end(self, most_steps: int = 10_000) -> "Play":
         while not self.scheduler.done:
@@ -408,6 +423,71 @@ def test_a_piece_without_kept_rows_returns_as_an_acknowledgement() -> None:
     assert [sample.number for sample in play.scheduler.returned(second.segments)] == [0]
 
 
+# ---- another ring
+
+
+def test_after_a_rewind_all_that_is_known_enters_again_and_the_next_token_follows() -> None:
+    play = Play([[5, 6, 7]], n_tokens=4)
+    for _ in range(2):
+        play.fill()
+        play.return_one()
+    play.fill()
+    play.rewind(n_nodes=1)
+    (step,) = play.fill()
+    assert (step.segments, step.ids) == ((Segment(0, 0, 5, 1),), [5, 6, 7, 1000, 1000])
+    play.to_the_end()
+    assert play.raw == [[1000] * 4]
+
+
+def test_a_rewind_sends_samples_in_the_order_of_their_arrival() -> None:
+    play = Play(prompts_of(3, 3, 3, 3), n_nodes=2, n_slots=3, n_tokens=4)
+    for _ in range(3):
+        play.fill()
+        play.return_one()
+    play.rewind(n_nodes=3)
+    assert len(play.fill()) == 3
+    assert play.numbers[-3:] == [[0], [1], [2]]
+    play.to_the_end()
+    assert_every_position_was_sent_once(play)
+
+
+def test_a_ring_with_fewer_slots_takes_the_samples_one_after_another() -> None:
+    play = Play(prompts_of(3, 3, 3, 3), n_nodes=2, n_tokens=4)
+    for _ in range(3):
+        play.fill()
+        play.return_one()
+    play.rewind(n_nodes=1, n_slots=2)
+    (step,) = play.fill()
+    assert [segment.slot for segment in step.segments] == [0, 1]
+    play.to_the_end()
+    assert play.numbers[-1] == [2, 3]
+    assert [len(tokens) for tokens in play.raw] == [4] * 4
+    assert_every_position_was_sent_once(play)
+
+
+def test_a_rewind_sends_long_sequences_in_pieces_and_forks_what_is_shared() -> None:
+    play = Play([list(range(20))] * 3, n_nodes=2, max_rows=6, n_tokens=9)
+    while play.scheduler.n_generated < 9:
+        play.fill()
+        play.return_one()
+    generated, first = play.scheduler.n_generated, len(play.steps)
+    play.rewind(n_nodes=2)
+    play.to_the_end()
+    again = [segment for step in play.steps[first:] for segment in step.segments]
+    assert again[:3] == [Segment(0, 0, 6, 0), Segment(0, 6, 6, 0), Segment(0, 12, 6, 0)]
+    assert sum(len(step.forks) for step in play.steps[first:]) == 2
+    assert generated < play.scheduler.n_generated == 27
+    assert_every_position_was_sent_once(play)
+
+
+def test_what_travelled_before_a_rewind_is_refused_after_it() -> None:
+    play = Play(prompts_of(3, 4), n_nodes=2)
+    old, _ = play.fill()
+    play.rewind(n_nodes=2)
+    with pytest.raises(RemoteProtocolError):
+        play.scheduler.returned(old.segments)
+
+
 # ---- anything at all
 
 
@@ -451,3 +531,50 @@ def test_every_position_is_sent_once_in_order_and_every_sample_ends(
         assert len(raw) <= n_tokens
         assert sample.known <= 40
     assert play.scheduler.n_generated == sum(len(sample.tokens) for sample in play.scheduler.samples)
+
+
+def token_of_slot(play: Play, sample: Sample) -> int:
+    """A model: the token depends on every position that the sample's slot holds."""
+    return hash(tuple(play.sent[sample.number])) % 7
+
+
+@few_examples
+@given(
+    lengths=st.lists(st.integers(1, 30), min_size=1, max_size=6),
+    n_shared=st.integers(0, 6),
+    n_tokens=st.integers(1, 12),
+    n_nodes=st.integers(1, 4),
+    n_slots=st.one_of(st.none(), st.integers(1, 6)),
+    max_rows=st.integers(1, 20),
+    losses=st.lists(st.tuples(st.integers(0, 25), st.integers(0, 3), st.integers(1, 4)), min_size=1, max_size=6),
+)
+def test_a_ring_lost_at_any_point_changes_no_token(
+    lengths: list[int], n_shared: int, n_tokens: int, n_nodes: int, n_slots: int | None, max_rows: int,
+    losses: list[tuple[int, int, int]],
+) -> None:  # fmt: skip
+    """Each loss: after how many returns, after how many messages of the next filling, and the nodes of the new ring."""
+    prompts = prompts_of(*lengths)
+    prompts[:n_shared] = prompts[:1] * len(prompts[:n_shared])
+
+    def play() -> Play:
+        game = Play(
+            prompts, n_tokens=n_tokens, context=40, stops=((0, 1),), n_nodes=n_nodes, n_slots=n_slots, max_rows=max_rows
+        )
+        game.token_of = lambda sample: token_of_slot(game, sample)
+        return game
+
+    undisturbed, disturbed = play().to_the_end(), play()
+    for n_returns, n_sent, new_n_nodes in losses:
+        for _ in range(n_returns):
+            disturbed.fill()
+            if disturbed.ring:
+                disturbed.return_one()
+        for _ in range(n_sent):
+            disturbed.send_one()
+        disturbed.rewind(new_n_nodes)
+    disturbed.to_the_end()
+    assert disturbed.raw == undisturbed.raw
+    assert sorted(disturbed.ended) == sorted(undisturbed.ended)
+    for one, other in zip(disturbed.scheduler.samples, undisturbed.scheduler.samples, strict=True):
+        assert (one.tokens, one.finish_reason) == (other.tokens, other.finish_reason)
+    assert_every_position_was_sent_once(disturbed)

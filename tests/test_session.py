@@ -15,6 +15,7 @@ from mdi.session import SessionSpec
 from wire_helpers import few_examples
 
 SPEC = SessionSpec(
+    run=2**63 + 5,
     epoch=2**63 + 5,
     node=1,
     n_nodes=3,
@@ -68,7 +69,7 @@ def test_each_node_expects_what_the_one_before_it_says() -> None:
         assert json.loads(json.dumps(node.hello)) == node.hello
 
 
-@pytest.mark.parametrize("changed", ["n_slots", "context", "max_rows"])
+@pytest.mark.parametrize("changed", ["run", "n_slots", "context", "max_rows"])
 def test_a_session_of_other_numbers_says_another_hello(changed: str) -> None:
     assert dataclasses.replace(SPEC, **{changed: 7}).hello != SPEC.hello
 
@@ -80,6 +81,7 @@ BAD_PEERS = [
 ]  # fmt: skip
 BAD_NUMBERS = [None, "1", 1.0, True, -1, 0, 10**30, [1]]
 BAD_VALUES: dict[str, list[Any]] = {
+    "run": [None, "1", 1.5, True, -1, 2**64],
     "epoch": [None, "1", 1.5, True, -1, 2**64],
     "node": BAD_NUMBERS,
     "n_nodes": [*BAD_NUMBERS, 1],

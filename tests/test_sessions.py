@@ -1,6 +1,7 @@
 """What a session does when more than one thing happens at once."""
 
 import queue
+import shutil
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +11,9 @@ import pytest
 from mdi.config import StarterOptions
 from mdi.control import ControlClient, Refused
 from mdi.engine import Observer
-from mdi.errors import CheckpointError, ControlError, RemoteAbort
+from mdi.errors import CheckpointError, ControlError, RingBroken
 from mdi.job import plan_job
+from mdi.session import SessionSpec
 from mdi.starter_node import Starter
 from rings import Ring, ring_of, with_prompts
 from tiny_models import make_model
@@ -37,12 +39,17 @@ def starter_of(ring: Ring, folder: Path, **options: object) -> Starter:
     return Starter(ring.network, job, arguments)
 
 
+def spec_of(starter: Starter) -> SessionSpec:
+    """What the first secondary is told in the run's first epoch."""
+    return starter._keeper._formation.spec(starter._keeper.plan, 1, epoch=1)
+
+
 def test_of_two_starters_at_once_one_is_told_that_the_node_is_taken(tiny: Path, tmp_path: Path) -> None:
     with ring_of(2, tmp_path) as ring:
         secondary = ring.secondaries[0]
         starter = starter_of(ring, tiny)
         with starter:
-            specs = [replace(starter._spec(1), epoch=epoch) for epoch in (1, 2)]
+            specs = [replace(spec_of(starter), run=run) for run in (1, 2)]
             client = ControlClient("secondary 0", "127.0.0.1", secondary.http_port)
             client.init(specs[0])  # the chunk is missing: the node is idle again
             client.send_chunk(starter._job.chunk_of(1), specs[0].chunk_digest)
@@ -66,9 +73,11 @@ def test_a_node_that_waits_for_a_living_starter_refuses_another_one(tiny: Path, 
     with ring_of(2, tmp_path) as ring:
         client = ControlClient("secondary 0", "127.0.0.1", ring.secondaries[0].http_port)
         with starter_of(ring, tiny) as starter:
-            starter._initialize(1)
+            client.init(spec_of(starter))
+            client.send_chunk(starter._job.chunk_of(1), spec_of(starter).chunk_digest)
+            client.init(spec_of(starter))
             with pytest.raises(Refused, match=r"already serves the starter at 127\.0\.0\.1"):
-                client.init(replace(starter._spec(1), epoch=7))
+                client.init(replace(spec_of(starter), run=7))
         assert ring.generate(tiny, [[1, 2]], n_tokens=2)  # gone: the node is free again
 
 
@@ -81,16 +90,21 @@ def test_a_starters_chunk_of_another_model_is_refused(tiny: Path, tmp_path: Path
             ring.generate(tiny, [[1, 2]], chunk=chunk)
 
 
-def test_a_node_that_is_stopped_ends_the_run_and_is_named(tiny: Path, tmp_path: Path) -> None:
-    with ring_of(3, tmp_path) as ring, starter_of(ring, tiny, n_tokens=100) as starter:
-        starter.prepare()
+def test_a_node_that_is_stopped_for_good_ends_the_run_and_is_named(tiny: Path, tmp_path: Path) -> None:
+    """Where nobody can take over: the starter has its chunks, and not the whole model."""
+    folder = Path(shutil.copytree(tiny, tmp_path / "org" / "tiny", ignore=shutil.ignore_patterns("chunks")))
+    with ring_of(3, tmp_path / "cache") as ring:
+        ring.generate(folder, [[1, 2]], n_tokens=1)
+        (folder / "lit_model.pth").unlink()
+        with starter_of(ring, folder, n_tokens=100, node_timeout_s=1.0) as starter:
+            starter.prepare()
 
-        def stop(sample: object, token: int) -> None:
-            if starter.scheduler.n_generated == 5:
-                ring.secondaries[0].__exit__(None, None, None)
+            def stop(sample: object, token: int) -> None:
+                if starter.scheduler.n_generated == 5:
+                    ring.secondaries[0].__exit__(None, None, None)
 
-        with pytest.raises(RemoteAbort, match="secondary 0 is lost: it was stopped"):
-            starter.run(Observer(stop, lambda sample: None))
+            with pytest.raises(RingBroken, match=r"secondary 0 did not come back within 1 s .*lit_model\.pth"):
+                starter.run(Observer(stop, lambda sample: None))
 
 
 ODD: list[dict[str, object]] = [{"n_head": 0}, {"norm_class_name": "Foo"}, {"n_query_groups": 0}, {"head_size": -1}]
@@ -102,7 +116,7 @@ def test_an_odd_configuration_is_refused_and_the_node_lives(
 ) -> None:
     with ring_of(2, tmp_path) as ring:
         with starter_of(ring, tiny) as starter:
-            spec = starter._spec(1)
+            spec = spec_of(starter)
             client = ControlClient("secondary 0", "127.0.0.1", ring.secondaries[0].http_port)
             with pytest.raises(ControlError, match="not a configuration that litgpt can run"):
                 client.init(replace(spec, config=spec.config | change))

@@ -78,6 +78,31 @@ def test_only_the_kept_rows_return(model: Model) -> None:
     torch.testing.assert_close(model.logits(*segments), model.expected(Segment(0, 0, 5, 1), Segment(2, 0, 3, 2)))
 
 
+def test_a_stage_that_is_reset_has_empty_slots_in_the_same_memory(model: Model) -> None:
+    model.allocate()
+    model.logits(Segment(0, 0, 10, 1))
+    stage = model.stages[0]
+    before = stage._blocks[0].attn.k_slots.data_ptr()
+    for one in model.stages:
+        one.reset()
+    assert stage._blocks[0].attn.k_slots.data_ptr() == before
+    with pytest.raises(RemoteProtocolError, match="no segment may start at 10"):
+        model.logits(Segment(0, 10, 1, 1))
+    torch.testing.assert_close(model.logits(Segment(0, 0, 4, 4)), model.expected(Segment(0, 0, 4, 4)))
+
+
+def test_a_stage_that_is_freed_keeps_its_weights_and_nothing_else(model: Model) -> None:
+    stage = model.stages[0]
+    model.allocate()
+    stage.free()
+    assert stage.slots == (0, 0)
+    assert all(block.attn.k_slots.nbytes + block.attn.v_slots.nbytes == 0 for block in stage._blocks.values())
+    with pytest.raises(RemoteProtocolError):
+        model.logits(Segment(0, 0, 1, 1))
+    model.allocate()
+    torch.testing.assert_close(model.logits(Segment(0, 0, 4, 4)), model.expected(Segment(0, 0, 4, 4)))
+
+
 def test_a_wrong_guess_is_overwritten_by_a_lower_start(model: Model) -> None:
     model.allocate()
     model.logits(Segment(0, 0, 10, 1))

@@ -306,7 +306,7 @@ class StarterOptions(NodeOptions):
         _at_least("--top-k", self.top_k, 0)
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"--top-p {self.top_p}: must be above 0 and at most 1")
-        _at_least("--peer-timeout", self.peer_timeout_s, 1)
+        _at_least("--peer-timeout", self.peer_timeout_s, 0.1)
         _at_least("--node-timeout", self.node_timeout_s, 1)
         if self.max_slots is not None:
             _at_least("--max-slots", self.max_slots, 1)

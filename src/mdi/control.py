@@ -7,7 +7,8 @@
     HEAD /chunks/<digest>  how many bytes of a chunk the node holds (X-Held-Bytes)
     PUT  /chunks/<digest>  append to it (Content-Range)
 
-Bodies are JSON, but for the chunk's bytes. An error has the body {"error": reason}. Who may ask is `mdi.gate`'s matter.
+Bodies are JSON, but for the chunk's bytes. An error has the body {"error": reason}; with "retry": true it may pass.
+Who may ask is `mdi.gate`'s matter.
 """
 
 import functools
@@ -58,9 +59,9 @@ class Node(Protocol):
 
     def request_init(self, spec: SessionSpec) -> "Future[dict[str, Any]]": ...
 
-    def request_release(self, epoch: int) -> None: ...
+    def request_release(self, run: int) -> None: ...
 
-    def request_stop(self, epoch: int | None) -> None: ...
+    def request_stop(self, run: int | None) -> None: ...
 
 
 class Busy(ControlError):
@@ -175,9 +176,9 @@ def _wait_for(answer: "Future[dict[str, Any]]", closing: threading.Event) -> Ite
         except FutureTimeout:
             yield b" "
         except MdiError as exc:
-            yield json.dumps({"error": str(exc)}).encode()
+            yield json.dumps({"error": str(exc), "retry": isinstance(exc, Busy)}).encode()
             return
-    yield b'{"error": "the node ends"}'
+    yield b'{"error": "the node ends", "retry": true}'
 
 
 class _Release:
@@ -188,10 +189,10 @@ class _Release:
 
     def PUT(self) -> bytes:
         body = _read_json()
-        if not isinstance(body, dict) or type(body.get("epoch")) is not int:
-            raise cherrypy.HTTPError(400, 'expected {"epoch": number}')
-        self._node.request_release(body["epoch"])
-        return _json({"released": body["epoch"]})
+        if not isinstance(body, dict) or type(body.get("run")) is not int:
+            raise cherrypy.HTTPError(400, 'expected {"run": number}')
+        self._node.request_release(body["run"])
+        return _json({"released": body["run"]})
 
 
 class _Stop:
@@ -202,10 +203,10 @@ class _Stop:
 
     def PUT(self) -> bytes:
         body = _read_json() if _body_length() else {}
-        epoch = body.get("epoch") if isinstance(body, dict) else body
-        if epoch is not None and type(epoch) is not int:
-            raise cherrypy.HTTPError(400, 'expected nothing, or {"epoch": number}')
-        self._node.request_stop(epoch)
+        run = body.get("run") if isinstance(body, dict) else body
+        if run is not None and type(run) is not int:
+            raise cherrypy.HTTPError(400, 'expected nothing, or {"run": number}')
+        self._node.request_stop(run)
         return _json({"stopping": True})
 
 
@@ -285,20 +286,20 @@ class ControlClient:
         """What the node says of itself."""
         return self._call("GET", "/", answer_timeout_s=STATUS_TIMEOUT_S)
 
-    def init(self, spec: SessionSpec) -> dict[str, Any]:
+    def init(self, spec: SessionSpec, answer_timeout_s: float = ANSWER_TIMEOUT_S) -> dict[str, Any]:
         """Configure the node; returns its answer once it is ready, or what it lacks.
 
         While it loads it sends a sign of life every second, so a lost node is noticed.
         """
-        return self._call("POST", "/init", json=spec.to_json())
+        return self._call("POST", "/init", answer_timeout_s=answer_timeout_s, json=spec.to_json())
 
-    def release(self, epoch: int) -> None:
+    def release(self, run: int) -> None:
         """Give up a session that never ran."""
-        self._call("PUT", "/release", json={"epoch": epoch})
+        self._call("PUT", "/release", json={"run": run})
 
-    def stop(self, epoch: int | None = None) -> None:
-        """End the node; with an `epoch`, only if it does not serve another session by now."""
-        self._call("PUT", "/stop", json={} if epoch is None else {"epoch": epoch})
+    def stop(self, run: int | None = None) -> None:
+        """End the node; with a `run`, only if it does not serve another one by now."""
+        self._call("PUT", "/stop", json={} if run is None else {"run": run})
 
     def send_chunk(self, path: Path, digest: str, advance: Callable[[int], object] = lambda n_bytes: None) -> None:
         """Send the part of a chunk that the node does not hold yet; `advance` is told the bytes of each step."""
@@ -330,9 +331,11 @@ class ControlClient:
             answer = self._request(method, path, **arguments).json()
         except requests.JSONDecodeError as exc:
             raise ControlError(f"{self.name} at {self.url} answered something that is not JSON") from exc
-        if not isinstance(answer, dict) or "error" in answer:
-            reason = answer.get("error") if isinstance(answer, dict) else answer
-            raise ControlError(f"{self.name} at {self.url}: {reason}")
+        if not isinstance(answer, dict):
+            raise ControlError(f"{self.name} at {self.url}: {answer}")
+        if "error" in answer:
+            kind = Refused if answer.get("retry") is True else ControlError
+            raise kind(f"{self.name} at {self.url}: {answer['error']}")
         return answer
 
     def _request(
@@ -350,7 +353,7 @@ class ControlClient:
             except requests.ConnectionError as exc:
                 raise Unreachable(f"{self.name} at {self.url} cannot be reached") from exc
             except (requests.RequestException, HTTPError, UnicodeError) as exc:
-                raise ControlError(f"{self.name} at {self.url} did not answer: {one_line(exc)}") from exc
+                raise NoAnswer(f"{self.name} at {self.url} did not answer: {one_line(exc)}") from exc
         if not response.ok:
             kind = Refused if response.status_code == 409 else ControlError
             raise kind(f"{self.name} at {self.url} refused: {_reason(response)}")
@@ -391,7 +394,11 @@ class Refused(ControlError):
     """The node cannot do this now; later it may."""
 
 
-class Unreachable(ControlError):
+class NoAnswer(ControlError):
+    """The node was asked, and its answer did not come, or broke off."""
+
+
+class Unreachable(NoAnswer):
     """Nobody answers at the node's address."""
 
 

@@ -7,15 +7,14 @@ import queue
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import torch
 
-from mdi.config import node_name
-from mdi.errors import LinkTimeout, RemoteAbort, RemoteProtocolError
-from mdi.link import Link, LinkDown, LinkEvent, Received
+from mdi.errors import LinkError, RemoteProtocolError, RingBroken
+from mdi.link import Link, LinkDown, LinkEvent, PreviousConnected, Received
 from mdi.messages import Activation, Fault, Fork, Goodbye, Release, Segment
-from mdi.sampler import Sampling, choose, generator_for
+from mdi.sampler import Sampling, choose
 from mdi.scheduler import Sample, Scheduler
 from mdi.stage import Ends, Stage, kept_rows
 from mdi.tensors import from_buffer, to_buffer
@@ -37,6 +36,12 @@ class Ring(Protocol):
     def control(self, message: Release | Fork) -> None:
         """Have the other nodes free or copy a slot, in order with the messages."""
 
+    def say_goodbye(self) -> None:
+        """End the session as planned."""
+
+    def close(self) -> None:
+        """Give up whatever still travels. Idempotent."""
+
 
 class LocalRing:
     """A ring of one node."""
@@ -53,22 +58,47 @@ class LocalRing:
     def control(self, message: Release | Fork) -> None:
         pass
 
+    def say_goodbye(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self._messages.clear()
+
 
 class LinkRing:
-    """A ring of several nodes; everything that happens arrives in `inbox`."""
+    """A ring of several nodes, for one session. Whatever breaks it is raised as `RingBroken`."""
 
-    def __init__(self, link: Link, inbox: "queue.Queue[LinkEvent]") -> None:
-        self._link, self._inbox = link, inbox
+    def __init__(self, link: Link, inbox: "queue.Queue[LinkEvent]", names: Sequence[str]) -> None:
+        """
+        Args:
+            inbox: where everything that happens on `link` arrives.
+            names: what the nodes are called, in ring order.
+        """
+        self._link, self._inbox, self._names = link, inbox, names
+
+    def connect(self, timeout_s: float) -> None:
+        """Call the next node, which calls the one after it, and so on until the last one calls us."""
+        self._link.accept()
+        self._link.connect()
+        try:
+            event = self._inbox.get(timeout=timeout_s)
+        except queue.Empty as exc:
+            raise RingBroken("the ring did not close") from exc
+        match event:
+            case PreviousConnected():
+                return
+            case LinkDown() as down:
+                self._break(down)
+        raise AssertionError(f"{event} before the ring closed")
 
     def send(self, segments: tuple[Segment, ...], rows: torch.Tensor) -> None:
         self._link.send(Activation(segments, to_buffer(rows, self._link.session.wire_dtype)))
 
     def receive(self) -> Returned:
-        """Raises `LinkError` or `ProtocolError` where the ring is broken."""
         while isinstance(message := self._next_message(), Release | Fork):
             pass  # our own, back from its trip round the ring
         if not isinstance(message, Activation):
-            raise RemoteProtocolError(f"{type(message).__name__} while samples travel")
+            raise RingBroken(f"{type(message).__name__} while samples travel")
         session = self._link.session
         return message.segments, from_buffer(message.data, session.wire_dtype, session.n_embd)
 
@@ -81,19 +111,28 @@ class LinkRing:
         while not isinstance(self._next_message(), Goodbye):
             pass
 
+    def close(self) -> None:
+        self._link.close()
+
     def _next_message(self) -> object:
         try:
             event = self._inbox.get(timeout=STEP_TIMEOUT_S)
         except queue.Empty as exc:
-            raise LinkTimeout(f"the ring returned nothing for {STEP_TIMEOUT_S:g} s, though it is alive") from exc
+            raise RingBroken(f"the ring returned nothing for {STEP_TIMEOUT_S:g} s, though it is alive") from exc
         match event:
-            case Received(_, Fault(node, reason)):
-                raise RemoteAbort(f"{node_name(node)} is lost: {reason}")
+            case Received(_, Fault(place, reason)):
+                place %= len(self._names)
+                raise RingBroken(f"{self._names[place]} is lost: {reason}", place)
             case Received(_, Activation() | Release() | Fork() | Goodbye() as message):
                 return message
-            case LinkDown(_, _, error):
-                raise error
-        raise RemoteProtocolError(f"unexpected on the ring: {event}")
+            case LinkDown() as down:
+                self._break(down)
+        raise RingBroken(f"unexpected on the ring: {event}")
+
+    def _break(self, down: LinkDown) -> NoReturn:
+        if not isinstance(down.error, LinkError | RemoteProtocolError):
+            raise down.error
+        raise RingBroken(str(down.error), self._names.index(down.peer.name)) from down.error
 
 
 @dataclass(frozen=True)
@@ -105,10 +144,22 @@ class Observer:
 
 
 def generate(
-    ring: Ring, stage: Stage, ends: Ends, scheduler: Scheduler, sampling: Sampling, seed: int, observer: Observer
+    ring: Ring,
+    stage: Stage,
+    ends: Ends,
+    scheduler: Scheduler,
+    sampling: Sampling,
+    generators: Sequence[torch.Generator],
+    observer: Observer,
 ) -> None:
-    """Run every sample of `scheduler` to its end."""
-    generators = [generator_for(seed, sample.number) for sample in scheduler.samples]
+    """Run every sample of `scheduler` to its end.
+
+    Where the ring breaks, a call with another ring and the same `generators` goes on from what the scheduler
+    knows: a number is drawn only for a token that is accepted at once.
+
+    Args:
+        generators: one for each sample, by number.
+    """
     while not scheduler.done:
         while (step := scheduler.next_step()) is not None:
             for fork in step.forks:

@@ -42,7 +42,15 @@ class LinkClosed(LinkError):
 
 
 class RemoteAbort(LinkError):
-    """Another node reported a fault, or refused the handshake; the text carries its reason."""
+    """The next node refused the handshake; the text carries its reason."""
+
+
+class RingBroken(LinkError):
+    """The ring cannot go on. `place` is the node in it that is said to be lost, None where nobody can tell."""
+
+    def __init__(self, text: str, place: int | None = None) -> None:
+        super().__init__(text)
+        self.place = place
 
 
 class ControlError(MdiError):

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from litgpt.config import Config
@@ -155,6 +155,25 @@ def choose_spans(
 def _serves(manifest: Manifest, spans: list[Span], mode: Mode | None) -> bool:
     """Whether the chunks have the split, and weights that are or can be made what was asked for."""
     return list(manifest.spans) == spans and (manifest.quantization == "none" or mode in (None, manifest.quantization))
+
+
+def can_resplit(job: Job) -> bool:
+    """Whether the layers can be spread over one node less: from the whole model, or as chunks that lie ready."""
+    fewer = len(job.spans) - 1
+    return (job.folder / MODEL_FILE).is_file() or (chunks_folder(job.folder, fewer) / MANIFEST_FILE).is_file()
+
+
+def resplit(job: Job, network: NetworkConfig, options: StarterOptions) -> Job:
+    """The same job on other nodes, with chunks for them. Raises `CheckpointError` where they cannot be made."""
+    spans, manifest = choose_spans(job.folder, job.config, network, replace(options, split="auto"))
+    if manifest is None and len(spans) > 1:
+        raise CheckpointError(f"{job.folder}: without {MODEL_FILE} its layers cannot be spread anew")
+    return replace(
+        job,
+        spans=spans,
+        manifest=manifest,
+        weights=_starter_weights(job.folder, len(spans), replace(options, chunk=None)),
+    )
 
 
 def write_chunks(

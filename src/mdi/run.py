@@ -47,19 +47,26 @@ def run_starter(options: StarterOptions, network: NetworkConfig) -> None:
             transcript.give_up(starter.scheduler.samples)
             raise
         finally:
-            _summarize(options, network, job, transcript, writer)
+            _summarize(options, network, job, transcript, writer, starter.n_recoveries)
         _record(options, network, job, transcript)
 
 
 def _summarize(
-    options: StarterOptions, network: NetworkConfig, job: Job, transcript: Transcript, writer: SampleWriter | None
+    options: StarterOptions,
+    network: NetworkConfig,
+    job: Job,
+    transcript: Transcript,
+    writer: SampleWriter | None,
+    n_recoveries: int,
 ) -> None:
     """Say how much was generated in which time, also of a run that broke."""
     n_nodes, n_samples = len(network.nodes), len(job.prompts)
     n_tokens, gen_time_s = transcript.n_tokens, transcript.gen_time_s
     tokens_per_s = n_tokens / gen_time_s if gen_time_s else 0.0
     if writer is not None:
-        writer.write_summary(RunSummary(n_nodes, n_samples, n_tokens, gen_time_s, tokens_per_s, options.seed, 0))
+        writer.write_summary(
+            RunSummary(n_nodes, n_samples, n_tokens, gen_time_s, tokens_per_s, options.seed, n_recoveries)
+        )
     print(f"Generated {n_tokens} tokens in {gen_time_s:.2f} s: {tokens_per_s:.2f} tokens/s", flush=True)
 
 

@@ -15,9 +15,9 @@ from mdi.access import Access
 from mdi.assemble import Placement
 from mdi.checkpoint import config_from_dict, config_to_dict
 from mdi.chunk_cache import ChunkCache
-from mdi.config import Mode, NodeConfig, node_name
+from mdi.config import Mode, NodeConfig
 from mdi.control import Busy, ControlClient, ControlServer
-from mdi.devices import peak_memory_bytes, pick_device, pick_dtype, share_threads
+from mdi.devices import free_memory_bytes, peak_memory_bytes, pick_device, pick_dtype, share_threads
 from mdi.errors import ConfigError, ControlError, MdiError, one_line
 from mdi.link import Link, LinkDown, LinkEvent, Peer, PreviousConnected, Received, listen
 from mdi.messages import Activation, Fault, Fork, Goodbye, Message, Release, Segment
@@ -30,6 +30,7 @@ from mdi.tensors import dtype_name, from_buffer, to_buffer
 log = logging.getLogger(__name__)
 
 FAULT_DRAIN_S = 2.0  # to pass on the news of a fault before the link is closed
+READY_CHECK_S = 5.0  # how often a node that waits for its ring to close asks whether the starter still wants it
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class InitRequested:
     """A starter wants this node in its session."""
 
     spec: SessionSpec
-    replaces: int | None  # epoch of the session that the node had when the request was let in
+    replaces: int | None  # run that the node served when the request was let in
     answer: "Future[dict[str, Any]]"
 
 
@@ -45,14 +46,14 @@ class InitRequested:
 class ReleaseRequested:
     """The starter gave up the session before it ran."""
 
-    epoch: int
+    run: int
 
 
 @dataclass(frozen=True)
 class StopRequested:
-    """The node is to end, unless it serves another session than `epoch` by now."""
+    """The node is to end, unless it serves another run than `run` by now."""
 
-    epoch: int | None
+    run: int | None
 
 
 Event = LinkEvent | InitRequested | ReleaseRequested | StopRequested
@@ -79,10 +80,11 @@ class Secondary:
         self._quantize, self._compile = quantize, compile_stage
         self._inbox: queue.Queue[Event] = queue.Queue()  # bounded by what the scheduler lets travel
         self._spec: SessionSpec | None = None
+        self._last_spec: SessionSpec | None = None  # of the session that this node was in last
+        self._broke = False  # whether that session broke: its starter is about to begin another one
         self._link: Link | None = None
         self._stage: Stage | None = None
         self._stage_of: tuple[object, ...] = ()  # what the stage was loaded for
-        self._mode: Mode = "none"
         self._state = "idle"
         self._n_messages = 0
         self._last_error = ""
@@ -129,8 +131,9 @@ class Secondary:
             "state": self._state,
             "device": str(self._device),
             "dtype": dtype_name(self._dtype),
-            "quantize": self._mode,
+            "quantize": self._quantize,
             "starter": spec and f"{spec.starter.addr}:{spec.starter.port}",
+            "run": spec and spec.run,
             "epoch": spec and spec.epoch,
             "node": spec and spec.node,
             "model": spec and spec.model,
@@ -139,42 +142,68 @@ class Secondary:
             "messages": self._n_messages,
             "last_error": self._last_error,
             "peak_memory_bytes": peak_memory_bytes(),
+            "free_memory_bytes": self._free_memory_bytes(),
         }
 
+    def _free_memory_bytes(self) -> int | None:
+        """What a session may take: what is free, and what the stage of the last one would give back."""
+        free, stage = free_memory_bytes(self._device), self._stage
+        return free if free is None or stage is None else free + stage.weights_bytes
+
     def request_init(self, spec: SessionSpec) -> "Future[dict[str, Any]]":
-        """Raises `Busy` while another session loads or runs, or waits for a starter that is alive."""
-        serving = self._spec
-        if serving is not None and (self._state != "ready" or _is_alive(serving, self.config.access)):
+        """Raises `Busy` while another run is served, unless its ring waits to be closed and its starter is gone."""
+        serving = self._spec or (self._last_spec if self._broke else None)
+        if (
+            serving is not None
+            and serving.run != spec.run
+            and (self._is_at_work or _wants(serving, self.config.access))
+        ):
             starter = f"{serving.starter.addr}:{serving.starter.port}"
-            raise Busy(f"already serves the starter at {starter} with {serving.model} (epoch {serving.epoch})")
+            raise Busy(f"already serves the starter at {starter} with {serving.model} (run {serving.run})")
         answer: Future[dict[str, Any]] = Future()
-        self._inbox.put_nowait(InitRequested(spec, serving.epoch if serving else None, answer))
+        self._inbox.put_nowait(InitRequested(spec, serving.run if serving else None, answer))
         return answer
 
-    def request_release(self, epoch: int) -> None:
-        self._inbox.put_nowait(ReleaseRequested(epoch))
+    @property
+    def _is_at_work(self) -> bool:
+        return self._state in ("loading", "running")
 
-    def request_stop(self, epoch: int | None) -> None:
-        self._inbox.put_nowait(StopRequested(epoch))
+    def request_release(self, run: int) -> None:
+        self._inbox.put_nowait(ReleaseRequested(run))
+
+    def request_stop(self, run: int | None) -> None:
+        self._inbox.put_nowait(StopRequested(run))
 
     # ---- the loop
 
     def serve(self) -> None:
         """Serve one session after another until a stop is requested."""
-        while not self._ends(event := self._inbox.get()):
+        while not self._ends(event := self._next_event()):
             self._handle(event)
+
+    def _next_event(self) -> Event:
+        """Wait for what happens next. A ring that waits to be closed is given up once its starter is gone."""
+        n_unwanted = 0  # in a row: a starter that is busy may leave one question unanswered
+        while self._state == "ready" and self._spec is not None:
+            try:
+                return self._inbox.get(timeout=READY_CHECK_S)
+            except queue.Empty:
+                n_unwanted = 0 if _wants(self._spec, self.config.access, self._spec.epoch) else n_unwanted + 1
+                if n_unwanted == 2:
+                    self._fail("the starter is gone, or has formed its ring without this node")
+        return self._inbox.get()
 
     def _ends(self, event: Event) -> bool:
         return isinstance(event, StopRequested) and not (
-            event.epoch is not None and self._spec is not None and self._spec.epoch != event.epoch
+            event.run is not None and self._spec is not None and self._spec.run != event.run
         )
 
     def _handle(self, event: Event) -> None:
         match event:
             case InitRequested(spec, replaces, answer):
                 self._initialize(spec, replaces, answer)
-            case ReleaseRequested(epoch):
-                if self._state == "ready" and self._spec is not None and self._spec.epoch == epoch:
+            case ReleaseRequested(run):
+                if self._state == "ready" and self._spec is not None and self._spec.run == run:
                     self._end_session()
             case PreviousConnected(link) if link is self._link:
                 self._state = "running"
@@ -187,11 +216,12 @@ class Secondary:
                 log.debug("an event of an earlier session: %s", event)
 
     def _initialize(self, spec: SessionSpec, replaces: int | None, answer: "Future[dict[str, Any]]") -> None:
-        if self._state == "running" or (self._spec.epoch if self._spec else None) != replaces:  # another was faster
-            answer.set_exception(Busy("already serves another session"))
+        if (refusal := self._refusal(spec, replaces)) is not None:
+            answer.set_exception(Busy(refusal))
             return
-        self._end_session()
-        self._spec, self._state = spec, "loading"
+        self._drop_link()
+        self._spec = self._last_spec = spec
+        self._state, self._broke = "loading", False
         try:
             if not self._load(spec):
                 self._end_session()
@@ -208,24 +238,38 @@ class Secondary:
         self._state = "ready"
         answer.set_result(self.status())
 
+    def _refusal(self, spec: SessionSpec, replaces: int | None) -> str | None:
+        """Why this node does not enter the session now. A run that is served may begin a new epoch at any time."""
+        last = self._last_spec
+        if last is not None and last.run == spec.run:
+            # the request of an earlier attempt may arrive late, for one, after this node was stopped for a while
+            if spec.epoch < last.epoch or (spec.epoch == last.epoch and self._state == "running"):
+                return f"epoch {spec.epoch} of this run is over: this node has been in epoch {last.epoch}"
+            return None
+        serving = self._spec.run if self._spec else None
+        return "already serves another run" if self._state == "running" or serving not in (None, replaces) else None
+
     def _load(self, spec: SessionSpec) -> bool:
         """Make the stage ready; False where the starter has to send the weights first."""
         config = config_from_dict(spec.config)
         wanted = self._quantize or spec.quantize
-        stage_of = (config_to_dict(config), spec.span, spec.chunk_digest, spec.node, wanted)
+        stage_of = (config_to_dict(config), spec.span, spec.chunk_digest or spec.run, spec.node, wanted)
         share_threads(spec.nodes_on_host)
-        if self._stage is None or not spec.chunk_digest or self._stage_of != stage_of:
+        if self._stage is None or self._stage_of != stage_of:
             self._stage, self._stage_of = None, ()  # the old weights go before the new ones come
             weights = self._sources.find(spec, config)
             if weights is None:
                 return False
-            self._mode = resolve(mode_of(weights), wanted, "the chunk")
+            mode = resolve(mode_of(weights), wanted, "the chunk")
             rows = -(-spec.n_slots // spec.n_nodes)
-            self._stage = Stage(config, spec.span, weights, Placement(self._device, self._dtype, self._mode, rows))
+            self._stage = Stage(config, spec.span, weights, Placement(self._device, self._dtype, mode, rows))
             self._stage_of = stage_of
             if self._compile:
                 self._stage.compile()
-        self._stage.allocate(spec.n_slots, spec.context)
+        if self._stage.slots == (spec.n_slots, spec.context):
+            self._stage.reset()
+        else:
+            self._stage.allocate(spec.n_slots, spec.context)
         return True
 
     def _open_link(self, spec: SessionSpec) -> None:
@@ -253,7 +297,7 @@ class Secondary:
                     link.send(message)
                 case Fault(node, reason):
                     link.send(message)
-                    self._fail(f"{node_name(node)}: {reason}", drain_s=FAULT_DRAIN_S)
+                    self._fail(f"node {node} of the ring is lost: {reason}", drain_s=FAULT_DRAIN_S)
                 case Goodbye():
                     link.send(message)
                     self._end_session(drain_s=FAULT_DRAIN_S)
@@ -286,20 +330,27 @@ class Secondary:
     def _fail(self, reason: str, drain_s: float = 0.0) -> None:
         log.warning("the session ended: %s", reason)
         self._last_error = reason
+        self._broke = self._is_at_work
         self._end_session(drain_s)
 
     def _end_session(self, drain_s: float = 0.0) -> None:
-        """Give up the link; the weights stay for the next session."""
-        if self._link is not None:
-            self._link.close(drain_s)
-        self._link = self._spec = None
+        """Give up the link and the slots; the weights stay for the next session."""
+        self._drop_link(drain_s)
+        if self._stage is not None:
+            self._stage.free()
+        self._spec = None
         self._state = "idle"
 
+    def _drop_link(self, drain_s: float = 0.0) -> None:
+        if self._link is not None:
+            self._link.close(drain_s)
+        self._link = None
 
-def _is_alive(spec: SessionSpec, access: Access) -> bool:
-    """Whether the starter of a session still works on it."""
+
+def _wants(spec: SessionSpec, access: Access, epoch: int | None = None) -> bool:
+    """Whether the starter of a session still works on that run, and on that `epoch` where it is given."""
     try:
-        starter = ControlClient("the starter", spec.starter.addr, spec.starter.port, access)
-        return starter.status().get("epoch") == spec.epoch
+        status = ControlClient("the starter", spec.starter.addr, spec.starter.port, access).status()
     except ControlError:
         return False
+    return status.get("run") == spec.run and epoch in (None, status.get("epoch"))

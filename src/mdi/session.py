@@ -13,12 +13,15 @@ from mdi.link import Link, LinkEvent, Peer
 from mdi.partition import Span
 from mdi.wire import VERSION, Session
 
+FIRST_EPOCH = 1  # of a run
+
 
 @dataclass(frozen=True)
 class SessionSpec:
     """One node's part in a session: the body of `POST /init`, and what the handshake compares."""
 
-    epoch: int
+    run: int  # whom the node serves: one starter's work from its first session to its last
+    epoch: int  # of the sessions of a run, one after the other; a greater one replaces what is left of a lower one
     node: int  # place in the ring; the starter is 0
     n_nodes: int
     starter: Peer  # where the starter answers HTTP
@@ -49,6 +52,7 @@ class SessionSpec:
         """The handshake of node `node`: both ends must hold the same values."""
         return {
             "version": self.version,
+            "run": self.run,
             "node": node,
             "n_nodes": self.n_nodes,
             "model_digest": self.model_digest,
@@ -162,6 +166,7 @@ def _is_config(value: Any) -> bool:
 
 
 _CHECKS = {
+    "run": _whole(0, 2**64 - 1),
     "epoch": _whole(0, 2**64 - 1),
     "node": _whole(1, 10_000),
     "n_nodes": _whole(2, 10_000),

@@ -18,7 +18,7 @@ from mdi.checkpoint import (
 )
 from mdi.chunk_cache import ChunkCache
 from mdi.errors import CheckpointError
-from mdi.session import SessionSpec
+from mdi.session import FIRST_EPOCH, SessionSpec
 
 log = logging.getLogger(__name__)
 
@@ -34,10 +34,16 @@ class WeightSources:
     def find(self, spec: SessionSpec, config: Config) -> Weights | None:
         """The weights of `spec`, mapped and checked; None where the starter has to send them.
 
-        Raises `CheckpointError` where the file given with --chunk is not the one the starter expects.
+        Raises `CheckpointError` where the file given with --chunk is not the one the starter expects; but where
+        a ring is formed anew, the layers may be others than the file was given for.
         """
         if self.chunk is not None:
-            return _load_given(self.chunk, spec, config)
+            try:
+                return _load_given(self.chunk, spec, config)
+            except CheckpointError as exc:
+                if spec.epoch == FIRST_EPOCH:
+                    raise
+                log.warning("%s; looking elsewhere for layers that another node had", exc)
         if self.folder is not None and (weights := _load_from_folder(self.folder, spec, config)) is not None:
             return weights
         path = self.cache.find(spec.chunk_digest) if spec.chunk_digest else None

@@ -22,6 +22,7 @@ from mdi.errors import ConfigError, one_line
 from mdi.kernels import Kernels
 from mdi.messages import Segment, SlotLedger
 from mdi.partition import Span
+from mdi.quant import weight_bytes
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,10 @@ class Stage:
         """
         self.config, self.span = config, span
         self.device, self.dtype = placement.device, placement.dtype
+        self.weights_bytes = sum(
+            weight_bytes(name, shape.numel(), placement.dtype, placement.quantize)
+            for name, shape in stage_shapes(config, span).items()
+        )
         self._kernels = placement.kernels
         self._ledger = SlotLedger(0, 0)
         self._blocks = {layer: _load_block(config, layer, weights, placement) for layer in range(*span)}
@@ -59,6 +64,21 @@ class Stage:
             for block in self._blocks.values():
                 block.attn.allocate(n_slots, context, self.device, self.dtype)
             self._cos, self._sin = rotary_tables(self.config, context, self.device)  # (context, D[, 2])
+
+    @property
+    def slots(self) -> tuple[int, int]:
+        """The number of slots that have memory, and the positions of each."""
+        return self._ledger.n_slots, self._ledger.context
+
+    def reset(self) -> None:
+        """Begin a session of the same numbers as the last one: all slots are empty, their memory is kept."""
+        self._ledger = SlotLedger(self._ledger.n_slots, self._ledger.context)
+
+    def free(self) -> None:
+        """Give the memory of all slots back; the weights stay."""
+        self._ledger = SlotLedger(0, 0)
+        for block in self._blocks.values():
+            block.attn.allocate(0, 0, self.device, self.dtype)
 
     @torch.inference_mode()
     def forward(self, x: torch.Tensor, segments: Sequence[Segment]) -> torch.Tensor:
