@@ -37,6 +37,7 @@ def build_parser(options: type[StarterOptions] = StarterOptions) -> Parser:
     option("--split", metavar="SPLIT", help="auto, table, or layers per node such as 6,8,8")
     option("--stream", action=BooleanOptionalAction, help="show the first sample as it grows (default: on a terminal)")
     option("--output", type=Path, metavar="FILE", help="write one JSON object per sample, and a summary")
+    option("--timeline", type=Path, metavar="FILE", help="write what every node did when, for a trace viewer")
     option("--peer-timeout", type=float, dest="peer_timeout_s", metavar="S", help="a node silent for so long is lost")
     option("--node-timeout", type=float, dest="node_timeout_s", metavar="S", help="how long to wait for a secondary")
     return parser

@@ -50,6 +50,8 @@ def run_job(network: NetworkConfig, job: Job, options: StarterOptions) -> list[l
     with Starter(network, job, options) as starter:
         starter.prepare()
         starter.run(Observer(lambda sample, token: None, ended.append))
+        if options.timeline is not None:
+            starter.write_timeline(options.timeline)
     assert len(ended) == len(job.prompt_ids)
     return [sample.tokens for sample in sorted(ended, key=lambda sample: sample.number)]
 

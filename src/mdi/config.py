@@ -294,6 +294,7 @@ class StarterOptions(NodeOptions):
     peer_timeout_s: float = 5.0
     node_timeout_s: float = 60.0
     max_slots: int | None = None
+    timeline: Path | None = None
     prefill_rows: int = 128
 
     def __post_init__(self) -> None:

@@ -1,6 +1,7 @@
 """Start, stop, status and chunk transfer over HTTP: the routes and the client side by side.
 
     GET  /                 status
+    GET  /timeline         what the node did when
     POST /init             configure a secondary for a session
     PUT  /release          give up a session that never ran
     PUT  /stop             end the node
@@ -58,6 +59,8 @@ class Node(Protocol):
     def status(self) -> dict[str, Any]: ...
 
     def request_init(self, spec: SessionSpec) -> "Future[dict[str, Any]]": ...
+
+    def timeline(self) -> dict[str, Any]: ...
 
     def request_release(self, run: int) -> None: ...
 
@@ -139,6 +142,7 @@ class _Routes:
 
     def __init__(self, node: Node, closing: threading.Event) -> None:
         self._node = node
+        self.timeline = _Timeline(node)
         self.init = _Init(node, closing)
         self.release = _Release(node)
         self.stop = _Stop(node)
@@ -146,6 +150,16 @@ class _Routes:
 
     def GET(self) -> bytes:
         return _json(self._node.status())
+
+
+class _Timeline:
+    exposed = True
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    def GET(self) -> bytes:
+        return _json(self._node.timeline())
 
 
 class _Init:
@@ -285,6 +299,10 @@ class ControlClient:
     def status(self) -> dict[str, Any]:
         """What the node says of itself."""
         return self._call("GET", "/", answer_timeout_s=STATUS_TIMEOUT_S)
+
+    def timeline(self) -> dict[str, Any]:
+        """What the node did when, in its last run; see `mdi.timeline`."""
+        return self._call("GET", "/timeline", answer_timeout_s=ANSWER_TIMEOUT_S)
 
     def init(self, spec: SessionSpec, answer_timeout_s: float = ANSWER_TIMEOUT_S) -> dict[str, Any]:
         """Configure the node; returns its answer once it is ready, or what it lacks.

@@ -18,6 +18,7 @@ from mdi.sampler import Sampling, choose
 from mdi.scheduler import Sample, Scheduler
 from mdi.stage import Ends, Stage, kept_rows
 from mdi.tensors import from_buffer, to_buffer
+from mdi.timeline import Timeline
 
 STEP_TIMEOUT_S = 600.0  # a ring whose nodes all ping but that returns nothing for so long is stuck
 
@@ -151,6 +152,7 @@ def generate(
     sampling: Sampling,
     generators: Sequence[torch.Generator],
     observer: Observer,
+    timeline: Timeline,
 ) -> None:
     """Run every sample of `scheduler` to its end.
 
@@ -165,16 +167,20 @@ def generate(
             for fork in step.forks:
                 stage.fork(fork.source, fork.target, fork.n)
                 ring.control(fork)
-            ring.send(step.segments, stage.forward(ends.embed(step.ids), step.segments))
-        segments, rows = ring.receive()
+            with timeline.during("compute", len(step.ids)):
+                hidden = stage.forward(ends.embed(step.ids), step.segments)
+            ring.send(step.segments, hidden)
+        with timeline.during("idle"):
+            segments, rows = ring.receive()
         samples = scheduler.returned(segments)
         if not samples:
             continue
-        for sample, logits in zip(samples, ends.logits(rows), strict=True):
-            token = choose(logits, sampling, generators[sample.number])
-            observer.on_token(sample, token)
-            freed_slot = scheduler.accept(sample, token)
-            if freed_slot is not None:
-                stage.release(freed_slot)
-                ring.control(Release(freed_slot))
-                observer.on_end(sample)
+        with timeline.during("compute", len(samples)):
+            for sample, logits in zip(samples, ends.logits(rows), strict=True):
+                token = choose(logits, sampling, generators[sample.number])
+                observer.on_token(sample, token)
+                freed_slot = scheduler.accept(sample, token)
+                if freed_slot is not None:
+                    stage.release(freed_slot)
+                    ring.control(Release(freed_slot))
+                    observer.on_end(sample)

@@ -23,6 +23,7 @@ from mdi.job import Job
 from mdi.link import HANDSHAKE_TIMEOUT_S, LinkEvent, Peer
 from mdi.report import progress_bar
 from mdi.session import SessionSpec, open_link
+from mdi.timeline import NodeTimeline, Timeline, from_json
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -67,6 +68,8 @@ class Formation:
             for number, node in enumerate(network.nodes)
             if number
         }
+        self.timeline = Timeline()
+        self.timeline.begin(options.timeline is not None)
         self._asked: set[int] = set()  # secondaries that may be in our session
         self._closing = threading.Event()
 
@@ -110,6 +113,7 @@ class Formation:
             returning=True,
             post=inbox.put_nowait,
             access=self._network.starter.access,
+            timeline=self.timeline,
         )
         ring = LinkRing(link, inbox, plan.names)
         try:
@@ -124,6 +128,18 @@ class Formation:
         pending = {number: in_background(self.clients[number].status) for number in plan.members[1:]}
         wait(pending.values(), STATUS_TIMEOUT_S)
         return {number: _answer_of(future) for number, future in pending.items()}
+
+    def timelines(self, plan: Plan) -> list[NodeTimeline]:
+        """What every member did when; one that does not answer is missing."""
+        found = [NodeTimeline(node_name(0), self.timeline.spans)]
+        for number in plan.members[1:]:
+            asked_s = time.perf_counter()
+            try:
+                answer = self.clients[number].timeline()
+                found.append(from_json(node_name(number), answer, asked_s, time.perf_counter()))
+            except ControlError as exc:
+                log.warning("the timeline lacks %s: %s", node_name(number), exc)
+        return found
 
     def let_go(self, nodes: Sequence[int]) -> None:
         """Tell nodes that are left out, if they can hear it, that no ring will be closed over them."""
@@ -156,6 +172,7 @@ class Formation:
             wire_dtype=self._wire_dtype,
             quantize=self._options.quantize,
             peer_timeout_s=self._options.peer_timeout_s,
+            timeline=self.timeline.on,
             nodes_on_host=nodes_on_host(self._network, nodes[place]),
             previous=self._ring_peer(plan, place - 1),
             following=self._ring_peer(plan, place + 1),

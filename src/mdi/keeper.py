@@ -21,6 +21,7 @@ from mdi.formation import RETRY_S, Formation, Missing, Plan, Statuses, await_mem
 from mdi.job import Job, can_resplit, resplit
 from mdi.recovery import Decision, GiveUp, GoOnWithout, Recovery, State
 from mdi.session import FIRST_EPOCH
+from mdi.timeline import NodeTimeline, Timeline
 
 log = logging.getLogger(__name__)
 
@@ -107,6 +108,15 @@ class RingKeeper:
     def dismiss(self, *, stop: bool) -> None:
         """Tell all secondaries that the run is over: they are to stop, or to wait for the next starter."""
         self._formation.dismiss(ControlClient.stop if stop else ControlClient.release, DISMISS_TIMEOUT_S)
+
+    @property
+    def timeline(self) -> Timeline:
+        """What this node did when."""
+        return self._formation.timeline
+
+    def timelines(self) -> list[NodeTimeline]:
+        """What all nodes did when."""
+        return self._formation.timelines(self.plan)
 
     def close(self) -> None:
         """Give up the ring."""

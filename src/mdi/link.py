@@ -21,8 +21,9 @@ from mdi.access import THIS_MACHINE, Access
 from mdi.errors import ConfigError, LinkClosed, LinkTimeout, MdiError, RemoteAbort, one_line
 from mdi.greeting import Reception
 from mdi.handshake import Caller, KeyMismatch
-from mdi.messages import Message, Ping, Refuse, Welcome
+from mdi.messages import Message, Ping, Refuse, Welcome, carried_rows
 from mdi.sockets import BACKLOG, abandon, await_close, configure, send, wake
+from mdi.timeline import Timeline
 from mdi.tls import host_name
 from mdi.wire import Decoder, Encoder, Session, State
 
@@ -123,6 +124,7 @@ class Link:
         capacity: int,
         peer_timeout_s: float,
         access: Access = THIS_MACHINE,
+        timeline: Timeline | None = None,
     ) -> None:
         """
         Args:
@@ -137,6 +139,7 @@ class Link:
         self._expected, self._hello = expected, hello
         self._returning, self._post, self._peer_timeout_s = returning, post, peer_timeout_s
         self._access = access
+        self._timeline = timeline or Timeline()
         self._outbox: queue.Queue[Message | None] = queue.Queue()
         self._capacity = capacity
         self._reader = threading.Thread(target=self._run, args=(self._read, previous), name="ring-reader", daemon=True)
@@ -228,13 +231,16 @@ class Link:
 
     def _receive(self, sock: socket.socket, decoder: Decoder, deadline_s: float | None = None) -> Message:
         """The next message. The timeout of `sock` bounds a silence, `deadline_s` the whole message."""
+        began_s = None
         while True:
             if deadline_s is not None:
                 sock.settimeout(max(deadline_s - time.monotonic(), 0.001))
             n_bytes = sock.recv_into(decoder.buffer())
             if n_bytes == 0:
                 decoder.end_of_file()
+            began_s = began_s or time.perf_counter()
             if (message := decoder.received(n_bytes)) is not None:
+                self._timeline.add("receive", began_s, carried_rows(message))
                 return message
 
     # ---- writer thread
@@ -249,7 +255,8 @@ class Link:
                     message = Ping()
                 if message is None:
                     return
-                send(sock, encoder, message)
+                with self._timeline.during("send", carried_rows(message)):
+                    send(sock, encoder, message)
             await_close(sock)
 
     def _call_next(self) -> socket.socket:

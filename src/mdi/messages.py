@@ -110,6 +110,11 @@ class Goodbye:
 Message = Hello | Welcome | Proof | Refuse | Activation | Release | Fork | Ping | Fault | Goodbye
 
 
+def carried_rows(message: Message) -> int:
+    """Rows that a message stands for; 0 where it is none of hidden states."""
+    return rows_of(message.segments) if isinstance(message, Activation) else 0
+
+
 @dataclass
 class SlotLedger:
     """How far each slot of a node is filled. Called only from the compute thread.

@@ -48,6 +48,8 @@ def run_starter(options: StarterOptions, network: NetworkConfig) -> None:
             raise
         finally:
             _summarize(options, network, job, transcript, writer, starter.n_recoveries)
+        if options.timeline is not None:
+            starter.write_timeline(options.timeline)
         _record(options, network, job, transcript)
 
 

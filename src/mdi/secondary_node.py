@@ -26,6 +26,7 @@ from mdi.session import SessionSpec, open_link
 from mdi.sources import WeightSources
 from mdi.stage import Stage, kept_rows
 from mdi.tensors import dtype_name, from_buffer, to_buffer
+from mdi.timeline import Timeline
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +80,7 @@ class Secondary:
         self._dtype = pick_dtype(dtype, self._device)
         self._quantize, self._compile = quantize, compile_stage
         self._inbox: queue.Queue[Event] = queue.Queue()  # bounded by what the scheduler lets travel
+        self._timeline = Timeline()
         self._spec: SessionSpec | None = None
         self._last_spec: SessionSpec | None = None  # of the session that this node was in last
         self._broke = False  # whether that session broke: its starter is about to begin another one
@@ -168,6 +170,9 @@ class Secondary:
     def _is_at_work(self) -> bool:
         return self._state in ("loading", "running")
 
+    def timeline(self) -> dict[str, Any]:
+        return self._timeline.to_json()
+
     def request_release(self, run: int) -> None:
         self._inbox.put_nowait(ReleaseRequested(run))
 
@@ -191,7 +196,8 @@ class Secondary:
                 n_unwanted = 0 if _wants(self._spec, self.config.access, self._spec.epoch) else n_unwanted + 1
                 if n_unwanted == 2:
                     self._fail("the starter is gone, or has formed its ring without this node")
-        return self._inbox.get()
+        with self._timeline.during("idle"):
+            return self._inbox.get()
 
     def _ends(self, event: Event) -> bool:
         return isinstance(event, StopRequested) and not (
@@ -220,6 +226,8 @@ class Secondary:
             answer.set_exception(Busy(refusal))
             return
         self._drop_link()
+        if self._last_spec is None or self._last_spec.run != spec.run:
+            self._timeline.begin(spec.timeline)
         self._spec = self._last_spec = spec
         self._state, self._broke = "loading", False
         try:
@@ -280,6 +288,7 @@ class Secondary:
             returning=False,
             post=self._inbox.put_nowait,
             access=self.config.access,
+            timeline=self._timeline,
         )
         self._link.accept()
 
@@ -309,7 +318,8 @@ class Secondary:
         assert self._stage is not None and self._spec is not None
         spec = self._spec
         x = from_buffer(data, spec.wire_dtype, spec.config["n_embd"])
-        y = self._stage.forward(x, segments)
+        with self._timeline.during("compute", len(x)):
+            y = self._stage.forward(x, segments)
         self._n_messages += 1
         if spec.node == spec.n_nodes - 1:
             y = kept_rows(y, segments)

@@ -11,6 +11,7 @@ from mdi.config import DTYPES, MODES, Mode
 from mdi.errors import ControlError
 from mdi.link import Link, LinkEvent, Peer
 from mdi.partition import Span
+from mdi.timeline import Timeline
 from mdi.wire import VERSION, Session
 
 FIRST_EPOCH = 1  # of a run
@@ -36,6 +37,7 @@ class SessionSpec:
     wire_dtype: str
     quantize: Mode | None  # for weights that are not quantized already, unless the node has its own say; None: none
     peer_timeout_s: float
+    timeline: bool  # whether to record what the node does when
     nodes_on_host: int  # nodes that share this one's cores
     previous: Peer
     following: Peer
@@ -111,6 +113,7 @@ def open_link(
     returning: bool,
     post: Callable[[LinkEvent], None],
     access: Access,
+    timeline: Timeline,
 ) -> Link:
     """The link of one node for a session; it has room for all that the scheduler lets travel."""
     return Link(
@@ -126,6 +129,7 @@ def open_link(
         capacity=spec.n_nodes + 2 * spec.n_slots + 2,  # messages, two control messages per slot, fault and goodbye
         peer_timeout_s=spec.peer_timeout_s,
         access=access,
+        timeline=timeline,
     )
 
 
@@ -182,6 +186,7 @@ _CHECKS = {
     "wire_dtype": lambda value: value in DTYPES,
     "quantize": lambda value: value is None or (isinstance(value, str) and value in MODES),
     "peer_timeout_s": lambda value: type(value) in (int, float) and 0.1 <= value <= 86_400,
+    "timeline": lambda value: type(value) is bool,
     "nodes_on_host": _whole(1, 10_000),
     "previous": _is_peer,
     "following": _is_peer,

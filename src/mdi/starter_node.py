@@ -6,6 +6,7 @@ import signal
 import socket
 import threading
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 from mdi import __version__
@@ -27,6 +28,7 @@ from mdi.scheduler import Scheduler
 from mdi.session import SessionSpec
 from mdi.stage import Ends, Stage
 from mdi.tensors import dtype_name
+from mdi.timeline import write_trace
 
 log = logging.getLogger(__name__)
 
@@ -119,6 +121,9 @@ class Starter:
     def request_init(self, spec: SessionSpec) -> "Future[dict[str, Any]]":
         raise ControlError("this is a starter; it takes no /init")
 
+    def timeline(self) -> dict[str, Any]:
+        return self._keeper.timeline.to_json()
+
     def request_release(self, run: int) -> None:
         pass
 
@@ -150,7 +155,16 @@ class Starter:
             n_before = scheduler.n_generated
             assert self._stage is not None and self._ends is not None
             try:
-                generate(keeper.ring, self._stage, self._ends, scheduler, sampling, self._generators, observer)
+                generate(
+                    keeper.ring,
+                    self._stage,
+                    self._ends,
+                    scheduler,
+                    sampling,
+                    self._generators,
+                    observer,
+                    keeper.timeline,
+                )
             except MENDABLE as exc:
                 keeper.mend(exc, progressed=scheduler.n_generated > n_before, n_samples=scheduler.n_in_slots)
                 self._rewind()
@@ -158,6 +172,10 @@ class Starter:
             keeper.ring.say_goodbye()
         except MENDABLE as exc:  # everything is generated; the nodes notice by themselves that the session is over
             log.info("the ring broke at its end: %s", exc)
+
+    def write_timeline(self, path: Path) -> None:
+        """Write what every node did when, as far as the nodes can still be asked."""
+        write_trace(path, self._keeper.timelines())
 
     def _rewind(self) -> None:
         plan = self._keeper.plan
