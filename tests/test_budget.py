@@ -11,6 +11,7 @@ from mdi.config import Mode
 from mdi.devices import free_memory_bytes
 from mdi.errors import ConfigError
 from mdi.partition import Span
+from rings import ring_of
 from tiny_models import make_model
 
 MB = 1_000_000
@@ -74,3 +75,39 @@ def test_nodes_of_one_machine_share_its_memory(tmp_path: Path) -> None:
 def test_a_status_without_numbers_is_no_obstacle(status: dict[str, object]) -> None:
     facts = facts_of("secondary 0", "x", status, "int8", None)
     assert (facts.free_bytes, facts.mode, facts.dtype) == (None, "int8", torch.float32)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("checkpoints") / "org" / "tiny")
+
+
+@pytest.mark.parametrize("n_fitting", [1, 2, 3])
+def test_samples_wait_where_memory_is_short(
+    n_fitting: int, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    prompts = [[1, 2, 3], [4, 5], [6], [7, 8, 9, 10], [11]]
+    config = load_config(model)
+    facts = [facts_of(name, "here", {}, "none", None) for name in ("starter", "secondary 0")]
+    with ring_of(2, tmp_path / "cache") as ring:
+        wanted = ring.generate(model, prompts, split="2,4")
+        (both,) = budgets_of(facts, config, [Span(0, 2), Span(2, 6)], context=16, max_rows=128)
+        free = int((both.need.weights + both.need.message + (n_fitting + 0.5) * both.need.slot) / 0.9)
+        monkeypatch.setattr("mdi.secondary_node.free_memory_bytes", lambda device: free)
+        ring.secondaries[0]._stage = None  # whose memory would count as free
+        caplog.clear()
+        assert ring.generate(model, prompts, split="2,4") == wanted
+        assert f"memory allows {n_fitting} samples in the ring at once" in caplog.text
+
+
+@pytest.mark.parametrize(("options", "slots"), [({}, "1 slot of"), ({"max_slots": 5}, "5 slots of")])
+def test_too_little_memory_is_told_before_anything_is_loaded(
+    options: dict[str, int], slots: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mdi.starter_node.free_memory_bytes", lambda device: 100_000)
+    with ring_of(2, tmp_path / "cache") as ring:
+        with pytest.raises(ConfigError, match=f"starter and secondary 0: the weights take .* {slots}.* 0\\.1 MB only"):
+            ring.generate(model, [[1, 2, 3]] * 5, **options)
+        assert ring.secondaries[0]._stage is None
+        monkeypatch.undo()
+        assert len(ring.generate(model, [[1, 2, 3]] * 5, **options)) == 5
