@@ -12,7 +12,7 @@ from mdi.errors import CheckpointError, ConfigError
 from mdi.linear import Int8Linear, PackedLinear, PlainLinear, _multiply_dynamic, make_linear
 from mdi.messages import Segment
 from mdi.partition import Span
-from mdi.quant import Weight, dequantize, is_quantized_name, join, mode_of, quantize, resolve
+from mdi.quant import Weight, dequantize, join, mode_for, mode_of, quantize, resolve
 from mdi.stage import Ends, Stage
 from tiny_models import TRAITS, make_model
 
@@ -148,8 +148,9 @@ def test_embedding_norms_biases_and_routers_keep_their_precision() -> None:
         "transformer.h.0.attn.qkv.bias",
         "transformer.h.0.mlp.gate.weight",
     ]
-    assert all(map(is_quantized_name, taken))
-    assert not any(map(is_quantized_name, kept))
+    assert {mode_for(name, "int8") for name in taken} == {"int8"}
+    assert [mode_for(name, "int4") for name in taken] == ["int8", "int4", "int4"]  # the head suffers most
+    assert {mode_for(name, "int4") for name in kept} == {"none"}
 
 
 @pytest.mark.parametrize("trait", ["llama", "head bias", "mixture of experts, grouped router"])
