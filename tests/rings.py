@@ -17,6 +17,7 @@ from mdi.scheduler import Sample
 from mdi.secondary_node import Secondary
 from mdi.sources import WeightSources
 from mdi.starter_node import Starter
+from mdi.stops import StopSequences
 from script_helpers import free_ports
 
 ANY_PORT = NodeConfig("127.0.0.1", 0, 0, 0)
@@ -28,13 +29,21 @@ class Ring:
     def __init__(self, network: NetworkConfig, secondaries: list[Secondary]) -> None:
         self.network, self.secondaries = network, secondaries
 
-    def generate(self, folder: Path, prompts: Sequence[Sequence[int]] | None = None, **options: Any) -> list[list[int]]:
+    def generate(
+        self,
+        folder: Path,
+        prompts: Sequence[Sequence[int]] | None = None,
+        stops: StopSequences | None = None,
+        **options: Any,
+    ) -> list[list[int]]:
         """The tokens of each sample. Greedy in float32 and without stopping early, unless `options` say otherwise."""
         values = {"temperature": 0.0, "dtype": "float32", "ignore_eos": True, "keep_nodes": True, "n_tokens": 12}
         arguments = StarterOptions(ckpt=folder, **{**values, **options})
         job = plan_job(arguments, self.network)
         if prompts is not None:
             job = with_prompts(job, prompts, arguments)
+        if stops is not None:
+            job = replace(job, stops=stops)
         return run_job(self.network, job, arguments)
 
 

@@ -1,11 +1,19 @@
 """Greedy output of the ring equals litgpt on one device, token for token, in float32."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from conftest import ROOT
+from mdi.attention import Piece, Plan, make_plan
+from mdi.messages import Segment
+from mdi.stage import Stage
+from mdi.stops import StopSequences
 from rings import Ring, ring_of
 from tiny_models import (
     TRAITS,
@@ -89,6 +97,147 @@ def test_samples_of_one_prompt_are_forked(n_nodes: int, rings: dict[int, Ring], 
         assert_same_tokens(model, prompt, tokens, generate_cached(model, prompt, 12))
 
 
+LENGTHS = [3, 12, 1, 7, 2, 30, 5, 1, 18, 4, 9]  # of prompts, in tokens
+
+
+def prompts_of(n_samples: int) -> list[list[int]]:
+    """Different prompts of different lengths."""
+    return [[(7 * i + 13 * k + 1) % 320 for k in range(LENGTHS[i % len(LENGTHS)])] for i in range(n_samples)]
+
+
+def assert_equal_to_litgpt(
+    folder: Path, prompts: list[list[int]], outputs: list[list[int]], n_tokens: int, stops: StopSequences = ()
+) -> None:
+    """All samples, where each ends before the first of `stops`."""
+    model = reference_model(folder)
+    assert len(outputs) == len(prompts)
+    known = {tuple(prompt): generate_uncached(model, prompt, n_tokens) for prompt in prompts}
+    for prompt, tokens in zip(prompts, outputs, strict=True):
+        assert_same_tokens(model, prompt, tokens, until_stop(known[tuple(prompt)], stops))
+
+
+def until_stop(tokens: list[int], stops: StopSequences) -> list[int]:
+    for end in range(1, len(tokens) + 1):
+        for stop in stops:
+            if tuple(tokens[:end][-len(stop) :]) == stop:
+                return tokens[: end - len(stop)]
+    return tokens
+
+
+@dataclass
+class Seen:
+    """The messages of a ring and the attention calls that they were cut into."""
+
+    messages: list[list[Segment]] = field(default_factory=list)
+    pieces: list[Piece] = field(default_factory=list)
+    forks: int = 0
+
+    def plan(self, segments: Sequence[Segment], *arguments: Any) -> Plan:
+        plan = make_plan(segments, *arguments)
+        self.messages.append(list(segments))
+        self.pieces += [*plan.full, *plan.sliding]
+        return plan
+
+    @property
+    def joined(self) -> list[Piece]:
+        """Calls that serve several slots at once."""
+        return [piece for piece in self.pieces if piece.slots.stop - piece.slots.start > 1]
+
+    @property
+    def apart(self) -> int:
+        """Neighbouring slots with one row each that were not served at once, because too much would be hidden."""
+        pairs = [(a, b) for a, b in pairwise(self.pieces) if _has_row_each(a) and _has_row_each(b)]
+        return sum((a.slots.stop, a.rows.stop) == (b.slots.start, b.rows.start) for a, b in pairs)
+
+
+def _has_row_each(piece: Piece) -> bool:
+    return piece.slots.stop - piece.slots.start == piece.rows.stop - piece.rows.start
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
+    """What passes all nodes of a ring."""
+    watcher, fork = Seen(), Stage.fork
+    monkeypatch.setattr("mdi.stage.make_plan", watcher.plan)
+
+    def counted(stage: Stage, *arguments: int) -> None:
+        watcher.forks += 1
+        fork(stage, *arguments)
+
+    monkeypatch.setattr(Stage, "fork", counted)
+    return watcher
+
+
+@pytest.mark.parametrize("group", [1, 2, 5, 16])
+def test_groups_of_any_size(group: int, rings: dict[int, Ring], tiny: Path, seen: Seen) -> None:
+    prompts = prompts_of(2 * group)
+    outputs = rings[2].generate(tiny, prompts)
+    assert_equal_to_litgpt(tiny, prompts, outputs, 12)
+    assert max(map(len, seen.messages)) == group
+    assert sum(len(segments) == group for segments in seen.messages) > len(seen.messages) / 2
+
+
+@pytest.mark.parametrize("forked", [False, True])
+@pytest.mark.parametrize(("max_rows", "n_slots"), [(1, 2), (3, 5), (16, 5), (128, 5)])
+def test_samples_join_and_end_at_different_steps(
+    max_rows: int, n_slots: int, forked: bool, rings: dict[int, Ring], tiny: Path, seen: Seen
+) -> None:
+    """Fewer slots than samples, prompts in pieces of `max_rows`, stop sequences, and a context that some reach."""
+    prompts = prompts_of(11)
+    if forked:
+        prompts = [prompts[i] for i in (1, 1, 5, 1, 5, 1, 8, 5, 5, 8, 1)]
+    plain = {tuple(p): generate_uncached(reference_model(tiny), p, 16) for p in prompts}
+    stops = (tuple(plain[tuple(prompts[1])][5:6]), tuple(plain[tuple(prompts[6])][8:10]))
+    outputs = rings[2].generate(
+        tiny, prompts, stops=stops, n_tokens=16, sequence_length=40, max_slots=n_slots, prefill_rows=max_rows
+    )
+    context_end = [tokens[: 40 - len(prompt)] for prompt, tokens in zip(prompts, outputs, strict=True)]
+    assert outputs == context_end
+    for prompt, tokens in zip(prompts, outputs, strict=True):
+        wanted = until_stop(plain[tuple(prompt)][: 40 - len(prompt)], stops)
+        assert_same_tokens(reference_model(tiny), prompt, tokens, wanted)
+    assert len(set(map(len, outputs))) > 2, "all samples end at once"
+    assert max(sum(segment.n for segment in segments) for segments in seen.messages) <= max_rows
+    assert {segment.slot for segments in seen.messages for segment in segments} == set(range(n_slots))
+    assert bool(seen.forks) == forked
+
+
+MIXED = [
+    "llama",
+    "sliding window",
+    "softcapping, scaled embeddings",
+    "mixture of experts",
+    "partial rotary",
+    "dual rope",
+]
+
+
+@pytest.mark.parametrize("trait", MIXED)
+def test_neighbouring_slots_are_attended_to_together_and_apart(
+    trait: str, rings: dict[int, Ring], tmp_path: Path, seen: Seen
+) -> None:
+    """Contexts of like lengths in one call with a mask; of lengths too different, each in its own."""
+    folder = make_model(tmp_path / "org" / "mixed", **TRAITS[trait], block_size=512)
+    lengths = [240, 250, 3, 5, 2, 260, 4, 3, 30, 230]
+    prompts = [[(11 * i + 5 * k * k + k) % 320 for k in range(n)] for i, n in enumerate(lengths)]
+    outputs = rings[2].generate(folder, prompts, n_tokens=8)
+    assert_equal_to_litgpt(folder, prompts, outputs, 8)
+    assert any(piece.mask is not None for piece in seen.joined)
+    assert seen.apart
+
+
+@pytest.mark.parametrize("n_nodes", [1, 2, 3])
+def test_an_int8_ring_gives_the_same_text_for_any_nodes_and_groups(
+    n_nodes: int, rings: dict[int, Ring], tiny: Path, seen: Seen
+) -> None:
+    prompts = prompts_of(15)
+    alone = rings[1].generate(tiny, prompts, quantize="int8", max_slots=1)
+    for group in (1, 5):
+        seen.messages.clear()
+        assert rings[n_nodes].generate(tiny, prompts, quantize="int8", max_slots=group * n_nodes) == alone
+        assert max(map(len, seen.messages)) == group
+
+
 def test_a_seeded_run_gives_the_same_text_on_any_ring(rings: dict[int, Ring], tiny: Path) -> None:
     outputs = [rings[n].generate(tiny, PROMPTS[:3], temperature=0.8, seed=7, n_tokens=40) for n in (1, 2, 3)]
     assert outputs[0] == outputs[1] == outputs[2]
@@ -133,3 +282,18 @@ def _reference(model: object, prompt: tuple[int, ...], n_tokens: int) -> list[in
     if prompt not in _known:
         _known[prompt] = generate_cached(model, prompt, n_tokens)  # type: ignore[arg-type]
     return _known[prompt]
+
+
+def test_sixteen_samples_of_the_real_model_equal_litgpt(rings: dict[int, Ring], smollm2: Path, seen: Seen) -> None:
+    """Groups of eight on two nodes, contexts of 1 to 90 tokens."""
+    from mdi.tokenizer import load_tokenizer
+
+    torch.set_num_threads(1)
+    tokenizer, model = load_tokenizer(smollm2), reference_model(smollm2)
+    text = tokenizer.encode((ROOT / "benchmarks" / "public_domain_text.txt").read_text(encoding="utf-8"))
+    prompts = [tokenizer.encode(prompt) for prompt in SMOLLM2_PROMPTS]
+    prompts += [text[100 * i : 100 * i + 10 * i + 1] for i in range(1, 10)]
+    for prompt, tokens in zip(prompts, rings[2].generate(smollm2, prompts, n_tokens=8), strict=True):
+        assert_same_tokens(model, prompt, tokens, generate_cached(model, prompt, 8))
+    assert max(map(len, seen.messages)) == 8
+    assert seen.joined

@@ -12,7 +12,7 @@ from mdi.errors import CheckpointError, ConfigError
 from mdi.linear import Int8Linear, PackedLinear, PlainLinear, _multiply_dynamic, make_linear
 from mdi.messages import Segment
 from mdi.partition import Span
-from mdi.quant import Weight, dequantize, is_quantized_name, join, mode_of, quantize, resolve
+from mdi.quant import Weight, dequantize, join, mode_for, mode_of, quantize, resolve
 from mdi.stage import Ends, Stage
 from tiny_models import TRAITS, make_model
 
@@ -78,9 +78,23 @@ def test_int8_does_not_saturate(dynamic: bool, monkeypatch: pytest.MonkeyPatch) 
     """Sums of two 8-bit products overflow where the processor has no VNNI; 28.80 came out as 14.57."""
     if dynamic:
         monkeypatch.setattr("mdi.linear._int8_kernel", lambda: _multiply_dynamic)
+    for width in (7, 64):  # rows that make all products of one output as large, and of one sign, as can be
+        weight = quantize(randn(32, width) ** 3, "int8")
+        rows = dequantize(weight).sign()
+        y, wanted = Int8Linear(weight, None)(torch.cat((rows, -rows))), dequantize(weight) @ rows.T
+        torch.testing.assert_close(y, torch.cat((wanted.T, -wanted.T)), rtol=0.01, atol=0.02 * float(wanted.max()))
     layer = Int8Linear(quantize(torch.ones(16, 64), "int8"), None)
     for row in (torch.ones(1, 64), -torch.ones(1, 64), torch.rand(1, 64) * 0.1 + 0.9):
         torch.testing.assert_close(layer(row), row.sum().expand(1, 16), rtol=0.01, atol=0)
+
+
+def test_int8_keeps_what_stands_beside_an_outlier() -> None:
+    """One input of a real model is often 24 times the others. 7 bits lose 0.11 of such a row."""
+    weight, x = quantize(randn(128, 96), "int8"), randn(4, 96, seed=1)
+    x[:, 5] = 24
+    weight.data[:, 5] = 0  # so that what is seen is what is left of the others
+    y, wanted = Int8Linear(weight, None)(x), x @ dequantize(weight).T
+    assert error(y, wanted).max() < 0.08
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -134,8 +148,9 @@ def test_embedding_norms_biases_and_routers_keep_their_precision() -> None:
         "transformer.h.0.attn.qkv.bias",
         "transformer.h.0.mlp.gate.weight",
     ]
-    assert all(map(is_quantized_name, taken))
-    assert not any(map(is_quantized_name, kept))
+    assert {mode_for(name, "int8") for name in taken} == {"int8"}
+    assert [mode_for(name, "int4") for name in taken] == ["int8", "int4", "int4"]  # the head suffers most
+    assert {mode_for(name, "int4") for name in kept} == {"none"}
 
 
 @pytest.mark.parametrize("trait", ["llama", "head bias", "mixture of experts, grouped router"])

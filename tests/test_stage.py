@@ -1,5 +1,6 @@
 """A stage is a function of messages: any mix of segments gives litgpt's hidden states, row for row."""
 
+from itertools import chain, product
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from litgpt.config import Config
 from litgpt.model import GPT
 
 from mdi.assemble import Placement
+from mdi.attention import make_plan
 from mdi.checkpoint import load_config, open_weights
 from mdi.errors import CheckpointError, ConfigError, RemoteProtocolError
 from mdi.kernels import rms_norm
@@ -152,6 +154,25 @@ def test_a_row_does_not_depend_on_the_allocated_context(model: Model) -> None:
         model.allocate(context=context)
         outputs.append(model.logits(Segment(1, 0, 20, 20)))
     assert torch.equal(*outputs)
+
+
+@pytest.mark.parametrize("trait", ["llama", "sliding window", "softcapping, scaled embeddings"])
+def test_a_row_does_not_depend_on_what_was_left_in_its_neighbours_slots(trait: str, tmp_path: Path) -> None:
+    model = Model(tmp_path, **TRAITS[trait])
+    prompts = [Segment(0, 0, 30, 1), Segment(1, 0, 12, 1), Segment(2, 0, 3, 1)]
+    message = [Segment(0, 30, 1, 1), Segment(1, 12, 1, 1), Segment(2, 3, 1, 1)]
+    plan = make_plan(message, model.config, CPU.device, CPU.dtype)
+    assert [(piece.slots, piece.stop) for piece in plan.full] == [(slice(0, 3), 31)]  # one call, which hides a part
+    outputs = []
+    for stale in (0.0, 300.0, -300.0):
+        model.allocate()
+        model.logits(*prompts)
+        for segment, block in product(message, chain(*(stage._blocks.values() for stage in model.stages))):
+            block.attn.k_slots[segment.slot, :, segment.start :] = stale
+            block.attn.v_slots[segment.slot, :, segment.start :] = stale
+        outputs.append(model.logits(*message))
+    assert torch.equal(outputs[0], outputs[1]) and torch.equal(outputs[0], outputs[2])
+    torch.testing.assert_close(outputs[0], model.expected(*message), atol=2e-5, rtol=1e-4)
 
 
 def test_a_long_segment_is_cut_into_pieces(tmp_path: Path) -> None:

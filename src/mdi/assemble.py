@@ -19,7 +19,7 @@ from mdi.config import Mode
 from mdi.errors import CheckpointError, one_line
 from mdi.kernels import Kernels
 from mdi.linear import make_linear
-from mdi.quant import Weight, is_quantized_name, join, quantize, take
+from mdi.quant import Weight, join, mode_for, quantize, take
 from mdi.tensors import page_out
 
 Rows = Callable[[torch.Tensor], torch.Tensor]
@@ -114,8 +114,8 @@ class Assembler:
             raise self._misfit(one_line(exc)) from exc
         if weight.shape != linear.weight.shape:
             raise self._misfit(f"{name} is {tuple(weight.shape)}, not {tuple(linear.weight.shape)}")
-        if weight.mode == "none" and is_quantized_name(name):
-            return quantize(weight.data, self._placement.quantize)
+        if weight.mode == "none":
+            return quantize(weight.data, mode_for(name, self._placement.quantize))
         return weight
 
     def _tensor(self, name: str, empty: torch.Tensor) -> torch.Tensor | nn.Parameter:

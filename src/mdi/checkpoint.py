@@ -24,7 +24,7 @@ from mdi.config import MODES, Mode
 from mdi.errors import CheckpointError, one_line
 from mdi.files import atomic_path, storage_error, write_text
 from mdi.partition import Span, spans_of
-from mdi.quant import SCALE_SUFFIX, is_quantized_name, quantize, take, weight_bytes
+from mdi.quant import SCALE_SUFFIX, mode_for, quantize, take, weight_bytes
 from mdi.stage import ends_shapes, layer_weights, rotary_tables, stage_shapes
 from mdi.tensors import DTYPES, dtype_name, mapped_empty, page_out
 
@@ -325,7 +325,7 @@ def _write_chunk(
         try:
             with incremental_save(partial_path) as saver:
                 for name, tensor in weights.items():
-                    mode = quantization if is_quantized_name(name) else "none"
+                    mode = mode_for(name, quantization)
                     key = (tensor.data_ptr(), tensor.shape, mode)
                     if key not in stored:
                         parts = quantize(tensor, mode).parts if mode != "none" else {"": _cast(tensor, dtype)}

@@ -14,9 +14,12 @@ import torch.nn.functional as F
 
 from mdi.errors import ConfigError, one_line
 from mdi.quant import GROUP, Weight, unpack_int4
+from mdi.tensors import mapped_empty
 
 WIDE = 1024  # inputs beyond which the packed layout is slower for a single row
-_LEVELS = 63  # int8 activations have 7 bits: the sum of two products of 8 bits overflows where there is no VNNI
+_LEVELS = 127  # of int8 activations, on either side of zero
+_MOST_PAIR = 128  # two int8 weights: where there is no VNNI, times 255 each their sum must stay below 2^15
+_BLOCK_ROWS = 64  # of weights, rounded at a time: larger ones left 90 MB of holes in the heap
 _TINY = 1e-30
 
 
@@ -74,12 +77,13 @@ class Int8Linear:
     """int8 weights and activations on the CPU, by torch's quantized engine (FBGEMM; QNNPACK on ARM).
 
     Each row is divided by its own maximum before it is rounded, so what comes out of it does not depend
-    on the rows that travel with it.
+    on the rows that travel with it. Rows keep 8 bits, of which few are left for most values beside an outlier;
+    the weights of an output pay for that, with half a bit on average: see `_within_pairs`.
     """
 
     def __init__(self, weight: Weight, bias: torch.Tensor | None) -> None:
         assert weight.scale is not None
-        self._packed, self._bias = _prepack(weight.data, weight.scale), bias
+        self._packed, self._bias = _prepack(*_within_pairs(weight.data, weight.scale)), bias
         self._multiply = _int8_kernel()
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -158,6 +162,20 @@ def _int8_kernel() -> Callable[[torch.Tensor, object], torch.Tensor]:
     return _multiply_fixed
 
 
+def _within_pairs(data: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """int8 weights (O, I) and the scale of each output, rounded again where pairs of them could overflow.
+
+    Without VNNI the engine adds the products of two neighbouring inputs in 16 bits, which saturate.
+    """
+    fitted, factors = mapped_empty(data.shape, torch.int8), []
+    for first in range(0, len(data), _BLOCK_ROWS):
+        rows = data[first : first + _BLOCK_ROWS].float()
+        pairs = F.pad(rows.abs(), (0, rows.size(1) % 2)).view(len(rows), -1, 2).sum(dim=-1)
+        factors.append((pairs.amax(dim=1) / (_MOST_PAIR - 1)).clamp_min_(1.0))  # one is left for rounding both
+        fitted[first : first + _BLOCK_ROWS] = (rows / factors[-1][:, None]).round_()
+    return fitted, scale * torch.cat(factors)
+
+
 def _prepack(data: torch.Tensor, scale: torch.Tensor) -> object:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # quantized tensors are called deprecated
@@ -177,5 +195,5 @@ def _multiply_dynamic(x: torch.Tensor, packed: object) -> torch.Tensor:
     """The scale is taken from the largest and the smallest value: a last row holds both 1 and -1."""
     bounds = torch.ones(1, x.size(1))
     bounds[0, 0] = -1
-    y: torch.Tensor = torch.ops.quantized.linear_dynamic(torch.cat((x, bounds)), packed, True)
+    y: torch.Tensor = torch.ops.quantized.linear_dynamic(torch.cat((x, bounds)), packed, False)
     return y[:-1]

@@ -7,8 +7,8 @@ it under `<name>_scale`.
     int4  weight uint8 (O, I / 2), two integers a byte, the first in the low bits; scale bfloat16 (I / 32, O, 2):
           value = (integer - 8) * scale + zero, with a pair (scale, zero) for each 32 inputs
 
-The embedding, norms, biases and the routers of mixtures of experts keep their precision. A layer whose
-width is no multiple of 32 takes int8 where int4 is asked for.
+The embedding, norms, biases and the routers of mixtures of experts keep their precision. The head, which is where
+int4 loses most, and a layer whose width is no multiple of 32 take int8 where int4 is asked for.
 """
 
 from collections.abc import Mapping, Sequence
@@ -57,9 +57,17 @@ def is_quantized_name(name: str) -> bool:
     return bool(linear) and "gate" not in parts and not any(part.startswith("norm") for part in parts)
 
 
+def mode_for(name: str, mode: Mode) -> Mode:
+    """How a tensor of the model is stored where `mode` is asked for."""
+    if not is_quantized_name(name):
+        return "none"
+    return "int8" if mode == "int4" and name.startswith("lm_head.") else mode
+
+
 def weight_bytes(name: str, n_elements: int, dtype: torch.dtype, mode: Mode) -> int:
     """What a tensor of the model takes in a mode, or else in `dtype`, scales included."""
-    if mode == "none" or not is_quantized_name(name):
+    mode = mode_for(name, mode)
+    if mode == "none":
         return n_elements * dtype.itemsize
     return n_elements + n_elements // 64 if mode == "int8" else n_elements // 2 + n_elements // (GROUP // 4)
 
