@@ -65,7 +65,18 @@ class WebServer(wsgi.Server):
         self.put_conn(conn)
 
 
+class _HeaderReader(server.HeaderReader):
+    def __call__(self, rfile: Any, hdict: dict[bytes, bytes] | None = None) -> dict[bytes, bytes]:
+        try:
+            headers: dict[bytes, bytes] = super().__call__(rfile, hdict)
+        except UnboundLocalError as exc:  # cheroot 11 does not expect the continuation of no header
+            raise ValueError("Illegal continuation line.") from exc
+        return headers
+
+
 class _Request(server.HTTPRequest):
+    header_reader = _HeaderReader()
+
     def parse_request(self) -> None:
         try:
             with _cut_off(self.conn.socket, HEAD_TIMEOUT_S):
