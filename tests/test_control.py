@@ -257,7 +257,24 @@ def test_a_length_that_is_none_is_refused(server: ControlServer, length: str) ->
         assert ask_raw(server, request.encode()).startswith(b"HTTP/1.1 400 ")
 
 
+def test_a_header_that_continues_no_other_is_refused(server: ControlServer, caplog: pytest.LogCaptureFixture) -> None:
+    assert ask_raw(server, b"GET / HTTP/1.1\r\n folded: x\r\n\r\n").startswith(b"HTTP/1.1 400 ")
+    assert not caplog.records
+
+
 # ---- what is not there
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/__class__", "/.-class.-", "/init/__class__", "/_node", "/_node/cache", "/chunks/_cache", "/stop/__init__"],
+)
+def test_the_inside_of_the_routes_is_not_there(
+    server: ControlServer, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for method in ("GET", "PUT", "POST"):
+        reason_of(ask(server, method, path), 404)
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(
