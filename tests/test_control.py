@@ -237,6 +237,16 @@ def test_a_body_without_a_length_is_refused(server: ControlServer) -> None:
     assert ask_raw(server, request).startswith(b"HTTP/1.1 400 ")
 
 
+@pytest.mark.parametrize("path", ["POST /init", "PUT /release", "PUT /stop", f"PUT /chunks/{DIGEST}"])
+def test_damaged_chunks_beside_a_length_are_refused(
+    server: ControlServer, node: FakeNode, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    headers = "Transfer-Encoding: chunked\r\nContent-Length: 10\r\nContent-Range: bytes 0-9/5120"
+    request = f"{path} HTTP/1.1\r\nHost: x\r\n{headers}\r\n\r\nno number\r\n"
+    assert ask_raw(server, request.encode()).startswith(b"HTTP/1.1 400 ")
+    assert not caplog.records and node.asked == []
+
+
 def test_a_body_that_is_too_large_is_refused(server: ControlServer, client: ControlClient) -> None:
     answer = ask(server, "POST", "/init", b" " * (MAX_JSON_BYTES + 1))
     assert reason_of(answer, 413) == f"a body of {MAX_JSON_BYTES + 1} bytes; {MAX_JSON_BYTES} are allowed"

@@ -256,6 +256,8 @@ def _checked(action: Callable[[], int]) -> int:
 
 
 def _body_length() -> int:
+    if cherrypy.request.wsgi_environ.get("wsgi.input_terminated"):  # chunks, which may not be what they say they are
+        raise cherrypy.HTTPError(400, "expected a body of known length, not Transfer-Encoding: chunked")
     text = cherrypy.request.headers.get("Content-Length", "0")
     if not text.isdecimal():
         raise cherrypy.HTTPError(400, "Content-Length is not a number")
