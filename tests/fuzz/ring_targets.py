@@ -104,13 +104,13 @@ class FrameTarget(Target):
         for which, session in enumerate(SESSIONS):
             bits = which << 4
             both = _running(session, returning=False), _running(session, returning=True)
-            streams += [bytes((bits | returning, 255, 255, 255)) + _encoded(session, [*handshake, *messages])
+            streams += [bytes((bits | returning, 252, 255, 255)) + _encoded(session, [*handshake, *messages])
                         for returning, messages in enumerate(both)]  # fmt: skip
             streams += [bytes((bits | 8 | returning, 0, 30, 90)) + _encoded(session, messages, State.OPEN)
                         for returning, messages in enumerate(both)]  # fmt: skip
             streams.append(bytes((bits | 4, 9, 9, 9)) + _encoded(session, [Refuse("nein: größer")], State.GREETED))
             for answer in (Welcome(), Welcome(b"n" * 16, b"m" * 32), Refuse("another epoch")):
-                streams.append(bytes((bits | 2, 31, 0, 200)) + _encoded(session, [answer], backward=True))
+                streams.append(bytes((bits | 2, 32, 0, 200)) + _encoded(session, [answer], backward=True))
         return streams
 
     def check(self, data: bytes) -> int:
@@ -118,7 +118,8 @@ class FrameTarget(Target):
             return 0
         reading, stream = Reading.of(data[:N_LEAD]), data[N_LEAD:]
         outcome = _read(reading, stream, reading.pieces)
-        assert outcome == _read(reading, stream, (1 << 30,)), "the sizes of the pieces made a difference"
+        if data[1] % 4 == 0:  # seldom enough to leave the time for other inputs
+            assert outcome == _read(reading, stream, (1 << 30,)), "the sizes of the pieces made a difference"
         _assert_same_bytes(reading, stream, outcome.messages)
         self.accepted += not outcome.error
         return len(outcome.messages) + bool(outcome.error)

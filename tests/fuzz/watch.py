@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import CodeType
+from types import CodeType, FrameType
 from typing import Any
 
 import psutil
@@ -52,8 +52,9 @@ class Guard:
     def _is_forbidden(self, event: str, args: tuple[Any, ...]) -> bool:
         if event == "open":
             return bool(isinstance(args[2], int) and args[2] & _WRITING and self._is_outside(args[0]))
-        if event == "exec":  # modules that are imported late have a file
-            return isinstance(args[0], CodeType) and args[0].co_filename.startswith("<string")
+        if event == "exec":
+            has_no_file = isinstance(args[0], CodeType) and args[0].co_filename.startswith("<string")
+            return has_no_file and not _is_importing()
         return event in _EXECUTING or (event in _CHANGING and self._is_outside(args[0], args[-1]))
 
     def _is_outside(self, path: Any, folder: Any = None) -> bool:
@@ -61,6 +62,14 @@ class Guard:
             return False  # a descriptor was opened before
         base = f"/proc/self/fd/{folder}" if isinstance(folder, int) and folder >= 0 else ""
         return not os.path.realpath(os.path.join(base, os.fsdecode(path))).startswith(self._scratch)
+
+
+def _is_importing() -> bool:
+    """Whether a module is being imported, late: its named tuples are made by `exec`."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_code.co_name != "_call_with_frames_removed":
+        frame = frame.f_back
+    return frame is not None and frame.f_code.co_filename.startswith("<frozen importlib")
 
 
 class Watch:
