@@ -267,6 +267,14 @@ def test_a_length_that_is_none_is_refused(server: ControlServer, length: str) ->
         assert ask_raw(server, request.encode()).startswith(b"HTTP/1.1 400 ")
 
 
+@pytest.mark.parametrize("version", ["1.-1", "1.+1", "1. 1", "1.", "x"])
+def test_a_version_that_is_none_is_refused(
+    server: ControlServer, version: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert ask_raw(server, f"GET / HTTP/{version}\r\nHost: x\r\n\r\n".encode()).startswith(b"HTTP/1.1 400 ")
+    assert not caplog.records
+
+
 def test_a_header_that_continues_no_other_is_refused(server: ControlServer, caplog: pytest.LogCaptureFixture) -> None:
     assert ask_raw(server, b"GET / HTTP/1.1\r\n folded: x\r\n\r\n").startswith(b"HTTP/1.1 400 ")
     assert not caplog.records
