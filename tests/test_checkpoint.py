@@ -15,6 +15,7 @@ from mdi.checkpoint import (
     Weights,
     chunk_name,
     chunks_folder,
+    config_from_dict,
     digest_of,
     file_digest,
     find_models,
@@ -214,6 +215,23 @@ def test_nothing_in_a_file_is_executed(tmp_path: Path) -> None:
     assert not (tmp_path / "executed").exists()
 
 
+def test_a_pickle_that_calls_torch_wrongly_is_a_damaged_file(tmp_path: Path) -> None:
+    class Payload:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (torch._utils._rebuild_tensor_v2, ())  # a TypeError
+
+    torch.save({"a": Payload()}, tmp_path / "wrong.pth")
+    with pytest.raises(CheckpointError, match=r"wrong\.pth: damaged"):
+        open_weights(tmp_path / "wrong.pth")
+
+
+@pytest.mark.parametrize("name", ["transformer.h.1.attn.qkv.weight", "transformer.h.1.norm_1.weight"])
+def test_integers_without_their_scale_are_refused(name: str, model: Path) -> None:
+    whole = open_weights(model / "lit_model.pth")
+    with pytest.raises(CheckpointError, match=f"{name} holds int64 numbers without their scale"):
+        select(whole | {name: whole[name].long()}, load_config(model), 1, Span(1, 2))
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
@@ -222,12 +240,30 @@ def test_nothing_in_a_file_is_executed(tmp_path: Path) -> None:
         ("{}", "damaged"),
         ('{"format_version": 9}', "format 9, this version reads 1"),
         ('{"format_version": 1, "spans": 3, "files": []}', "damaged"),
+        ("[" * 100_000, "damaged"),
     ],
 )
 def test_a_damaged_manifest_says_what_to_do(text: str, problem: str, tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(CheckpointError, match=problem):
         read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"spans": [[0, 2**63], [1, 3], [3, 6]]}, "damaged"),
+        ({"spans": [[0, 2**62], [1, 3], [3, 6]]}, "a span that is none"),
+        ({"files": [{"name": "../secret", "n_bytes": 1, "digest": "ab" * 32}] * 3}, "names of chunks"),
+        ({"files": [{"name": chunk_name(i), "n_bytes": "1", "digest": "ab" * 32} for i in range(3)]}, "bytes"),
+    ],
+)
+def test_a_manifest_with_wrong_values_is_damaged(change: dict[str, object], problem: str, model: Path) -> None:
+    split_model(model, SPANS)
+    path = chunks_folder(model, 3) / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(CheckpointError, match=problem):
+        read_manifest(path.parent)
 
 
 def test_a_manifest_is_readable_json(model: Path) -> None:
@@ -244,6 +280,12 @@ def test_a_damaged_configuration_is_an_error(text: str, tmp_path: Path) -> None:
     (tmp_path / "model_config.yaml").write_text(text)
     with pytest.raises(CheckpointError, match="model_config"):
         load_config(tmp_path)
+
+
+@pytest.mark.parametrize("changes", [{"n_expert": 10**9}, {"head_size": 2**30}, {"n_layer": 10**7}, {"n_layer": -1}])
+def test_a_configuration_that_would_take_all_memory_is_refused(changes: dict[str, int]) -> None:
+    with pytest.raises(CheckpointError, match="no more than"):
+        config_from_dict(BASE | {"mlp_class_name": "LLaMAMoE", "n_expert_per_token": 2, "n_expert": 4} | changes)
 
 
 def test_latent_attention_is_refused_by_name(tmp_path: Path) -> None:

@@ -251,6 +251,16 @@ def test_a_body_without_a_length_is_refused(server: ControlServer) -> None:
     assert ask_raw(server, request).startswith(b"HTTP/1.1 400 ")
 
 
+@pytest.mark.parametrize("path", ["POST /init", "PUT /release", "PUT /stop", f"PUT /chunks/{DIGEST}"])
+def test_damaged_chunks_beside_a_length_are_refused(
+    server: ControlServer, node: FakeNode, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    headers = "Transfer-Encoding: chunked\r\nContent-Length: 10\r\nContent-Range: bytes 0-9/5120"
+    request = f"{path} HTTP/1.1\r\nHost: x\r\n{headers}\r\n\r\nno number\r\n"
+    assert ask_raw(server, request.encode()).startswith(b"HTTP/1.1 400 ")
+    assert not caplog.records and node.asked == []
+
+
 def test_a_body_that_is_too_large_is_refused(server: ControlServer, client: ControlClient) -> None:
     answer = ask(server, "POST", "/init", b" " * (MAX_JSON_BYTES + 1))
     assert reason_of(answer, 413) == f"a body of {MAX_JSON_BYTES + 1} bytes; {MAX_JSON_BYTES} are allowed"
@@ -271,7 +281,32 @@ def test_a_length_that_is_none_is_refused(server: ControlServer, length: str) ->
         assert ask_raw(server, request.encode()).startswith(b"HTTP/1.1 400 ")
 
 
+@pytest.mark.parametrize("version", ["1.-1", "1.+1", "1. 1", "1.", "x"])
+def test_a_version_that_is_none_is_refused(
+    server: ControlServer, version: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert ask_raw(server, f"GET / HTTP/{version}\r\nHost: x\r\n\r\n".encode()).startswith(b"HTTP/1.1 400 ")
+    assert not caplog.records
+
+
+def test_a_header_that_continues_no_other_is_refused(server: ControlServer, caplog: pytest.LogCaptureFixture) -> None:
+    assert ask_raw(server, b"GET / HTTP/1.1\r\n folded: x\r\n\r\n").startswith(b"HTTP/1.1 400 ")
+    assert not caplog.records
+
+
 # ---- what is not there
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/__class__", "/.-class.-", "/init/__class__", "/_node", "/_node/cache", "/chunks/_cache", "/stop/__init__"],
+)
+def test_the_inside_of_the_routes_is_not_there(
+    server: ControlServer, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for method in ("GET", "PUT", "POST"):
+        reason_of(ask(server, method, path), 404)
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(

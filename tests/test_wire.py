@@ -368,6 +368,13 @@ def test_a_fork_beyond_the_slots_is_refused(fields: tuple[int, int, int]) -> Non
 
 
 @pytest.mark.parametrize(
+    ("kind", "numbers"), [(5, (2, 1, 0, 0)), (5, (2, 0, 1, 0)), (5, (2, 0, 0, 1)), (6, (0, 2, 3, 1))]
+)
+def test_the_unused_numbers_of_a_slot_message_are_zero(kind: int, numbers: tuple[int, ...]) -> None:
+    assert "behind its" in refusal(frame(kind, struct.pack("<IIII", *numbers)), open_decoder())
+
+
+@pytest.mark.parametrize(
     ("body", "words"),
     [
         (b"[]", "not a JSON object"),

@@ -7,7 +7,6 @@ one line per tensor, in the order of the names, each with the tensor's own SHA-2
 import contextlib
 import hashlib
 import json
-import pickle
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -36,6 +35,9 @@ MANIFEST_FILE = "manifest.json"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _LAYER = re.compile(r"transformer\.h\.(\d+)\.(.+)")
 Weights = dict[str, torch.Tensor]
+
+# Numbers that decide how long it takes and how much memory to look at a configuration, far above any known model's.
+_MOST = {"n_layer": 10_000, "n_expert": 2048, "head_size": 1 << 16}
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ def _checked(make: Callable[[], Config], what: str) -> Config:
     try:
         config = make()
         refuse_unsupported(config)
+        _refuse_absurd(config)
         layer_weights(config), ends_shapes(config), rotary_tables(config, 1, torch.device("cpu"))
     except CheckpointError:
         raise
@@ -89,6 +92,13 @@ def _checked(make: Callable[[], Config], what: str) -> Config:
 def config_to_dict(config: Config) -> dict[str, Any]:
     """The fields of a configuration as plain values."""
     return asdict(config)
+
+
+def _refuse_absurd(config: Config) -> None:
+    for name, most in _MOST.items():
+        value = getattr(config, name)
+        if value is not None and not 0 <= value <= most:
+            raise CheckpointError(f"{config.name}: {name} is {value}, and no more than {most} are possible")
 
 
 def refuse_unsupported(config: Config) -> None:
@@ -120,16 +130,7 @@ def open_weights(path: Path) -> Weights:
         raise CheckpointError(f"{path}: no such file") from exc
     except PermissionError as exc:
         raise storage_error(path, exc) from exc
-    except (
-        OSError,
-        RuntimeError,
-        pickle.UnpicklingError,
-        EOFError,
-        KeyError,
-        ValueError,
-        AttributeError,
-        IndexError,
-    ) as exc:
+    except Exception as exc:  # a damaged pickle calls torch's functions with anything, so anything comes back
         raise CheckpointError(f"{path}: damaged, or not a file of torch.save: {one_line(exc)}") from exc
     if not isinstance(weights, dict) or not all(isinstance(n, str) and _is_plain(t) for n, t in weights.items()):
         raise CheckpointError(f"{path}: holds something else than named tensors")
@@ -165,6 +166,8 @@ def select(weights: Mapping[str, torch.Tensor], config: Config, node: int, span:
 def _shape(named: Mapping[str, torch.Tensor], name: str) -> torch.Size:
     """The shape of a tensor, however it is stored."""
     if name + SCALE_SUFFIX not in named:
+        if not named[name].is_floating_point():
+            raise CheckpointError(f"damaged: {name} holds {dtype_name(named[name].dtype)} numbers without their scale")
         return named[name].shape
     try:
         return take(named, name).shape
@@ -264,15 +267,21 @@ def read_manifest(folder: Path) -> Manifest | None:
         manifest = Manifest(spans=spans, files=files, **data)
         _check_manifest(manifest)
         return manifest
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
         raise CheckpointError(f"{path}: damaged ({exc}); delete it and split the model again") from exc
 
 
 def _check_manifest(manifest: Manifest) -> None:
     if len(manifest.files) != len(manifest.spans) or not manifest.spans:
         raise ValueError(f"{len(manifest.files)} files for {len(manifest.spans)} spans")
+    if [file.name for file in manifest.files] != [chunk_name(node) for node in range(len(manifest.files))]:
+        raise ValueError("its files do not have the names of chunks, in their order")
+    if not all(type(file.n_bytes) is int and file.n_bytes >= 0 for file in manifest.files):
+        raise ValueError("a number of bytes that is none")
     if manifest.quantization not in MODES:
         raise ValueError(f"a quantization {manifest.quantization!r} that is none of {', '.join(MODES)}")
+    if not all(type(place) is int and 0 <= place <= _MOST["n_layer"] for span in manifest.spans for place in span):
+        raise ValueError("a span that is none")
     if manifest.spans != tuple(spans_of([len(span) for span in manifest.spans])):
         raise ValueError(f"its spans do not follow each other: {[list(span) for span in manifest.spans]}")
     if not all(_DIGEST.fullmatch(digest) for digest in [manifest.model_digest, *(f.digest for f in manifest.files)]):

@@ -125,9 +125,19 @@ def _error_page(status: str, message: str, traceback: str, version: str) -> str:
     return json.dumps({"error": html.unescape(message)})
 
 
+class _Dispatcher(cherrypy.dispatch.MethodDispatcher):  # type: ignore[misc]
+    """Finds the routes, and nothing else that the objects behind them have: not `/__class__`, not `/_node`."""
+
+    def find_handler(self, path: str) -> tuple[Any, list[str]]:
+        names = [name.translate(self.translate) for name in path.split("/")]  # as cherrypy will: `.` becomes `_`
+        is_hidden = any(name.startswith("_") for name in names)
+        found: tuple[Any, list[str]] = super().find_handler("/" if is_hidden else path)
+        return (None, []) if is_hidden else found
+
+
 _APPLICATION = {
     "/": {
-        "request.dispatch": cherrypy.dispatch.MethodDispatcher(),
+        "request.dispatch": _Dispatcher(),
         "request.process_request_body": False,
         "request.show_tracebacks": False,
         "error_page.default": _error_page,
@@ -261,6 +271,8 @@ def _checked(action: Callable[[], int]) -> int:
 
 
 def _body_length() -> int:
+    if cherrypy.request.wsgi_environ.get("wsgi.input_terminated"):  # chunks, which may not be what they say they are
+        raise cherrypy.HTTPError(400, "expected a body of known length, not Transfer-Encoding: chunked")
     text = cherrypy.request.headers.get("Content-Length", "0")
     if not text.isdecimal():
         raise cherrypy.HTTPError(400, "Content-Length is not a number")

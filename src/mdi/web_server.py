@@ -6,6 +6,7 @@ must have its head complete in a few seconds; the gate behind it reads no body o
 
 import contextlib
 import logging
+import re
 import socket
 import ssl
 import threading
@@ -26,6 +27,7 @@ MAX_STRANGERS = 64  # connections from which no request has come yet; beyond it 
 MAX_HEADER_BYTES = 64 << 10
 MAX_IGNORED_BYTES = 1 << 20  # of a refused body that is read, so that the client reads the refusal
 N_THREADS = 8
+_VERSION = re.compile(rb"HTTP/\d\.\d")
 
 
 class WebServer(wsgi.Server):
@@ -65,7 +67,18 @@ class WebServer(wsgi.Server):
         self.put_conn(conn)
 
 
+class _HeaderReader(server.HeaderReader):
+    def __call__(self, rfile: Any, hdict: dict[bytes, bytes] | None = None) -> dict[bytes, bytes]:
+        try:
+            headers: dict[bytes, bytes] = super().__call__(rfile, hdict)
+        except UnboundLocalError as exc:  # cheroot 11 does not expect the continuation of no header
+            raise ValueError("Illegal continuation line.") from exc
+        return headers
+
+
 class _Request(server.HTTPRequest):
+    header_reader = _HeaderReader()
+
     def parse_request(self) -> None:
         try:
             with _cut_off(self.conn.socket, HEAD_TIMEOUT_S):
@@ -74,6 +87,15 @@ class _Request(server.HTTPRequest):
             log.warning("refused a connection from %s, which does not agree on TLS: %s", self.conn.remote_addr, exc)
             raise errors.FatalSSLAlert(*exc.args) from exc
         self.server.strangers.pop(self.conn, None)
+
+    def read_request_line(self) -> bool:
+        """cheroot takes HTTP/1.-1 for a version, and cherrypy fails on it."""
+        if not super().read_request_line():  # type: ignore[no-untyped-call]
+            return False
+        if _VERSION.fullmatch(self.request_protocol) is None:
+            self.simple_response("400 Bad Request", "Malformed Request-Line: bad version")
+            return False
+        return True
 
     def send_headers(self) -> None:
         """cheroot reads what is left of a body first: not of one that is too long, nor for ever."""

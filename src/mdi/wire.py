@@ -365,9 +365,9 @@ class Decoder:
             case Kind.REFUSE:
                 return Refuse(_read_text(self._parts[0]) if self._parts else "no reason given")
             case Kind.RELEASE:
-                return Release(self._read_slot_message()[0])
+                return Release(*self._read_slot_message(1))
             case Kind.FORK:
-                return Fork(*self._read_slot_message())
+                return Fork(*self._read_slot_message(3))
             case Kind.FAULT:
                 return Fault(_CRC.unpack(self._parts[0][: _CRC.size])[0], _read_text(self._parts[0][_CRC.size :]))
             case Kind.PING:
@@ -375,13 +375,17 @@ class Decoder:
             case Kind.GOODBYE:
                 return Goodbye()
 
-    def _read_slot_message(self) -> tuple[int, int, int]:
-        first, second, n, _ = _SEGMENT.unpack(self._parts[0])
+    def _read_slot_message(self, n_used: int) -> tuple[int, ...]:
+        """The first `n_used` of the four numbers; the others are zero."""
+        numbers: tuple[int, int, int, int] = _SEGMENT.unpack(self._parts[0])
+        first, second, n, _ = numbers
+        if any(numbers[n_used:]):
+            raise RemoteProtocolError(f"a slot message {numbers} with something behind its {n_used} numbers")
         if max(first, second) >= self._session.n_slots or n > self._session.context:
             raise RemoteProtocolError(
                 f"slots {first} and {second}, {n} positions: there are {self._session.n_slots} slots"
             )
-        return first, second, n
+        return numbers[:n_used]
 
 
 # The legal sizes of a body, but for ACTIVATION.
