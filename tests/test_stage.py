@@ -1,6 +1,8 @@
 """A stage is a function of messages: any mix of segments gives litgpt's hidden states, row for row."""
 
 from itertools import chain, product
+import gc
+import weakref
 from pathlib import Path
 
 import pytest
@@ -215,6 +217,17 @@ def test_a_missing_or_misshapen_tensor_is_named(tmp_path: Path) -> None:
         Stage(config, Span(0, 2), lacking, CPU)
     with pytest.raises(CheckpointError, match=r"embedding.*lm_head\.weight"):
         Ends(config, weights | {"lm_head.weight": torch.zeros(3, 3)}, CPU)
+
+
+def test_weights_and_slots_go_with_the_stage(tmp_path: Path) -> None:
+    model = Model(tmp_path)
+    packed = weakref.ref(model.stages[0]._blocks[0].mlp)
+    gc.disable()
+    try:
+        model.stages.clear()
+        assert packed() is None
+    finally:
+        gc.enable()
 
 
 def test_out_of_memory_is_an_error_with_advice(model: Model) -> None:

@@ -92,6 +92,7 @@ class Starter:
         with self._resources:
             if exc is not None or not self._options.keep_nodes:
                 self._keeper.dismiss(stop=not failed and not self._options.keep_nodes)
+        self._stage = self._ends = None  # the keeper and we refer to each other: only a collection would free them
 
     # ---- what HTTP asks
 
