@@ -26,7 +26,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
 from mdi.assemble import Placement  # noqa: E402
-from mdi.checkpoint import CONFIG_FILE, MODEL_FILE, load_config, open_weights, split_model  # noqa: E402
+from mdi.checkpoint import CONFIG_FILE, MODEL_FILE, load_config, open_weights  # noqa: E402
+from mdi.chunks import split_model  # noqa: E402
 from mdi.config import CHECKPOINTS_DIR, MODES, Mode  # noqa: E402
 from mdi.messages import Segment  # noqa: E402
 from mdi.partition import Span  # noqa: E402

@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.workers import ROOT, BenchError, Worker, end, python_module, start
 from mdi.config import SETTINGS_DIR, StarterOptions, defaults_of, load_network
-from mdi.control import ControlClient
+from mdi.control_client import ControlClient
 from mdi.errors import ControlError
 
 READY_TIMEOUT_S = 60.0

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from mdi.budget import Budget, Need, budgets_of, facts_of, fit_slots, need_of
-from mdi.checkpoint import load_config, open_weights, split_model
+from mdi.checkpoint import load_config, open_weights
+from mdi.chunks import split_model
 from mdi.config import Mode
 from mdi.devices import free_memory_bytes
 from mdi.errors import ConfigError

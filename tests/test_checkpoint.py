@@ -11,20 +11,16 @@ import yaml
 
 from mdi import checkpoint
 from mdi.checkpoint import (
-    Manifest,
     Weights,
-    chunk_name,
-    chunks_folder,
     config_from_dict,
     digest_of,
     file_digest,
     find_models,
     load_config,
     open_weights,
-    read_manifest,
     select,
-    split_model,
 )
+from mdi.chunks import Manifest, chunk_name, chunks_folder, read_manifest, split_model
 from mdi.errors import CheckpointError
 from mdi.partition import Span, spans_of
 from tiny_models import BASE, TRAITS, make_model

@@ -23,7 +23,8 @@ import pytest
 
 import mdi.control
 from mdi.chunk_cache import ChunkCache
-from mdi.control import MAX_JSON_BYTES, Busy, ControlClient, ControlServer, NoAnswer, Refused, Unreachable
+from mdi.control import MAX_JSON_BYTES, Busy, ControlServer
+from mdi.control_client import ControlClient, NoAnswer, Refused, Unreachable
 from mdi.errors import CheckpointError, ConfigError, ControlError
 from mdi.link import listen
 from mdi.session import SessionSpec

@@ -17,7 +17,8 @@ import mdi.web_server
 from mdi import __version__
 from mdi.access import Access
 from mdi.chunk_cache import ChunkCache
-from mdi.control import MAX_JSON_BYTES, UPLOAD_BYTES, ControlClient, ControlServer
+from mdi.control import MAX_JSON_BYTES, UPLOAD_BYTES, ControlServer
+from mdi.control_client import ControlClient
 from mdi.errors import ControlError
 from mdi.gate import SCHEME, Challenge, Gate
 from mdi.keys import Key, Nonces

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mdi.checkpoint import chunks_folder
+from mdi.chunks import chunks_folder
 from mdi.config import PrepareOptions
 from mdi.errors import CheckpointError
 from mdi.prepare import prepare

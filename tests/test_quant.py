@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from mdi.assemble import Placement
-from mdi.checkpoint import load_config, open_weights, read_manifest, select, split_model
+from mdi.checkpoint import load_config, open_weights, select
+from mdi.chunks import read_manifest, split_model
 from mdi.config import Mode
 from mdi.errors import CheckpointError, ConfigError
 from mdi.linear import Int8Linear, PackedLinear, PlainLinear, _multiply_dynamic, make_linear

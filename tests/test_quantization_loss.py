@@ -7,7 +7,8 @@ import pytest
 
 from benchmarks import quantization_loss
 from benchmarks.quantization_loss import Result, common_share, measure, prompts_of, read_windows, table
-from mdi.checkpoint import MODEL_FILE, split_model
+from mdi.checkpoint import MODEL_FILE
+from mdi.chunks import split_model
 from mdi.config import Mode
 from mdi.partition import Span
 from tiny_models import generate_cached, make_model, reference_model

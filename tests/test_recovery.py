@@ -19,7 +19,7 @@ import mdi.secondary_node
 import mdi.starter_node
 from fault_relay import Fault, Relay
 from mdi.config import NetworkConfig, StarterOptions
-from mdi.control import ControlClient
+from mdi.control_client import ControlClient
 from mdi.engine import Observer
 from mdi.errors import ConfigError, ControlError, RingBroken
 from mdi.job import plan_job

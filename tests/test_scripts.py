@@ -18,7 +18,8 @@ import psutil
 import pytest
 import torch
 
-from mdi.checkpoint import chunk_name, chunks_folder, load_config, open_weights, read_manifest
+from mdi.checkpoint import load_config, open_weights
+from mdi.chunks import chunk_name, chunks_folder, read_manifest
 from mdi.config import IMAGES_DIR, LOGS_DIR
 from mdi.report import RUN_CSV_HEADER, read_token_csv
 from rings import ring_of

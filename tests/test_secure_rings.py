@@ -14,7 +14,7 @@ import pytest
 
 from mdi.access import THIS_MACHINE, Access
 from mdi.certificates import make_certificates
-from mdi.control import ControlClient
+from mdi.control_client import ControlClient
 from mdi.errors import ControlError
 from mdi.keys import Key
 from mdi.link import PreviousConnected

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mdi.config import StarterOptions
-from mdi.control import ControlClient, Refused
+from mdi.control_client import ControlClient, Refused
 from mdi.engine import Observer
 from mdi.errors import CheckpointError, ControlError, RingBroken
 from mdi.job import plan_job

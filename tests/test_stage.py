@@ -1,8 +1,8 @@
 """A stage is a function of messages: any mix of segments gives litgpt's hidden states, row for row."""
 
-from itertools import chain, product
 import gc
 import weakref
+from itertools import chain, product
 from pathlib import Path
 
 import pytest

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from mdi.checkpoint import config_to_dict
 from mdi.config import NetworkConfig, NodeConfig, StarterOptions, node_name
-from mdi.control import ANSWER_TIMEOUT_S, STATUS_TIMEOUT_S, ControlClient, NoAnswer, Refused, Unreachable
+from mdi.control_client import ANSWER_TIMEOUT_S, STATUS_TIMEOUT_S, ControlClient, NoAnswer, Refused, Unreachable
 from mdi.engine import LinkRing, LocalRing, Ring
 from mdi.errors import ControlError
 from mdi.job import Job

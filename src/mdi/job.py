@@ -7,17 +7,8 @@ from pathlib import Path
 
 from litgpt.config import Config
 
-from mdi.checkpoint import (
-    MANIFEST_FILE,
-    MODEL_FILE,
-    Manifest,
-    chunk_name,
-    chunks_folder,
-    find_models,
-    load_config,
-    read_manifest,
-    split_model,
-)
+from mdi.checkpoint import MODEL_FILE, find_models, load_config
+from mdi.chunks import MANIFEST_FILE, Manifest, chunk_name, chunks_folder, read_manifest, split_model
 from mdi.config import CHECKPOINTS_DIR, Mode, NetworkConfig, StarterOptions
 from mdi.errors import CheckpointError, ConfigError
 from mdi.partition import Load, Span, split

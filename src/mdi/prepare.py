@@ -6,7 +6,8 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from mdi.checkpoint import CONFIG_FILE, MODEL_FILE, Manifest, chunks_folder, load_config, read_manifest
+from mdi.checkpoint import CONFIG_FILE, MODEL_FILE, load_config
+from mdi.chunks import Manifest, chunks_folder, read_manifest
 from mdi.config import PrepareOptions, load_network
 from mdi.config_names import resolve_config_name
 from mdi.errors import CheckpointError, ConfigError, one_line

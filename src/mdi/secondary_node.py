@@ -16,7 +16,8 @@ from mdi.assemble import Placement
 from mdi.checkpoint import config_from_dict, config_to_dict
 from mdi.chunk_cache import ChunkCache
 from mdi.config import Mode, NodeConfig
-from mdi.control import Busy, ControlClient, ControlServer
+from mdi.control import Busy, ControlServer
+from mdi.control_client import ControlClient
 from mdi.devices import free_memory_bytes, peak_memory_bytes, pick_device, pick_dtype, share_threads
 from mdi.errors import ConfigError, ControlError, MdiError, one_line
 from mdi.link import Link, LinkDown, LinkEvent, Peer, PreviousConnected, Received, listen

@@ -6,17 +6,9 @@ from pathlib import Path
 
 from litgpt.config import Config
 
-from mdi.checkpoint import (
-    MODEL_FILE,
-    Weights,
-    chunk_name,
-    chunks_folder,
-    digest_of,
-    file_digest,
-    open_weights,
-    select,
-)
+from mdi.checkpoint import MODEL_FILE, Weights, digest_of, file_digest, open_weights, select
 from mdi.chunk_cache import ChunkCache
+from mdi.chunks import chunk_name, chunks_folder
 from mdi.errors import CheckpointError
 from mdi.session import FIRST_EPOCH, SessionSpec
 

@@ -16,7 +16,8 @@ from fuzz.mutations import change_archive, change_bytes, change_json, edge, put,
 from fuzz.target import Target
 from gguf_samples import TOKENS, byte_level_tokenizer, hyperparameters, tensors, tiny_model, write_gguf
 from mdi import gguf_file
-from mdi.checkpoint import chunk_name, digest_of, open_weights, read_manifest, select
+from mdi.checkpoint import digest_of, open_weights, select
+from mdi.chunks import chunk_name, read_manifest
 from mdi.config import load_network, load_node
 from mdi.errors import CheckpointError, ConfigError
 from mdi.gguf_import import import_gguf
