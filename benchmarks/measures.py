@@ -14,7 +14,8 @@ from benchmarks.report import Series, ratio
 from benchmarks.rings import Request, Ring, Run, free_ports, ring, run_together, write_seen_as
 from benchmarks.workers import BenchError, Worker, end, python_module, start
 from mdi.checkpoint import load_config
-from mdi.config import PrepareOptions, load_network
+from mdi.config import load_network
+from mdi.options import PrepareOptions
 
 T = TypeVar("T")
 Action = Callable[[], Run]

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.workers import answer, requests
-from mdi.config import NetworkConfig, NodeConfig, StarterOptions, defaults_of, load_network
+from mdi.config import NetworkConfig, NodeConfig, load_network
 from mdi.devices import peak_memory_bytes
 from mdi.engine import Observer
 from mdi.job import Job, plan_job
+from mdi.options import StarterOptions, defaults_of
 from mdi.scheduler import Sample
 from mdi.starter_node import Starter
 

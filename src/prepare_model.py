@@ -4,7 +4,7 @@
 from pathlib import Path
 
 from mdi.cli import Parser, options_from, run_script, set_up_logging
-from mdi.config import PrepareOptions
+from mdi.options import PrepareOptions
 
 
 def build_parser() -> Parser:

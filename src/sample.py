@@ -2,7 +2,7 @@
 """Generate on this machine alone: the starter as a ring of one node."""
 
 from mdi.cli import run_script
-from mdi.config import SampleOptions
+from mdi.options import SampleOptions
 from starter import main
 
 if __name__ == "__main__":

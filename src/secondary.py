@@ -4,7 +4,8 @@
 from pathlib import Path
 
 from mdi.cli import Parser, add_node_options, options_from, run_script, set_up_logging
-from mdi.config import SecondaryOptions, load_node
+from mdi.config import load_node
+from mdi.options import SecondaryOptions
 
 
 def build_parser() -> Parser:

@@ -5,7 +5,8 @@ from argparse import BooleanOptionalAction
 from pathlib import Path
 
 from mdi.cli import Parser, add_node_options, options_from, run_script, set_up_logging
-from mdi.config import StarterOptions, load_network
+from mdi.config import load_network
+from mdi.options import StarterOptions
 
 
 def build_parser(options: type[StarterOptions] = StarterOptions) -> Parser:

@@ -10,9 +10,10 @@ from typing import Any
 from mdi.access import THIS_MACHINE, Access
 from mdi.checkpoint import content_digest
 from mdi.chunk_cache import ChunkCache
-from mdi.config import NetworkConfig, NodeConfig, StarterOptions
+from mdi.config import NetworkConfig, NodeConfig
 from mdi.engine import Observer
 from mdi.job import Job, plan_job
+from mdi.options import StarterOptions
 from mdi.scheduler import Sample
 from mdi.secondary_node import Secondary
 from mdi.sources import WeightSources

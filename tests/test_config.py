@@ -15,21 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mdi.access import Access
-from mdi.config import (
-    SETTINGS_DIR,
-    SOURCE_DIR,
-    NetworkConfig,
-    NodeConfig,
-    NodeOptions,
-    SecondaryOptions,
-    StarterOptions,
-    check_dtype,
-    defaults_of,
-    load_network,
-    load_node,
-    node_name,
-)
+from mdi.config import SETTINGS_DIR, SOURCE_DIR, NetworkConfig, NodeConfig, load_network, load_node, node_name
 from mdi.errors import ConfigError
+from mdi.options import NodeOptions, SecondaryOptions, StarterOptions, check_dtype, defaults_of
 from wire_helpers import few_examples
 
 Json = dict[str, Any]

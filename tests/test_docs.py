@@ -18,10 +18,10 @@ import prepare_model
 import secondary
 import starter
 from conftest import ROOT
-from mdi.config import PrepareOptions, SampleOptions, StarterOptions
 from mdi.handshake import proven
 from mdi.keys import Key
 from mdi.messages import Activation, Fault, Fork, Goodbye, Hello, Ping, Proof, Refuse, Release, Segment, Welcome
+from mdi.options import PrepareOptions, SampleOptions, StarterOptions
 from mdi.wire import Decoder, Encoder, Kind, Session, State
 
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from mdi.chunks import chunks_folder
-from mdi.config import PrepareOptions
 from mdi.errors import CheckpointError
+from mdi.options import PrepareOptions
 from mdi.prepare import prepare
 from tiny_models import make_model
 

@@ -18,12 +18,13 @@ import mdi.link
 import mdi.secondary_node
 import mdi.starter_node
 from fault_relay import Fault, Relay
-from mdi.config import NetworkConfig, StarterOptions
+from mdi.config import NetworkConfig
 from mdi.control_client import ControlClient
 from mdi.engine import Observer
 from mdi.errors import ConfigError, ControlError, RingBroken
 from mdi.job import plan_job
 from mdi.link import listen
+from mdi.options import StarterOptions
 from mdi.recovery import GiveUp, GoOnWithout, Recovery, Retry, State
 from mdi.scheduler import Sample
 from mdi.stage import Stage

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from mdi.config import StarterOptions
 from mdi.control_client import ControlClient, Refused
 from mdi.engine import Observer
 from mdi.errors import CheckpointError, ControlError, RingBroken
 from mdi.job import plan_job
+from mdi.options import StarterOptions
 from mdi.session import SessionSpec
 from mdi.starter_node import Starter
 from rings import Ring, ring_of, with_prompts

@@ -12,8 +12,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
-from mdi.config import LOGS_DIR, defaults_of
+from mdi.config import LOGS_DIR
 from mdi.errors import ConfigError, MdiError
+from mdi.options import defaults_of
 
 Options = TypeVar("Options")
 

@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from mdi.checkpoint import config_to_dict
-from mdi.config import NetworkConfig, NodeConfig, StarterOptions, node_name
+from mdi.config import NetworkConfig, NodeConfig, node_name
 from mdi.control_client import ANSWER_TIMEOUT_S, STATUS_TIMEOUT_S, ControlClient, NoAnswer, Refused, Unreachable
 from mdi.engine import LinkRing, LocalRing, Ring
 from mdi.errors import ControlError
 from mdi.job import Job
 from mdi.link import HANDSHAKE_TIMEOUT_S, LinkEvent, Peer
+from mdi.options import StarterOptions
 from mdi.report import progress_bar
 from mdi.session import SessionSpec, open_link
 from mdi.timeline import NodeTimeline, Timeline, from_json

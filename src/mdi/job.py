@@ -9,8 +9,9 @@ from litgpt.config import Config
 
 from mdi.checkpoint import MODEL_FILE, find_models, load_config
 from mdi.chunks import MANIFEST_FILE, Manifest, chunk_name, chunks_folder, read_manifest, split_model
-from mdi.config import CHECKPOINTS_DIR, Mode, NetworkConfig, StarterOptions
+from mdi.config import CHECKPOINTS_DIR, Mode, NetworkConfig
 from mdi.errors import CheckpointError, ConfigError
+from mdi.options import StarterOptions
 from mdi.partition import Load, Span, split
 from mdi.report import progress_bar
 from mdi.stage import head_weight, layer_weights

@@ -13,12 +13,13 @@ from typing import Any
 
 from mdi.budget import budgets_of, facts_of, fit_slots
 from mdi.checkpoint import MODEL_FILE
-from mdi.config import NetworkConfig, StarterOptions, node_name
+from mdi.config import NetworkConfig, node_name
 from mdi.control_client import ControlClient, Unreachable
 from mdi.engine import LocalRing, Ring
 from mdi.errors import CheckpointError, ConfigError, LinkError, MdiError, RemoteProtocolError, RingBroken
 from mdi.formation import RETRY_S, Formation, Missing, Plan, Statuses, await_members, describe
 from mdi.job import Job, can_resplit, resplit
+from mdi.options import StarterOptions
 from mdi.recovery import Decision, GiveUp, GoOnWithout, Recovery, State
 from mdi.session import FIRST_EPOCH
 from mdi.timeline import NodeTimeline, Timeline

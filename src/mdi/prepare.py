@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mdi.checkpoint import CONFIG_FILE, MODEL_FILE, load_config
 from mdi.chunks import Manifest, chunks_folder, read_manifest
-from mdi.config import PrepareOptions, load_network
+from mdi.config import load_network
 from mdi.config_names import resolve_config_name
 from mdi.errors import CheckpointError, ConfigError, one_line
 from mdi.files import partial_folder, write_text
@@ -16,6 +16,7 @@ from mdi.gguf_import import import_gguf, suggested_name
 from mdi.hf_import import convert_folder, link_or_copy
 from mdi.hub import download, download_config, read_config
 from mdi.job import is_fresh, write_chunks
+from mdi.options import PrepareOptions
 from mdi.partition import Load, Span, split
 from mdi.random_model import make_random
 from mdi.report import progress_bar

@@ -7,9 +7,10 @@ import sys
 
 from mdi.checkpoint import content_digest
 from mdi.chunk_cache import ChunkCache, default_cache_dir
-from mdi.config import IMAGES_DIR, LOGS_DIR, NetworkConfig, NodeConfig, SecondaryOptions, StarterOptions
+from mdi.config import IMAGES_DIR, LOGS_DIR, NetworkConfig, NodeConfig
 from mdi.errors import MdiError
 from mdi.job import Job, plan_job
+from mdi.options import SecondaryOptions, StarterOptions
 from mdi.report import (
     RunStats,
     RunSummary,

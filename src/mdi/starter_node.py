@@ -13,7 +13,7 @@ from mdi import __version__
 from mdi.assemble import Placement
 from mdi.checkpoint import Weights, digest_of, open_weights, select
 from mdi.chunk_cache import ChunkCache
-from mdi.config import NetworkConfig, StarterOptions
+from mdi.config import NetworkConfig
 from mdi.control import ControlServer
 from mdi.devices import free_memory_bytes, peak_memory_bytes, pick_device, pick_dtype, share_threads
 from mdi.engine import Observer, generate
@@ -22,6 +22,7 @@ from mdi.formation import Plan, nodes_on_host
 from mdi.job import Job
 from mdi.keeper import MENDABLE, RingKeeper
 from mdi.link import listen
+from mdi.options import StarterOptions
 from mdi.quant import mode_of, resolve
 from mdi.sampler import Sampling, generator_for
 from mdi.scheduler import Scheduler
