@@ -33,8 +33,9 @@ types: $(VENV)/.dev
 pytest: $(VENV)/.dev $(GGUF)
 	$(BIN)/python -m pytest
 
+# An hour of long-lived nodes and 200 cold runs; SOAK_SECONDS and SOAK_COLD_RUNS say otherwise.
 soak: $(VENV)/.dev $(GGUF)
-	$(BIN)/python -m pytest -m soak tests/test_soak.py
+	$(BIN)/python -m pytest -m soak -o faulthandler_timeout=0 tests/test_soak.py
 
 # Beside llama.cpp: pip install llama-cpp-python into .venv, or LLAMA_PYTHON=<a Python that has it>.
 bench: $(MODEL)/model_config.yaml
