@@ -110,7 +110,8 @@ class Life:
         resident = _values(self.measurements, "resident_mb")
         slope = f", {self.slope:+.2f} MB/100 runs" if len(self.measurements) >= FEWEST_TO_FIT else ""
         return (
-            f"{len(resident)} measurements, resident {resident[0]:.1f} -> {resident[-1]:.1f} MB{slope},"
+            f"{len(resident)} measurements, resident {resident[0]:.1f} -> {resident[len(resident) // 2]:.1f}"
+            f" -> {resident[-1]:.1f} MB (first, middle, last){slope},"
             f" threads {_counts(_values(self.measurements, 'threads'))},"
             f" descriptors {_counts(_values(self.measurements, 'descriptors'))}"
         )
