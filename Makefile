@@ -33,8 +33,9 @@ types: $(VENV)/.dev
 pytest: $(VENV)/.dev $(GGUF)
 	$(BIN)/python -m pytest
 
+# An hour of long-lived nodes and 200 cold runs; SOAK_SECONDS and SOAK_COLD_RUNS say otherwise.
 soak: $(VENV)/.dev $(GGUF)
-	$(BIN)/python -m pytest -m soak tests/test_soak.py
+	$(BIN)/python -m pytest -m soak -o faulthandler_timeout=0 tests/test_soak.py
 
 # About nine minutes, FUZZ_SECONDS for a target of ordinary share. Guided by coverage where atheris has a wheel.
 fuzz: $(VENV)/.fuzz

@@ -10,7 +10,16 @@ from mdi.checkpoint import load_config, open_weights, select
 from mdi.chunks import read_manifest, split_model
 from mdi.config import Mode
 from mdi.errors import CheckpointError, ConfigError
-from mdi.linear import Int8Linear, PackedLinear, PlainLinear, _multiply_dynamic, make_linear
+from mdi.linear import (
+    EXACT_ROWS,
+    ROW_STEP,
+    Int8Linear,
+    PackedLinear,
+    PlainLinear,
+    _multiply_dynamic,
+    _packs,
+    make_linear,
+)
 from mdi.messages import Segment
 from mdi.partition import Span
 from mdi.quant import Weight, dequantize, join, mode_for, mode_of, quantize, resolve
@@ -67,7 +76,7 @@ def test_constant_weights_are_kept(mode: Mode, weight: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize(("mode", "most"), [("none", 1e-5), ("int8", 0.02), ("int4", 0.005)])
-@pytest.mark.parametrize("n_rows", [1, 2, 5, 16])
+@pytest.mark.parametrize("n_rows", [1, 2, 5, 16, 17, 24])
 def test_a_linear_layer_computes_what_its_weight_stands_for(mode: Mode, most: float, n_rows: int) -> None:
     stored, bias, x = quantize(randn(128, 96), mode), randn(128, seed=1), randn(n_rows, 96, seed=2)
     y = linear(stored, bias, rows=2)(x)
@@ -122,6 +131,22 @@ def test_the_layout_of_float32_weights_follows_the_rows_of_a_message() -> None:
     for weight in (narrow, wide):
         x = randn(3, weight.shape[1])
         torch.testing.assert_close(linear(weight, rows=2)(x), x @ weight.data.T, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(not _packs(), reason="torch has no packed layout here")
+def test_a_packed_layer_meets_few_numbers_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """oneDNN keeps code for each of them."""
+    layer, met = PackedLinear(randn(8, 16), None), set()
+    multiply = torch.ops.mkldnn._linear_pointwise
+
+    def note_rows(x: torch.Tensor, *arguments: object) -> torch.Tensor:
+        met.add(len(x))
+        return multiply(x, *arguments)
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", note_rows)
+    assert [len(layer(randn(n, 16))) for n in range(1, 129)] == list(range(1, 129))
+    assert set(range(1, EXACT_ROWS + 1)) < met  # decoding computes no row that nobody wants
+    assert len(met) == EXACT_ROWS + (128 - EXACT_ROWS) // ROW_STEP
 
 
 def test_a_device_without_a_kernel_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

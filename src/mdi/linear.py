@@ -17,6 +17,9 @@ from mdi.quant import GROUP, Weight, unpack_int4
 from mdi.tensors import mapped_empty
 
 WIDE = 1024  # inputs beyond which the packed layout is slower for a single row
+# oneDNN keeps 0.6 MB of code for each layer shape and number of rows that it has met, 300 MB for messages of 1 to 128
+# rows. So larger messages, which are pieces of prompts, are filled up to a multiple.
+EXACT_ROWS, ROW_STEP = 16, 8
 _LEVELS = 127  # of int8 activations, on either side of zero
 _MOST_PAIR = 128  # two int8 weights: where there is no VNNI, times 255 each their sum must stay below 2^15
 _BLOCK_ROWS = 64  # of weights, rounded at a time: larger ones left 90 MB of holes in the heap
@@ -69,8 +72,11 @@ class PackedLinear:
         self._bias = bias
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        n_rows, n_more = len(x), -len(x) % ROW_STEP
+        if n_rows > EXACT_ROWS and n_more:
+            x = F.pad(x, (0, 0, 0, n_more))
         y: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
-        return y
+        return y[:n_rows]
 
 
 class Int8Linear:
