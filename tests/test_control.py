@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 
 import mdi.control
+import mdi.control_client
 from mdi.chunk_cache import ChunkCache
 from mdi.control import MAX_JSON_BYTES, Busy, ControlServer
 from mdi.control_client import ControlClient, NoAnswer, Refused, Unreachable
@@ -196,7 +197,7 @@ def test_the_client_waits_for_a_slow_init(
     client: ControlClient, node: FakeNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mdi.control, "HEARTBEAT_S", 0.02)
-    monkeypatch.setattr(mdi.control, "ANSWER_TIMEOUT_S", 0.2)  # of a silence, not of the whole
+    monkeypatch.setattr(mdi.control_client, "ANSWER_TIMEOUT_S", 0.2)  # of a silence, not of the whole
     timer = threading.Timer(0.5, node.answer.set_result, [{"state": "ready"}])
     timer.start()
     assert client.init(SPEC) == {"state": "ready"}
@@ -374,7 +375,7 @@ def test_nothing_is_printed(server: ControlServer, node: FakeNode, capfd: pytest
 @pytest.fixture
 def chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A chunk that takes six uploads."""
-    monkeypatch.setattr(mdi.control, "UPLOAD_BYTES", 1000)
+    monkeypatch.setattr(mdi.control_client, "UPLOAD_BYTES", 1000)
     path = tmp_path / "chunk.pth"
     path.write_bytes(CHUNK)
     return path
@@ -564,7 +565,7 @@ def test_an_address_that_is_none_is_a_control_error(addr: str) -> None:
 
 
 def test_a_node_that_does_not_answer_is_a_control_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mdi.control, "ANSWER_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(mdi.control_client, "ANSWER_TIMEOUT_S", 0.1)
     with listen(HOST, 0) as listener, pytest.raises(ControlError, match=r"secondary 0 at .* did not answer"):
         ControlClient("secondary 0", HOST, listener.getsockname()[1]).status()
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-import mdi.control
+import mdi.control_client
 import mdi.formation
 import mdi.link
 import mdi.secondary_node
@@ -45,7 +45,7 @@ def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mdi.link, "HANDSHAKE_TIMEOUT_S", 0.5)
     monkeypatch.setattr(mdi.formation, "HANDSHAKE_TIMEOUT_S", 0.5)
     monkeypatch.setattr(mdi.formation, "RETRY_S", 0.1)
-    monkeypatch.setattr(mdi.control, "ANSWER_TIMEOUT_S", 2.0)
+    monkeypatch.setattr(mdi.control_client, "ANSWER_TIMEOUT_S", 2.0)
     monkeypatch.setattr(mdi.secondary_node, "READY_CHECK_S", 0.3)
 
 
