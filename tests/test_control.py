@@ -375,7 +375,8 @@ def test_nothing_is_printed(server: ControlServer, node: FakeNode, capfd: pytest
 @pytest.fixture
 def chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A chunk that takes six uploads."""
-    monkeypatch.setattr(mdi.control_client, "UPLOAD_BYTES", 1000)
+    for module in (mdi.control, mdi.control_client):
+        monkeypatch.setattr(module, "UPLOAD_BYTES", 1000)
     path = tmp_path / "chunk.pth"
     path.write_bytes(CHUNK)
     return path

@@ -205,9 +205,9 @@ class Starter:
                 quantize=resolve(mode_of(weights), self._options.quantize, str(job.weights)),
                 rows=-(-plan.n_slots // len(plan.members)),
             )
-            self._stage = Stage(job.config, span, weights, placement)
-            if self._ends is None:
+            if self._ends is None:  # before the blocks: while it is packed, the head is held twice
                 self._ends = Ends(job.config, weights, placement)
+            self._stage = Stage(job.config, span, weights, placement)
             if self._options.compile:
                 self._stage.compile()
         if self._stage.slots == (plan.n_slots, job.context):
