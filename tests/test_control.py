@@ -54,6 +54,9 @@ class FakeNode:
             raise self._refusal()
         return {"role": "fake", "text": "größer <b> & 'so'"}
 
+    def timeline(self) -> dict[str, Any]:
+        return {"now_s": 1.5, "spans": []}
+
     def request_init(self, spec: SessionSpec) -> "Future[dict[str, Any]]":
         self.asked.append(spec)
         if self.refusal is not None:
@@ -367,6 +370,10 @@ def test_nothing_is_printed(server: ControlServer, node: FakeNode, capfd: pytest
     node.refusal = ZeroDivisionError()
     ask(server, "GET", "/")
     assert capfd.readouterr() == ("", "")
+
+
+def test_the_client_reads_the_timeline(client: ControlClient) -> None:
+    assert client.timeline() == {"now_s": 1.5, "spans": []}
 
 
 # ---- chunks

@@ -71,7 +71,9 @@ def _refuse_absurd(config: Config) -> None:
     for name, most in MOST.items():
         value = getattr(config, name)
         if value is not None and not 0 <= value <= most:
-            raise CheckpointError(f"{config.name}: {name} is {value}, and no more than {most} are possible")
+            raise CheckpointError(
+                f"{config.name}: not a configuration that litgpt can run: {name} is {value}, not within 0 and {most}"
+            )
 
 
 def refuse_unsupported(config: Config) -> None:

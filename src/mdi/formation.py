@@ -194,6 +194,8 @@ class Formation:
                 return self.clients[number].status()
             except NoAnswer as exc:
                 self._wait_or_give_up(number, exc, deadline_s, on_silence)
+            except ControlError:  # whatever is wrong there, the answer to /init will tell
+                return {}
 
     def _ready(
         self, plan: Plan, place: int, epoch: int, deadline_s: float, on_silence: Callable[[int, ControlError], None]

@@ -48,6 +48,7 @@ class Starter:
         self._device = pick_device(options.device or network.starter.device)
         self._dtype = pick_dtype(options.dtype, self._device)
         self._resources = contextlib.ExitStack()
+        self._weights: Weights = {}  # the starter's own, mapped
         self._stage: Stage | None = None
         self._ends: Ends | None = None
         self.scheduler = Scheduler(
@@ -93,7 +94,11 @@ class Starter:
         with self._resources:
             if exc is not None or not self._options.keep_nodes:
                 self._keeper.dismiss(stop=not failed and not self._options.keep_nodes)
-        self._stage = self._ends = None  # the keeper and we refer to each other: only a collection would free them
+        self._weights, self._stage, self._ends = (
+            {},
+            None,
+            None,
+        )  # the keeper and we refer to each other: only a collection would free them
 
     # ---- what HTTP asks
 
@@ -143,6 +148,7 @@ class Starter:
     def prepare(self) -> None:
         """Load this node's weights while the secondaries get ready in parallel; then close the ring."""
         share_threads(nodes_on_host(self._network, self._network.starter))
+        self._weights = self._own_weights(self._job)  # what is wrong with them is told before any node is waited for
         self._keeper.form()
         self._rewind()
 
@@ -198,7 +204,7 @@ class Starter:
         job, span = plan.job, plan.job.spans[0]
         if self._stage is None or self._stage.span != span:
             self._stage = None  # the old weights go before the new ones come
-            weights = self._own_weights(job)
+            weights = self._weights if job is self._job else self._own_weights(job)
             placement = Placement(
                 self._device,
                 self._dtype,

@@ -112,7 +112,8 @@ _ALLOWED_5XX = {501, 505, 507}
 _STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) ")
 
 METHODS = (b"GET", b"PUT", b"POST", b"HEAD", b"DELETE", b"OPTIONS", b"TRACE", b"CONNECT", b"get", b"X" * 300)
-PATHS = (b"/", b"/init", b"/stop", b"/release", b"/chunks", b"/chunks/", b"/chunks/" + DIGEST.encode(), b"/chunks/x/y",
+PATHS = (b"/", b"/init", b"/stop", b"/release", b"/timeline", b"/chunks", b"/chunks/",
+         b"/chunks/" + DIGEST.encode(), b"/chunks/x/y",
          b"/chunks/..%2f..%2fetc%2fpasswd", b"/chunks/../../x", b"/%00", b"/%ff", b"/init?epoch=1", b"/stop;x", b"*",
          b"http://a/b", b"//", b"/GET", b"/_node/cache", b"/__class__", b"/favicon.ico", b"/chunks/" + b"A" * 64,
          b"/chunks/" + DIGEST.encode() + b"?digest=" + b"0" * 64, b"/index", b"/init/POST",
@@ -128,7 +129,7 @@ HEADERS = (b"Content-Range: bytes 0-9/10", b"Content-Range: bytes 10-19/5120", b
            + b"\", mac=\"" + b"0" * 64 + b"\"", b"Cookie: a=b; session_id=x", b"Range: bytes=0-1",
            b"If-Modified-Since: x", b"X-Forwarded-For: 127.0.0.1", b"X-HTTP-Method-Override: PUT", b": ", b"A: \xff",
            b"Accept: " + b"a," * 500, b" folded", b"Host:")  # fmt: skip
-BODIES = (b"{}", b'{"epoch": 1}', b'{"epoch": true}', b"[1]", b"null", b"", b"[" * 3000, b"9" * 5000, b"\xff", b"NaN")
+BODIES = (b"{}", b'{"run": 1}', b'{"run": true}', b"[1]", b"null", b"", b"[" * 3000, b"9" * 5000, b"\xff", b"NaN")
 
 
 class HttpTarget(Target):
@@ -168,8 +169,9 @@ class HttpTarget(Target):
         whole = b"Content-Range: bytes 0-%d/%d" % (len(CHUNK) - 1, len(CHUNK))
         requests = [
             _request(b"GET", b"/"),
+            _request(b"GET", b"/timeline"),
             _request(b"POST", b"/init", body=init),
-            _request(b"PUT", b"/release", body=b'{"epoch": 5}'),
+            _request(b"PUT", b"/release", body=b'{"run": 5}'),
             _request(b"PUT", b"/stop"),
             _request(b"HEAD", chunk),
             _request(b"PUT", chunk, [whole], CHUNK),
