@@ -94,11 +94,8 @@ class Starter:
         with self._resources:
             if exc is not None or not self._options.keep_nodes:
                 self._keeper.dismiss(stop=not failed and not self._options.keep_nodes)
-        self._weights, self._stage, self._ends = (
-            {},
-            None,
-            None,
-        )  # the keeper and we refer to each other: only a collection would free them
+        # The keeper and we refer to each other, so only a collection would free them.
+        self._weights, self._stage, self._ends = {}, None, None
 
     # ---- what HTTP asks
 
