@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -17,6 +18,8 @@ from mdi.errors import ConfigError, MdiError
 from mdi.options import defaults_of
 
 Options = TypeVar("Options")
+
+GRACE_S = 8.0  # for a script that was told to end, to end in good order
 
 
 class Parser(argparse.ArgumentParser):
@@ -126,9 +129,17 @@ def _drop_stdout() -> None:
 
 def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
     _ignore_signals()
+    _end_in_any_case(128 + signum)
     if signum == signal.SIGINT:
         raise KeyboardInterrupt
     raise SystemExit(128 + signum)
+
+
+def _end_in_any_case(code: int) -> None:
+    """What a signal raises can come at any instruction, where it is lost or leaves a lock taken: do not hang for it."""
+    last_word = threading.Timer(GRACE_S, os._exit, [code])
+    last_word.daemon = True
+    last_word.start()
 
 
 def _ignore_signals() -> None:
