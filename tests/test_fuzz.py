@@ -1,5 +1,6 @@
 """The fuzzer, in its quick form; and that it notices what it is there to notice."""
 
+import mmap
 import os
 import subprocess
 import sys
@@ -83,9 +84,14 @@ def test_an_input_that_takes_long_is_noticed(tmp_path: Path, monkeypatch: pytest
 
 
 def test_memory_that_grows_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    toy, hoard = Toy(tmp_path), list[bytes]()
+    toy, hoard = Toy(tmp_path), list[mmap.mmap]()
     toy.growth_limit_bytes = 8 << 20
-    monkeypatch.setattr(toy, "misbehave", lambda: hoard.append(os.urandom(1 << 20)))
+
+    def misbehave() -> None:
+        hoard.append(mmap.mmap(-1, 1 << 20))  # not from the heap, which may have room left
+        hoard[-1].write(os.urandom(1 << 20))
+
+    monkeypatch.setattr(toy, "misbehave", misbehave)
     watching = Watch(toy, Unarmed(), 0.0)
     for _ in range(16):
         watching(b"z")
