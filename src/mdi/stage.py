@@ -210,14 +210,8 @@ def memory_errors(what: str) -> Iterator[None]:
 
 def layer_weights(config: Config) -> list[int]:
     """The number of parameters of each layer."""
-    sizes: dict[bool, int] = {}
-    counts = []
-    for layer in range(config.n_layer):
-        dense = layer < (config.first_k_dense_replace or 0)
-        if dense not in sizes:
-            sizes[dense] = sum(tensor.numel() for tensor in _build_block(config, layer).state_dict().values())
-        counts.append(sizes[dense])
-    return counts
+    layers = _block_shapes(config, range(config.n_layer))
+    return [sum(shape.numel() for shape in shapes.values()) for shapes in layers]
 
 
 def head_weight(config: Config) -> int:
@@ -227,10 +221,11 @@ def head_weight(config: Config) -> int:
 
 def stage_shapes(config: Config, span: Span) -> dict[str, torch.Size]:
     """Global name -> shape of every tensor that a stage over `span` holds."""
+    layers = range(*span)
     return {
-        f"transformer.h.{layer}.{name}": tensor.shape
-        for layer in range(*span)
-        for name, tensor in _build_block(config, layer).state_dict().items()
+        f"transformer.h.{layer}.{name}": shape
+        for layer, shapes in zip(layers, _block_shapes(config, layers), strict=True)
+        for name, shape in shapes.items()
     }
 
 
@@ -238,6 +233,21 @@ def ends_shapes(config: Config) -> dict[str, torch.Size]:
     """Global name -> shape of every tensor of the embedding and the head."""
     state = _build_ends(config).state_dict()
     return {name if name.startswith("lm_head.") else f"transformer.{name}": state[name].shape for name in state}
+
+
+def _block_shapes(config: Config, layers: Sequence[int]) -> list[dict[str, torch.Size]]:
+    """Name -> shape of every tensor of each layer. There are two kinds of layers at most, and each is built once."""
+    kinds: dict[bool, dict[str, torch.Size]] = {}
+    for layer in layers:
+        if (dense := _is_dense(config, layer)) not in kinds:
+            state = _build_block(config, layer).state_dict()
+            kinds[dense] = {name: tensor.shape for name, tensor in state.items()}
+    return [kinds[_is_dense(config, layer)] for layer in layers]
+
+
+def _is_dense(config: Config, layer: int) -> bool:
+    """Whether a model that is a mixture of experts from some layer on has not come to it yet."""
+    return layer < (config.first_k_dense_replace or 0)
 
 
 def _build_ends(config: Config) -> nn.ModuleDict:
