@@ -275,10 +275,7 @@ class Secondary:
             self._stage_of = stage_of
             if self._compile:
                 self._stage.compile()
-        if self._stage.slots == (spec.n_slots, spec.context):
-            self._stage.reset()
-        else:
-            self._stage.allocate(spec.n_slots, spec.context)
+        self._stage.begin(spec.n_slots, spec.context)
         return True
 
     def _open_link(self, spec: SessionSpec) -> None:

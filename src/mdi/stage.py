@@ -57,8 +57,15 @@ class Stage:
         self._ledger = SlotLedger(0, 0)
         self._blocks = {layer: _load_block(config, layer, weights, placement) for layer in range(*span)}
 
+    def begin(self, n_slots: int, context: int) -> None:
+        """Begin a session with empty slots. Where the last one had as many of the same size, their memory is kept."""
+        if self.slots == (n_slots, context):
+            self.reset()
+        else:
+            self.allocate(n_slots, context)
+
     def allocate(self, n_slots: int, context: int) -> None:
-        """Begin a session: `n_slots` empty slots of `context` positions each. Earlier slots are forgotten."""
+        """Make `n_slots` empty slots of `context` positions each. Earlier slots are forgotten."""
         self._ledger = SlotLedger(n_slots, context)
         with memory_errors(f"{n_slots} slots of {context} positions"):
             for block in self._blocks.values():
@@ -71,7 +78,7 @@ class Stage:
         return self._ledger.n_slots, self._ledger.context
 
     def reset(self) -> None:
-        """Begin a session of the same numbers as the last one: all slots are empty, their memory is kept."""
+        """Empty all slots, keeping their memory."""
         self._ledger = SlotLedger(self._ledger.n_slots, self._ledger.context)
 
     def free(self) -> None:

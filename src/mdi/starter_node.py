@@ -213,10 +213,7 @@ class Starter:
             self._stage = Stage(job.config, span, weights, placement)
             if self._options.compile:
                 self._stage.compile()
-        if self._stage.slots == (plan.n_slots, job.context):
-            self._stage.reset()
-        else:
-            self._stage.allocate(plan.n_slots, job.context)
+        self._stage.begin(plan.n_slots, job.context)
 
     def _own_weights(self, job: Job) -> Weights:
         given = self._options.chunk
