@@ -5,13 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from mdi.budget import Budget, Need, budgets_of, facts_of, fit_slots, need_of
+from mdi.assemble import Placement
+from mdi.budget import Budget, Need, budgets_of, facts_of, fit_slots, free_for_a_session, need_of
 from mdi.checkpoint import load_config, open_weights
 from mdi.chunks import split_model
 from mdi.config import Mode
 from mdi.devices import free_memory_bytes
 from mdi.errors import ConfigError
 from mdi.partition import Span
+from mdi.stage import Ends, Stage
 from rings import ring_of
 from tiny_models import make_model
 
@@ -112,3 +114,13 @@ def test_too_little_memory_is_told_before_anything_is_loaded(
         assert ring.secondaries[0]._stage is None
         monkeypatch.undo()
         assert len(ring.generate(model, [[1, 2, 3]] * 5, **options)) == 5
+
+
+def test_what_is_held_for_the_last_session_is_free_for_the_next(model: Path) -> None:
+    config, weights = load_config(model), open_weights(model / "lit_model.pth")
+    placement = Placement(torch.device("cpu"), torch.float32, "int8")
+    stage, ends = Stage(config, Span(0, 2), weights, placement), Ends(config, weights, placement)
+    need = need_of(config, Span(0, 2), has_ends=True, dtype=torch.float32, mode="int8", context=10, max_rows=1)
+    assert free_for_a_session(MB, stage, ends) == MB + need.weights
+    assert free_for_a_session(MB, None, None) == MB
+    assert free_for_a_session(None, stage) is None

@@ -11,8 +11,8 @@ from litgpt.config import Config
 from mdi.config import MODES, Mode
 from mdi.errors import ConfigError
 from mdi.partition import Span
-from mdi.quant import weight_bytes
-from mdi.stage import ends_shapes, stage_shapes
+from mdi.quant import held_bytes
+from mdi.stage import Ends, Stage, ends_shapes, stage_shapes
 from mdi.tensors import DTYPES
 
 SPARE = 0.1  # of the free memory, left to everything else on the machine
@@ -98,17 +98,21 @@ class Budget:
 def need_of(
     config: Config, span: Span, *, has_ends: bool, dtype: torch.dtype, mode: Mode, context: int, max_rows: int
 ) -> Need:
-    """What the layers of `span` take on one node, with the head where `has_ends`.
-
-    The embedding does not count: its rows are looked up in the mapped file.
-    """
+    """What the layers of `span` take on one node, with the head where `has_ends`."""
     shapes = stage_shapes(config, span) | (ends_shapes(config) if has_ends else {})
-    weights = sum(weight_bytes(name, shape.numel(), dtype, mode) for name, shape in shapes.items() if "wte" not in name)
+    weights = held_bytes(shapes, dtype, mode)
     slot = len(span) * 2 * config.n_query_groups * config.head_size * context * dtype.itemsize
     widest = max(
         config.n_embd, 2 * config.intermediate_size, (config.n_head + 2 * config.n_query_groups) * config.head_size
     )
     return Need(weights, slot, 4 * max_rows * widest * dtype.itemsize)
+
+
+def free_for_a_session(free_bytes: int | None, *held: Stage | Ends | None) -> int | None:
+    """What a node's session may take: what is free, and what the weights of the last one would give back."""
+    if free_bytes is None:
+        return None
+    return free_bytes + sum(part.weights_bytes for part in held if part is not None)
 
 
 def fit_slots(budgets: Sequence[Budget], wanted: int, *, fixed: bool) -> int:

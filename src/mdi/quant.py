@@ -72,6 +72,11 @@ def weight_bytes(name: str, n_elements: int, dtype: torch.dtype, mode: Mode) -> 
     return n_elements + n_elements // 64 if mode == "int8" else n_elements // 2 + n_elements // (GROUP // 4)
 
 
+def held_bytes(shapes: Mapping[str, torch.Size], dtype: torch.dtype, mode: Mode) -> int:
+    """What a node holds of tensors of these shapes; not the embedding, which is looked up in the mapped file."""
+    return sum(weight_bytes(name, shape.numel(), dtype, mode) for name, shape in shapes.items() if "wte" not in name)
+
+
 def resolve(stored: Mode, wanted: Mode | None, what: str) -> Mode:
     """The mode to load a chunk with. Raises `ConfigError` where its weights have fewer bits than were asked for."""
     if stored == "none" or wanted in (None, stored):

@@ -13,6 +13,7 @@ from typing import Any
 from mdi import __version__
 from mdi.access import Access
 from mdi.assemble import Placement
+from mdi.budget import free_for_a_session
 from mdi.checkpoint import config_from_dict, config_to_dict
 from mdi.chunk_cache import ChunkCache
 from mdi.config import Mode, NodeConfig
@@ -145,13 +146,8 @@ class Secondary:
             "messages": self._n_messages,
             "last_error": self._last_error,
             "peak_memory_bytes": peak_memory_bytes(),
-            "free_memory_bytes": self._free_memory_bytes(),
+            "free_memory_bytes": free_for_a_session(free_memory_bytes(self._device), self._stage),
         }
-
-    def _free_memory_bytes(self) -> int | None:
-        """What a session may take: what is free, and what the stage of the last one would give back."""
-        free, stage = free_memory_bytes(self._device), self._stage
-        return free if free is None or stage is None else free + stage.weights_bytes
 
     def request_init(self, spec: SessionSpec) -> "Future[dict[str, Any]]":
         """Raises `Busy` while another run is served, unless its ring waits to be closed and its starter is gone."""

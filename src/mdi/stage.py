@@ -22,7 +22,7 @@ from mdi.errors import ConfigError, one_line
 from mdi.kernels import Kernels
 from mdi.messages import Segment, SlotLedger
 from mdi.partition import Span
-from mdi.quant import weight_bytes
+from mdi.quant import held_bytes
 
 log = logging.getLogger(__name__)
 
@@ -49,10 +49,7 @@ class Stage:
         """
         self.config, self.span = config, span
         self.device, self.dtype = placement.device, placement.dtype
-        self.weights_bytes = sum(
-            weight_bytes(name, shape.numel(), placement.dtype, placement.quantize)
-            for name, shape in stage_shapes(config, span).items()
-        )
+        self.weights_bytes = held_bytes(stage_shapes(config, span), placement.dtype, placement.quantize)
         self._kernels = placement.kernels
         self._ledger = SlotLedger(0, 0)
         self._blocks = {layer: _load_block(config, layer, weights, placement) for layer in range(*span)}
@@ -164,6 +161,7 @@ class Ends:
         Embeddings are looked up where they lie in the file, row by row, so a head that is tied to them is held once.
         """
         self.config, self.device, self.dtype = config, placement.device, placement.dtype
+        self.weights_bytes = held_bytes(ends_shapes(config), placement.dtype, placement.quantize)
         own = {name.removeprefix("transformer."): weights[name] for name in weights if ".h." not in name}
         empty: Any = _build_ends(config)
         with memory_errors("the weights of the head"):

@@ -11,6 +11,7 @@ from typing import Any
 
 from mdi import __version__
 from mdi.assemble import Placement
+from mdi.budget import free_for_a_session
 from mdi.checkpoint import Weights, digest_of, open_weights, select
 from mdi.chunk_cache import ChunkCache
 from mdi.config import NetworkConfig
@@ -86,7 +87,7 @@ class Starter:
             wire_dtype=dtype_name(self._dtype),
             listener=listener,
             ready_stage=self._ready_stage,
-            own_status=self._memory_status,
+            own_status=self.status,
         )
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: object) -> None:
@@ -111,6 +112,7 @@ class Starter:
             "state": keeper.state,
             "device": str(self._device),
             "dtype": dtype_name(self._dtype),
+            "quantize": self._options.quantize,
             "run": keeper.run,
             "epoch": keeper.epoch,
             "model": self._job.name,
@@ -120,6 +122,7 @@ class Starter:
             "tokens": self.scheduler.n_generated,
             "recoveries": keeper.n_recoveries,
             "peak_memory_bytes": peak_memory_bytes(),
+            "free_memory_bytes": free_for_a_session(free_memory_bytes(self._device), self._stage, self._ends),
         }
 
     def request_init(self, spec: SessionSpec) -> "Future[dict[str, Any]]":
@@ -187,14 +190,6 @@ class Starter:
         self.scheduler.rewind(len(plan.members), plan.n_slots)
 
     # ---- this node's stage
-
-    def _memory_status(self) -> dict[str, Any]:
-        return {
-            "device": str(self._device),
-            "dtype": dtype_name(self._dtype),
-            "quantize": self._options.quantize,
-            "free_memory_bytes": free_memory_bytes(self._device),
-        }
 
     def _ready_stage(self, plan: Plan) -> None:
         """Hold the starter's span of `plan`, with empty slots. Weights that are here already stay."""
