@@ -30,7 +30,7 @@ from benchmarks.measures import LARGE_SHAPE, MEASURES, QUICK, Bench  # noqa: E40
 from benchmarks.peers import LlamaCpp  # noqa: E402
 from benchmarks.report import Series, markdown, plot, slug, write_json  # noqa: E402
 from benchmarks.workers import BenchError, own_cores  # noqa: E402
-from mdi.config import CHECKPOINTS_DIR  # noqa: E402
+from mdi.config.paths import CHECKPOINTS_DIR  # noqa: E402
 from mdi.errors import MdiError  # noqa: E402
 from mdi.files import write_text  # noqa: E402
 

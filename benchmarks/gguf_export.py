@@ -14,7 +14,8 @@ import numpy.typing as npt
 import torch
 from litgpt.config import Config
 
-from mdi.checkpoint import MODEL_FILE, Weights, load_config, open_weights
+from mdi.checkpoint.config import load_config
+from mdi.checkpoint.weights import MODEL_FILE, Weights, open_weights
 from mdi.files import atomic_path
 
 Array = npt.NDArray[np.float32]

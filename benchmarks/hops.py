@@ -17,10 +17,12 @@ from typing import Any
 import torch
 
 from benchmarks.workers import Worker, answer, python_module, requests
-from mdi.link import Link, LinkDown, LinkEvent, Peer, PreviousConnected, Received, listen
-from mdi.messages import Activation, Goodbye, Segment
-from mdi.tensors import from_buffer, to_buffer
-from mdi.wire import Session
+from mdi.model.tensors import from_buffer, to_buffer
+from mdi.net.sockets import Peer, listen
+from mdi.ring.link import Link, LinkDown, LinkEvent, PreviousConnected, Received
+from mdi.ring.messages import Activation, Goodbye
+from mdi.ring.wire import Session
+from mdi.segments import Segment
 
 WARM_UP = 20
 MOST_DECODE_ROWS = 32  # larger messages are the prompt of one sample

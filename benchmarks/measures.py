@@ -13,9 +13,9 @@ from benchmarks.peers import LlamaCpp, litgpt
 from benchmarks.report import Series, ratio
 from benchmarks.rings import Request, Ring, Run, free_ports, ring, run_together, write_seen_as
 from benchmarks.workers import BenchError, Worker, end, python_module, start
-from mdi.checkpoint import load_config
-from mdi.config import load_network
-from mdi.options import PrepareOptions
+from mdi.checkpoint.config import load_config
+from mdi.config.network import load_network
+from mdi.config.options import PrepareOptions
 
 T = TypeVar("T")
 Action = Callable[[], Run]
@@ -226,7 +226,7 @@ def measure_large(bench: Bench) -> list[Series]:
 
 def prepare_large(folder: Path) -> None:
     """Make the random model, where it is not there."""
-    from mdi.prepare import prepare
+    from mdi.cli.prepare import prepare
 
     if not (folder / "lit_model.pth").is_file():
         made, _ = prepare(PrepareOptions(random=LARGE_SHAPE, ckpt_folder=folder.parent.parent))

@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.gguf_export import export_gguf
 from benchmarks.rings import Run
 from benchmarks.workers import BenchError, Worker, child_environment, python_module
-from mdi.checkpoint import MODEL_FILE
+from mdi.checkpoint.weights import MODEL_FILE
 
 DRIVER = Path(__file__).with_name("llama_driver.py")
 

@@ -25,14 +25,17 @@ from torch.nn.functional import cross_entropy
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
-from mdi.assemble import Placement  # noqa: E402
-from mdi.checkpoint import CONFIG_FILE, MODEL_FILE, load_config, open_weights  # noqa: E402
-from mdi.chunks import split_model  # noqa: E402
-from mdi.config import CHECKPOINTS_DIR, MODES, Mode  # noqa: E402
-from mdi.messages import Segment  # noqa: E402
-from mdi.partition import Span  # noqa: E402
-from mdi.stage import Ends, Stage, kept_rows  # noqa: E402
-from mdi.tokenizer import load_tokenizer  # noqa: E402
+from mdi.checkpoint.chunks import split_model  # noqa: E402
+from mdi.checkpoint.config import CONFIG_FILE, load_config  # noqa: E402
+from mdi.checkpoint.weights import MODEL_FILE, open_weights  # noqa: E402
+from mdi.config.paths import CHECKPOINTS_DIR  # noqa: E402
+from mdi.formats import MODES, Mode  # noqa: E402
+from mdi.model.build import Placement  # noqa: E402
+from mdi.model.head import Ends  # noqa: E402
+from mdi.model.span import Span  # noqa: E402
+from mdi.model.stage import Stage, kept_rows  # noqa: E402
+from mdi.segments import Segment  # noqa: E402
+from mdi.text.tokenizer import load_tokenizer  # noqa: E402
 
 TEXT = ROOT / "benchmarks" / "public_domain_text.txt"
 WINDOW = 1024  # tokens that are seen together; the first of each window is not predicted

@@ -26,8 +26,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
 from benchmarks.rings import write_network  # noqa: E402
 from benchmarks.workers import end, own_cores, start  # noqa: E402
-from mdi.config import CHECKPOINTS_DIR, load_network  # noqa: E402
-from mdi.control_client import ControlClient  # noqa: E402
+from mdi.config.network import load_network  # noqa: E402
+from mdi.config.paths import CHECKPOINTS_DIR  # noqa: E402
+from mdi.control.client import ControlClient  # noqa: E402
 from mdi.errors import ControlError  # noqa: E402
 
 TIMEOUT_S = 300.0

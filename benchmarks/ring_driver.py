@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.workers import answer, requests
-from mdi.config import NetworkConfig, NodeConfig, load_network
-from mdi.devices import peak_memory_bytes
-from mdi.engine import Observer
-from mdi.job import Job, plan_job
-from mdi.options import StarterOptions, defaults_of
-from mdi.scheduler import Sample
-from mdi.starter_node import Starter
+from mdi.cluster.plan import Job, plan_job
+from mdi.config.network import NetworkConfig, NodeConfig, load_network
+from mdi.config.options import StarterOptions, defaults_of
+from mdi.engine.engine import Observer
+from mdi.engine.sample import Sample
+from mdi.model.devices import peak_memory_bytes
+from mdi.nodes.starter import Starter
 
 
 @dataclass(frozen=True)

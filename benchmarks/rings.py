@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.workers import ROOT, BenchError, Worker, end, python_module, start
-from mdi.config import SETTINGS_DIR, load_network
-from mdi.control_client import ControlClient
+from mdi.config.network import load_network
+from mdi.config.options import StarterOptions, defaults_of
+from mdi.config.paths import SETTINGS_DIR
+from mdi.control.client import ControlClient
 from mdi.errors import ControlError
-from mdi.options import StarterOptions, defaults_of
 
 READY_TIMEOUT_S = 60.0
 STANDALONE = SETTINGS_DIR / "standalone.json"

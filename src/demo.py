@@ -5,10 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mdi.cli import Parser, run_script
-from mdi.config import SETTINGS_DIR, SOURCE_DIR
+from mdi.cli.local_ring import failure_of, script, secondaries
+from mdi.cli.script import Parser, run_script
+from mdi.config.paths import SETTINGS_DIR, SOURCE_DIR
 from mdi.errors import ControlError
-from mdi.local_ring import failure_of, script, secondaries
 
 CONFIGS = {1: "standalone.json", 2: "configuration_2.json", 3: "configuration.json"}
 PROMPTS = SOURCE_DIR / "prompts" / "demo_3samples.txt"
@@ -27,7 +27,7 @@ def main() -> None:
     if not arguments.compare:
         run_ring(3, arguments.ckpt, arguments.n_tokens)
         return
-    from mdi.devices import n_cores  # imports torch
+    from mdi.model.devices import n_cores  # imports torch
 
     if (cores := n_cores()) < max(CONFIGS):
         print(f"This machine has {cores} cores: more than {cores} nodes cannot be faster here.", file=sys.stderr)

@@ -3,9 +3,10 @@
 
 from pathlib import Path
 
-from mdi.certificates import make_certificates
-from mdi.cli import Parser, run_script
-from mdi.config import SETTINGS_DIR, SOURCE_DIR, load_network
+from mdi.cli.script import Parser, run_script
+from mdi.config.network import load_network
+from mdi.config.paths import SETTINGS_DIR, SOURCE_DIR
+from mdi.net.certificates import make_certificates
 
 
 def build_parser() -> Parser:

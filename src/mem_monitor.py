@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _watch(options: argparse.Namespace) -> int:
     """The command's exit status, or 130 or 143 where we were interrupted: what was recorded stays."""
-    from mdi.memory import watch_command
+    from mdi.cli.memory_monitor import watch_command
 
     try:
         return watch_command(options.command, options.output, options.interval)
@@ -67,7 +67,7 @@ def _watch(options: argparse.Namespace) -> int:
 
 
 def _plot(options: argparse.Namespace) -> None:
-    from mdi.memory import plot_memory
+    from mdi.cli.memory_monitor import plot_memory
 
     plot_memory(options.output, options.img)
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Draw the tokens over time of runs with 1, 2, ... nodes into one plot, from what `starter.py -p` wrote."""
 
-from mdi.cli import Parser, run_script
-from mdi.config import IMAGES_DIR, LOGS_DIR
+from mdi.cli.report import comparison_image, plot_token_times, read_token_csv, run_names
+from mdi.cli.script import Parser, run_script
+from mdi.config.paths import IMAGES_DIR, LOGS_DIR
 from mdi.errors import ConfigError
-from mdi.report import comparison_image, plot_token_times, read_token_csv, run_names
 
 MOST_NODES = 64
 

@@ -3,8 +3,8 @@
 
 from pathlib import Path
 
-from mdi.cli import Parser, options_from, run_script, set_up_logging
-from mdi.options import PrepareOptions
+from mdi.cli.script import Parser, options_from, run_script, set_up_logging
+from mdi.config.options import PrepareOptions
 
 
 def build_parser() -> Parser:
@@ -28,7 +28,7 @@ def build_parser() -> Parser:
 def main() -> None:
     options = options_from(PrepareOptions, build_parser().parse_args())
     set_up_logging(verbose=False)
-    from mdi.prepare import prepare  # torch and litgpt take seconds to import
+    from mdi.cli.prepare import prepare  # torch and litgpt take seconds to import
 
     folder, manifest = prepare(options)
     if manifest is not None:

@@ -3,9 +3,9 @@
 
 from pathlib import Path
 
-from mdi.cli import Parser, add_node_options, options_from, run_script, set_up_logging
-from mdi.config import load_node
-from mdi.options import SecondaryOptions
+from mdi.cli.script import Parser, add_node_options, options_from, run_script, set_up_logging
+from mdi.config.network import load_node
+from mdi.config.options import SecondaryOptions
 
 
 def build_parser() -> Parser:
@@ -40,7 +40,7 @@ def main() -> None:
     node.access.check()
     name = "" if options.index is None else options.index
     set_up_logging(options.verb, f"logs_secondary{name}.log" if options.debug else None)
-    from mdi.run import run_secondary  # after the arguments are known to be good: torch and litgpt take seconds
+    from mdi.cli.run import run_secondary  # after the arguments are known to be good: torch and litgpt take seconds
 
     run_secondary(options, node)
 

@@ -4,9 +4,9 @@
 from argparse import BooleanOptionalAction
 from pathlib import Path
 
-from mdi.cli import Parser, add_node_options, options_from, run_script, set_up_logging
-from mdi.config import load_network
-from mdi.options import StarterOptions
+from mdi.cli.script import Parser, add_node_options, options_from, run_script, set_up_logging
+from mdi.config.network import load_network
+from mdi.config.options import StarterOptions
 
 
 def build_parser(options: type[StarterOptions] = StarterOptions) -> Parser:
@@ -49,7 +49,7 @@ def main(kind: type[StarterOptions] = StarterOptions) -> None:
     set_up_logging(options.verb, "logs_starter.log" if options.debug else None)
     network = load_network(options.nodes_config)
     network.starter.access.check()
-    from mdi.run import run_starter  # after the arguments are known to be good: torch and litgpt take seconds
+    from mdi.cli.run import run_starter  # after the arguments are known to be good: torch and litgpt take seconds
 
     run_starter(options, network)
 

@@ -34,8 +34,8 @@ def smollm2_gguf() -> Path:
 @pytest.fixture(scope="session")
 def smollm2(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The default model, prepared in a folder of its own; tests may add chunks to it."""
-    from mdi.options import PrepareOptions
-    from mdi.prepare import prepare
+    from mdi.cli.prepare import prepare
+    from mdi.config.options import PrepareOptions
 
     folder, _ = prepare(PrepareOptions(model=str(smollm2_gguf), ckpt_folder=tmp_path_factory.mktemp("checkpoints")))
     return folder

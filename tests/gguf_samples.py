@@ -1,8 +1,9 @@
 """Small random models and the GGUF files llama.cpp's converter would make of them.
 
-The conventions of that converter are written down here a second time, in another form than in `mdi.gguf_import`, so
-that a mistake there cannot hide behind the same one here. llama.cpp itself (llama-cpp-python 0.3.36, float32 caches)
-computes the logits of these models from these files: within 2e-5, and 3e-2 for Gemma, whose GELU it takes from a table.
+The conventions of that converter are written down here a second time, in another form than in
+`mdi.convert.gguf.convert`, so that a mistake there cannot hide behind the same one here. llama.cpp itself
+(llama-cpp-python 0.3.36, float32 caches) computes the logits of these models from these files: within 2e-5, and 3e-2
+for Gemma, whose GELU it takes from a table.
 """
 
 from collections.abc import Callable

@@ -7,18 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mdi.access import THIS_MACHINE, Access
-from mdi.checkpoint import content_digest
-from mdi.chunk_cache import ChunkCache
-from mdi.config import NetworkConfig, NodeConfig
-from mdi.engine import Observer
-from mdi.job import Job, plan_job
-from mdi.options import StarterOptions
-from mdi.scheduler import Sample
-from mdi.secondary_node import Secondary
-from mdi.sources import WeightSources
-from mdi.starter_node import Starter
-from mdi.stops import StopSequences
+from mdi.checkpoint.cache import ChunkCache
+from mdi.checkpoint.weights import content_digest
+from mdi.cluster.plan import Job, plan_job
+from mdi.config.network import NetworkConfig, NodeConfig
+from mdi.config.options import StarterOptions
+from mdi.engine.engine import Observer
+from mdi.engine.sample import Sample
+from mdi.net.access import THIS_MACHINE, Access
+from mdi.nodes.secondary import Secondary
+from mdi.nodes.sources import WeightSources
+from mdi.nodes.starter import Starter
+from mdi.text.stops import StopSequences
 from script_helpers import free_ports
 
 ANY_PORT = NodeConfig("127.0.0.1", 0, 0, 0)

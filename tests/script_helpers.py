@@ -260,8 +260,8 @@ def _serve_forks(channel: socket.socket) -> None:
     """The warm interpreter: fork for each request, until the other end closes."""
     import gc
 
-    import mdi.prepare
-    import mdi.run  # noqa: F401
+    import mdi.cli.prepare
+    import mdi.cli.run  # noqa: F401
 
     gc.freeze()  # the end of each child would walk over all of it: 1 s
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps the children, which have told what matters

@@ -4,8 +4,8 @@ import socket
 
 import pytest
 
-import mdi.access
-from mdi.access import Callers, is_loopback
+import mdi.net.access
+from mdi.net.access import Callers, is_loopback
 
 
 @pytest.mark.parametrize(
@@ -41,8 +41,8 @@ def test_a_name_is_resolved_when_somebody_calls(monkeypatch: pytest.MonkeyPatch)
         asked += 1
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0))]
 
-    monkeypatch.setattr(mdi.access.socket, "getaddrinfo", resolve)
-    monkeypatch.setattr(mdi.access.time, "monotonic", lambda: now_s)
+    monkeypatch.setattr(mdi.net.access.socket, "getaddrinfo", resolve)
+    monkeypatch.setattr(mdi.net.access.time, "monotonic", lambda: now_s)
     callers = Callers(["box.local"], "10.0.0.2")
     assert asked == 0
     assert callers.include("10.0.0.1")

@@ -18,8 +18,8 @@ from benchmarks.report import TARGETS, Series, markdown, plot, ratio, read_json,
 from benchmarks.rings import Request, decode_rate, ring
 from benchmarks.workers import BenchError, Worker, own_cores
 from conftest import ROOT
-from mdi.checkpoint import open_weights
-from mdi.gguf_import import import_gguf
+from mdi.checkpoint.weights import open_weights
+from mdi.convert.gguf.convert import import_gguf
 from tiny_models import generate_cached, make_model, reference_model
 
 RING = next(target for target in TARGETS if target.key == "ring")

@@ -5,15 +5,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from mdi.assemble import Placement
-from mdi.budget import Budget, Need, budgets_of, facts_of, fit_slots, free_for_a_session, need_of
-from mdi.checkpoint import load_config, open_weights
-from mdi.chunks import split_model
-from mdi.config import Mode
-from mdi.devices import free_memory_bytes
+from mdi.checkpoint.chunks import split_model
+from mdi.checkpoint.config import load_config
+from mdi.checkpoint.weights import open_weights
+from mdi.cluster.budget import Budget, Need, budgets_of, facts_of, fit_slots, free_for_a_session, need_of
 from mdi.errors import ConfigError
-from mdi.partition import Span
-from mdi.stage import Ends, Stage
+from mdi.formats import Mode
+from mdi.model.build import Placement
+from mdi.model.devices import free_memory_bytes
+from mdi.model.head import Ends
+from mdi.model.span import Span
+from mdi.model.stage import Stage
 from rings import ring_of
 from tiny_models import make_model
 
@@ -96,7 +98,7 @@ def test_samples_wait_where_memory_is_short(
         wanted = ring.generate(model, prompts, split="2,4")
         (both,) = budgets_of(facts, config, [Span(0, 2), Span(2, 6)], context=16, max_rows=128)
         free = int((both.need.weights + both.need.message + (n_fitting + 0.5) * both.need.slot) / 0.9)
-        monkeypatch.setattr("mdi.secondary_node.free_memory_bytes", lambda device: free)
+        monkeypatch.setattr("mdi.nodes.secondary.free_memory_bytes", lambda device: free)
         ring.secondaries[0]._stage = None  # whose memory would count as free
         caplog.clear()
         assert ring.generate(model, prompts, split="2,4") == wanted
@@ -107,7 +109,7 @@ def test_samples_wait_where_memory_is_short(
 def test_too_little_memory_is_told_before_anything_is_loaded(
     options: dict[str, int], slots: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mdi.starter_node.free_memory_bytes", lambda device: 100_000)
+    monkeypatch.setattr("mdi.nodes.starter.free_memory_bytes", lambda device: 100_000)
     with ring_of(2, tmp_path / "cache") as ring:
         with pytest.raises(ConfigError, match=f"starter and secondary 0: the weights take .* {slots}.* 0\\.1 MB only"):
             ring.generate(model, [[1, 2, 3]] * 5, **options)

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT
-from mdi.certificates import make_certificates
 from mdi.errors import ConfigError
-from mdi.tls import Tls
+from mdi.net.certificates import make_certificates
+from mdi.net.tls import Tls
 from test_config import error_of, network_json, written
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl on this machine")

@@ -9,20 +9,12 @@ import pytest
 import torch
 import yaml
 
-from mdi import checkpoint
-from mdi.checkpoint import (
-    Weights,
-    config_from_dict,
-    digest_of,
-    file_digest,
-    find_models,
-    load_config,
-    open_weights,
-    select,
-)
-from mdi.chunks import Manifest, chunk_name, chunks_folder, read_manifest, split_model
+from mdi.checkpoint import weights as weights_module
+from mdi.checkpoint.chunks import Manifest, chunk_name, chunks_folder, read_manifest, split_model
+from mdi.checkpoint.config import config_from_dict, find_models, load_config
+from mdi.checkpoint.weights import Weights, digest_of, file_digest, open_weights, select
 from mdi.errors import CheckpointError
-from mdi.partition import Span, spans_of
+from mdi.model.span import Span, spans_of
 from tiny_models import BASE, TRAITS, make_model
 
 SPANS = spans_of([1, 2, 3])
@@ -77,7 +69,7 @@ def test_a_digest_is_remembered_until_the_file_changes(model: Path, monkeypatch:
     path = model / "lit_model.pth"
     first = file_digest(path)
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "digest_of", lambda weights: pytest.fail("computed again"))
+        patch.setattr(weights_module, "digest_of", lambda weights: pytest.fail("computed again"))
         assert file_digest(path) == first
     torch.save({"a": torch.zeros(3)}, path)
     assert file_digest(path) != first

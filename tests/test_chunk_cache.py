@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mdi.chunk_cache import ChunkCache, default_cache_dir
+from mdi.checkpoint.cache import ChunkCache, default_cache_dir
 from mdi.errors import CheckpointError, ConfigError
 from wire_helpers import few_examples
 

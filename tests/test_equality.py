@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from conftest import ROOT
-from mdi.attention import Piece, Plan, make_plan
-from mdi.messages import Segment
-from mdi.stage import Stage
-from mdi.stops import StopSequences
+from mdi.model.attention import Piece, Plan, make_plan
+from mdi.model.stage import Stage
+from mdi.segments import Segment
+from mdi.text.stops import StopSequences
 from rings import Ring, ring_of
 from tiny_models import (
     TRAITS,
@@ -158,7 +158,7 @@ def _has_row_each(piece: Piece) -> bool:
 def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
     """What passes all nodes of a ring."""
     watcher, fork = Seen(), Stage.fork
-    monkeypatch.setattr("mdi.stage.make_plan", watcher.plan)
+    monkeypatch.setattr("mdi.model.stage.make_plan", watcher.plan)
 
     def counted(stage: Stage, *arguments: int) -> None:
         watcher.forks += 1
@@ -263,7 +263,7 @@ SMOLLM2_PROMPTS = [
 
 @pytest.mark.parametrize(("n_nodes", "split"), [(1, "auto"), (2, "auto"), (3, "10,8,12"), (5, "auto")])
 def test_the_real_model_equals_litgpt(n_nodes: int, split: str, rings: dict[int, Ring], smollm2: Path) -> None:
-    from mdi.tokenizer import load_tokenizer
+    from mdi.text.tokenizer import load_tokenizer
 
     torch.set_num_threads(1)
     tokenizer, model = load_tokenizer(smollm2), reference_model(smollm2)
@@ -286,7 +286,7 @@ def _reference(model: object, prompt: tuple[int, ...], n_tokens: int) -> list[in
 
 def test_sixteen_samples_of_the_real_model_equal_litgpt(rings: dict[int, Ring], smollm2: Path, seen: Seen) -> None:
     """Groups of eight on two nodes, contexts of 1 to 90 tokens."""
-    from mdi.tokenizer import load_tokenizer
+    from mdi.text.tokenizer import load_tokenizer
 
     torch.set_num_threads(1)
     tokenizer, model = load_tokenizer(smollm2), reference_model(smollm2)

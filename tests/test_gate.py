@@ -13,16 +13,16 @@ from pathlib import Path
 
 import pytest
 
-import mdi.web_server
+import mdi.control.server
 from mdi import __version__
-from mdi.access import Access
-from mdi.chunk_cache import ChunkCache
-from mdi.control import MAX_JSON_BYTES, UPLOAD_BYTES, ControlServer
-from mdi.control_client import ControlClient
+from mdi.checkpoint.cache import ChunkCache
+from mdi.control.auth import SCHEME, Challenge, Gate
+from mdi.control.client import ControlClient
+from mdi.control.routes import MAX_JSON_BYTES, UPLOAD_BYTES, ControlServer
 from mdi.errors import ControlError
-from mdi.gate import SCHEME, Challenge, Gate
-from mdi.keys import Key, Nonces
-from mdi.link import listen
+from mdi.net.access import Access
+from mdi.net.keys import Key, Nonces
+from mdi.net.sockets import listen
 from test_control import CHUNK, DIGEST, HOST, FakeNode, answer_of, sha256_of
 from test_session import SPEC
 
@@ -384,7 +384,7 @@ def test_silent_connections_do_not_keep_the_right_client_out(server: ControlServ
 def test_of_too_many_silent_connections_the_oldest_has_to_go(
     server: ControlServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mdi.web_server, "MAX_STRANGERS", 3)
+    monkeypatch.setattr(mdi.control.server, "MAX_STRANGERS", 3)
     with contextlib.ExitStack() as stack:
         socks = [stack.enter_context(socket.create_connection((HOST, server.port), timeout=10)) for _ in range(4)]
         assert socks[0].recv(1) == b""
@@ -392,7 +392,7 @@ def test_of_too_many_silent_connections_the_oldest_has_to_go(
 
 
 def test_a_request_that_drips_is_cut_off(node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mdi.web_server, "HEAD_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(mdi.control.server, "HEAD_TIMEOUT_S", 0.3)
     with serving(node, Access(KEY)) as server, contextlib.ExitStack() as stack:
         socks = [stack.enter_context(socket.create_connection((HOST, server.port), timeout=10)) for _ in range(20)]
         for sock in socks:

@@ -27,8 +27,8 @@ from gguf_samples import (
     write_gguf,
     write_tiny,
 )
+from mdi.convert.gguf.convert import import_gguf, suggested_name
 from mdi.errors import CheckpointError, ConfigError
-from mdi.gguf_import import import_gguf, suggested_name
 
 IDS = torch.tensor([[5, 100, 37, 200, 9, 9, 258, 77, 31, 64, 12, 240, 3, 18]])
 Q = gguf.GGMLQuantizationType
@@ -150,7 +150,7 @@ def test_tied_weights_are_stored_once(tmp_path: Path, folder: Path) -> None:
 def test_large_tensors_are_put_together_from_blocks(
     tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mdi.gguf_import.BLOCK_NUMBERS", 64 * 5)  # five rows: no tensor is a multiple of it
+    monkeypatch.setattr("mdi.convert.gguf.convert.BLOCK_NUMBERS", 64 * 5)  # five rows: no tensor is a multiple of it
     original = write_tiny(tmp_path / "tiny.gguf", "mixtral")
     import_gguf(tmp_path / "tiny.gguf", folder)
     for name, weight in weights(folder).items():

@@ -10,9 +10,9 @@ import sentencepiece
 from tokenizers import Tokenizer
 
 from gguf_samples import TOKENS, byte_level_tokenizer, write_gguf
+from mdi.convert.gguf.file import open_gguf
+from mdi.convert.gguf.tokenizer import write_tokenizer
 from mdi.errors import CheckpointError
-from mdi.gguf_file import open_gguf
-from mdi.gguf_tokenizer import write_tokenizer
 
 STORED = json.loads(gzip.decompress((Path(__file__).parent / "data" / "pre_tokenizer_ids.json.gz").read_bytes()))
 END = TOKENS.index("<|endoftext|>")

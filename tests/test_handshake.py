@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mdi.errors import RemoteProtocolError
-from mdi.handshake import Answerer, Caller, KeyMismatch
-from mdi.keys import Key
-from mdi.messages import Hello, Proof, Welcome
+from mdi.net.keys import Key
+from mdi.ring.handshake import Answerer, Caller, KeyMismatch
+from mdi.ring.messages import Hello, Proof, Welcome
 from wire_helpers import SESSION, few_examples
 
 KEY, OTHER = Key("correct horse battery staple", "test"), Key("another horse, another staple", "test")

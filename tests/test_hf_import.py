@@ -13,10 +13,10 @@ from litgpt.model import GPT
 from safetensors.torch import save_file
 
 from conftest import small_files_only
-from mdi import config_names, hf_import
-from mdi.config_names import check_config, config_by_name, resolve_config_name
+from mdi.convert import hf_configs, huggingface
+from mdi.convert.hf_configs import check_config, config_by_name, resolve_config_name
+from mdi.convert.huggingface import convert_folder, link_or_copy
 from mdi.errors import CheckpointError, ConfigError, MdiError
-from mdi.hf_import import convert_folder, link_or_copy
 
 # L layers, C = n_embd, H heads, G key/value heads, D head size, F = intermediate_size, V = vocabulary
 L, C, H, G, D, F, V = 3, 32, 4, 2, 8, 48, 96
@@ -57,7 +57,7 @@ def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def register(monkeypatch: pytest.MonkeyPatch, entry: dict[str, Any]) -> None:
-    monkeypatch.setattr("mdi.config_names.configs", [*config_names.configs, entry])
+    monkeypatch.setattr("mdi.convert.hf_configs.configs", [*hf_configs.configs, entry])
     monkeypatch.setitem(litgpt.config.name_to_config, entry["name"], entry)
 
 
@@ -209,7 +209,7 @@ def test_dtypes(folder: Path, dtype: str) -> None:
     tensors = llama_tensors()
     write_shards(folder, tensors, n=2, suffix="safetensors")
     convert_folder(folder, model_name="Tiny-Test", dtype=dtype)
-    assert_converted(folder, tensors, hf_import.DTYPES[dtype])
+    assert_converted(folder, tensors, huggingface.DTYPES[dtype])
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])
@@ -303,17 +303,17 @@ def test_other_forms_of_the_same_weights_are_left_out(folder: Path) -> None:
 def test_fused_tensors_do_not_pile_up_in_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """litgpt's own state dict must hold no tensor once a file has been read."""
     seen = []
-    copy = hf_import.litgpt_convert.copy_weights_hf_llama
+    copy = huggingface.litgpt_convert.copy_weights_hf_llama
 
     def watch(config: Any, qkv: Any, state: Any, weights: Any, **options: Any) -> None:
         copy(config, qkv, state, weights, **options)
         seen.append(any(isinstance(value, torch.Tensor) for value in state.values()))
 
-    monkeypatch.setattr(hf_import.litgpt_convert, "copy_weights_hf_llama", watch)
+    monkeypatch.setattr(huggingface.litgpt_convert, "copy_weights_hf_llama", watch)
     write_shards(folder, llama_tensors(), n=3, suffix="safetensors")
     convert_folder(folder, model_name="Tiny-Test", dtype="float32")
     assert seen == [False] * 3
-    assert hf_import.litgpt_convert.copy_weights_hf_llama is watch
+    assert huggingface.litgpt_convert.copy_weights_hf_llama is watch
 
 
 # ---- damage and mismatch --------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from hub_stub import Request, StubHub, serve
-from mdi import hub
+from mdi.convert import hub
 from mdi.errors import CheckpointError, ConfigError, MdiError
 
 TOKEN = "hf_SecretSecretSecret"
@@ -208,7 +208,7 @@ def test_the_token_is_in_no_log_line(stub: StubHub, folder: Path, caplog: pytest
 
 def test_a_download_says_nothing_itself(stub: StubHub, folder: Path) -> None:
     """The stub sends the header that huggingface_hub turns into a log line on stderr."""
-    code = f"import pathlib, mdi.hub; mdi.hub.download('org/tiny', pathlib.Path({str(folder)!r}))"
+    code = f"import pathlib, mdi.convert.hub; mdi.convert.hub.download('org/tiny', pathlib.Path({str(folder)!r}))"
     path = os.pathsep.join(sys.path)
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],

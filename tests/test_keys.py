@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-import mdi.keys
-from mdi.access import Access
-from mdi.config import load_network, load_node
-from mdi.keys import Key, Nonces, key_from_environment
-from mdi.tls import Tls
+import mdi.net.keys
+from mdi.config.network import load_network, load_node
+from mdi.net.access import Access
+from mdi.net.keys import Key, Nonces, key_from_environment
+from mdi.net.tls import Tls
 from test_config import error_of, network_json, node_json, written
 
 SECRET = "correct horse battery staple"
@@ -233,7 +233,7 @@ def test_the_oldest_challenges_are_forgotten() -> None:
 
 def test_a_challenge_is_forgotten_after_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = 1000.0
-    monkeypatch.setattr(mdi.keys.time, "monotonic", lambda: now_s)
+    monkeypatch.setattr(mdi.net.keys.time, "monotonic", lambda: now_s)
     nonces = Nonces(lifetime_s=30)
     early, late = nonces.issue(), nonces.issue()
     now_s += 29

@@ -15,12 +15,14 @@ from pathlib import Path
 
 import pytest
 
-import mdi.link
-from mdi.access import THIS_MACHINE, Access
+import mdi.ring.link
 from mdi.errors import ConfigError, LinkClosed, LinkTimeout, LocalProtocolError, RemoteAbort, RemoteProtocolError
-from mdi.link import Link, LinkDown, LinkEvent, Peer, PreviousConnected, Received, listen
-from mdi.messages import Activation, Fault, Fork, Goodbye, Message, Release, Segment
-from mdi.wire import Session
+from mdi.net.access import THIS_MACHINE, Access
+from mdi.net.sockets import Peer, listen
+from mdi.ring.link import Link, LinkDown, LinkEvent, PreviousConnected, Received
+from mdi.ring.messages import Activation, Fault, Goodbye, Message
+from mdi.ring.wire import Session
+from mdi.segments import Fork, Release, Segment
 from wire_helpers import GOODBYE, HEADER_BYTES, PROOF, ROW_BYTES, SESSION, activation, frame, rows
 
 HOST = "127.0.0.1"
@@ -163,7 +165,7 @@ def bench() -> Iterator[Bench]:
 
 @pytest.fixture
 def short_handshake(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mdi.link, "HANDSHAKE_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(mdi.ring.link, "HANDSHAKE_TIMEOUT_S", 0.3)
 
 
 def read(sock: socket.socket, n_bytes: int) -> bytes:
@@ -253,7 +255,7 @@ def test_a_large_message_arrives_whole(bench: Bench) -> None:
 
 
 def test_sessions_follow_each_other_at_once_on_the_same_ports(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, logger="mdi.link")
+    caplog.set_level(logging.INFO, logger="mdi.ring.link")
     ports = [free_port() for _ in range(4)]
     assert len(set(ports)) == 4
     for _ in range(20):
@@ -280,7 +282,7 @@ def test_sessions_follow_each_other_at_once_on_the_same_ports(caplog: pytest.Log
 
 
 def test_ports_are_free_again_after_a_session_that_broke(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, logger="mdi.link")
+    caplog.set_level(logging.INFO, logger="mdi.ring.link")
     port, source_port = free_port(), free_port()
     for _ in range(5):
         bench = Bench()
@@ -317,7 +319,7 @@ def test_the_connection_comes_from_the_source_port(bench: Bench) -> None:
 
 
 def test_a_taken_source_port_is_replaced(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, logger="mdi.link")
+    caplog.set_level(logging.INFO, logger="mdi.ring.link")
     listener, taken = bench.listener(), bench.listener().getsockname()[1]
     end = bench.end(listener.getsockname()[1], source_port=taken)
     end.link.connect()
@@ -543,7 +545,7 @@ def test_a_previous_node_that_breaks_the_protocol_is_named(bench: Bench) -> None
 def test_a_next_node_that_is_gone_is_noticed_while_idle(
     bench: Bench, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mdi.link, "PING_INTERVAL_S", 0.02)
+    monkeypatch.setattr(mdi.ring.link, "PING_INTERVAL_S", 0.02)
     listener = bench.listener()
     end = bench.end(listener.getsockname()[1])
     end.link.connect()
@@ -593,7 +595,7 @@ def test_more_messages_than_can_travel_are_a_bug_that_still_lets_the_link_close(
 
 
 def test_an_idle_link_pings(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mdi.link, "PING_INTERVAL_S", 0.02)
+    monkeypatch.setattr(mdi.ring.link, "PING_INTERVAL_S", 0.02)
     listener = bench.listener()
     end = bench.end(listener.getsockname()[1])
     end.link.connect()
@@ -603,7 +605,7 @@ def test_an_idle_link_pings(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_pings_keep_an_idle_ring_alive_and_go_no_further(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mdi.link, "PING_INTERVAL_S", 0.05)
+    monkeypatch.setattr(mdi.ring.link, "PING_INTERVAL_S", 0.05)
     end = bench.end(1, peer_timeout_s=0.4)
     end.link.accept()
     caller = bench.end(end.port)

@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from mdi.cli.memory_monitor import MEMORY_CSV_HEADER, plot_memory, read_memory_csv, sample_memory, watch_command
 from mdi.errors import CheckpointError, ConfigError
-from mdi.memory import MEMORY_CSV_HEADER, plot_memory, read_memory_csv, sample_memory, watch_command
 
 SCRIPT = Path(__file__).parents[1] / "src" / "mem_monitor.py"
 MIB = 1 << 20

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mdi.errors import RemoteProtocolError
-from mdi.messages import Segment, SlotLedger, check_segments, kept_rows_of, rows_of
+from mdi.segments import Segment, SlotLedger, check_segments, kept_rows_of, rows_of
 from wire_helpers import few_examples
 
 N_SLOTS, CONTEXT = 3, 10

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
+from mdi.cluster.partition import PUBLISHED, TABLE_TOLERANCE, Load, balanced, by_hand, published, split
 from mdi.errors import ConfigError
-from mdi.partition import PUBLISHED, TABLE_TOLERANCE, Load, Span, balanced, by_hand, published, spans_of, split
+from mdi.model.span import Span, spans_of
 
 # Copied by hand from the contract: (layers, nodes) -> (starter, each secondary).
 TABLE = {

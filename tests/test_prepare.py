@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from mdi.chunks import chunks_folder
+from mdi.checkpoint.chunks import chunks_folder
+from mdi.cli.prepare import prepare
+from mdi.config.options import PrepareOptions
 from mdi.errors import CheckpointError
-from mdi.options import PrepareOptions
-from mdi.prepare import prepare
 from tiny_models import make_model
 
 

@@ -5,12 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from mdi.assemble import Placement
-from mdi.checkpoint import load_config, open_weights, select
-from mdi.chunks import read_manifest, split_model
-from mdi.config import Mode
+from mdi.checkpoint.chunks import read_manifest, split_model
+from mdi.checkpoint.config import load_config
+from mdi.checkpoint.weights import open_weights, select
 from mdi.errors import CheckpointError, ConfigError
-from mdi.linear import (
+from mdi.formats import Mode
+from mdi.model.build import Placement
+from mdi.model.head import Ends
+from mdi.model.linear import (
     EXACT_ROWS,
     ROW_STEP,
     Int8Linear,
@@ -20,10 +22,10 @@ from mdi.linear import (
     _packs,
     make_linear,
 )
-from mdi.messages import Segment
-from mdi.partition import Span
-from mdi.quant import Weight, dequantize, join, mode_for, mode_of, quantize, resolve
-from mdi.stage import Ends, Stage
+from mdi.model.quant import Weight, dequantize, join, mode_for, mode_of, quantize, resolve
+from mdi.model.span import Span
+from mdi.model.stage import Stage
+from mdi.segments import Segment
 from tiny_models import TRAITS, make_model
 
 CPU = torch.device("cpu")
@@ -64,7 +66,7 @@ def test_a_width_that_int4_has_no_groups_for_takes_int8() -> None:
 def test_a_weight_is_quantized_in_blocks_as_at_once(mode: Mode, monkeypatch: pytest.MonkeyPatch) -> None:
     weight = randn(64, 64)
     whole = quantize(weight, mode)
-    monkeypatch.setattr("mdi.quant.BLOCK_ELEMENTS", 5 * 64)
+    monkeypatch.setattr("mdi.model.quant.BLOCK_ELEMENTS", 5 * 64)
     for part, other in zip(whole.parts.values(), quantize(weight, mode).parts.values(), strict=True):
         assert torch.equal(part, other)
 
@@ -87,7 +89,7 @@ def test_a_linear_layer_computes_what_its_weight_stands_for(mode: Mode, most: fl
 def test_int8_does_not_saturate(dynamic: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sums of two 8-bit products overflow where the processor has no VNNI; 28.80 came out as 14.57."""
     if dynamic:
-        monkeypatch.setattr("mdi.linear._int8_kernel", lambda: _multiply_dynamic)
+        monkeypatch.setattr("mdi.model.linear._int8_kernel", lambda: _multiply_dynamic)
     for width in (7, 64):  # rows that make all products of one output as large, and of one sign, as can be
         weight = quantize(randn(32, width) ** 3, "int8")
         rows = dequantize(weight).sign()
@@ -110,7 +112,7 @@ def test_int8_keeps_what_stands_beside_an_outlier() -> None:
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_a_row_does_not_depend_on_the_rows_it_travels_with(dynamic: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if dynamic:
-        monkeypatch.setattr("mdi.linear._int8_kernel", lambda: _multiply_dynamic)
+        monkeypatch.setattr("mdi.model.linear._int8_kernel", lambda: _multiply_dynamic)
     for mode in ("int8", "int4"):
         layer = linear(quantize(randn(128, 96), mode), randn(128))
         x = randn(5, 96, seed=1)
@@ -153,7 +155,7 @@ def test_a_device_without_a_kernel_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     def fail(*_: object) -> None:
         raise RuntimeError("no such kernel")
 
-    monkeypatch.setattr("mdi.linear._prepack", fail)
+    monkeypatch.setattr("mdi.model.linear._prepack", fail)
     with pytest.raises(ConfigError, match=r"--quantize int8: torch .* has no kernel for it on cpu \(no such kernel\)"):
         linear(quantize(randn(8, 32), "int8"))
 

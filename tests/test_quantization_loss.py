@@ -7,10 +7,10 @@ import pytest
 
 from benchmarks import quantization_loss
 from benchmarks.quantization_loss import Result, common_share, measure, prompts_of, read_windows, table
-from mdi.checkpoint import MODEL_FILE
-from mdi.chunks import split_model
-from mdi.config import Mode
-from mdi.partition import Span
+from mdi.checkpoint.chunks import split_model
+from mdi.checkpoint.weights import MODEL_FILE
+from mdi.formats import Mode
+from mdi.model.span import Span
 from tiny_models import generate_cached, make_model, reference_model
 
 WINDOWS = [[(7 * i + k) % 320 for i in range(40)] for k in range(16)]

@@ -10,10 +10,10 @@ from litgpt.model import GPT
 from litgpt.tokenizer import Tokenizer
 
 from conftest import small_files_only
-from mdi import config_names
+from mdi.convert import hf_configs
+from mdi.convert.random import NANO_LLAMA, make_random
 from mdi.errors import CheckpointError, ConfigError
-from mdi.random_model import NANO_LLAMA, make_random
-from mdi.tensors import DTYPES
+from mdi.model.tensors import DTYPES
 
 ENTRY = {
     "name": "Tiny-Test",
@@ -40,7 +40,7 @@ def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def register(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
-    monkeypatch.setattr("mdi.config_names.configs", [*config_names.configs, ENTRY | changes])
+    monkeypatch.setattr("mdi.convert.hf_configs.configs", [*hf_configs.configs, ENTRY | changes])
 
 
 def state_of(folder: Path, **options: Any) -> dict[str, torch.Tensor]:

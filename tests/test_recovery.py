@@ -12,23 +12,23 @@ from typing import Any
 
 import pytest
 
-import mdi.control_client
-import mdi.formation
-import mdi.link
-import mdi.secondary_node
-import mdi.starter_node
+import mdi.cluster.rendezvous
+import mdi.control.client
+import mdi.nodes.secondary
+import mdi.nodes.starter
+import mdi.ring.link
 from fault_relay import Fault, Relay
-from mdi.config import NetworkConfig
-from mdi.control_client import ControlClient
-from mdi.engine import Observer
+from mdi.cluster.plan import plan_job
+from mdi.cluster.recovery import GiveUp, GoOnWithout, Recovery, Retry, State
+from mdi.config.network import NetworkConfig
+from mdi.config.options import StarterOptions
+from mdi.control.client import ControlClient
+from mdi.engine.engine import Observer
+from mdi.engine.sample import Sample
 from mdi.errors import ConfigError, ControlError, RingBroken
-from mdi.job import plan_job
-from mdi.link import listen
-from mdi.options import StarterOptions
-from mdi.recovery import GiveUp, GoOnWithout, Recovery, Retry, State
-from mdi.scheduler import Sample
-from mdi.stage import Stage
-from mdi.starter_node import Starter
+from mdi.model.stage import Stage
+from mdi.net.sockets import listen
+from mdi.nodes.starter import Starter
 from rings import ANY_PORT, Machine, with_prompts
 from script_helpers import free_ports, wait_until
 from tiny_models import make_model
@@ -42,11 +42,11 @@ SEEDED = {"temperature": 0.9, "seed": 7}
 
 @pytest.fixture(autouse=True)
 def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mdi.link, "HANDSHAKE_TIMEOUT_S", 0.5)
-    monkeypatch.setattr(mdi.formation, "HANDSHAKE_TIMEOUT_S", 0.5)
-    monkeypatch.setattr(mdi.formation, "RETRY_S", 0.1)
-    monkeypatch.setattr(mdi.control_client, "ANSWER_TIMEOUT_S", 2.0)
-    monkeypatch.setattr(mdi.secondary_node, "READY_CHECK_S", 0.3)
+    monkeypatch.setattr(mdi.ring.link, "HANDSHAKE_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(mdi.cluster.rendezvous, "HANDSHAKE_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(mdi.cluster.rendezvous, "RETRY_S", 0.1)
+    monkeypatch.setattr(mdi.control.client, "ANSWER_TIMEOUT_S", 2.0)
+    monkeypatch.setattr(mdi.nodes.secondary, "READY_CHECK_S", 0.3)
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def make_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Call
 
         def make(n_nodes: int) -> Bench:
             bench = Bench(n_nodes, tmp_path / "cache", stack)
-            monkeypatch.setattr(mdi.starter_node, "listen", lambda addr, port: listen(addr, bench.behind[port]))
+            monkeypatch.setattr(mdi.nodes.starter, "listen", lambda addr, port: listen(addr, bench.behind[port]))
             return bench
 
         yield make
@@ -136,7 +136,7 @@ def lasting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
 
 @pytest.fixture
 def three(lasting: Bench, monkeypatch: pytest.MonkeyPatch) -> Bench:
-    monkeypatch.setattr(mdi.starter_node, "listen", lambda addr, port: listen(addr, lasting.behind[port]))
+    monkeypatch.setattr(mdi.nodes.starter, "listen", lambda addr, port: listen(addr, lasting.behind[port]))
     return lasting
 
 
@@ -259,7 +259,7 @@ def test_a_node_that_comes_back_goes_on_from_where_it_was(
     assert bench.run(tiny, on_token=once(25, pull_the_plug), **options) == expected[style]
     back.join()
     assert bench.n_recoveries == 1
-    messages = [record.getMessage() for record in caplog.records if record.name == "mdi.keeper"]
+    messages = [record.getMessage() for record in caplog.records if record.name == "mdi.cluster.supervisor"]
     address = rf"secondary {lost - 1} (127.0.0.1:{bench.ring[lost].port})"
     assert messages[0].startswith(f"{address} is lost: ")
     assert messages[0].endswith("; waiting up to 20 s for it")
@@ -525,7 +525,7 @@ def test_an_interrupt_during_a_recovery_ends_the_run_at_once(
 
     def kill() -> None:
         bench.machines[1].kill()
-        monkeypatch.setattr("mdi.keeper.await_members", interrupt)
+        monkeypatch.setattr("mdi.cluster.supervisor.await_members", interrupt)
 
     began_s = [0.0]
     with pytest.raises(KeyboardInterrupt):

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mdi.errors import ConfigError, MdiError
-from mdi.report import (
+from mdi.cli.report import (
     RUN_CSV_HEADER,
     RunStats,
     RunSummary,
@@ -23,11 +22,12 @@ from mdi.report import (
     check_run_csv,
     format_seconds,
     plot_token_times,
-    progress_bar,
     read_token_csv,
     run_names,
     write_token_csv,
 )
+from mdi.errors import ConfigError, MdiError
+from mdi.progress import progress_bar
 
 SRC = Path(__file__).parents[1] / "src"
 
@@ -110,7 +110,7 @@ def test_a_plot_of_nothing_is_drawn(tmp_path: Path) -> None:
 
 def test_only_drawing_imports_the_plotting_library() -> None:
     code = (
-        "import mdi.report as report, sys\n"
+        "import mdi.cli.report as report, sys\n"
         "with report.progress_bar(2, 'x') as advance: advance(1)\n"
         "assert not {'matplotlib', 'tqdm', 'torch'} & set(sys.modules)"
     )

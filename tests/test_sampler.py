@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mdi.sampler import Sampling, choose, generator_for
+from mdi.engine.sampler import Sampling, choose, generator_for
 
 LOGITS = torch.tensor([1.0, -2.0, 0.5, 2.0, -0.5, 0.0])
 EVERY = Sampling(temperature=1.0, top_k=0, top_p=1.0)

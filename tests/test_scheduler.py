@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mdi.engine.sample import Sample
+from mdi.engine.scheduler import Scheduler, Step
 from mdi.errors import RemoteProtocolError
-from mdi.messages import Segment, SlotLedger
-from mdi.scheduler import Sample, Scheduler, Step
+from mdi.segments import Segment, SlotLedger
 from wire_helpers import few_examples
 
 CONTEXT = 200

@@ -18,10 +18,11 @@ import psutil
 import pytest
 import torch
 
-from mdi.checkpoint import load_config, open_weights
-from mdi.chunks import chunk_name, chunks_folder, read_manifest
-from mdi.config import IMAGES_DIR, LOGS_DIR
-from mdi.report import RUN_CSV_HEADER, read_token_csv
+from mdi.checkpoint.chunks import chunk_name, chunks_folder, read_manifest
+from mdi.checkpoint.config import load_config
+from mdi.checkpoint.weights import open_weights
+from mdi.cli.report import RUN_CSV_HEADER, read_token_csv
+from mdi.config.paths import IMAGES_DIR, LOGS_DIR
 from rings import ring_of
 from script_helpers import (
     SCRIPTS,

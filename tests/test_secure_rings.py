@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from mdi.access import THIS_MACHINE, Access
-from mdi.certificates import make_certificates
-from mdi.control_client import ControlClient
+from mdi.control.client import ControlClient
 from mdi.errors import ControlError
-from mdi.keys import Key
-from mdi.link import PreviousConnected
-from mdi.tls import Tls
+from mdi.net.access import THIS_MACHINE, Access
+from mdi.net.certificates import make_certificates
+from mdi.net.keys import Key
+from mdi.net.tls import Tls
+from mdi.ring.link import PreviousConnected
 from rings import ring_of
 from test_certificates import files_of
 from test_link import FLOOD, LARGE, PATIENCE_S, STRANGERS, Bench
@@ -92,7 +92,7 @@ def test_a_starter_whose_key_is_not_the_nodes_is_refused(
         assert ring.secondaries[0].status()["state"] == "idle"
     text = str(caught.value)
     assert "\n" not in text
-    refusals = {record.getMessage() for record in caplog.records if record.name == "mdi.gate"}
+    refusals = {record.getMessage() for record in caplog.records if record.name == "mdi.control.auth"}
     assert all(line.startswith("refused ") and "\n" not in line for line in refusals)
     assert 1 <= len(refusals) <= 3  # its status, the request, and giving it up again
     assert SECRET not in caplog.text + text

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mdi.control.session import SessionSpec
 from mdi.errors import ControlError
-from mdi.link import Peer
-from mdi.partition import Span
-from mdi.session import SessionSpec
+from mdi.model.span import Span
+from mdi.net.sockets import Peer
 from wire_helpers import few_examples
 
 SPEC = SessionSpec(

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from mdi.control_client import ControlClient, Refused
-from mdi.engine import Observer
+from mdi.cluster.plan import plan_job
+from mdi.config.options import StarterOptions
+from mdi.control.client import ControlClient, Refused
+from mdi.control.session import SessionSpec
+from mdi.engine.engine import Observer
 from mdi.errors import CheckpointError, ControlError, RingBroken
-from mdi.job import plan_job
-from mdi.options import StarterOptions
-from mdi.session import SessionSpec
-from mdi.starter_node import Starter
+from mdi.nodes.starter import Starter
 from rings import Ring, ring_of, with_prompts
 from tiny_models import make_model
 

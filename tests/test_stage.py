@@ -10,15 +10,19 @@ import torch
 from litgpt.config import Config
 from litgpt.model import GPT
 
-from mdi.assemble import Placement
-from mdi.attention import make_plan
-from mdi.checkpoint import load_config, open_weights
+from mdi.checkpoint.config import load_config
+from mdi.checkpoint.weights import open_weights
 from mdi.errors import CheckpointError, ConfigError, RemoteProtocolError
-from mdi.kernels import rms_norm
-from mdi.messages import Segment, rows_of
-from mdi.partition import Span
-from mdi.stage import Ends, Stage, ends_shapes, kept_rows, layer_weights, memory_errors, stage_shapes
-from mdi.tensors import from_buffer
+from mdi.model.attention import make_plan
+from mdi.model.build import Placement
+from mdi.model.devices import memory_errors
+from mdi.model.head import Ends
+from mdi.model.ops import rms_norm
+from mdi.model.shapes import ends_shapes, layer_weights, stage_shapes
+from mdi.model.span import Span
+from mdi.model.stage import Stage, kept_rows
+from mdi.model.tensors import from_buffer
+from mdi.segments import Segment, rows_of
 from tiny_models import BASE, TRAITS, make_model
 
 CPU = Placement(torch.device("cpu"), torch.float32)
@@ -265,7 +269,7 @@ def test_compiling_changes_no_result(pays: bool, model: Model, tmp_path: Path, m
 def test_few_graphs_are_compiled_in_many_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch._dynamo.reset()
     before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    monkeypatch.setattr("mdi.stage.LEAST_GAIN", 0.0)
+    monkeypatch.setattr("mdi.model.stage.LEAST_GAIN", 0.0)
     stage = Model(tmp_path).stages[0]
     stage.compile()
     stage.allocate(16, 300)

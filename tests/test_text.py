@@ -16,20 +16,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mdi.chat_template import ChatTemplate
 from mdi.errors import CheckpointError, ConfigError
-from mdi.stops import StopSequences, holds_back, match_stop
-from mdi.text import (
-    PLAIN,
-    Style,
-    TextStream,
-    encode_prompt,
-    load_prompts,
-    load_style,
-    split_paragraphs,
-    stop_sequences,
-)
-from mdi.tokenizer import Tokenizer, generation_ids, load_tokenizer
+from mdi.text.chat_template import ChatTemplate
+from mdi.text.prompts import encode_prompt, load_prompts, split_paragraphs
+from mdi.text.stops import StopSequences, holds_back, match_stop
+from mdi.text.stream import TextStream
+from mdi.text.styles import PLAIN, Style, load_style, stop_sequences
+from mdi.text.tokenizer import Tokenizer, generation_ids, load_tokenizer
 
 SRC = Path(__file__).parents[1] / "src"
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|eot_id|>"]
@@ -174,7 +167,7 @@ def test_ids_that_may_grow_into_a_stop_are_held_back() -> None:
 
 
 def test_stops_need_no_tokenizer_and_no_tensors() -> None:
-    code = "import mdi.stops, sys; assert not {'torch', 'tokenizers', 'mdi.tokenizer'} & set(sys.modules)"
+    code = "import mdi.text.stops, sys; assert not {'torch', 'tokenizers', 'mdi.text.tokenizer'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=SRC, check=True)
 
 
@@ -184,10 +177,10 @@ def test_stops_need_no_tokenizer_and_no_tensors() -> None:
 @ALL_KINDS
 def test_loading_and_using_a_tokenizer_imports_neither_torch_nor_litgpt(kind: str, tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from mdi import text, tokenizer as tokenizers_of\n"
+        "import sys; from pathlib import Path; from mdi.text import prompts, styles, tokenizer as tokenizers_of\n"
         "folder = Path(sys.argv[1]); tokenizer = tokenizers_of.load_tokenizer(folder)\n"
-        "style = text.load_style(folder, 'x', tokenizer, 'none')\n"
-        "assert text.encode_prompt(tokenizer, style, 'hello')\n"
+        "style = styles.load_style(folder, 'x', tokenizer, 'none')\n"
+        "assert prompts.encode_prompt(tokenizer, style, 'hello')\n"
         "assert not {'torch', 'litgpt'} & set(sys.modules)"
     )
     folder = model_folder(tmp_path, kind)

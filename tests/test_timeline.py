@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mdi.errors import ControlError
-from mdi.timeline import NodeTimeline, Span, Timeline, from_json, write_trace
+from mdi.trace import NodeTimeline, Span, Timeline, from_json, write_trace
 from rings import ring_of
 from tiny_models import make_model
 

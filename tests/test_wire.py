@@ -15,21 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mdi.errors import LinkClosed, LocalProtocolError, RemoteProtocolError
-from mdi.messages import (
-    Activation,
-    Fault,
-    Fork,
-    Goodbye,
-    Hello,
-    Message,
-    Ping,
-    Proof,
-    Refuse,
-    Release,
-    Segment,
-    Welcome,
-)
-from mdi.wire import Decoder, Encoder, Session
+from mdi.ring.messages import Activation, Fault, Goodbye, Hello, Message, Ping, Proof, Refuse, Welcome
+from mdi.ring.wire import Decoder, Encoder, Session
+from mdi.segments import Fork, Release, Segment
 from wire_helpers import (
     FORWARD_MESSAGES,
     GOODBYE,

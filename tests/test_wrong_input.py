@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from hub_stub import StubHub, serve
-from mdi.checkpoint import open_weights
+from mdi.checkpoint.weights import open_weights
 from script_helpers import (
     Network,
     Process,

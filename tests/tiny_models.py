@@ -11,8 +11,8 @@ from litgpt.config import Config
 from litgpt.generate.base import generate_fn
 from litgpt.model import GPT
 
-from mdi.checkpoint import open_weights
-from mdi.random_model import write_byte_tokenizer
+from mdi.checkpoint.weights import open_weights
+from mdi.convert.random import write_byte_tokenizer
 
 NEAR_TIE = 1e-4  # of the two best logits: there, and only there, the ring may choose the other one
 

@@ -7,21 +7,9 @@ from collections.abc import Iterable, Iterator
 
 from hypothesis import HealthCheck, settings
 
-from mdi.messages import (
-    Activation,
-    Fault,
-    Fork,
-    Goodbye,
-    Hello,
-    Message,
-    Ping,
-    Proof,
-    Refuse,
-    Release,
-    Segment,
-    Welcome,
-)
-from mdi.wire import Decoder, Session
+from mdi.ring.messages import Activation, Fault, Goodbye, Hello, Message, Ping, Proof, Refuse, Welcome
+from mdi.ring.wire import Decoder, Session
+from mdi.segments import Fork, Release, Segment
 
 HEADER_BYTES = 32
 SESSION = Session(epoch=7, n_embd=4, wire_dtype="float32", n_slots=3, context=16, max_rows=8)

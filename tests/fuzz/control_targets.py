@@ -18,15 +18,15 @@ from litgpt.config import Config
 
 from fuzz.mutations import change_bytes, change_json, pick
 from fuzz.target import Target
-from mdi.access import Access
-from mdi.checkpoint import config_from_dict
-from mdi.chunk_cache import ChunkCache
-from mdi.control import _APPLICATION, UPLOAD_BYTES, _Routes
+from mdi.checkpoint.cache import ChunkCache
+from mdi.checkpoint.config import config_from_dict
+from mdi.control.auth import SCHEME, Challenge, Gate
+from mdi.control.routes import _APPLICATION, UPLOAD_BYTES, _Routes
+from mdi.control.server import WebServer, _Request
+from mdi.control.session import SessionSpec
 from mdi.errors import CheckpointError, ControlError
-from mdi.gate import SCHEME, Challenge, Gate
-from mdi.keys import Key
-from mdi.session import SessionSpec
-from mdi.web_server import WebServer, _Request
+from mdi.net.access import Access
+from mdi.net.keys import Key
 from test_control import CHUNK, DIGEST, FakeNode, sha256_of
 from test_session import SPEC
 from tiny_models import BASE, TRAITS
@@ -153,7 +153,7 @@ class HttpTarget(Target):
         logging.getLogger("mdi").propagate = False
         application = cherrypy.Application(_Routes(self._node, threading.Event()), "", config=_APPLICATION)
         application.log.access_log.disabled = True
-        application.log.error_log.parent = logging.getLogger("mdi.control")
+        application.log.error_log.parent = logging.getLogger("mdi.control.routes")
         self._keyed = self._server(application, Access(KEY))
         self._open = self._server(application, Access(addrs=("10.0.0.9",)))
         self._n = 0

@@ -11,23 +11,9 @@ from pathlib import Path
 from fuzz.mutations import change_bytes, change_json, edge, pick, put
 from fuzz.target import Target
 from mdi.errors import LinkClosed, RemoteProtocolError
-from mdi.messages import (
-    Activation,
-    Fault,
-    Fork,
-    Goodbye,
-    Hello,
-    Message,
-    Ping,
-    Proof,
-    Refuse,
-    Release,
-    Segment,
-    SlotLedger,
-    Welcome,
-    check_segments,
-)
-from mdi.wire import MAX_TEXT_BYTES, Decoder, Encoder, Session, State
+from mdi.ring.messages import Activation, Fault, Goodbye, Hello, Message, Ping, Proof, Refuse, Welcome
+from mdi.ring.wire import MAX_TEXT_BYTES, Decoder, Encoder, Session, State
+from mdi.segments import Fork, Release, Segment, SlotLedger, check_segments
 from wire_helpers import plain
 
 STATES = (State.HANDSHAKE, State.GREETED, State.OPEN, State.CLOSED)

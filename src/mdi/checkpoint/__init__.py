@@ -1,0 +1,1 @@
+"""Model folders and their configuration, chunks, digests, the chunk cache."""

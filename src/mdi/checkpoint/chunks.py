@@ -1,0 +1,202 @@
+"""Model folder -> chunk files and the manifest that names them; both are written whole or not at all."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from litgpt.utils import incremental_save
+
+from mdi.checkpoint.config import MOST, load_config
+from mdi.checkpoint.weights import MODEL_FILE, Weights, digest_of_lines, open_weights, select, tensor_line
+from mdi.errors import CheckpointError, one_line
+from mdi.files import atomic_path, storage_error, write_text
+from mdi.formats import MODES, Mode
+from mdi.model.quant import mode_for, quantize, weight_bytes
+from mdi.model.span import Span, spans_of
+from mdi.model.tensors import DTYPES, dtype_name, mapped_empty, page_out
+from mdi.progress import progress_bar
+
+FORMAT_VERSION = 1
+MANIFEST_FILE = "manifest.json"
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class ChunkFile:
+    """One line of a manifest."""
+
+    name: str
+    n_bytes: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `chunks/<N>nodes/` holds, in ring order."""
+
+    model_digest: str
+    spans: tuple[Span, ...]
+    dtype: str
+    quantization: Mode
+    files: tuple[ChunkFile, ...]
+    format_version: int = FORMAT_VERSION
+
+
+def chunks_folder(folder: Path, n_nodes: int) -> Path:
+    """Where the chunks of a model for `n_nodes` nodes lie."""
+    return folder / "chunks" / f"{n_nodes}nodes"
+
+
+def chunk_name(node: int) -> str:
+    """The file name of the chunk of node `node` of the ring."""
+    return "model_starter.pth" if node == 0 else f"model_secondary{node - 1}.pth"
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest in a chunks folder; None where there is none. Raises `CheckpointError` if it is damaged."""
+    path = folder / MANIFEST_FILE
+    if not path.is_file():
+        return None
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if data["format_version"] != FORMAT_VERSION:
+            raise CheckpointError(
+                f"{path}: format {data['format_version']}, this version reads {FORMAT_VERSION}; split again"
+            )
+        spans = tuple(Span(*span) for span in data.pop("spans"))
+        files = tuple(ChunkFile(**file) for file in data.pop("files"))
+        manifest = Manifest(spans=spans, files=files, **data)
+        _check_manifest(manifest)
+        return manifest
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
+        raise CheckpointError(f"{path}: damaged ({exc}); delete it and split the model again") from exc
+
+
+def _check_manifest(manifest: Manifest) -> None:
+    if len(manifest.files) != len(manifest.spans) or not manifest.spans:
+        raise ValueError(f"{len(manifest.files)} files for {len(manifest.spans)} spans")
+    if [file.name for file in manifest.files] != [chunk_name(node) for node in range(len(manifest.files))]:
+        raise ValueError("its files do not have the names of chunks, in their order")
+    if not all(type(file.n_bytes) is int and file.n_bytes >= 0 for file in manifest.files):
+        raise ValueError("a number of bytes that is none")
+    if manifest.quantization not in MODES:
+        raise ValueError(f"a quantization {manifest.quantization!r} that is none of {', '.join(MODES)}")
+    if not all(type(place) is int and 0 <= place <= MOST["n_layer"] for span in manifest.spans for place in span):
+        raise ValueError("a span that is none")
+    if manifest.spans != tuple(spans_of([len(span) for span in manifest.spans])):
+        raise ValueError(f"its spans do not follow each other: {[list(span) for span in manifest.spans]}")
+    if not all(_DIGEST.fullmatch(digest) for digest in [manifest.model_digest, *(f.digest for f in manifest.files)]):
+        raise ValueError("a digest that is none")
+
+
+def split_model(
+    folder: Path,
+    spans: Sequence[Span],
+    dtype: str | None = None,
+    advance: Callable[[int], object] = lambda n_bytes: None,
+    *,
+    quantization: Mode = "none",
+) -> Manifest:
+    """Write one chunk per span into `chunks/<N>nodes/`, and the manifest last.
+
+    Tensors are copied, cast or quantized one at a time from the mapped model; one that the model ties is stored once.
+    An interrupted split leaves no manifest. `advance` is told the bytes of each tensor that was copied.
+    """
+    config = load_config(folder)
+    weights = open_weights(folder / MODEL_FILE)
+    parts = [select(weights, config, node, span) for node, span in enumerate(spans)]
+    target = chunks_folder(folder, len(spans))
+    _check_space(target, parts, dtype, quantization)
+    try:
+        (target / MANIFEST_FILE).unlink(missing_ok=True)
+    except OSError as exc:
+        raise storage_error(target, exc) from exc
+    lines: dict[str, str] = {}
+    files = []
+    for node, part in enumerate(parts):
+        path = target / chunk_name(node)
+        own_lines = _write_chunk(path, part, dtype, quantization, advance)
+        files.append(ChunkFile(path.name, path.stat().st_size, digest_of_lines(own_lines)))
+        lines |= own_lines
+    used_dtype = dtype or dtype_name(next(iter(weights.values())).dtype)
+    manifest = Manifest(digest_of_lines(lines), tuple(spans), used_dtype, quantization, tuple(files))
+    write_text(target / MANIFEST_FILE, json.dumps(asdict(manifest), indent=1))
+    return manifest
+
+
+def _write_chunk(
+    path: Path, weights: Weights, dtype: str | None, quantization: Mode, advance: Callable[[int], object]
+) -> dict[str, str]:
+    """Write one file; returns what a digest says of each tensor, by name."""
+    lines: dict[str, str] = {}
+    proxies: dict[str, Any] = {}
+    stored: dict[tuple[int, torch.Size, Mode], dict[str, tuple[Any, str]]] = {}
+    with atomic_path(path) as partial_path:
+        try:
+            with incremental_save(partial_path) as saver:
+                for name, tensor in weights.items():
+                    mode = mode_for(name, quantization)
+                    key = (tensor.data_ptr(), tensor.shape, mode)
+                    if key not in stored:
+                        parts = quantize(tensor, mode).parts if mode != "none" else {"": _cast(tensor, dtype)}
+                        stored[key] = {
+                            suffix: (saver.store_early(_own_storage(part)), tensor_line(part))
+                            for suffix, part in parts.items()
+                        }
+                        page_out(tensor)
+                        advance(tensor.nbytes)
+                    for suffix, (proxy, line) in stored[key].items():
+                        proxies[name + suffix], lines[name + suffix] = proxy, line
+                saver.save(proxies)
+        except RuntimeError as exc:
+            raise CheckpointError(f"{path}: could not be written ({one_line(exc)}); is the disk full?") from exc
+    return lines
+
+
+def _cast(tensor: torch.Tensor, dtype: str | None) -> torch.Tensor:
+    if dtype is None or not tensor.is_floating_point() or tensor.dtype == DTYPES[dtype]:
+        return tensor
+    return mapped_empty(tensor.shape, DTYPES[dtype]).copy_(tensor)
+
+
+def _own_storage(tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor` itself, or a copy where it is a view of something larger, which would be saved whole."""
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+
+
+def _check_space(target: Path, parts: Sequence[Weights], dtype: str | None, quantization: Mode) -> None:
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        free_bytes = shutil.disk_usage(target).free
+    except OSError as exc:
+        raise storage_error(target, exc) from exc
+    needed = sum(
+        weight_bytes(name, tensor.numel(), DTYPES[dtype] if dtype else tensor.dtype, quantization)
+        for part in parts
+        for name, tensor in part.items()
+    )
+    if needed > free_bytes:
+        raise CheckpointError(f"{target}: the chunks take {needed / 1e9:.2f} GB and {free_bytes / 1e9:.2f} GB are free")
+
+
+def write_chunks(
+    folder: Path, spans: Sequence[Span], dtype: str | None = None, quantization: Mode = "none"
+) -> Manifest:
+    """Split the model of a folder, with a progress bar."""
+    if not (folder / MODEL_FILE).is_file():
+        raise CheckpointError(f"{folder}: no {MODEL_FILE} here, so nothing to split; prepare the model again")
+    with progress_bar((folder / MODEL_FILE).stat().st_size, f"splitting over {len(spans)} nodes", "B") as advance:
+        return split_model(folder, spans, dtype, advance, quantization=quantization)
+
+
+def is_fresh(folder: Path, manifest: Manifest) -> bool:
+    """Whether all chunks of the manifest are there, and younger than the model they were made from, if that is."""
+    files, model = chunks_folder(folder, len(manifest.spans)), folder / MODEL_FILE
+    if not all((files / file.name).is_file() for file in manifest.files):
+        return False
+    return not model.is_file() or (files / MANIFEST_FILE).stat().st_mtime_ns >= model.stat().st_mtime_ns

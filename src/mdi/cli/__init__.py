@@ -1,0 +1,1 @@
+"""What people type: options parsed, runs composed, output printed."""

@@ -1,0 +1,68 @@
+"""A whole ring on this machine: the scripts as child processes."""
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO
+
+from mdi.config.network import load_network
+from mdi.config.paths import LOGS_DIR, SOURCE_DIR
+from mdi.files import storage_error
+
+STOP_TIMEOUT_S = 5.0
+
+
+@contextlib.contextmanager
+def secondaries(nodes_config: Path, *options: str) -> Iterator[list["subprocess.Popen[bytes]"]]:
+    """Run every secondary of a network file; what they say goes to `logs/local_secondary<i>.log`.
+
+    On exit each has a few seconds to end, as after a run it does by itself, and is killed after that.
+    """
+    with contextlib.ExitStack() as stack:
+        processes = []
+        for index in range(len(load_network(nodes_config).secondaries)):
+            log = stack.enter_context(_open_log(log_path(index)))
+            command = script("secondary.py", *options, "--nodes-config", str(nodes_config), str(index))
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            stack.callback(_end, process)
+            processes.append(process)
+        yield processes
+
+
+def script(name: str, *options: str) -> list[str]:
+    """The command line of one of our scripts under this Python."""
+    return [sys.executable, str(SOURCE_DIR / name), *options]
+
+
+def log_path(index: int) -> Path:
+    """Where secondary `index` of a local ring writes its messages."""
+    return LOGS_DIR / f"local_secondary{index}.log"
+
+
+def _open_log(path: Path) -> IO[bytes]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("wb")
+    except OSError as exc:
+        raise storage_error(path, exc) from exc
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    process.terminate()
+    try:
+        process.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def failure_of(processes: Sequence["subprocess.Popen[bytes]"]) -> str:
+    """The last line of each secondary that ended by itself with an error; empty if none did."""
+    lines = []
+    for index, process in enumerate(processes):
+        if process.poll():
+            text = log_path(index).read_text(encoding="utf-8", errors="replace").strip()
+            lines.append(f"secondary {index}: {text.rpartition(chr(10))[2]}")
+    return "\n".join(lines)

@@ -1,0 +1,118 @@
+"""How much memory a command and its children hold, over time."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+import psutil
+
+from mdi.cli.report import format_seconds, plot_curves
+from mdi.errors import ConfigError
+from mdi.files import storage_error
+
+MEMORY_CSV_HEADER = "seconds,rss_bytes"
+_MIB = 1 << 20
+
+
+def sample_memory(pid: int) -> int:
+    """Resident bytes of process `pid` and all its descendants now; 0 once it is gone.
+
+    Pages that several of them share are counted for each.
+    """
+    return sum(map(_resident_bytes, _family(pid)))
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    try:
+        root = psutil.Process(pid)
+        return [root, *root.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _resident_bytes(process: psutil.Process) -> int:
+    try:
+        return int(process.memory_info().rss)
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return 0
+
+
+def watch_command(command: str, csv_path: Path, interval_s: float, *, grace_s: float = 5.0) -> int:
+    """Run a shell command line, write its memory over time to `csv_path`, return its exit status.
+
+    The file has a header and lines `seconds,rss_bytes`, each flushed as it comes. The status is 128 + n
+    where signal n ended the command. If this function is interrupted, the command and all it
+    started are ended first. Raises `CheckpointError` for a file that cannot be written.
+    """
+    try:
+        csv_path.parent.mkdir(parents=True, exist_ok=True)
+        with csv_path.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(f"{MEMORY_CSV_HEADER}\n")
+            process = subprocess.Popen(command, shell=True, start_new_session=True)
+            try:
+                _record(process, file, interval_s)
+            except BaseException:
+                stop_group(process, grace_s)
+                raise
+    except OSError as exc:
+        raise storage_error(csv_path, exc) from exc
+    status = process.wait()
+    return status if status >= 0 else 128 - status
+
+
+def _record(process: "subprocess.Popen[bytes]", file: TextIO, interval_s: float) -> None:
+    for seconds, rss_bytes in watch_memory(process, interval_s):
+        file.write(f"{format_seconds(seconds)},{rss_bytes}\n")
+        file.flush()
+
+
+def watch_memory(process: "subprocess.Popen[bytes]", interval_s: float) -> Iterator[tuple[float, int]]:
+    """Yield (seconds since now, resident bytes) at once and then every `interval_s`, until it ends."""
+    began = time.monotonic()
+    n_samples = 0
+    while process.poll() is None:
+        elapsed_s = time.monotonic() - began
+        if rss_bytes := sample_memory(process.pid):
+            yield elapsed_s, rss_bytes
+        # The next tick of a fixed clock, whatever sampling took; ticks already missed are left out.
+        n_samples = max(n_samples, int(elapsed_s / interval_s)) + 1
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(max(0.0, began + n_samples * interval_s - time.monotonic()))
+
+
+def stop_group(process: "subprocess.Popen[bytes]", grace_s: float) -> None:
+    """End the group that `process` leads: SIGTERM, and SIGKILL for what is left after `grace_s`."""
+    family = _family(process.pid)
+    _signal_group(process.pid, signal.SIGTERM)
+    psutil.wait_procs(family, timeout=grace_s)
+    _signal_group(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _signal_group(group_id: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group_id, number)
+
+
+def read_memory_csv(path: Path) -> list[tuple[float, int]]:
+    """The (seconds, bytes) of a file that `watch_command` wrote. Raises `ConfigError`."""
+    try:
+        header, *lines = path.read_text(encoding="utf-8").splitlines()
+        rows = [line.split(",") for line in lines]
+        points = [(float(seconds), int(rss_bytes)) for seconds, rss_bytes in rows]
+    except (OSError, ValueError) as exc:
+        raise ConfigError(f"{path}: not a memory record ({exc})") from exc
+    if header != MEMORY_CSV_HEADER:
+        raise ConfigError(f"{path}: begins with {header!r}, not {MEMORY_CSV_HEADER!r}")
+    return points
+
+
+def plot_memory(csv_path: Path, png_path: Path) -> None:
+    """Draw a record of `watch_command` as PNG. Raises `CheckpointError` where it cannot be written."""
+    points = [(seconds, rss_bytes / _MIB) for seconds, rss_bytes in read_memory_csv(csv_path)]
+    plot_curves(png_path, {csv_path.stem: points}, x_label="time (s)", y_label="resident memory (MiB)")

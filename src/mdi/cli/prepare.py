@@ -1,0 +1,144 @@
+"""Any form of a model -> a litGPT folder, and its chunks."""
+
+import contextlib
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+from mdi.checkpoint.chunks import Manifest, chunks_folder, is_fresh, read_manifest, write_chunks
+from mdi.checkpoint.config import CONFIG_FILE, load_config
+from mdi.checkpoint.weights import MODEL_FILE
+from mdi.cluster.partition import Load, split
+from mdi.config.network import load_network
+from mdi.config.options import PrepareOptions
+from mdi.convert.gguf.convert import import_gguf, suggested_name
+from mdi.convert.hf_configs import resolve_config_name
+from mdi.convert.hub import download, download_config, read_config
+from mdi.convert.huggingface import convert_folder, link_or_copy
+from mdi.convert.random import make_random
+from mdi.errors import CheckpointError, ConfigError, one_line
+from mdi.files import partial_folder, write_text
+from mdi.model.shapes import head_weight, layer_weights
+from mdi.model.span import Span
+from mdi.progress import progress_bar
+
+log = logging.getLogger(__name__)
+
+SOURCE_FILE = "source.json"
+
+
+def prepare(options: PrepareOptions) -> tuple[Path, Manifest | None]:
+    """Make the model ready; returns its folder, and the manifest of its chunks if a split was asked for.
+
+    What is ready already is not made again. Interrupted work leaves nothing that looks finished.
+    """
+    folder = _prepare_folder(options)
+    config = load_config(folder)
+    shares = _shares(options)
+    if shares is None:
+        return folder, None
+    spans = split(options.split, Load(layer_weights(config), head_weight(config), shares))
+    manifest = read_manifest(chunks_folder(folder, len(spans)))
+    if manifest is not None and _is_asked_for(manifest, spans, options) and is_fresh(folder, manifest):
+        log.warning("chunks for %d nodes are there already", len(spans))
+        return folder, manifest
+    manifest = write_chunks(folder, spans, options.dtype, options.quantize)
+    log.warning("chunks for %d nodes are in %s", len(spans), chunks_folder(folder, len(spans)))
+    return folder, manifest
+
+
+def _is_asked_for(manifest: Manifest, spans: list[Span], options: PrepareOptions) -> bool:
+    same_format = options.dtype in (None, manifest.dtype) and options.quantize == manifest.quantization
+    return list(manifest.spans) == spans and same_format
+
+
+def _shares(options: PrepareOptions) -> list[float] | None:
+    if options.nodes_config is not None:
+        return load_network(options.nodes_config).shares
+    return None if options.n_nodes is None else [1.0] * options.n_nodes
+
+
+def _prepare_folder(options: PrepareOptions) -> Path:
+    if options.random is not None:
+        return _make_random(options, options.random)
+    assert options.model is not None
+    path = Path(options.model).expanduser()
+    if path.is_file():
+        return _import_gguf(options, path)
+    if (path / CONFIG_FILE).is_file():
+        return path
+    if path.is_dir():
+        return _convert_local(options, path)
+    if path.suffix == ".gguf" or options.model.count("/") != 1 or options.model.startswith((".", "/", "~")):
+        raise ConfigError(f"{options.model}: no such file or folder, and not a repo id, which has the form org/name")
+    return _fetch(options, options.model)
+
+
+def _fetch(options: PrepareOptions, repo_id: str) -> Path:
+    target = options.ckpt_folder / repo_id
+    with _unless_ready(target, f"hub:{repo_id}", keep_on_error=True) as folder:
+        if folder is not None:
+            config = download_config(repo_id, folder, token=options.hf_token)
+            name = resolve_config_name(repo_id, config, options.model_name)
+            download(repo_id, folder, token=options.hf_token)
+            convert_folder(folder, model_name=name, dtype=options.dtype)
+    return target
+
+
+def _convert_local(options: PrepareOptions, source: Path) -> Path:
+    name = resolve_config_name(source.resolve().name, read_config(source), options.model_name)
+    target = options.ckpt_folder / "local" / source.resolve().name
+    with _unless_ready(target, f"folder:{source.resolve()}") as folder:
+        if folder is not None:
+            link_or_copy(source, folder)
+            convert_folder(folder, model_name=name, dtype=options.dtype)
+    return target
+
+
+def _import_gguf(options: PrepareOptions, source: Path) -> Path:
+    name = options.model_name or suggested_name(source)
+    target = options.ckpt_folder / "local" / name
+    with _unless_ready(target, f"gguf:{source.name}:{source.stat().st_size}") as folder:
+        if folder is not None:
+            with progress_bar(None, f"importing {source.name}", " tensors") as advance:
+                import_gguf(source, folder, dtype=options.dtype, name=name, progress=lambda *_: (advance(1), None)[1])
+    return target
+
+
+def _make_random(options: PrepareOptions, config_name: str) -> Path:
+    target = options.ckpt_folder / "random" / config_name.rpartition("/")[2]
+    with _unless_ready(target, f"random:{config_name}:{options.seed}:{options.dtype}") as folder:
+        if folder is not None:
+            make_random(config_name, folder, seed=options.seed, dtype=options.dtype)
+    return target
+
+
+@contextlib.contextmanager
+def _unless_ready(target: Path, source: str, *, keep_on_error: bool = False) -> Iterator[Path | None]:
+    """Yield a working folder that becomes `target`; None where `target` was made from `source` before."""
+    if (target / MODEL_FILE).is_file() and (target / CONFIG_FILE).is_file():
+        _check_source(target, source)
+        log.warning("%s is prepared already", target)
+        yield None
+        return
+    try:
+        with partial_folder(target, keep_on_error=keep_on_error) as folder:
+            yield folder
+            write_text(folder / SOURCE_FILE, json.dumps({"source": source}))
+    except RuntimeError as exc:  # torch's file writer says so when a disk is full
+        if "PytorchStreamWriter" not in str(exc):
+            raise
+        raise CheckpointError(f"{target}: could not be written ({one_line(exc)}); is the disk full?") from exc
+    log.warning("%s is ready", target)
+
+
+def _check_source(target: Path, source: str) -> None:
+    try:
+        known = json.loads((target / SOURCE_FILE).read_text(encoding="utf-8"))["source"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # put there by hand
+    if known != source:
+        raise ConfigError(
+            f"{target} was made from {known}, not from {source}: remove it, or choose another --ckpt-folder"
+        )

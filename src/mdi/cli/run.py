@@ -1,0 +1,104 @@
+"""What the scripts do once their options are known: compose the parts, run, print."""
+
+import contextlib
+import gc
+import logging
+import sys
+
+from mdi.checkpoint.cache import ChunkCache, default_cache_dir
+from mdi.checkpoint.weights import content_digest
+from mdi.cli.report import (
+    RunStats,
+    RunSummary,
+    SampleWriter,
+    append_run_csv,
+    check_run_csv,
+    plot_token_times,
+    run_names,
+    write_token_csv,
+)
+from mdi.cli.transcript import Transcript
+from mdi.cluster.plan import Job, plan_job
+from mdi.config.network import NetworkConfig, NodeConfig
+from mdi.config.options import SecondaryOptions, StarterOptions
+from mdi.config.paths import IMAGES_DIR, LOGS_DIR
+from mdi.errors import MdiError
+from mdi.nodes.secondary import Secondary
+from mdi.nodes.sources import WeightSources
+from mdi.nodes.starter import Starter
+
+log = logging.getLogger(__name__)
+
+
+def run_starter(options: StarterOptions, network: NetworkConfig) -> None:
+    """Generate the samples of `options` on `network` and print them."""
+    if options.time_run is not None:
+        check_run_csv(options.time_run)
+    gc.freeze()  # what torch and litgpt have imported is never collected, at exit neither
+    job = plan_job(options, network)
+    stream = sys.stdout.isatty() if options.stream is None else options.stream
+    with contextlib.ExitStack() as stack:
+        writer = stack.enter_context(SampleWriter(options.output)) if options.output else None
+        transcript = Transcript(job, stream=stream, writer=writer)
+        starter = stack.enter_context(Starter(network, job, options))
+        starter.prepare()
+        transcript.start()
+        try:
+            starter.run(transcript.observer)
+        except (MdiError, KeyboardInterrupt, SystemExit):
+            transcript.give_up(starter.scheduler.samples)
+            raise
+        finally:
+            _summarize(options, network, job, transcript, writer, starter.n_recoveries)
+        if options.timeline is not None:
+            starter.write_timeline(options.timeline)
+        _record(options, network, job, transcript)
+
+
+def _summarize(
+    options: StarterOptions,
+    network: NetworkConfig,
+    job: Job,
+    transcript: Transcript,
+    writer: SampleWriter | None,
+    n_recoveries: int,
+) -> None:
+    """Say how much was generated in which time, also of a run that broke."""
+    n_nodes, n_samples = len(network.nodes), len(job.prompts)
+    n_tokens, gen_time_s = transcript.n_tokens, transcript.gen_time_s
+    tokens_per_s = n_tokens / gen_time_s if gen_time_s else 0.0
+    if writer is not None:
+        writer.write_summary(
+            RunSummary(n_nodes, n_samples, n_tokens, gen_time_s, tokens_per_s, options.seed, n_recoveries)
+        )
+    print(f"Generated {n_tokens} tokens in {gen_time_s:.2f} s: {tokens_per_s:.2f} tokens/s", flush=True)
+
+
+def _record(options: StarterOptions, network: NetworkConfig, job: Job, transcript: Transcript) -> None:
+    """Write what researchers measure, of a run that finished."""
+    n_nodes, n_samples, gen_time_s = len(network.nodes), len(job.prompts), transcript.gen_time_s
+    if options.time_run is not None:
+        append_run_csv(options.time_run, RunStats(n_samples, job.config.n_layer, job.context, gen_time_s))
+    if options.plots:
+        csv, png = run_names(LOGS_DIR, IMAGES_DIR, n_nodes, job.name, n_samples)
+        write_token_csv(csv, transcript.times.points)
+        plot_token_times(png, {f"{n_nodes} nodes": transcript.times.points})
+        print(f"Tokens over time: {csv} and {png}", file=sys.stderr)
+
+
+def run_secondary(options: SecondaryOptions, config: NodeConfig) -> None:
+    """Serve starters until one of them, or the user, says stop."""
+    gc.freeze()
+    cache = ChunkCache(options.cache_dir or default_cache_dir(), content_digest)
+    sources = WeightSources(cache, options.chunk, options.ckpt)
+    with Secondary(
+        config,
+        sources,
+        device=options.device,
+        dtype=options.dtype,
+        quantize=options.quantize,
+        compile_stage=options.compile,
+    ) as secondary:
+        starter = f" at {config.starter_addr}" if config.starter_addr else ""
+        log.warning("waiting for a starter%s, on http://%s:%d", starter, config.addr, secondary.http_port)
+        secondary.serve()

@@ -1,0 +1,145 @@
+"""The memory that a node needs for its part of a session, and whether it has it. Arithmetic only."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass
+from typing import Any
+
+import torch
+from litgpt.config import Config
+
+from mdi.errors import ConfigError
+from mdi.formats import MODES, Mode
+from mdi.model.head import Ends
+from mdi.model.quant import held_bytes
+from mdi.model.shapes import ends_shapes, stage_shapes
+from mdi.model.span import Span
+from mdi.model.stage import Stage
+from mdi.model.tensors import DTYPES
+
+SPARE = 0.1  # of the free memory, left to everything else on the machine
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a node's part takes, in bytes."""
+
+    weights: int
+    slot: int  # each
+    message: int  # the largest, while it is computed
+
+
+@dataclass(frozen=True)
+class NodeFacts:
+    """What a node says of itself before a session."""
+
+    name: str
+    place: str  # the memory it draws on: nodes of one machine share it
+    dtype: torch.dtype
+    mode: Mode
+    free_bytes: int | None  # None: it cannot tell
+
+
+def facts_of(name: str, host: str, status: Mapping[str, Any], stored: Mode, wanted: Mode | None) -> NodeFacts:
+    """The facts in a node's status, whatever else it may hold.
+
+    Args:
+        stored: the quantization of the chunks; `wanted`: what the starter asks for, None if it does not say.
+    """
+    mode = status.get("quantize") or wanted or "none"
+    free = status.get("free_memory_bytes")
+    return NodeFacts(
+        name=name,
+        place=f"{host} {status.get('device')}",
+        dtype=DTYPES.get(str(status.get("dtype")), torch.float32),
+        mode=stored if stored != "none" or mode not in MODES else mode,
+        free_bytes=free if type(free) is int and free >= 0 else None,
+    )
+
+
+def budgets_of(
+    nodes: Sequence[NodeFacts], config: Config, spans: Sequence[Span], *, context: int, max_rows: int
+) -> list["Budget"]:
+    """The budget of each memory that the nodes of a ring draw on; the first node is the starter."""
+    shared: dict[str, list[tuple[NodeFacts, Need]]] = {}
+    for number, (node, span) in enumerate(zip(nodes, spans, strict=True)):
+        need = need_of(
+            config, span, has_ends=number == 0, dtype=node.dtype, mode=node.mode, context=context, max_rows=max_rows
+        )
+        shared.setdefault(node.place, []).append((node, need))
+    return [
+        Budget(
+            " and ".join(node.name for node, _ in group),
+            Need(*(sum(sizes) for sizes in zip(*(astuple(need) for _, need in group), strict=True))),
+            min((node.free_bytes for node, _ in group if node.free_bytes is not None), default=None),
+        )
+        for group in shared.values()
+    ]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The need of the nodes that share a memory, beside what is free of it."""
+
+    name: str
+    need: Need
+    free_bytes: int | None  # None: the node cannot tell
+
+    @property
+    def usable_bytes(self) -> float:
+        return math.inf if self.free_bytes is None else self.free_bytes * (1 - SPARE)
+
+    @property
+    def most_slots(self) -> float:
+        """Slots that fit beside the weights; below 0 where not even those fit."""
+        if self.free_bytes is None:
+            return math.inf
+        return (self.usable_bytes - self.need.weights - self.need.message) // self.need.slot
+
+
+def need_of(
+    config: Config, span: Span, *, has_ends: bool, dtype: torch.dtype, mode: Mode, context: int, max_rows: int
+) -> Need:
+    """What the layers of `span` take on one node, with the head where `has_ends`."""
+    shapes = stage_shapes(config, span) | (ends_shapes(config) if has_ends else {})
+    weights = held_bytes(shapes, dtype, mode)
+    slot = len(span) * 2 * config.n_query_groups * config.head_size * context * dtype.itemsize
+    widest = max(
+        config.n_embd, 2 * config.intermediate_size, (config.n_head + 2 * config.n_query_groups) * config.head_size
+    )
+    return Need(weights, slot, 4 * max_rows * widest * dtype.itemsize)
+
+
+def free_for_a_session(free_bytes: int | None, *held: Stage | Ends | None) -> int | None:
+    """What a node's session may take: what is free, and what the weights of the last one would give back."""
+    if free_bytes is None:
+        return None
+    return free_bytes + sum(part.weights_bytes for part in held if part is not None)
+
+
+def fit_slots(budgets: Sequence[Budget], wanted: int, *, fixed: bool) -> int:
+    """How many samples can be in the ring at once, at most `wanted`; exactly that if it is `fixed`.
+
+    Raises `ConfigError` with the numbers of the nodes that have too little memory.
+    """
+    tightest = min(budgets, key=lambda budget: budget.most_slots)
+    n_slots = min(wanted, tightest.most_slots)
+    if n_slots < (wanted if fixed else 1):
+        raise ConfigError(_shortage(tightest, wanted if fixed else 1))
+    return int(n_slots)
+
+
+def _shortage(budget: Budget, n_slots: int) -> str:
+    need = budget.need
+    slots = f"{n_slots} slot{'s' * (n_slots > 1)} of {_size(need.slot)}"
+    advice = "fewer slots (--max-slots), " if n_slots > 1 and budget.most_slots >= 1 else ""
+    return (
+        f"{budget.name}: the weights take {_size(need.weights)}, {slots} {_size(n_slots * need.slot)} and a message"
+        f" {_size(need.message)}, but of its free memory of {_size(budget.free_bytes or 0)} only"
+        f" {_size(budget.usable_bytes)} may be used: try {advice}a shorter --sequence-length, --quantize int8, another"
+        " --split or more nodes"
+    )
+
+
+def _size(n_bytes: float) -> str:
+    return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.1f} MB"

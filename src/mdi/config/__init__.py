@@ -1,0 +1,1 @@
+"""Files and options -> frozen dataclasses, with all their checks."""

@@ -1,0 +1,226 @@
+"""Nodes-config JSON -> frozen dataclasses; every check on what a user writes into it, and where things lie.
+
+Errors are `ConfigError`s that name the file, the key, the value and what is allowed.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mdi.errors import ConfigError
+from mdi.formats import DEVICE
+from mdi.net.access import THIS_MACHINE, Access
+from mdi.net.keys import Key, key_from_environment, key_from_file
+from mdi.net.tls import Tls
+
+MOST_SHARE = 10**6
+LOOPBACK = ("localhost", "127.", "::1")
+
+
+@dataclass(frozen=True)
+class NodeConfig:
+    """One machine (or one device of a machine) of the ring."""
+
+    addr: str
+    http_port: int
+    port_in: int
+    port_out: int
+    device: str | None = None
+    share: float = 1.0  # how much work the node can take, relative to the others
+    starter_addr: str | None = None  # where a secondary expects its starter
+    access: Access = THIS_MACHINE  # who may speak to it
+
+    @property
+    def host(self) -> str:
+        """The machine, as far as the address tells: all names of loopback are one."""
+        return "loopback" if self.addr.startswith(LOOPBACK) else self.addr
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """The ring: the starter, then the secondaries in order, and back to the starter."""
+
+    starter: NodeConfig
+    secondaries: tuple[NodeConfig, ...] = ()
+
+    @property
+    def nodes(self) -> tuple[NodeConfig, ...]:
+        return (self.starter, *self.secondaries)
+
+    @property
+    def shares(self) -> list[float]:
+        return [node.share for node in self.nodes]
+
+
+def node_name(index: int) -> str:
+    """What node `index` of the ring is called in messages: `starter`, `secondary 0`, ..."""
+    return "starter" if index == 0 else f"secondary {index - 1}"
+
+
+def load_network(path: Path) -> NetworkConfig:
+    """Read a file that describes the whole network."""
+    root = _Reader(path, _load_json(path))
+    access = _read_access(root)
+    readers = root.child("nodes")
+    root.finish()
+    starter = readers.child("starter")
+    secondaries = readers.children("secondary")
+    readers.finish()
+    nodes = [_read_node(reader) for reader in (starter, *secondaries)]
+    _refuse_shared_ports(path, nodes)
+    access = replace(access, addrs=tuple(dict.fromkeys(node.addr for node in nodes)))
+    nodes = [replace(node, access=access) for node in nodes]
+    return NetworkConfig(nodes[0], tuple(nodes[1:]))
+
+
+def load_node(path: Path, index: int | None) -> NodeConfig:
+    """Read one secondary: number `index` of a network file, or the only node of a single-node file."""
+    data = _load_json(path)
+    if "nodes" not in data:
+        reader = _Reader(path, data)
+        access = _read_access(reader)
+        node = _read_node(reader)
+        _refuse_shared_ports(path, [node])
+        return replace(node, access=replace(access, addrs=_addrs_of(node)))
+    secondaries = load_network(path).secondaries
+    if index is None:
+        raise ConfigError(
+            f"{path} has {_range_of(len(secondaries))}: say which one, as in `secondary.py --nodes-config {path} 0`"
+        )
+    if not 0 <= index < len(secondaries):
+        raise ConfigError(f"{path} has {_range_of(len(secondaries))}, not {index}")
+    return secondaries[index]
+
+
+def _addrs_of(node: NodeConfig) -> tuple[str, ...] | None:
+    """Who may call a node that knows no other nodes: its starter, or anyone where it does not know that either."""
+    return (node.addr, node.starter_addr) if node.starter_addr else None
+
+
+def _range_of(n_secondaries: int) -> str:
+    return f"secondaries 0 to {n_secondaries - 1}" if n_secondaries else "no secondaries"
+
+
+def _load_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as exc:
+        raise ConfigError(f"{path}: no such file") from exc
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"{path}: cannot be read: {exc}") from exc
+    except (ValueError, RecursionError) as exc:  # also an integer of too many digits
+        raise ConfigError(f"{path}: not valid JSON: {exc}") from exc
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected an object at the top level")
+    return data
+
+
+class _Reader:
+    """Takes the keys of one JSON object, one by one; whatever is left over is an error."""
+
+    def __init__(self, path: Path, data: dict[str, Any], where: str = "") -> None:
+        self._path, self._data, self._where = path, dict(data), where
+
+    def error(self, key: str, problem: str) -> ConfigError:
+        return ConfigError(f"{self._path}: {self._where}{key}: {problem}")
+
+    def take(self, key: str, kind: type | tuple[type, ...], wanted: str, *, required: bool = True) -> Any:
+        if key not in self._data:
+            if required:
+                raise self.error(key, "missing key")
+            return None
+        value = self._data.pop(key)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise self.error(key, f"{value!r} is not {wanted}")
+        return value
+
+    def has(self, key: str) -> bool:
+        return key in self._data
+
+    def child(self, key: str) -> "_Reader":
+        return _Reader(self._path, self.take(key, dict, "an object"), f"{self._where}{key}.")
+
+    def children(self, key: str) -> list["_Reader"]:
+        values = self.take(key, list, "a list")
+        for i, value in enumerate(values):
+            if not isinstance(value, dict):
+                raise self.error(f"{key}[{i}]", f"{value!r} is not an object")
+        return [_Reader(self._path, value, f"{self._where}{key}[{i}].") for i, value in enumerate(values)]
+
+    def port(self, key: str) -> int:
+        port = self.take(key, int, "a port number")
+        if not 0 <= port <= 65535:
+            raise self.error(key, f"{port} is not a port number (0 to 65535)")
+        return int(port)
+
+    def text(self, key: str, *, required: bool = True) -> str | None:
+        value: str | None = self.take(key, str, "a text", required=required)
+        if value is not None and not value.strip():
+            raise self.error(key, "is empty")
+        return value
+
+    def file(self, key: str, *, required: bool = True) -> Path | None:
+        """A path, relative to the folder of the configuration."""
+        value = self.text(key, required=required)
+        return None if value is None else self._path.parent / value
+
+    def key(self) -> Key | None:
+        """The ring's key, as a text or in a file. Errors do not quote it."""
+        path = self.file("key_file", required=False)
+        if not self.has("key"):
+            return None if path is None else key_from_file(path, f"{self._path}: {self._where}key_file")
+        if path is not None:
+            raise self.error("key", "key_file gives a key too: keep one of them")
+        text = self._data.pop("key")
+        if not isinstance(text, str):
+            raise self.error("key", "is not a text")
+        return Key(text, f"{self._path}: {self._where}key")
+
+    def finish(self) -> None:
+        if self._data:
+            raise self.error(next(iter(self._data)), "unknown key")
+
+
+def _read_access(root: _Reader) -> Access:
+    """The top-level keys `key`, `key_file` and `tls`. A key of the environment comes before the file's."""
+    configured = root.key()
+    tls = root.child("tls") if root.has("tls") else None
+    return Access(key_from_environment() or configured, _read_tls(tls) if tls else None)
+
+
+def _read_tls(reader: _Reader) -> Tls:
+    certificate, private_key, ca = (reader.file(key) for key in ("certificate", "private_key", "ca"))
+    reader.finish()
+    assert certificate is not None and private_key is not None and ca is not None
+    return Tls(certificate, private_key, ca)
+
+
+def _read_node(reader: _Reader) -> NodeConfig:
+    addr = reader.text("addr")
+    communication = reader.child("communication")
+    http_port = communication.port("port")
+    starter_addr = communication.text("starter_addr", required=False)
+    communication.finish()
+    inference = reader.child("inference")
+    port_in, port_out = inference.port("port_in"), inference.port("port_out")
+    inference.finish()
+    device = reader.text("device", required=False)
+    if device is not None and not DEVICE.fullmatch(device):
+        raise reader.error("device", f"{device!r} is not cpu, mps, cuda or cuda:N")
+    share = reader.take("share", (int, float), "a number", required=False)
+    if share is not None and not 0 < share <= MOST_SHARE:
+        raise reader.error("share", f"{str(share)[:40]} is not a positive number (up to {MOST_SHARE})")
+    reader.finish()
+    assert addr is not None
+    return NodeConfig(addr, http_port, port_in, port_out, device, float(share or 1.0), starter_addr)
+
+
+def _refuse_shared_ports(path: Path, nodes: Iterable[NodeConfig]) -> None:
+    seen: set[tuple[str, int]] = set()
+    for node in nodes:
+        for port in (node.http_port, node.port_in, node.port_out):
+            if port and (node.addr, port) in seen:
+                raise ConfigError(f"{path}: port {port} of {node.addr} is used twice")
+            seen.add((node.addr, port))

@@ -1,0 +1,189 @@
+"""Who may ask a node over HTTP: the gate in front of its routes, and what a caller says to pass it.
+
+In a ring with a key a caller asks for a nonce first and signs its request with it; the node signs its answer:
+
+    Authorization: MDI-HMAC                                      give me a nonce
+    WWW-Authenticate: MDI-HMAC nonce="...", stale="false"        (401) here it is
+    Authorization: MDI-HMAC nonce="...", body="...", mac="..."   the SHA-256 of the body, and the proof
+    Authentication-Info: body="...", mac="..."                   the same for the answer
+
+Without a key only the addresses of the configuration are let in.
+"""
+
+import hashlib
+import io
+import json
+import logging
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from mdi import __version__
+from mdi.errors import one_line
+from mdi.net.access import Access, Callers
+from mdi.net.keys import MAC_BYTES, NONCE_BYTES, Key, Nonces
+
+log = logging.getLogger(__name__)
+
+SCHEME = "MDI-HMAC"
+STREAMED = "mdi.streamed"  # set in the environ by a route whose answer comes bit by bit
+_STREAM = "stream"  # instead of the digest of such a body
+
+_HEX = "[0-9a-f]"
+_CHALLENGE = re.compile(f'{SCHEME} nonce="({_HEX}{{{2 * NONCE_BYTES}}})", stale="(true|false)"')
+_SIGNED = re.compile(
+    f'{SCHEME} nonce="({_HEX}{{{2 * NONCE_BYTES}}})", body="({_HEX}{{64}})", mac="({_HEX}{{{2 * MAC_BYTES}}})"'
+)
+_ANSWER = re.compile(f'body="({_HEX}{{64}}|{_STREAM})", mac="({_HEX}{{{2 * MAC_BYTES}}})"')
+
+Environ = dict[str, Any]
+StartResponse = Callable[..., Any]
+Application = Callable[[Environ, StartResponse], Iterable[bytes]]
+
+
+def _request_parts(nonce: str, method: str, target: str, digest: str) -> tuple[bytes, ...]:
+    return b"mdi http request", nonce.encode(), method.encode(), target.encode("latin-1", "replace"), digest.encode()
+
+
+def _answer_parts(nonce: str, status: int, digest: str) -> tuple[bytes, ...]:
+    return b"mdi http answer", nonce.encode(), b"%d" % status, digest.encode()
+
+
+def _sha256(body: bytes) -> str:
+    return hashlib.sha256(body).hexdigest()
+
+
+# ---- the caller's side
+
+
+@dataclass(frozen=True)
+class Challenge:
+    """A nonce that a node gave out; `stale` says that it did so because the last one was no longer known."""
+
+    nonce: str
+    stale: bool
+
+    @classmethod
+    def of(cls, header: str) -> "Challenge | None":
+        """What the header WWW-Authenticate holds."""
+        match = _CHALLENGE.fullmatch(header)
+        return cls(match[1], match[2] == "true") if match else None
+
+    def sign(self, key: Key, method: str, target: str, body: bytes) -> str:
+        """The header Authorization for one request; `target` is its path and query, as they are sent."""
+        digest = _sha256(body)
+        mac = key.mac(*_request_parts(self.nonce, method, target, digest)).hex()
+        return f'{SCHEME} nonce="{self.nonce}", body="{digest}", mac="{mac}"'
+
+    def answered(self, key: Key, status: int, body: bytes, header: str) -> bool:
+        """Whether the header Authentication-Info of an answer shows that whoever gave it has the key."""
+        match = _ANSWER.fullmatch(header)
+        if match is None or match[1] not in (_STREAM, _sha256(body)):
+            return False
+        return key.proves(bytes.fromhex(match[2]), *_answer_parts(self.nonce, status, match[1]))
+
+
+# ---- the node's side
+
+
+class _Refused(Exception):
+    """A request is not let in. It never leaves this module."""
+
+    def __init__(self, reason: str, status: str = "401 Unauthorized", *, stale: bool = False, told: bool = True):
+        super().__init__(reason)
+        self.status, self.stale, self.told = status, stale, told
+
+
+class Gate:
+    """A WSGI application in front of another one. Called from HTTP threads.
+
+    Nothing of a request's body is read, and nothing of the node is told, before the caller is let in.
+    """
+
+    def __init__(self, application: Application, access: Access, local: str, max_body_bytes: int) -> None:
+        """`local` is the address that the node listens on."""
+        self._application, self._key, self._max_body_bytes = application, access.key, max_body_bytes
+        self._nonces = Nonces()
+        self._callers = None if access.addrs is None else Callers(("localhost", *access.addrs), local)
+
+    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        try:
+            if self._key is None:
+                self._check_address(environ)
+                return self._application(environ, start_response)
+            nonce, body = self._check_signature(self._key, environ)
+        except _Refused as exc:
+            return self._refuse(environ, start_response, exc)
+        environ["wsgi.input"] = io.BytesIO(body)
+        return self._answer(self._key, nonce, environ, start_response)
+
+    def _check_address(self, environ: Environ) -> None:
+        if environ.get("HTTP_AUTHORIZATION", "").startswith(SCHEME):
+            raise _Refused("the caller has a key and this node has none", "403 Forbidden")
+        if self._callers is not None and not self._callers.include(environ["REMOTE_ADDR"]):
+            reason = f"{environ['REMOTE_ADDR']} is not in this node's configuration, and this ring has no key"
+            raise _Refused(reason, "403 Forbidden")
+
+    def _check_signature(self, key: Key, environ: Environ) -> tuple[str, bytes]:
+        """The nonce and the body of a request that shows the key. All that the proof covers is as it was signed."""
+        header = environ.get("HTTP_AUTHORIZATION", "")
+        if header == SCHEME:
+            raise _Refused("here is a nonce", told=False)
+        if (match := _SIGNED.fullmatch(header)) is None:
+            raise _Refused("this ring has a key and the caller has none")
+        nonce, digest, mac = match.groups()
+        parts = _request_parts(nonce, environ["REQUEST_METHOD"], environ["REQUEST_URI"], digest)
+        known = self._nonces.redeem(bytes.fromhex(nonce))
+        if not key.proves(bytes.fromhex(mac), *parts):
+            raise _Refused("the caller and this node have different keys")
+        if not known:
+            raise _Refused("the nonce was used before, or is not known any more", stale=True)
+        body = self._read_body(environ)
+        if _sha256(body) != digest:
+            raise _Refused("the body is not the one that was signed")
+        return nonce, body
+
+    def _read_body(self, environ: Environ) -> bytes:
+        length = environ.get("CONTENT_LENGTH") or "0"
+        if environ.get("wsgi.input_terminated") or not length.isdecimal() or int(length) > self._max_body_bytes:
+            raise _Refused(f"expected a body of known length, at most {self._max_body_bytes} bytes", "400 Bad Request")
+        body: bytes = environ["wsgi.input"].read(int(length))
+        return body
+
+    def _refuse(self, environ: Environ, start_response: StartResponse, refused: _Refused) -> list[bytes]:
+        if refused.told:
+            request = one_line(f"{environ['REQUEST_METHOD']} {environ['REQUEST_URI']}", 100)
+            log.warning("refused %s from %s: %s", request, environ["REMOTE_ADDR"], str(refused))
+        body = json.dumps({"error": str(refused), "version": __version__}).encode()
+        headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
+        if self._key is not None:
+            nonce, stale = self._nonces.issue().hex(), "true" if refused.stale else "false"
+            headers.append(("WWW-Authenticate", f'{SCHEME} nonce="{nonce}", stale="{stale}"'))
+        start_response(refused.status, headers)
+        return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
+
+    def _answer(self, key: Key, nonce: str, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        """Let the request in, and sign what comes out."""
+        begun: list[tuple[str, list[tuple[str, str]]]] = []
+
+        def begin(status: str, headers: list[tuple[str, str]], exc_info: object = None) -> None:
+            begun[:] = [(status, headers)]
+
+        response = self._application(environ, begin)
+        digest = _STREAM
+        if not environ.get(STREAMED):
+            response = _collected(response)
+            digest = _sha256(b"".join(response))
+        ((status, headers),) = begun
+        mac = key.mac(*_answer_parts(nonce, int(status[:3]), digest)).hex()
+        start_response(status, [*headers, ("Authentication-Info", f'body="{digest}", mac="{mac}"')])
+        return response
+
+
+def _collected(response: Iterable[bytes]) -> list[bytes]:
+    try:
+        return list(response)
+    finally:
+        if (close := getattr(response, "close", None)) is not None:
+            close()

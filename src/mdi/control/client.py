@@ -1,0 +1,162 @@
+"""How a node is asked over HTTP: the other side of the routes in `mdi.control.routes`."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import requests
+from urllib3.exceptions import HTTPError
+
+from mdi.control.auth import SCHEME, Challenge
+from mdi.control.session import SessionSpec
+from mdi.errors import ControlError, one_line
+from mdi.files import storage_error
+from mdi.net.access import THIS_MACHINE, Access
+from mdi.net.keys import Key
+
+CONNECT_TIMEOUT_S = 3.0
+ANSWER_TIMEOUT_S = 15.0
+STATUS_TIMEOUT_S = 2.0
+UPLOAD_BYTES = 16 << 20  # of one PUT
+SIGNING_ATTEMPTS = 3  # a busy node may have forgotten the nonce it gave us
+
+
+class ControlClient:
+    """One node as seen from another one. Every failure is a `ControlError` that names the node."""
+
+    def __init__(self, name: str, addr: str, port: int, access: Access = THIS_MACHINE) -> None:
+        self.name = name
+        self._access = access
+        scheme = "https" if access.tls else "http"
+        self.url = f"{scheme}://{f'[{addr}]' if ':' in addr else addr}:{port}"
+
+    def status(self) -> dict[str, Any]:
+        """What the node says of itself."""
+        return self._call("GET", "/", answer_timeout_s=STATUS_TIMEOUT_S)
+
+    def timeline(self) -> dict[str, Any]:
+        """What the node did when, in its last run; see `mdi.trace`."""
+        return self._call("GET", "/timeline", answer_timeout_s=ANSWER_TIMEOUT_S)
+
+    def init(self, spec: SessionSpec, answer_timeout_s: float = ANSWER_TIMEOUT_S) -> dict[str, Any]:
+        """Configure the node; returns its answer once it is ready, or what it lacks.
+
+        While it loads it sends a sign of life every second, so a lost node is noticed.
+        """
+        return self._call("POST", "/init", answer_timeout_s=answer_timeout_s, json=spec.to_json())
+
+    def release(self, run: int) -> None:
+        """Give up a session that never ran."""
+        self._call("PUT", "/release", json={"run": run})
+
+    def stop(self, run: int | None = None) -> None:
+        """End the node; with a `run`, only if it does not serve another one by now."""
+        self._call("PUT", "/stop", json={} if run is None else {"run": run})
+
+    def send_chunk(self, path: Path, digest: str, advance: Callable[[int], object] = lambda n_bytes: None) -> None:
+        """Send the part of a chunk that the node does not hold yet; `advance` is told the bytes of each step."""
+        url = f"/chunks/{digest}"
+        try:
+            total_bytes = path.stat().st_size
+            held = self._held_bytes(self._request("HEAD", url).headers.get("X-Held-Bytes", 0), 0)
+            if held > total_bytes:  # the rest of another file with the same content: it begins anew
+                held = 0
+            advance(held)
+            with path.open("rb") as file:
+                while held < total_bytes:
+                    file.seek(held)
+                    block = file.read(UPLOAD_BYTES)
+                    headers = {"Content-Range": f"bytes {held}-{held + len(block) - 1}/{total_bytes}"}
+                    answer = self._call("PUT", url, data=block, headers=headers)
+                    before, held = held, self._held_bytes(answer.get("held_bytes"), held + 1)
+                    advance(held - before)
+        except OSError as exc:
+            raise storage_error(path, exc) from exc
+
+    def _held_bytes(self, value: object, least: int) -> int:
+        if not str(value).isdecimal() or int(str(value)) < least:
+            raise ControlError(f"{self.name} at {self.url} says it holds {value} bytes of a chunk, not {least} or more")
+        return int(str(value))
+
+    def _call(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
+        try:
+            answer = self._request(method, path, **arguments).json()
+        except requests.JSONDecodeError as exc:
+            raise ControlError(f"{self.name} at {self.url} answered something that is not JSON") from exc
+        if not isinstance(answer, dict):
+            raise ControlError(f"{self.name} at {self.url}: {answer}")
+        if "error" in answer:
+            kind = Refused if answer.get("retry") is True else ControlError
+            raise kind(f"{self.name} at {self.url}: {answer['error']}")
+        return answer
+
+    def _request(
+        self, method: str, path: str, answer_timeout_s: float | None = None, **arguments: Any
+    ) -> requests.Response:
+        with self._session() as session:
+            try:
+                request = session.prepare_request(requests.Request(method, self.url + path, **arguments))
+                timeouts = (CONNECT_TIMEOUT_S, answer_timeout_s or ANSWER_TIMEOUT_S)
+                send = functools.partial(session.send, timeout=timeouts, allow_redirects=False)
+                key = self._access.key
+                response = send(request) if key is None else self._send_signed(send, request, key)
+            except requests.exceptions.SSLError as exc:
+                raise ControlError(f"{self.name} at {self.url} does not agree on TLS: {one_line(exc)}") from exc
+            except requests.ConnectionError as exc:
+                raise Unreachable(f"{self.name} at {self.url} cannot be reached") from exc
+            except (requests.RequestException, HTTPError, UnicodeError) as exc:
+                raise NoAnswer(f"{self.name} at {self.url} did not answer: {one_line(exc)}") from exc
+        if not response.ok:
+            kind = Refused if response.status_code == 409 else ControlError
+            raise kind(f"{self.name} at {self.url} refused: {_reason(response)}")
+        return response
+
+    def _session(self) -> requests.Session:
+        session = requests.Session()
+        session.trust_env = False  # a proxy of the environment does not know the nodes of a LAN
+        if (tls := self._access.tls) is not None:
+            session.verify, session.cert = str(tls.ca), (str(tls.certificate), str(tls.private_key))
+        return session
+
+    def _send_signed(
+        self, send: Callable[..., requests.Response], request: requests.PreparedRequest, key: Key
+    ) -> requests.Response:
+        """Ask for a nonce, without the body; sign with it; check that whoever answers has the key too."""
+        body = request.body or b""
+        body = body.encode() if isinstance(body, str) else body
+        answer = send(requests.Request("HEAD", f"{self.url}/", headers={"Authorization": SCHEME}).prepare())
+        for _ in range(SIGNING_ATTEMPTS):
+            challenge = Challenge.of(answer.headers.get("WWW-Authenticate", ""))
+            if challenge is None:
+                raise ControlError(f"{self.name} at {self.url} has no key, and this node has one")
+            signature = challenge.sign(key, str(request.method), request.path_url, body)
+            request.headers["Authorization"] = signature
+            answer = send(request)
+            if challenge.answered(
+                key, answer.status_code, answer.content, answer.headers.get("Authentication-Info", "")
+            ):
+                return answer
+            again = Challenge.of(answer.headers.get("WWW-Authenticate", ""))
+            if again is None or not again.stale:
+                break
+        raise ControlError(f"{self.name} at {self.url} did not show that it has this ring's key: {_reason(answer)}")
+
+
+class Refused(ControlError):
+    """The node cannot do this now; later it may."""
+
+
+class NoAnswer(ControlError):
+    """The node was asked, and its answer did not come, or broke off."""
+
+
+class Unreachable(NoAnswer):
+    """Nobody answers at the node's address."""
+
+
+def _reason(response: requests.Response) -> str:
+    try:
+        return str(response.json()["error"])
+    except (ValueError, KeyError, TypeError):
+        return f"HTTP {response.status_code}"

@@ -1,0 +1,1 @@
+"""Any form of a model -> a litGPT folder."""

@@ -1,0 +1,267 @@
+"""A GGUF file -> a litGPT folder: configuration, weights and tokenizer, all from what the file itself says.
+
+Tensors are dequantized a few rows at a time into one litGPT tensor, which is written and forgotten: memory holds the
+largest tensor of the model and no second one.
+"""
+
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from litgpt.config import Config
+from litgpt.model import GPT
+from litgpt.utils import incremental_save, save_config
+
+from mdi.convert.gguf.config import Architecture, architecture_of, build_config
+from mdi.convert.gguf.file import GgufFile, TensorInfo, open_gguf
+from mdi.convert.gguf.tokenizer import write_tokenizer
+from mdi.errors import CheckpointError, ConfigError
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+BLOCK_NUMBERS = 2**22  # dequantized at a time: 16 MiB as float32
+
+_QUANTIZATION_SUFFIX = re.compile(r"[.-](I?Q\d\w*|TQ\d\w*|MXFP4\w*|F16|F32|BF16|FP16|FP32)$", re.IGNORECASE)
+
+_EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
+_TOP = {"transformer.wte.weight": _EMBEDDING, "transformer.ln_f.weight": "output_norm.weight", "lm_head.weight": _HEAD}
+_IN_BLOCK = {
+    "norm_1.weight": "attn_norm.weight",
+    "post_attention_norm.weight": "post_attention_norm.weight",
+    "norm_2.weight": "ffn_norm.weight",
+    "post_mlp_norm.weight": "post_ffw_norm.weight",
+    "attn.proj.weight": "attn_output.weight",
+    "attn.norm_q.weight": "attn_q_norm.weight",
+    "attn.norm_k.weight": "attn_k_norm.weight",
+    "mlp.gate.weight": "ffn_gate_inp.weight",
+    "mlp.fc_1.weight": "ffn_gate.weight",
+    "mlp.fc_2.weight": "ffn_up.weight",
+    "mlp.proj.weight": "ffn_down.weight",
+}
+_IN_EXPERT = {
+    "fc_1.weight": "ffn_gate_exps.weight",
+    "fc_2.weight": "ffn_up_exps.weight",
+    "proj.weight": "ffn_down_exps.weight",
+}
+_FREQUENCIES = "rope_freqs.weight"  # goes into the configuration
+_LEFT_OVER = re.compile(r"blk\.\d+\.attn_rot_embd(\.weight)?")  # of old converters; used by nobody
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Rows of one litGPT tensor: where in the GGUF file they come from, and how they are stored there."""
+
+    info: TensorInfo
+    first_row: int
+    n_rows: int
+    permuted_heads: int = 0  # number of heads whose rows are in the order of interleaved rotary, else 0
+    added: float = 0.0  # what the converter added to every number
+
+    @property
+    def columns(self) -> int:
+        """A vector is a matrix of one column here, though the file stores it as one row."""
+        return 1 if len(self.info.shape) == 1 else self.info.shape[-1]
+
+
+def suggested_name(source: Path) -> str:
+    """The model's name after its file: without suffix and quantization, `Phi.Q4_K_M.gguf` is `Phi`."""
+    stem = source.name[: -len(".gguf")] if source.name.lower().endswith(".gguf") else source.name
+    return _QUANTIZATION_SUFFIX.sub("", stem) or stem
+
+
+def import_gguf(
+    source: Path,
+    folder: Path,
+    *,
+    dtype: str | None = None,
+    name: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Convert `source` into the existing empty `folder`: configuration, lit_model.pth and tokenizer files.
+
+    `dtype` is one of `DTYPES`; without it, that of the file where it is float16 or bfloat16 throughout, else float32.
+    `name` labels the configuration (see `build_config`). `progress(done, total)` counts litGPT tensors.
+
+    Raises `CheckpointError` for a file that is damaged, unsupported or does not fit on the disk, and `ConfigError` for
+    an unknown `dtype`. What it has written by then is left to the caller.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise ConfigError(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
+    file = open_gguf(source)
+    _refuse_split(file)
+    n_tokens = write_tokenizer(file, folder)
+    config = build_config(file, n_tokens, name)
+    recipes = _recipes(file, config)
+    torch_dtype = DTYPES[dtype] if dtype else _own_dtype(file)
+    _require_space(folder, recipes, torch_dtype)
+    _write_weights(file, folder / "lit_model.pth", recipes, torch_dtype, progress)
+    save_config(config, folder)
+
+
+def _refuse_split(file: GgufFile) -> None:
+    n_files = file.metadata.integer("split.count", 0)
+    if n_files > 1:
+        raise CheckpointError(
+            f"{file.path}: one of {n_files} parts of a model; join them first with `llama-gguf-split --merge`"
+        )
+
+
+def _own_dtype(file: GgufFile) -> torch.dtype:
+    kinds = {info.kind.name for info in file.tensors.values() if len(info.shape) > 1}
+    if kinds == {"F16"}:
+        return torch.float16
+    return torch.bfloat16 if kinds == {"BF16"} else torch.float32
+
+
+def _recipes(file: GgufFile, config: Config) -> dict[str, tuple[_Part, ...]]:
+    """For each tensor of the litGPT model its parts, in the order of their rows. A tied head has no entry.
+
+    Raises `CheckpointError` for a tensor that is missing, has another shape than the model, or is in the file without
+    a place in the model.
+    """
+    architecture = architecture_of(file)
+    recipes = {
+        name: tuple(_parts(file, config, architecture, name, shape))
+        for name, shape in _model_shapes(file, config).items()
+        if name != "lm_head.weight" or _HEAD in file.tensors
+    }
+    used = {part.info.name for parts in recipes.values() for part in parts}
+    used |= {_FREQUENCIES} if architecture.permuted else set()
+    unknown = [name for name in file.tensors if name not in used and not _LEFT_OVER.fullmatch(name)]
+    if unknown:
+        count = f"{len(unknown)} tensors have" if len(unknown) > 1 else "one tensor has"
+        raise CheckpointError(f"{file.path}: {count} no place in the litGPT model of this architecture: {unknown[0]}")
+    return recipes
+
+
+def _model_shapes(file: GgufFile, config: Config) -> dict[str, tuple[int, ...]]:
+    try:
+        with torch.device("meta"):
+            model = GPT(config)
+    except (RuntimeError, TypeError, ValueError) as exc:
+        reason = str(exc).splitlines()[0]
+        raise CheckpointError(f"{file.path}: litGPT cannot build the model it describes: {reason}") from exc
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def _parts(
+    file: GgufFile, config: Config, architecture: Architecture, name: str, shape: tuple[int, ...]
+) -> Iterator[_Part]:
+    """Where the tensor `name` of the litGPT model comes from; `shape` is what the model expects of it."""
+    is_norm = "norm" in name or name.startswith("transformer.ln_f.")
+    added = 1.0 if architecture.gemma and is_norm else 0.0
+    if name in _TOP:
+        yield _whole(file, _TOP[name], shape, added)
+        return
+    block, in_block = name.removeprefix("transformer.h.").split(".", 1)
+    prefix = f"blk.{block}."
+    if in_block.startswith("attn.qkv."):
+        yield from _qkv_parts(file, config, architecture, prefix, in_block.rsplit(".", 1)[-1])
+    elif in_block.startswith("mlp.experts."):
+        expert, matrix = in_block.removeprefix("mlp.experts.").split(".", 1)
+        yield _expert(file, prefix + _IN_EXPERT[matrix], int(expert), config.n_expert, shape)
+    else:
+        yield _whole(file, prefix + _IN_BLOCK[in_block], shape, added)
+
+
+def _qkv_parts(file: GgufFile, config: Config, architecture: Architecture, prefix: str, kind: str) -> Iterator[_Part]:
+    """The rows of all query heads, then of all key heads, then of all value heads. `kind` is weight or bias."""
+    for letter, heads in (("q", config.n_head), ("k", config.n_query_groups), ("v", config.n_query_groups)):
+        rows = heads * config.head_size
+        shape = (rows, config.n_embd) if kind == "weight" else (rows,)
+        part = _whole(file, f"{prefix}attn_{letter}.{kind}", shape)
+        permuted = heads if architecture.permuted and letter != "v" else 0
+        yield _Part(part.info, part.first_row, part.n_rows, permuted_heads=permuted)
+
+
+def _whole(file: GgufFile, name: str, shape: tuple[int, ...], added: float = 0.0) -> _Part:
+    return _Part(_tensor(file, name, shape), 0, shape[0], added=added)
+
+
+def _expert(file: GgufFile, name: str, expert: int, n_expert: int, shape: tuple[int, ...]) -> _Part:
+    """Expert matrices of a block are stored as one tensor, (n_expert, rows, columns)."""
+    info = _tensor(file, name, (n_expert, *shape))
+    return _Part(info, expert * shape[0], shape[0])
+
+
+def _tensor(file: GgufFile, name: str, shape: tuple[int, ...]) -> TensorInfo:
+    info = file.tensors.get(name)
+    if info is None:
+        raise CheckpointError(f"{file.path}: the tensor {name} is missing")
+    if info.shape != shape:
+        raise CheckpointError(
+            f"{file.path}: the tensor {name} has the shape {list(info.shape)}, expected {list(shape)}"
+        )
+    return info
+
+
+def _require_space(folder: Path, recipes: dict[str, tuple[_Part, ...]], dtype: torch.dtype) -> None:
+    numbers = sum(part.n_rows * part.columns for parts in recipes.values() for part in parts)
+    needed, free = numbers * dtype.itemsize, shutil.disk_usage(folder).free
+    if needed > free:
+        raise CheckpointError(f"{folder}: the weights take {needed} bytes and {free} are free: choose another folder")
+
+
+def _write_weights(
+    file: GgufFile,
+    target: Path,
+    recipes: dict[str, tuple[_Part, ...]],
+    dtype: torch.dtype,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Write every tensor as soon as it is whole; tensors tied in the model share one storage in the file."""
+    stored: dict[str, Any] = {}
+    try:
+        with incremental_save(target) as saver:
+            for name, parts in recipes.items():
+                stored[name] = saver.store_early(_assemble(file, parts, dtype))
+                if progress is not None:
+                    progress(len(stored), len(recipes))
+            stored.setdefault("lm_head.weight", stored["transformer.wte.weight"])
+            saver.save(stored)
+    except (RuntimeError, MemoryError) as exc:  # PyTorch's file writer and allocator know no other class
+        reason = str(exc).splitlines()[0] if str(exc) else "out of memory"
+        raise CheckpointError(f"{target}: the weights could not be written; is the disk full? ({reason})") from exc
+
+
+def _assemble(file: GgufFile, parts: tuple[_Part, ...], dtype: torch.dtype) -> torch.Tensor:
+    """The rows of all `parts`, one below the other: (rows, columns), or (rows,) for vectors."""
+    whole = torch.empty(sum(part.n_rows for part in parts), parts[0].columns, dtype=dtype)
+    start = 0
+    for part in parts:
+        rows = whole[start : start + part.n_rows]
+        for first, block in _blocks(file, part):
+            _store(file, part, rows[first : first + len(block)], block)
+        if part.permuted_heads:
+            rows.copy_(_unpermuted(rows, part.permuted_heads))
+        start += part.n_rows
+    return whole.flatten() if len(parts[0].info.shape) == 1 else whole
+
+
+def _blocks(file: GgufFile, part: _Part) -> Iterator[tuple[int, torch.Tensor]]:
+    """(first row within the part, rows as float32 (n, columns)) for the whole part, block by block."""
+    if len(part.info.shape) == 1:
+        yield 0, torch.from_numpy(file.rows(part.info, 0, 1)).T
+        return
+    n = max(1, BLOCK_NUMBERS // part.columns)
+    for first in range(0, part.n_rows, n):
+        count = min(n, part.n_rows - first)
+        yield first, torch.from_numpy(file.rows(part.info, part.first_row + first, count))
+
+
+def _store(file: GgufFile, part: _Part, target: torch.Tensor, block: torch.Tensor) -> None:
+    target.copy_(block - part.added if part.added else block)
+    if not torch.isfinite(target).all():
+        reason = (
+            f"numbers too large for {target.dtype}" if torch.isfinite(block).all() else "infinite or undefined numbers"
+        )
+        raise CheckpointError(f"{file.path}: the tensor {part.info.name} holds {reason}")
+
+
+def _unpermuted(rows: torch.Tensor, n_head: int) -> torch.Tensor:
+    """Rows in pairs (first half, second half of a head) -> each head's first half, then its second: (rows, columns)."""
+    pairs = rows.view(n_head, -1, 2, rows.shape[1])  # (H, D / 2, 2, columns)
+    return pairs.transpose(1, 2).reshape(rows.shape)

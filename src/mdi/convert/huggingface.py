@@ -1,0 +1,318 @@
+"""A folder in Hugging Face format becomes a litGPT folder, through litgpt's own conversion.
+
+Around that conversion stands what it leaves out: which of litgpt's configurations fits, whether all files
+are there and whole, that no pickle is executed, that memory stays flat, and that the result holds exactly
+the parameters of the model. What litgpt prints is swallowed; what goes wrong becomes one line.
+"""
+
+import contextlib
+import errno
+import io
+import json
+import os
+import pickle
+import re
+import shutil
+import sys
+import warnings
+import zipfile
+from collections import UserDict
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import litgpt.scripts.convert_hf_checkpoint as litgpt_convert
+import torch
+from litgpt.config import Config
+from litgpt.model import GPT
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from mdi.convert.hf_configs import check_config, config_by_name, refuse_unsupported
+from mdi.convert.hub import is_weight_file, read_config, wanted_files
+from mdi.errors import CheckpointError, ConfigError
+from mdi.files import storage_error
+from mdi.model.tensors import DTYPES, mapped_empty
+
+# What torch.load raises for bytes that are no checkpoint, or no longer a whole one.
+_DAMAGE = (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError)
+
+# ---- a folder of the user's own -------------------------------------------------------------------
+
+
+def link_or_copy(source: Path, folder: Path) -> None:
+    """Populate `folder` from the user's own `source` folder in Hugging Face format.
+
+    Small files are copied. Weights are linked, since only the conversion reads them, and copied where
+    the file system has no links. Nothing in `source` changes, whatever is later done to `folder`.
+    """
+    try:
+        for name in wanted_files(path.name for path in source.iterdir() if path.is_file()):
+            (folder / name).unlink(missing_ok=True)
+            if not (is_weight_file(name) and _linked(source / name, folder / name)):
+                shutil.copyfile(source / name, folder / name)
+    except OSError as exc:
+        raise storage_error(Path(exc.filename or source), exc) from exc
+
+
+def _linked(source: Path, target: Path) -> bool:
+    try:
+        target.symlink_to(source.resolve())
+    except (OSError, NotImplementedError):
+        return False
+    return True
+
+
+# ---- conversion -----------------------------------------------------------------------------------
+
+
+def convert_folder(folder: Path, *, model_name: str, dtype: str | None = None) -> None:
+    """Make the working folder `folder`, in Hugging Face format, a litGPT folder in place.
+
+    `model_name` is litgpt's name (`resolve_config_name`); `dtype` one of `DTYPES`, None keeps the stored one.
+    Afterwards `folder` holds model_config.yaml, a verified lit_model.pth, and the tokenizer and
+    configuration files it had; its weight files are gone. Call it on copies or links only.
+    Raises `ConfigError` for unknown names, `CheckpointError` for missing, damaged or mismatching files.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise ConfigError(f"unknown dtype {dtype!r}: use one of {', '.join(DTYPES)}")
+    config = config_by_name(model_name)
+    hf_config = read_config(folder)
+    refuse_unsupported(folder.name, hf_config)
+    check_config(hf_config, config)
+    _settle_weight_files(folder, hf_config)
+    _run_litgpt(folder, config, dtype)
+    _verify(folder / "lit_model.pth", config)
+    _flush(folder / "lit_model.pth")
+    _remove_sources(folder)
+
+
+def _settle_weight_files(folder: Path, hf_config: dict[str, Any]) -> None:
+    """Leave exactly the weight files to convert, as safetensors, all present and whole."""
+    names = {path.name for path in folder.iterdir()}
+    weights = [name for name in wanted_files(names) if is_weight_file(name)]
+    files = [folder / name for name in weights if not name.endswith(".json")]
+    if not files:
+        raise CheckpointError(f"{folder} has no weights in safetensors or .bin format")
+    _check_complete(folder, weights)
+    for name in names - {file.name for file in files}:
+        if is_weight_file(name):
+            (folder / name).unlink()
+    files = [_bin_to_safetensors(file) if file.suffix == ".bin" else file for file in files]
+    tensors = [name for file in files for name in _tensor_names(file)]
+    if hf_config.get("tie_word_embeddings") is False and not _has_head(tensors):
+        raise CheckpointError(f"{folder} lacks lm_head.weight, which config.json does not tie: is a file missing?")
+
+
+def _has_head(tensors: Iterable[str]) -> bool:
+    return any(name.endswith(("lm_head.weight", "embed_out.weight")) for name in tensors)
+
+
+def _check_complete(folder: Path, weights: list[str]) -> None:
+    """Every file that the index, or the numbering of the shards, speaks of must be there."""
+    expected = {name for name in weights if not name.endswith(".json")}
+    for name in list(weights):
+        if name.endswith(".json"):
+            expected |= _indexed(folder / name)
+        elif match := re.search(r"-(\d+)-of-(\d+)\.", name):
+            number, total = match.groups()
+            digits = range(1, int(total) + 1) if int(total) <= 10_000 else []
+            expected |= {name.replace(f"-{number}-of-", f"-{i:0{len(number)}d}-of-") for i in digits}
+    missing = sorted(name for name in expected if not (folder / name).is_file())
+    if missing:
+        raise CheckpointError(f"{folder} lacks {len(missing)} of {len(expected)} weight files: {missing[0]}")
+
+
+def _indexed(index: Path) -> set[str]:
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise CheckpointError(f"{index} is not an index of weight files: fetch it again") from exc
+    if not all(isinstance(name, str) and Path(name).name == name for name in names):
+        raise CheckpointError(f"{index} names files outside its own folder: refused")
+    return names
+
+
+def _tensor_names(file: Path) -> list[str]:
+    """The names in a safetensors file, whose header must cover the file exactly."""
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            return list(tensors.keys())
+    except (SafetensorError, OSError) as exc:
+        raise CheckpointError(f"{file} is damaged or cut short ({_line(exc)}): fetch it again") from exc
+
+
+def _bin_to_safetensors(file: Path) -> Path:
+    """Replace a .bin file by a safetensors file, without executing its pickle.
+
+    litgpt itself would read it with an ordinary unpickler, which runs whatever code the file names.
+    """
+    target = file.with_suffix(".safetensors")
+    try:
+        save_file(_unshared(_load_bin(file)), target, metadata={"format": "pt"})
+    except SafetensorError as exc:
+        raise CheckpointError(f"{target} cannot be written ({_line(exc)})") from exc
+    file.unlink()
+    return target
+
+
+def _load_bin(file: Path) -> dict[str, torch.Tensor]:
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except pickle.UnpicklingError as exc:
+        raise CheckpointError(
+            f"{file} is damaged, or holds more than plain tensors and could run code: refused; "
+            "take the model in safetensors format"
+        ) from exc
+    except (OSError, *_DAMAGE) as exc:
+        if isinstance(exc, OSError) and exc.errno != errno.EINVAL:  # that is a seek before the start
+            raise storage_error(file, exc) from exc
+        raise CheckpointError(f"{file} is damaged or cut short ({_line(exc)}): fetch it again") from exc
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise CheckpointError(f"{file} is not a plain dictionary of tensors")
+    return state
+
+
+def _unshared(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """`state` with one storage for each tensor, as safetensors needs it.
+
+    A head that is the embedding itself is left out: litgpt ties it again, and it is stored once.
+    """
+    embedding, head = state.get("model.embed_tokens.weight"), state.get("lm_head.weight")
+    if embedding is not None and head is not None and head.data_ptr() == embedding.data_ptr():
+        state = {name: tensor for name, tensor in state.items() if name != "lm_head.weight"}
+    seen: set[int] = set()
+    own = {}
+    for name, tensor in state.items():
+        storage = tensor.untyped_storage()
+        shared = storage.data_ptr() in seen or storage.nbytes() != tensor.nbytes
+        seen.add(storage.data_ptr())
+        own[name] = tensor.clone(memory_format=torch.contiguous_format) if shared else tensor.contiguous()
+    return own
+
+
+def _run_litgpt(folder: Path, config: Config, dtype: str | None) -> None:
+    """litgpt's conversion; its failures in one line."""
+    target = folder / "lit_model.pth"
+    target.unlink(missing_ok=True)
+    try:
+        with _silent(), _flat_memory(DTYPES[dtype] if dtype else None):
+            litgpt_convert.convert_hf_checkpoint(folder.absolute(), model_name=config.name)
+    except KeyError as exc:
+        raise CheckpointError(
+            f"{folder}: litgpt's conversion for {config.name} stumbles over the tensor {exc.args[0]}: "
+            "choose another --model-name"
+        ) from exc
+    except OSError as exc:
+        raise storage_error(target, exc) from exc
+    except RuntimeError as exc:
+        if "inline_container" in str(exc) or "PytorchStreamWriter" in str(exc):
+            free_mb = shutil.disk_usage(folder).free / 1e6
+            raise CheckpointError(f"{target} cannot be written; {free_mb:.0f} MB are free there") from exc
+        raise CheckpointError(f"{folder} cannot be converted as {config.name}: {_line(exc)}") from exc
+    except (SafetensorError, ValueError, TypeError, AttributeError, NotImplementedError) as exc:
+        raise CheckpointError(f"{folder} cannot be converted as {config.name}: {_line(exc)}") from exc
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Swallow what litgpt prints and warns of; its progress bar stays where stderr is a terminal."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        if not sys.stderr.isatty():
+            stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
+        yield
+
+
+class _Saver:
+    """litgpt's `incremental_save`, which casts on the way to the file and stores no more than the tensor."""
+
+    def __init__(self, saver: Any, dtype: torch.dtype | None) -> None:
+        self._saver = saver
+        self._dtype = dtype
+
+    def store_early(self, tensor: torch.Tensor) -> Any:
+        dtype = self._dtype if self._dtype and tensor.is_floating_point() else tensor.dtype
+        if dtype != tensor.dtype or tensor.untyped_storage().nbytes() != tensor.nbytes:
+            tensor = mapped_empty(tensor.shape, dtype).copy_(tensor)
+        return self._saver.store_early(tensor)
+
+
+class _StoredTensors(UserDict[str, Any]):
+    """A view of litgpt's growing state dict that writes each tensor to the file as it is assigned."""
+
+    def __init__(self, state: dict[str, Any], saver: _Saver) -> None:
+        super().__init__()
+        self.data = state
+        self._saver = saver
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self.data[name] = self._saver.store_early(value) if isinstance(value, torch.Tensor) else value
+
+
+@contextlib.contextmanager
+def _flat_memory(dtype: torch.dtype | None) -> Iterator[None]:
+    """While it lasts, litgpt writes every tensor at once, cast to `dtype`.
+
+    Left alone it keeps each layer's joined q, k, v (for Phi-3 the whole MLP too) until the last file is
+    read: 13 GB for a 70B model. Its copy functions all take (..., state_dict, hf_weights, saver=...).
+    """
+    names = [name for name in vars(litgpt_convert) if name.startswith("copy_weights_")]
+    originals = {name: getattr(litgpt_convert, name) for name in names}
+    for name, copy in originals.items():
+        setattr(litgpt_convert, name, _storing(copy, dtype))
+    try:
+        yield
+    finally:
+        for name, copy in originals.items():
+            setattr(litgpt_convert, name, copy)
+
+
+def _storing(copy: Callable[..., None], dtype: torch.dtype | None) -> Callable[..., None]:
+    def run(*args: Any, saver: Any, **options: Any) -> None:
+        *fixed, state, weights = args
+        own = _Saver(saver, dtype)
+        copy(*fixed, _StoredTensors(state, own), weights, **(options | {"saver": own, "dtype": None}))
+
+    return run
+
+
+def _verify(file: Path, config: Config) -> None:
+    """`file` must load without unpickling code and hold exactly the model's parameters."""
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except (OSError, pickle.UnpicklingError, *_DAMAGE) as exc:
+        raise CheckpointError(f"{file} does not load after conversion ({_line(exc)})") from exc
+    with torch.device("meta"):
+        expected = {name: tuple(tensor.shape) for name, tensor in GPT(config).state_dict().items()}
+    missing, foreign = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
+    advice = "is a weight file missing, or --model-name wrong?"
+    if missing:
+        raise CheckpointError(f"{len(missing)} of {len(expected)} parameters are missing: {missing[0]}; {advice}")
+    if foreign:
+        raise CheckpointError(f"{config.name} has no parameter {foreign[0]} ({len(foreign)} such); {advice}")
+    for name, shape in expected.items():
+        if tuple(state[name].shape) != shape:
+            raise CheckpointError(f"{name} is {tuple(state[name].shape)}, {config.name} has {shape}; {advice}")
+        if not state[name].is_floating_point() or state[name].itemsize < 2:
+            raise CheckpointError(f"{name} is {state[name].dtype}: quantized weights cannot be converted")
+
+
+def _flush(file: Path) -> None:
+    """Make `file` durable before the weights it was made from go."""
+    with file.open("rb+") as handle:
+        os.fsync(handle.fileno())
+
+
+def _remove_sources(folder: Path) -> None:
+    """Remove the weight files, and the download's own records."""
+    for path in folder.iterdir():
+        if is_weight_file(path.name):
+            path.unlink()
+    shutil.rmtree(folder / ".cache", ignore_errors=True)
+
+
+def _line(exc: BaseException) -> str:
+    return (str(exc).splitlines() or [type(exc).__name__])[0]

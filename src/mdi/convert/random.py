@@ -1,0 +1,148 @@
+"""A seeded random model of any litgpt shape, with a tokenizer, so that measurements need no download.
+
+Every tensor depends on the seed and its own name only: not on the other tensors, their order or the number
+of threads. Memory stays flat: one tensor at a time is made and written.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from litgpt.config import Config
+from litgpt.model import GPT
+from litgpt.utils import incremental_save, save_config
+
+from mdi.convert.hf_configs import config_by_name
+from mdi.errors import CheckpointError, ConfigError
+from mdi.files import storage_error, write_text
+from mdi.model.tensors import DTYPES, mapped_empty
+
+# The model of the published measurements, 304.6 M parameters; litgpt's micro-llama-300M has this shape too.
+NANO_LLAMA = Config(
+    name="NanoLlama",
+    block_size=2048,
+    n_layer=12,
+    n_embd=1024,
+    n_head=16,
+    n_query_groups=4,
+    intermediate_size=5632,
+    vocab_size=32000,
+    padded_vocab_size=32000,
+    rotary_percentage=1.0,
+    parallel_residual=False,
+    bias=False,
+    norm_class_name="RMSNorm",
+    mlp_class_name="LLaMAMLP",
+)
+
+_STD = 0.02
+_PIECE = 1 << 20  # values drawn at a time: bounds the float32 scratch; part of what a seed means
+_BOS_ID = 256
+
+
+def make_random(config_name: str, folder: Path, *, seed: int, dtype: str | None = None) -> None:
+    """Write a random model of the shape `config_name` into the existing `folder`.
+
+    `config_name` is a litgpt name or `NanoLlama`; `dtype` one of `DTYPES`, None is bfloat16. Matrices are
+    N(0, 0.02), norms the identity, biases zero. There is no stop token, so every sample runs to its full length.
+    Raises `ConfigError` for unknown names, `CheckpointError` where `folder` cannot be written.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise ConfigError(f"unknown dtype {dtype!r}: use one of {', '.join(DTYPES)}")
+    config = NANO_LLAMA if config_name == NANO_LLAMA.name else config_by_name(config_name, flag="--random")
+    if config.padded_vocab_size <= _BOS_ID:
+        raise ConfigError(f"{config_name} has {config.padded_vocab_size} tokens; bytes and BOS need {_BOS_ID + 1}")
+    target = folder / "lit_model.pth"
+    try:
+        target.unlink(missing_ok=True)
+        save_config(config, folder)
+        _write_weights(target, config, seed, DTYPES[dtype or "bfloat16"])
+    except OSError as exc:
+        raise storage_error(target, exc) from exc
+    except RuntimeError as exc:
+        if "inline_container" not in str(exc) and "PytorchStreamWriter" not in str(exc):
+            raise
+        raise CheckpointError(f"{target} cannot be written: is the disk full?") from exc
+    write_byte_tokenizer(folder, config.padded_vocab_size)
+
+
+def _write_weights(target: Path, config: Config, seed: int, dtype: torch.dtype) -> None:
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in GPT(config).state_dict().items()}
+    scratch = torch.empty(_PIECE)
+    with incremental_save(target) as saver:
+        state = {}
+        for name, shape in shapes.items():
+            tensor = mapped_empty(shape, dtype)
+            _fill(tensor, name, config, seed, scratch)
+            state[name] = saver.store_early(tensor)
+        saver.save(state)
+
+
+def _fill(tensor: torch.Tensor, name: str, config: Config, seed: int, scratch: torch.Tensor) -> None:
+    """Give `tensor` the values that `name` and `seed` stand for."""
+    if name.endswith(".bias"):
+        tensor.zero_()
+    elif _is_norm(name):
+        # Gemma's norms add one to their weight.
+        tensor.fill_(0.0 if config.norm_class_name == "RMSNorm" and "Gemma" in config.name else 1.0)
+    else:
+        digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        for piece in torch.split(tensor.view(-1), _PIECE):
+            piece.copy_(scratch[: piece.numel()].normal_(0.0, _STD, generator=generator))
+
+
+def _is_norm(name: str) -> bool:
+    module = name.split(".")[-2]
+    return module == "ln_f" or "norm" in module
+
+
+# ---- a tokenizer for any text ---------------------------------------------------------------------
+
+
+def write_byte_tokenizer(folder: Path, n_vocab: int) -> None:
+    """A byte-level tokenizer.json and the two files that litgpt reads beside it."""
+    write_text(folder / "tokenizer.json", _byte_tokenizer(n_vocab))
+    write_text(
+        folder / "tokenizer_config.json",
+        _json({"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|bos|>", "add_bos_token": False}),
+    )
+    write_text(folder / "generation_config.json", _json({"bos_token_id": _BOS_ID}))
+
+
+def _byte_tokenizer(n_vocab: int) -> str:
+    """tokenizer.json: id n < 256 is byte n, 256 is BOS, each further id has a text of its own.
+
+    Without merges no text is ever encoded to the ids from 256 on; they exist so that whatever a random
+    model generates can be shown.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    vocab = {character: byte for byte, character in _byte_characters()}
+    vocab["<|bos|>"] = _BOS_ID
+    vocab.update((f"Ġt{i}", i) for i in range(_BOS_ID + 1, n_vocab))  # Ġ is the space in this alphabet
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return str(tokenizer.to_str())
+
+
+def _byte_characters() -> Iterator[tuple[int, str]]:
+    """(byte, its character) in the alphabet of byte-level tokenizers.
+
+    Printable bytes stand for themselves; the others use, in order, the characters from U+0100 on.
+    """
+    from tokenizers import pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    printable = {ord(character): character for character in alphabet if ord(character) < 256}
+    others = iter(alphabet[len(printable) :])
+    for byte in range(256):
+        yield byte, printable.get(byte) or next(others)
+
+
+def _json(value: dict[str, object]) -> str:
+    return json.dumps(value, indent=2) + "\n"

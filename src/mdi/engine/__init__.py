@@ -1,0 +1,1 @@
+"""The life of a sample, and the loop that generates its tokens."""

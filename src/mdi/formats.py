@@ -1,0 +1,9 @@
+"""Names of dtypes, quantization modes and devices, as files, options and messages spell them."""
+
+import re
+from typing import Literal
+
+DTYPES = ("float32", "float16", "bfloat16")
+Mode = Literal["none", "int8", "int4"]  # of quantization
+MODES: tuple[Mode, ...] = ("none", "int8", "int4")
+DEVICE = re.compile(r"cpu|mps|cuda(:\d{1,3})?")

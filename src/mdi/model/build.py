@@ -1,0 +1,153 @@
+"""A litgpt module without memory and its weights -> the same computation here, in fewer operations.
+
+The weights come mapped from a file. Each goes to its device, dtype and layout by itself, and its pages are let go,
+so that no more than one of them is ever held twice.
+
+The parts that do the work are plain callables on rows (N, C) instead of modules on batches: of a decoding step of a
+small model, `nn.Module`'s way of finding and calling its children took a fifth.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from litgpt.model import LLaMAMLP, LLaMAMoE, RMSNorm
+from torch import nn
+
+from mdi.errors import CheckpointError, one_line
+from mdi.formats import Mode
+from mdi.model.linear import make_linear
+from mdi.model.ops import Kernels
+from mdi.model.quant import Weight, join, mode_for, quantize, take
+from mdi.model.tensors import page_out
+
+Rows = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where and how a node computes."""
+
+    device: torch.device
+    dtype: torch.dtype
+    quantize: Mode = "none"  # for weights that are not quantized already
+    rows: int = 1  # rows that a message usually carries
+    kernels: Kernels = field(default_factory=Kernels)
+
+
+class FusedRMSNorm:
+    """litgpt's `RMSNorm`."""
+
+    def __init__(self, norm: RMSNorm, kernels: Kernels) -> None:
+        self._weight = 1 + norm.weight if norm.add_unit_offset else norm.weight.data
+        self._eps = torch.tensor(norm.eps, device=norm.weight.device)
+        self._share, self._kernels = 1 / norm.weight.numel(), kernels
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self._kernels.rms_norm(x, self._weight, self._eps, self._share)
+
+
+class GatedMLP:
+    """litgpt's `LLaMAMLP`, with one product for gate and value."""
+
+    def __init__(self, gate_value: Rows, proj: Rows, kernels: Kernels) -> None:
+        self._gate_value, self._proj, self._kernels = gate_value, proj, kernels
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self._proj(self._kernels.swiglu(self._gate_value(x)))
+
+
+class Assembler:
+    """Gives modules their weights."""
+
+    def __init__(self, weights: Mapping[str, torch.Tensor], what: str, placement: Placement) -> None:
+        """`weights` are those of one module, under the names that it knows them by; `what` is for errors."""
+        self._weights, self._what, self._placement = weights, what, placement
+
+    def assemble(self, module: nn.Module, path: str = "") -> Any:
+        """What computes `module` with its weights: itself with other parts, or a callable in its place.
+
+        Raises `CheckpointError` where a weight is missing or of another shape, `ConfigError` for want of a kernel.
+        """
+        if isinstance(module, nn.Linear):
+            return self._linear({path: module})
+        if type(module) is LLaMAMLP:
+            return self._gated_mlp(path, module)
+        if isinstance(module, nn.ModuleList):
+            return [self.assemble(child, f"{path}{i}.") for i, child in enumerate(module)]
+        for name, child in list(module.named_children()):
+            part = self.assemble(child, f"{path}{name}.")
+            if name == "shared_experts":  # litgpt hands them the batch, not its rows
+                part = _on_a_batch(part)
+            delattr(module, name)
+            object.__setattr__(module, name, part)  # where Python finds it at once
+        for name, empty in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+            setattr(module, name, self._tensor(path + name, empty))
+        return self._on_rows(module)
+
+    def _gated_mlp(self, path: str, mlp: LLaMAMLP) -> GatedMLP:
+        gate_value = self._linear({f"{path}fc_1.": mlp.fc_1, f"{path}fc_2.": mlp.fc_2})
+        return GatedMLP(gate_value, self._linear({f"{path}proj.": mlp.proj}), self._placement.kernels)
+
+    def _linear(self, parts: Mapping[str, nn.Linear]) -> Rows:
+        """One layer that yields the outputs of all `parts`, by path, side by side."""
+        weights = [self._weight(f"{path}weight", part) for path, part in parts.items()]
+        biases = [self.find(f"{path}bias", part.bias.shape) for path, part in parts.items() if part.bias is not None]
+        place = self._placement
+        layer = make_linear(
+            weights[0] if len(weights) == 1 else join(weights),
+            torch.cat(biases) if biases else None,
+            device=place.device,
+            dtype=place.dtype,
+            rows=place.rows,
+        )
+        for path in parts:
+            if getattr(layer, "weight", None) is not (source := self._weights[f"{path}weight"]):
+                page_out(source)
+        return layer
+
+    def _weight(self, name: str, linear: nn.Linear) -> Weight:
+        try:
+            weight = take(self._weights, name)
+        except (KeyError, ValueError) as exc:
+            raise self._misfit(one_line(exc)) from exc
+        if weight.shape != linear.weight.shape:
+            raise self._misfit(f"{name} is {tuple(weight.shape)}, not {tuple(linear.weight.shape)}")
+        if weight.mode == "none":
+            return quantize(weight.data, mode_for(name, self._placement.quantize))
+        return weight
+
+    def _tensor(self, name: str, empty: torch.Tensor) -> torch.Tensor | nn.Parameter:
+        tensor = self.find(name, empty.shape)
+        tensor = tensor.to(self._placement.device, self._placement.dtype if tensor.is_floating_point() else None)
+        return nn.Parameter(tensor, requires_grad=False) if isinstance(empty, nn.Parameter) else tensor
+
+    def find(self, name: str, shape: torch.Size) -> torch.Tensor:
+        """The tensor `name` as it lies in the file. Raises `CheckpointError` as `assemble` does."""
+        if (tensor := self._weights.get(name)) is None:
+            raise self._misfit(f"{name} is missing")
+        if tensor.shape != shape:
+            raise self._misfit(f"{name} is {tuple(tensor.shape)}, not {tuple(shape)}")
+        return tensor
+
+    def _misfit(self, problem: str) -> CheckpointError:
+        return CheckpointError(f"the weights of {self._what} do not fit this model: {problem}")
+
+    def _on_rows(self, module: nn.Module) -> Any:
+        """`module`, or what does the same with rows (N, C)."""
+        if type(module) is RMSNorm:
+            return FusedRMSNorm(module, self._placement.kernels)
+        if isinstance(module, nn.Identity):
+            return _unchanged
+        if isinstance(module, LLaMAMoE):
+            return lambda x: module(x[None])[0]
+        return module
+
+
+def _on_a_batch(part: Rows) -> Rows:
+    return lambda x: part(x[0])[None]
+
+
+def _unchanged(x: torch.Tensor) -> torch.Tensor:
+    return x

@@ -1,0 +1,96 @@
+"""Which device a node computes on, in which dtype, with how many threads and how much memory."""
+
+import contextlib
+import os
+import platform
+import resource
+from collections.abc import Iterator
+
+import torch
+
+from mdi.errors import ConfigError, one_line
+from mdi.model.tensors import DTYPES
+
+
+def pick_device(wanted: str | None) -> torch.device:
+    """The device named by the user, or else the best of cuda, mps and cpu. Raises `ConfigError` if it is not there."""
+    if wanted is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+    except RuntimeError as exc:
+        raise ConfigError(f"device {wanted}: {one_line(exc)}") from exc
+    if device.type == "cuda" and (device.index or 0) >= (n_cuda := torch.cuda.device_count()):
+        raise ConfigError(f"device {wanted}: torch finds {n_cuda} CUDA devices on this machine")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("device mps: not available on this machine")
+    return device
+
+
+def pick_dtype(wanted: str | None, device: torch.device) -> torch.dtype:
+    """The dtype named by the user, or else the fastest safe one: bfloat16 where the device computes it
+    natively, float16 on other GPUs, float32 on other CPUs.
+    """
+    if wanted is not None:
+        return DTYPES[wanted]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+    if device.type == "mps":
+        return torch.float16
+    return torch.bfloat16 if _cpu_computes_bfloat16() else torch.float32
+
+
+def share_threads(nodes_on_host: int) -> None:
+    """Divide the cores among the nodes of this machine, unless OMP_NUM_THREADS says otherwise."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, n_cores() // nodes_on_host))
+
+
+def n_cores() -> int:
+    """Cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def free_memory_bytes(device: torch.device) -> int | None:
+    """Memory that a node on `device` could still take; None where the system does not tell."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            kilobytes = next(line.split()[1] for line in file if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return None
+    return int(kilobytes) * 1024
+
+
+def peak_memory_bytes() -> int:
+    """The largest resident set this process has had."""
+    unit_bytes = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit_bytes
+
+
+def _cpu_computes_bfloat16() -> bool:
+    if platform.system() != "Linux":
+        return False
+    try:
+        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
+            flags = {flag for line in file if line.startswith(("flags", "Features")) for flag in line.split()}
+    except OSError:
+        return False
+    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+@contextlib.contextmanager
+def memory_errors(what: str) -> Iterator[None]:
+    """Turn torch's out-of-memory errors into a `ConfigError` that says what did not fit."""
+    try:
+        yield
+    except (RuntimeError, OSError) as exc:  # torch.OutOfMemoryError on GPUs; plain ones from the CPU's allocators
+        if "memory" not in str(exc):
+            raise
+        raise ConfigError(
+            f"out of memory for {what}: use fewer samples, a shorter --sequence-length, a smaller --dtype or more nodes"
+        ) from exc

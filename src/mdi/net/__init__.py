@@ -1,0 +1,1 @@
+"""Keys, certificates, sockets, and which peers are authorized."""

@@ -1,0 +1,1 @@
+"""The two roles, starter and secondary, composed from the packages below."""

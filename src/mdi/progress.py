@@ -1,0 +1,23 @@
+"""A progress bar on a terminal."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+
+
+@contextlib.contextmanager
+def progress_bar(total: int | None, label: str, unit: str = "it") -> Iterator[Callable[[int], object]]:
+    """Yield `advance(n)`. It moves a bar on stderr, and does nothing where stderr is no terminal.
+
+    `total` is None where it is unknown. Bytes (`unit="B"`) are shown in kB, MB, GB.
+    """
+    if not sys.stderr.isatty():
+        yield lambda n: None
+        return
+    from tqdm import tqdm
+
+    class Bar(tqdm):  # type: ignore[type-arg]  # not a generic class at run time
+        monitor_interval = 0  # no thread that outlives the bar
+
+    with Bar(total=total, desc=label, unit=unit, unit_scale=unit == "B", file=sys.stderr) as bar:
+        yield bar.update

@@ -1,0 +1,1 @@
+"""The wire between neighbours: messages, frames, handshake, links."""

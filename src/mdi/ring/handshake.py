@@ -1,0 +1,96 @@
+"""The handshake of two neighbours on the ring: do they hold the same facts, and the same key? Sans-I/O.
+
+    caller    HELLO    facts and, where the ring has a key, a nonce
+    answerer  WELCOME  a nonce of its own and its proof, or REFUSE
+    caller    PROOF    its proof, or REFUSE
+
+A proof is a MAC over the role, the epoch, both nonces and the facts: it fits no other session, connection or
+direction. Without a key nonces and proofs are empty.
+"""
+
+import re
+from typing import Any
+
+from mdi.errors import RemoteProtocolError
+from mdi.net.keys import NONCE_BYTES, Key, new_nonce
+from mdi.ring.messages import Hello, Proof, Refuse, Welcome
+from mdi.ring.wire import VERSION, Session, pack_facts
+
+NONCE = "nonce"  # among the facts of a HELLO
+_NONCE_TEXT = re.compile(f"[0-9a-f]{{{2 * NONCE_BYTES}}}")
+
+
+class KeyMismatch(RemoteProtocolError):
+    """One of the two has no key, or another one. The text says nothing of the session."""
+
+
+def proven(role: bytes, session: Session, facts: dict[str, Any], nonce: bytes) -> tuple[bytes, ...]:
+    """What a proof covers; the facts hold the caller's nonce, `nonce` is the answerer's."""
+    return b"mdi ring %d" % VERSION, role, session.epoch.to_bytes(8, "little"), nonce, pack_facts(facts)
+
+
+class Caller:
+    """The side that connects."""
+
+    def __init__(self, session: Session, facts: dict[str, Any], key: Key | None) -> None:
+        self._session, self._key = session, key
+        self._facts = facts if key is None else facts | {NONCE: new_nonce().hex()}
+
+    def hello(self) -> Hello:
+        return Hello(self._facts)
+
+    def prove(self, welcome: Welcome) -> Proof:
+        """The answer to a WELCOME. Raises `KeyMismatch` unless it shows the key."""
+        if self._key is None:
+            if welcome.mac:
+                raise KeyMismatch("this ring has a key and the caller has none")
+            return Proof()
+        if not welcome.mac:
+            raise KeyMismatch("the caller has a key and this node has none")
+        if not self._key.proves(welcome.mac, *proven(b"answerer", self._session, self._facts, welcome.nonce)):
+            raise KeyMismatch("the caller and this node have different keys")
+        return Proof(self._key.mac(*proven(b"caller", self._session, self._facts, welcome.nonce)))
+
+
+class Answerer:
+    """The side that listens: `welcome`, then `check`."""
+
+    def __init__(self, session: Session, expected: dict[str, Any], key: Key | None) -> None:
+        self._session, self._expected, self._key = session, expected, key
+        self._facts: dict[str, Any] = {}
+        self._nonce = b""
+
+    def welcome(self, hello: Hello) -> Welcome:
+        """The answer to a HELLO. Raises `KeyMismatch`, or `RemoteProtocolError` where a fact is not as expected."""
+        self._facts = hello.facts
+        nonce = hello.facts.get(NONCE)
+        if self._key is None:
+            if nonce is not None:
+                raise KeyMismatch("the caller has a key and this node has none")
+            self._check_facts()
+            return Welcome()
+        if not isinstance(nonce, str) or not _NONCE_TEXT.fullmatch(nonce):
+            raise KeyMismatch("this ring has a key and the caller has none")
+        self._check_facts()
+        self._nonce = new_nonce()
+        return Welcome(self._nonce, self._key.mac(*proven(b"answerer", self._session, self._facts, self._nonce)))
+
+    def check(self, proof: Proof) -> None:
+        """Raises `KeyMismatch` unless the PROOF shows the key."""
+        if self._key is None:
+            return
+        if not self._key.proves(proof.mac, *proven(b"caller", self._session, self._facts, self._nonce)):
+            raise KeyMismatch("the caller and this node have different keys")
+
+    def refusal(self, error: RemoteProtocolError) -> Refuse:
+        """What the caller is told: in a ring with a key, nothing about the session that it may not know."""
+        secret = self._key is not None and not isinstance(error, KeyMismatch)
+        return Refuse("it does not fit this node's session; the node's log says why" if secret else str(error))
+
+    def _check_facts(self) -> None:
+        """All facts that are expected and, but for the nonce, no others: what is unknown is not packed again."""
+        for name, wanted in self._expected.items():
+            if (got := self._facts.get(name)) != wanted:
+                raise RemoteProtocolError(f"{name} is {got!r}, this node expects {wanted!r}")
+        if unknown := self._facts.keys() - self._expected.keys() - {NONCE}:
+            raise RemoteProtocolError(f"unknown facts: {sorted(unknown)}")

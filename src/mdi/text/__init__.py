@@ -1,0 +1,1 @@
+"""Prompts and templates -> token ids; token ids -> text."""

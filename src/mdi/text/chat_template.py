@@ -1,0 +1,107 @@
+"""The chat template that a model brings along: a conversation -> the text the model was trained on."""
+
+import datetime
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from mdi.errors import CheckpointError
+from mdi.text.tokenizer import read_tokenizer_config, token_text
+
+
+class ChatTemplate:
+    """A Jinja template that a model brings along, rendered as Hugging Face's library would.
+
+    It comes from outside, so it runs in Jinja's sandbox and can read nothing but what it is given.
+    """
+
+    def __init__(self, source: str, origin: Path, special_tokens: dict[str, str]) -> None:
+        """`special_tokens` are texts by name, such as `bos_token`. Raises `CheckpointError` for bad syntax."""
+        from jinja2 import TemplateSyntaxError
+
+        self._origin = origin
+        self._special_tokens = special_tokens
+        try:
+            self._template = _template_environment().from_string(source)
+        except TemplateSyntaxError as exc:
+            raise CheckpointError(f"{origin}: bad chat template, line {exc.lineno}: {exc.message}") from exc
+
+    def render(self, messages: Sequence[dict[str, str]]) -> str:
+        """The text of a conversation, up to where the model is to answer.
+
+        Messages have a `role` and a `content`. Raises `CheckpointError` where the template refuses them.
+        """
+        from jinja2 import TemplateError
+
+        try:
+            text: str = self._template.render(
+                messages=list(messages),
+                tools=None,  # templates tell "no tools" by none, not by a missing name
+                documents=None,
+                add_generation_prompt=True,
+                **self._special_tokens,
+            )
+            return text
+        except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as exc:
+            reason = " ".join(str(exc).split())
+            raise CheckpointError(
+                f"{self._origin}: the chat template failed ({reason}); try --prompt-style none"
+            ) from exc
+
+
+def load_chat_template(folder: Path) -> ChatTemplate | None:
+    """chat_template.jinja, else the `chat_template` of tokenizer_config.json, else None."""
+    config = read_tokenizer_config(folder)
+    tokens = {key: text for key in config if key.endswith("_token") and (text := token_text(config[key])) is not None}
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        try:
+            return ChatTemplate(path.read_text(encoding="utf-8"), path, tokens)
+        except (OSError, UnicodeDecodeError) as exc:
+            raise CheckpointError(f"{path}: cannot be read ({exc})") from exc
+    source = _default_template(config.get("chat_template"))
+    return None if source is None else ChatTemplate(source, folder / "tokenizer_config.json", tokens)
+
+
+def _default_template(value: object) -> str | None:
+    """`value` is a template, or a list of `{"name", "template"}` of which the default one is meant."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list):
+        return None
+    named = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}
+    template = named.get("default", next(iter(named.values()), None))
+    return template if isinstance(template, str) else None
+
+
+def _template_environment() -> Any:
+    from jinja2 import TemplateError, nodes
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class GenerationBlock(Extension):
+        """`{% generation %}...{% endgeneration %}` marks what a model was trained on: just its content."""
+
+        tags = {"generation"}  # noqa: RUF012  (as Jinja declares it)
+
+        def parse(self, parser: Any) -> nodes.Node:
+            line: int = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return nodes.Scope(body, lineno=line)
+
+    def raise_exception(message: str) -> NoReturn:
+        raise TemplateError(message)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationBlock, loopcontrols]
+    )
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    environment.filters["tojson"] = _to_json
+    return environment
+
+
+def _to_json(value: object, indent: int | None = None, **options: Any) -> str:
+    """Jinja's own `tojson` escapes characters for HTML, which a model has not been trained on."""
+    return json.dumps(value, ensure_ascii=False, indent=indent, **options)

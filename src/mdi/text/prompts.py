@@ -1,0 +1,63 @@
+"""Prompts, from options and files, -> token ids."""
+
+from itertools import cycle, groupby, islice
+from pathlib import Path
+
+from mdi.errors import ConfigError
+from mdi.text.styles import Style
+from mdi.text.tokenizer import Tokenizer
+
+PROMPT_SUFFIXES = (".txt", ".md", ".tex")
+_FILE_PREFIX = "FILE:"
+
+
+def load_prompts(spec: str, n_samples: int) -> list[str]:
+    """The prompts of `n_samples` samples, from a `--prompt` option.
+
+    `FILE:path` gives one paragraph to each sample, again from the first where there are too few; any other
+    text is the prompt of all. Raises `ConfigError` for a file that cannot be read or holds no text.
+    """
+    if not spec.startswith(_FILE_PREFIX):
+        return [spec] * n_samples
+    path = Path(spec.removeprefix(_FILE_PREFIX))
+    paragraphs = split_paragraphs(_read_prompt_file(path))
+    if not paragraphs:
+        raise ConfigError(f"{path}: the prompt file holds no text")
+    return list(islice(cycle(paragraphs), n_samples))
+
+
+def split_paragraphs(text: str) -> list[str]:
+    """The runs of lines between blank lines; lines of nothing but white space are blank."""
+    runs = groupby(text.split("\n"), key=lambda line: bool(line.strip()))
+    return ["\n".join(lines).rstrip() for has_text, lines in runs if has_text]
+
+
+def _read_prompt_file(path: Path) -> str:
+    if path.suffix.lower() not in PROMPT_SUFFIXES:
+        raise ConfigError(f"{path}: a prompt file must end in {', '.join(PROMPT_SUFFIXES)}")
+    try:
+        return path.expanduser().read_text(encoding="utf-8-sig")
+    except OSError as exc:
+        raise ConfigError(f"{path}: the prompt file cannot be read: {exc.strerror or exc}") from exc
+    except UnicodeDecodeError as exc:
+        raise ConfigError(f"{path}: the prompt file is not UTF-8 text (byte {exc.start})") from exc
+    except (ValueError, RuntimeError) as exc:  # a NUL in the path; a home folder that nobody has
+        raise ConfigError(f"{path}: not a usable path ({exc})") from exc
+
+
+def encode_prompt(tokenizer: Tokenizer, style: "Style", prompt: str) -> list[int]:
+    """The ids a sample starts from, at least one.
+
+    A style is applied to an empty prompt too: the model sees a user who said nothing. What has no tokens
+    after that becomes the model's BOS. Raises `ConfigError` where there is none, or the text is broken.
+    """
+    try:
+        prompt.encode("utf-8")
+    except UnicodeEncodeError as exc:
+        raise ConfigError(f"the prompt is not valid UTF-8 text (character {exc.start})") from exc
+    ids = tokenizer.encode(style.apply(prompt))
+    if ids:
+        return ids
+    if tokenizer.bos_id is None:
+        raise ConfigError("the prompt is empty, and this model has no token to begin a text with")
+    return [tokenizer.bos_id]

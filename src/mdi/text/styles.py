@@ -1,0 +1,106 @@
+"""How a prompt is formatted for a model, and the sequences that end its answer."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mdi.errors import CheckpointError, ConfigError
+from mdi.text.chat_template import load_chat_template
+from mdi.text.stops import StopSequences
+from mdi.text.tokenizer import Tokenizer, generation_ids
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a prompt is dressed for the model, and the sequences that end its answer."""
+
+    name: str
+    apply: Callable[[str], str]
+    stops: StopSequences = ()
+
+
+PLAIN = Style("none", lambda prompt: prompt)
+
+
+def load_style(folder: Path, config_name: str, tokenizer: Tokenizer, override: str | None = None) -> Style:
+    """The style of a model folder, whose model_config.yaml says `name: <config_name>`.
+
+    prompt_style.yaml, else litgpt's style for the name, else the model's chat template, else none.
+    `override` is `none`, `chat-template` or a name known to litgpt. Raises `ConfigError` for an unknown
+    override, `CheckpointError` for a damaged folder.
+    """
+    if override is not None:
+        return _named_style(folder, tokenizer, override)
+    if (saved := folder / "prompt_style.yaml").is_file():
+        return _litgpt_style(_saved_class(saved)(), tokenizer)
+    return _style_for_name(config_name, tokenizer) or _template_style(folder) or PLAIN
+
+
+def stop_sequences(folder: Path, tokenizer: Tokenizer, style: Style) -> StopSequences:
+    """Everything that ends a sample: by the style, by the tokenizer and by generation_config.json."""
+    eos = [] if tokenizer.eos_id is None else [(tokenizer.eos_id,)]
+    generation = [(token_id,) for token_id in generation_ids(folder, "eos_token_id")]
+    return tuple(dict.fromkeys([*style.stops, *eos, *generation]))
+
+
+def _named_style(folder: Path, tokenizer: Tokenizer, name: str) -> Style:
+    if name == "none":
+        return PLAIN
+    if name == "chat-template":
+        style = _template_style(folder)
+        if style is None:
+            raise ConfigError(f"--prompt-style {name}: {folder} has no chat template")
+        return style
+    # 3 s, and so only where a style of litgpt is really asked for.
+    from litgpt.prompts import prompt_styles
+
+    if name not in prompt_styles:
+        known = ", ".join(["none", "chat-template", *sorted(prompt_styles)])
+        raise ConfigError(f"--prompt-style {name}: unknown; choose one of {known}")
+    return _litgpt_style(prompt_styles[name](), tokenizer)
+
+
+def _style_for_name(config_name: str, tokenizer: Tokenizer) -> Style | None:
+    from litgpt.prompts import Default, model_name_to_prompt_style
+
+    style = model_name_to_prompt_style(config_name)
+    return None if isinstance(style, Default) else _litgpt_style(style, tokenizer)
+
+
+def _saved_class(path: Path) -> Any:
+    """The class of `litgpt.prompts` that a prompt_style.yaml names; nothing else is ever imported."""
+    import yaml
+    from litgpt import prompts
+
+    try:
+        content = yaml.safe_load(path.read_bytes())
+    except (OSError, ValueError, yaml.YAMLError) as exc:
+        raise CheckpointError(f"{path}: cannot be read ({' '.join(str(exc).split())})") from exc
+    class_path = content.get("class_path") if isinstance(content, dict) else None
+    module, _, name = str(class_path).rpartition(".")
+    style_class = getattr(prompts, name, None) if module == prompts.__name__ else None
+    if not (isinstance(style_class, type) and issubclass(style_class, prompts.PromptStyle)):
+        raise CheckpointError(f"{path}: class_path {class_path!r} is not a prompt style of litgpt.prompts")
+    return style_class
+
+
+class _LitgptView:
+    """What litgpt's styles ask of a tokenizer. A token that the vocabulary lacks is None, not an error."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.eos_id = tokenizer.eos_id
+        self.token_to_id = tokenizer.token_id
+
+
+def _litgpt_style(style: Any, tokenizer: Tokenizer) -> Style:
+    stops = (tuple(ids) for ids in style.stop_tokens(_LitgptView(tokenizer)))
+    usable = tuple(ids for ids in stops if ids and None not in ids)
+    return Style(type(style).__name__, style.apply, usable)
+
+
+def _template_style(folder: Path) -> Style | None:
+    template = load_chat_template(folder)
+    if template is None:
+        return None
+    return Style("chat-template", lambda prompt: template.render([{"role": "user", "content": prompt}]))
