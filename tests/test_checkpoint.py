@@ -13,7 +13,7 @@ from mdi.checkpoint import weights as weights_module
 from mdi.checkpoint.chunks import Manifest, chunk_name, chunks_folder, read_manifest, split_model
 from mdi.checkpoint.config import config_from_dict, find_models, load_config
 from mdi.checkpoint.weights import Weights, digest_of, file_digest, open_weights, select
-from mdi.errors import CheckpointError
+from mdi.errors import CheckpointError, StorageError
 from mdi.model.span import Span, spans_of
 from tiny_models import BASE, TRAITS, make_model
 
@@ -116,7 +116,7 @@ def test_an_interrupted_split_leaves_nothing_that_looks_finished(model: Path) ->
 def test_a_full_disk_is_told_before_anything_is_written(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(model)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(CheckpointError, match=r"the chunks take 0\.00 GB and 0\.00 GB are free"):
+    with pytest.raises(StorageError, match=r"the chunks take 0\.00 GB and 0\.00 GB are free"):
         split_model(model, SPANS)
     assert not list(chunks_folder(model, 3).glob("*.pth"))
 

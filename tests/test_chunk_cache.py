@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mdi.checkpoint.cache import ChunkCache, default_cache_dir
-from mdi.errors import CheckpointError, ConfigError
+from mdi.errors import CheckpointError, ControlError, StorageError
 from wire_helpers import few_examples
 
 CONTENT = bytes(range(256)) * 10
@@ -95,7 +95,7 @@ def test_a_source_that_breaks_keeps_what_came(cache: ChunkCache) -> None:
                 raise ConnectionResetError(104, "Connection reset by peer")
             return super().read(300)
 
-    with pytest.raises(CheckpointError, match="Connection reset"):
+    with pytest.raises(StorageError, match="Connection reset"):
         cache.append(DIGEST, 0, len(CONTENT), len(CONTENT), Breaking(CONTENT))
     assert cache.held_bytes(DIGEST) == 300
     assert append(cache, 300, len(CONTENT)) == len(CONTENT)
@@ -111,21 +111,21 @@ def test_bytes_beyond_the_range_are_left_in_the_source(cache: ChunkCache) -> Non
 @pytest.mark.parametrize("start", [0, 50, 99, 101, 200])
 def test_a_part_that_does_not_begin_where_the_held_part_ends_is_refused(cache: ChunkCache, start: int) -> None:
     append(cache, 0, 100)
-    with pytest.raises(ConfigError, match=f"has 100 bytes here, so the next part begins there, not at {start}"):
+    with pytest.raises(ControlError, match=f"has 100 bytes here, so the next part begins there, not at {start}"):
         append(cache, start, start + 10)
     assert cache.held_bytes(DIGEST) == 100
 
 
 @pytest.mark.parametrize(("start", "stop", "total"), [(-1, 5, 9), (5, 5, 9), (6, 5, 9), (0, 10, 9), (0, 0, 0)])
 def test_a_range_that_is_none_is_refused(cache: ChunkCache, start: int, stop: int, total: int) -> None:
-    with pytest.raises(ConfigError, match=f"bytes {start}-{stop} of {total} are not a range"):
+    with pytest.raises(ControlError, match=f"bytes {start}-{stop} of {total} are not a range"):
         cache.append(DIGEST, start, stop, total, io.BytesIO(CONTENT))
     assert cache.held_bytes(DIGEST) == 0
 
 
 def test_a_chunk_that_is_here_is_not_received_again(cache: ChunkCache) -> None:
     path = store(cache, CONTENT)
-    with pytest.raises(ConfigError, match="has 2560 bytes here"):
+    with pytest.raises(ControlError, match="has 2560 bytes here"):
         append(cache, 0, 10)
     assert path.read_bytes() == CONTENT
 
@@ -198,7 +198,7 @@ def test_a_full_disk_is_noticed_before_anything_is_written(
     cache: ChunkCache, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**12, 10**12 - 2559, 2559))
-    with pytest.raises(CheckpointError, match="free some space or choose another folder with --cache-dir") as caught:
+    with pytest.raises(StorageError, match="free some space or choose another folder with --cache-dir") as caught:
         append(cache, 0, len(CONTENT))
     assert str(folder) in str(caught.value)
     assert cache.held_bytes(DIGEST) == 0
@@ -206,7 +206,7 @@ def test_a_full_disk_is_noticed_before_anything_is_written(
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(CheckpointError, match="file/chunks"):
+    with pytest.raises(StorageError, match="file/chunks"):
         append(ChunkCache(tmp_path / "file" / "chunks", sha256_of), 0, 10)
 
 
@@ -218,7 +218,7 @@ def test_a_chunk_that_another_process_receives_is_refused(cache: ChunkCache, fol
     (lock,) = folder.glob("*.lock")
     with lock.open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(ConfigError, match="another starter is sending this chunk right now"):
+        with pytest.raises(ControlError, match="another starter is sending this chunk right now"):
             append(cache, 100, 200)
         assert store(cache, b"another chunk").is_file()
     assert append(cache, 100, 200) == 200
@@ -230,7 +230,7 @@ def test_two_senders_at_once_do_not_mix(cache: ChunkCache) -> None:
     class Meddling(io.BytesIO):
         def read(self, size: int | None = -1) -> bytes:
             if not self.tell():
-                with pytest.raises(ConfigError) as caught:
+                with pytest.raises(ControlError) as caught:
                     append(cache, 0, len(CONTENT), source=b"y" * len(CONTENT))
                 refused.append(caught.value)
             return super().read(size)
@@ -256,7 +256,7 @@ def test_what_is_no_digest_never_becomes_a_path(cache: ChunkCache, tmp_path: Pat
         lambda: cache.append(digest, 0, 1, 1, io.BytesIO(b"x")),
     ]
     for action in actions:
-        with pytest.raises(ConfigError, match="is not a digest: 64 hexadecimal digits are"):
+        with pytest.raises(ControlError, match="is not a digest: 64 hexadecimal digits are"):
             action()
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 

@@ -27,7 +27,7 @@ from mdi.checkpoint.cache import ChunkCache
 from mdi.control.client import ControlClient, NoAnswer, Refused, Unreachable
 from mdi.control.routes import MAX_JSON_BYTES, Busy, ControlServer
 from mdi.control.session import SessionSpec
-from mdi.errors import CheckpointError, ConfigError, ControlError
+from mdi.errors import CheckpointError, ConfigError, ControlError, StorageError
 from mdi.net.sockets import listen
 from test_session import SPEC
 
@@ -579,7 +579,7 @@ def test_a_node_that_does_not_answer_is_a_control_error(monkeypatch: pytest.Monk
 
 
 def test_a_chunk_that_is_not_there_is_an_mdi_error(client: ControlClient, tmp_path: Path) -> None:
-    with pytest.raises((CheckpointError, ControlError), match=r"missing\.pth"):
+    with pytest.raises((StorageError, ControlError), match=r"missing\.pth"):
         client.send_chunk(tmp_path / "missing.pth", DIGEST)
 
 

@@ -28,7 +28,7 @@ from gguf_samples import (
     write_tiny,
 )
 from mdi.convert.gguf.convert import import_gguf, suggested_name
-from mdi.errors import CheckpointError, ConfigError
+from mdi.errors import CheckpointError, ConfigError, StorageError
 
 IDS = torch.tensor([[5, 100, 37, 200, 9, 9, 258, 77, 31, 64, 12, 240, 3, 18]])
 Q = gguf.GGMLQuantizationType
@@ -434,7 +434,7 @@ def test_a_full_disk_is_noticed_before_anything_is_written(
 ) -> None:
     write_tiny(tmp_path / "tiny.gguf", "llama")
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
-    with pytest.raises(CheckpointError, match=r"bytes and 1000 are free"):
+    with pytest.raises(StorageError, match=r"bytes and 1000 are free"):
         import_gguf(tmp_path / "tiny.gguf", folder)
     assert not (folder / "lit_model.pth").exists()
 
@@ -443,7 +443,7 @@ def test_a_failing_writer_is_an_error_of_ours(tmp_path: Path) -> None:
     write_tiny(tmp_path / "tiny.gguf", "llama")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "lit_model.pth").mkdir()
-    with pytest.raises(CheckpointError, match="could not be written"):
+    with pytest.raises(StorageError, match="could not be written"):
         import_gguf(tmp_path / "tiny.gguf", tmp_path / "out")
 
 

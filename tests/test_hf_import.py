@@ -16,7 +16,7 @@ from conftest import small_files_only
 from mdi.convert import hf_configs, huggingface
 from mdi.convert.hf_configs import check_config, config_by_name, resolve_config_name
 from mdi.convert.huggingface import convert_folder, link_or_copy
-from mdi.errors import CheckpointError, ConfigError, MdiError
+from mdi.errors import CheckpointError, ConfigError, MdiError, StorageError
 
 # L layers, C = n_embd, H heads, G key/value heads, D head size, F = intermediate_size, V = vocabulary
 L, C, H, G, D, F, V = 3, 32, 4, 2, 8, 48, 96
@@ -470,7 +470,7 @@ def _no_links(*_args: object) -> None:
 
 
 def test_a_source_that_is_gone(tmp_path: Path, folder: Path) -> None:
-    with pytest.raises(CheckpointError, match="nowhere"):
+    with pytest.raises(StorageError, match="nowhere"):
         link_or_copy(tmp_path / "nowhere", folder)
 
 

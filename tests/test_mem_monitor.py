@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from mdi.cli.memory_monitor import MEMORY_CSV_HEADER, plot_memory, read_memory_csv, sample_memory, watch_command
-from mdi.errors import CheckpointError, ConfigError
+from mdi.errors import ConfigError, StorageError
 
 SCRIPT = Path(__file__).parents[1] / "src" / "mem_monitor.py"
 MIB = 1 << 20
@@ -73,7 +73,7 @@ def test_the_status_is_that_of_the_command(command: str, status: int, tmp_path: 
 
 def test_a_record_that_cannot_be_written_is_known_before_the_command_runs(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(CheckpointError, match=r"memory\.csv"):
+    with pytest.raises(StorageError, match=r"memory\.csv"):
         watch_command(f"touch {tmp_path / 'ran'}", tmp_path / "file" / "memory.csv", 0.01)
     assert not (tmp_path / "ran").exists()
 

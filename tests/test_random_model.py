@@ -12,7 +12,7 @@ from litgpt.tokenizer import Tokenizer
 from conftest import small_files_only
 from mdi.convert import hf_configs
 from mdi.convert.random import NANO_LLAMA, make_random
-from mdi.errors import CheckpointError, ConfigError
+from mdi.errors import ConfigError, StorageError
 from mdi.model.tensors import DTYPES
 
 ENTRY = {
@@ -173,5 +173,5 @@ def test_shapes_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_full_disk(tmp_path: Path) -> None:
-    with small_files_only(), pytest.raises(CheckpointError, match=r"lit_model\.pth cannot be written"):
+    with small_files_only(), pytest.raises(StorageError, match=r"lit_model\.pth cannot be written"):
         make_random("Tiny-Test", tmp_path, seed=1)

@@ -26,7 +26,7 @@ from mdi.cli.report import (
     run_names,
     write_token_csv,
 )
-from mdi.errors import ConfigError, MdiError
+from mdi.errors import ConfigError, StorageError
 from mdi.progress import progress_bar
 
 SRC = Path(__file__).parents[1] / "src"
@@ -110,8 +110,8 @@ def test_a_plot_of_nothing_is_drawn(tmp_path: Path) -> None:
 
 def test_only_drawing_imports_the_plotting_library() -> None:
     code = (
-        "import mdi.cli.report as report, sys\n"
-        "with report.progress_bar(2, 'x') as advance: advance(1)\n"
+        "import mdi.cli.report, mdi.progress, sys\n"
+        "with mdi.progress.progress_bar(2, 'x') as advance: advance(1)\n"
         "assert not {'matplotlib', 'tqdm', 'torch'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=SRC, check=True, stderr=subprocess.DEVNULL)
@@ -204,7 +204,7 @@ def test_a_full_disk_is_one_line() -> None:
     full = Path("/dev/full")
     if not full.exists():
         pytest.skip("this system has no /dev/full")
-    with pytest.raises(MdiError, match="no space left"), SampleWriter(full) as writer:
+    with pytest.raises(StorageError, match="no space left"), SampleWriter(full) as writer:
         writer.write_sample(RECORD)
 
 
@@ -215,7 +215,7 @@ def test_folders_that_cannot_be_written_are_one_line(no_folder: Path) -> None:
         lambda: append_run_csv(no_folder / "a.csv", STATS),
         lambda: SampleWriter(no_folder / "a.jsonl"),
     ):
-        with pytest.raises(MdiError, match="below") as caught:
+        with pytest.raises(StorageError, match="below") as caught:
             attempt()
         assert "\n" not in str(caught.value)
 

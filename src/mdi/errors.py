@@ -17,6 +17,14 @@ class CheckpointError(MdiError):
     """Missing, damaged, foreign or mismatching model files."""
 
 
+class StorageError(MdiError):
+    """A file or folder that cannot be read or written: disk full, quota, permissions, a read-only file system."""
+
+
+class NumericsError(MdiError):
+    """The model computes NaN or infinity."""
+
+
 class ProtocolError(MdiError):
     """A message that is not legal on the ring."""
 
@@ -55,8 +63,3 @@ class RingBroken(LinkError):
 
 class ControlError(MdiError):
     """A node could not be reached over HTTP, or refused what was asked, with its reason."""
-
-
-def one_line(foreign: BaseException | str, limit: int = 300) -> str:
-    """The text of a foreign exception, or of another node, fit to stand in the one line of ours."""
-    return " ".join(str(foreign).split())[:limit] or type(foreign).__name__

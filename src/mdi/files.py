@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from mdi.errors import CheckpointError
+from mdi.errors import StorageError
 
 _ADVICE = {
     errno.ENOSPC: "no space left on the disk: free some, or choose another folder",
@@ -19,13 +19,13 @@ _ADVICE = {
 }
 
 
-def storage_error(path: Path, exc: OSError) -> CheckpointError:
+def storage_error(path: Path, exc: OSError) -> StorageError:
     """The one-line error for an `OSError` met while reading or writing `path`."""
-    return CheckpointError(f"{path}: {_ADVICE.get(exc.errno or 0, exc.strerror or str(exc))}")
+    return StorageError(f"{path}: {_ADVICE.get(exc.errno or 0, exc.strerror or str(exc))}")
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of a file; raises `CheckpointError`."""
+    """The content of a file; raises `StorageError`."""
     try:
         return path.read_bytes()
     except OSError as exc:
@@ -37,7 +37,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
     """Yield a temporary path beside `target`; on success flush it and rename it to `target`.
 
     On failure the temporary file is removed and `target` is left as it was.
-    Raises `CheckpointError` for disk full, read-only folders and the like.
+    Raises `StorageError` for disk full, read-only folders and the like.
     """
     partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
     try:
@@ -47,7 +47,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
         raise storage_error(target, exc) from exc
     try:
         yield partial
-        _flush(partial)
+        flush(partial)
         partial.replace(target)
     except OSError as exc:
         raise storage_error(target, exc) from exc
@@ -76,7 +76,7 @@ def partial_folder(target: Path, *, keep_on_error: bool = False) -> Iterator[Pat
         yield partial
         for path in sorted(partial.rglob("*")):
             if path.is_file():
-                _flush(path)
+                flush(path)
         if target.is_dir():
             target.rmdir()
         partial.rename(target)
@@ -88,6 +88,7 @@ def partial_folder(target: Path, *, keep_on_error: bool = False) -> Iterator[Pat
         raise
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Make the content of `path` durable."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())

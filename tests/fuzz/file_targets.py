@@ -20,7 +20,7 @@ from mdi.checkpoint.weights import digest_of, open_weights, select
 from mdi.config.network import load_network, load_node
 from mdi.convert.gguf import file as gguf_file
 from mdi.convert.gguf.convert import import_gguf
-from mdi.errors import CheckpointError, ConfigError
+from mdi.errors import CheckpointError, ConfigError, StorageError
 from mdi.model.quant import MODES, dequantize, is_quantized_name, mode_of, quantize, take
 from mdi.model.span import Span
 from tiny_models import BASE
@@ -132,7 +132,7 @@ class GgufTarget(Target):
         folder.mkdir()
         try:
             import_gguf(source, folder)
-        except CheckpointError:
+        except (CheckpointError, StorageError):  # the latter where memory does not suffice
             return 1
         weights = open_weights(folder / "lit_model.pth")
         assert all(torch.isfinite(tensor).all() for tensor in weights.values())

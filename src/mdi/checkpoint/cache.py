@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from mdi.errors import CheckpointError, ConfigError
+from mdi.errors import CheckpointError, ControlError, StorageError
 from mdi.files import storage_error
 
 DEFAULT_LIMIT_BYTES = 64 * 2**30
@@ -66,17 +66,19 @@ class ChunkCache:
         complete gets its name once `find` has verified it.
 
         Raises:
-            ConfigError: the range does not begin where the held part ends.
-            CheckpointError: there is no room.
+            ControlError: the range does not begin where the held part ends.
+            StorageError: there is no room.
         """
         if not 0 <= start < stop <= total_bytes:
-            raise ConfigError(f"bytes {start}-{stop} of {total_bytes} are not a range")
+            raise ControlError(f"bytes {start}-{stop} of {total_bytes} are not a range")
         try:
             with self._locked(digest):
                 if start == 0 and self.held_bytes(digest) > total_bytes:  # of another file with the same content
                     self._partial(digest).unlink(missing_ok=True)
                 if start != (held := self.held_bytes(digest)):
-                    raise ConfigError(f"the chunk has {held} bytes here, so the next part begins there, not at {start}")
+                    raise ControlError(
+                        f"the chunk has {held} bytes here, so the next part begins there, not at {start}"
+                    )
                 if start == 0:
                     self._make_room(total_bytes)
                 held = self._write(digest, start, stop, source)
@@ -103,7 +105,7 @@ class ChunkCache:
             return self._adopt_partial(digest)
         try:
             actual = self._digest_of(received)
-        except CheckpointError:
+        except CheckpointError:  # not for a `StorageError`: what cannot be read now may be whole
             received.unlink()
             raise
         if actual != digest:
@@ -115,7 +117,7 @@ class ChunkCache:
     def _adopt_partial(self, digest: str) -> bool:
         """A node that was killed before it could rename a complete file has it still as a partial one."""
         partial = self._partial(digest)
-        with contextlib.suppress(CheckpointError):
+        with contextlib.suppress(CheckpointError, StorageError):
             if partial.is_file() and self._digest_of(partial) == digest:
                 partial.rename(self._path(digest))
                 return True
@@ -127,9 +129,7 @@ class ChunkCache:
         free_bytes = shutil.disk_usage(self._folder).free
         if n_bytes > self._limit_bytes:
             limit, chunk = self._limit_bytes / 1e9, n_bytes / 1e9
-            raise CheckpointError(
-                f"{self._folder}: the chunk takes {chunk:.2f} GB and the cache may hold {limit:.2f} GB"
-            )
+            raise StorageError(f"{self._folder}: the chunk takes {chunk:.2f} GB and the cache may hold {limit:.2f} GB")
         excess = min(max(held_bytes + n_bytes - self._limit_bytes, n_bytes - free_bytes), held_bytes)
         if n_bytes <= free_bytes + held_bytes:
             for _, n_held, path in files:
@@ -139,7 +139,7 @@ class ChunkCache:
                 path.unlink(missing_ok=True)  # a stage that maps it keeps its memory
             free_bytes = shutil.disk_usage(self._folder).free
         if n_bytes > free_bytes:
-            raise CheckpointError(
+            raise StorageError(
                 f"{self._folder}: the chunk takes {n_bytes / 1e9:.2f} GB and {free_bytes / 1e9:.2f} GB are free: free"
                 " some space or choose another folder with --cache-dir"
             )
@@ -164,12 +164,12 @@ class ChunkCache:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as exc:
-                raise ConfigError("another starter is sending this chunk right now") from exc
+                raise ControlError("another starter is sending this chunk right now") from exc
             yield
 
     def _path(self, digest: str) -> Path:
         if not _DIGEST.fullmatch(digest):
-            raise ConfigError(f"{digest!r} is not a digest: 64 hexadecimal digits are")
+            raise ControlError(f"{digest!r} is not a digest: 64 hexadecimal digits are")
         return self._folder / f"{digest}.pth"
 
     def _partial(self, digest: str) -> Path:

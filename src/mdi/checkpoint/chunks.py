@@ -13,13 +13,14 @@ from litgpt.utils import incremental_save
 
 from mdi.checkpoint.config import MOST, load_config
 from mdi.checkpoint.weights import MODEL_FILE, Weights, digest_of_lines, open_weights, select, tensor_line
-from mdi.errors import CheckpointError, one_line
+from mdi.errors import CheckpointError, StorageError
 from mdi.files import atomic_path, storage_error, write_text
 from mdi.formats import MODES, Mode
 from mdi.model.quant import mode_for, quantize, weight_bytes
 from mdi.model.span import Span, spans_of
 from mdi.model.tensors import DTYPES, dtype_name, mapped_empty, page_out
 from mdi.progress import progress_bar
+from mdi.strings import one_line
 
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
@@ -154,7 +155,7 @@ def _write_chunk(
                         proxies[name + suffix], lines[name + suffix] = proxy, line
                 saver.save(proxies)
         except RuntimeError as exc:
-            raise CheckpointError(f"{path}: could not be written ({one_line(exc)}); is the disk full?") from exc
+            raise StorageError(f"{path}: could not be written ({one_line(exc)}); is the disk full?") from exc
     return lines
 
 
@@ -181,7 +182,7 @@ def _check_space(target: Path, parts: Sequence[Weights], dtype: str | None, quan
         for name, tensor in part.items()
     )
     if needed > free_bytes:
-        raise CheckpointError(f"{target}: the chunks take {needed / 1e9:.2f} GB and {free_bytes / 1e9:.2f} GB are free")
+        raise StorageError(f"{target}: the chunks take {needed / 1e9:.2f} GB and {free_bytes / 1e9:.2f} GB are free")
 
 
 def write_chunks(

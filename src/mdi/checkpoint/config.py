@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from litgpt.config import Config
 
-from mdi.errors import CheckpointError, one_line
+from mdi.errors import CheckpointError
 from mdi.model.shapes import ends_shapes, layer_weights, rotary_tables
+from mdi.strings import one_line
 
 CONFIG_FILE = "model_config.yaml"
 

@@ -15,12 +15,13 @@ import torch
 from litgpt.config import Config
 from litgpt.scripts.convert_hf_checkpoint import qkv_reassemble
 
-from mdi.errors import CheckpointError, one_line
+from mdi.errors import CheckpointError, StorageError
 from mdi.files import storage_error, write_text
 from mdi.model.quant import SCALE_SUFFIX, take
 from mdi.model.shapes import ends_shapes, stage_shapes
 from mdi.model.span import Span
 from mdi.model.tensors import dtype_name, page_out
+from mdi.strings import one_line
 
 MODEL_FILE = "lit_model.pth"
 
@@ -29,7 +30,10 @@ _LAYER = re.compile(r"transformer\.h\.(\d+)\.(.+)")
 
 
 def open_weights(path: Path) -> Weights:
-    """The tensors of a chunk or model file, mapped. Raises `CheckpointError`; executes nothing from the file."""
+    """The tensors of a chunk or model file, mapped; executes nothing from the file.
+
+    Raises `CheckpointError` for a missing or damaged file, `StorageError` for one that cannot be read.
+    """
     try:
         weights = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except FileNotFoundError as exc:
@@ -152,6 +156,6 @@ def file_digest(path: Path) -> str:
         if known["version"] == version:
             return str(known["digest"])
     digest = content_digest(path)
-    with contextlib.suppress(CheckpointError):  # a read-only folder: compute it again next time
+    with contextlib.suppress(StorageError):  # a read-only folder: compute it again next time
         write_text(memo, json.dumps({"version": version, "digest": digest}))
     return digest

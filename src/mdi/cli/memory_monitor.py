@@ -47,7 +47,7 @@ def watch_command(command: str, csv_path: Path, interval_s: float, *, grace_s: f
 
     The file has a header and lines `seconds,rss_bytes`, each flushed as it comes. The status is 128 + n
     where signal n ended the command. If this function is interrupted, the command and all it
-    started are ended first. Raises `CheckpointError` for a file that cannot be written.
+    started are ended first. Raises `StorageError` for a file that cannot be written.
     """
     try:
         csv_path.parent.mkdir(parents=True, exist_ok=True)
@@ -113,6 +113,6 @@ def read_memory_csv(path: Path) -> list[tuple[float, int]]:
 
 
 def plot_memory(csv_path: Path, png_path: Path) -> None:
-    """Draw a record of `watch_command` as PNG. Raises `CheckpointError` where it cannot be written."""
+    """Draw a record of `watch_command` as PNG. Raises `StorageError` where it cannot be written."""
     points = [(seconds, rss_bytes / _MIB) for seconds, rss_bytes in read_memory_csv(csv_path)]
     plot_curves(png_path, {csv_path.stem: points}, x_label="time (s)", y_label="resident memory (MiB)")

@@ -43,7 +43,7 @@ def comparison_image(img_dir: Path, model: str, n_samples: int) -> Path:
 
 
 def write_token_csv(path: Path, points: Points) -> None:
-    """Write lines `seconds,tokens` without a header, microseconds kept. Raises `CheckpointError`."""
+    """Write lines `seconds,tokens` without a header, microseconds kept. Raises `StorageError`."""
     write_text(path, "".join(f"{format_seconds(seconds)},{tokens}\n" for seconds, tokens in points))
 
 
@@ -75,12 +75,12 @@ def format_seconds(seconds: float) -> str:
 
 
 def plot_token_times(path: Path, curves: Mapping[str, Points]) -> None:
-    """Draw tokens over time as PNG, one curve for each label. Raises `CheckpointError`."""
+    """Draw tokens over time as PNG, one curve for each label. Raises `StorageError`."""
     plot_curves(path, curves, x_label="time (s)", y_label="generated tokens")
 
 
 def plot_curves(path: Path, curves: Mapping[str, Sequence[tuple[float, float]]], *, x_label: str, y_label: str) -> None:
-    """Draw `curves` as a PNG of 1200 x 750 pixels; needs no display. Raises `CheckpointError`."""
+    """Draw `curves` as a PNG of 1200 x 750 pixels; needs no display. Raises `StorageError`."""
     # 1 s. The figure is used without pyplot, which would keep global state and ask for a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -189,7 +189,7 @@ class SampleWriter:
     """A JSON Lines file that grows by one flushed line as each sample ends. Use it as a context.
 
     The file is created at once, so a folder that cannot be written is known before the run.
-    Every method raises `CheckpointError` naming the file where the disk refuses.
+    Every method raises `StorageError` naming the file where the disk refuses.
     """
 
     def __init__(self, path: Path) -> None:

@@ -21,7 +21,7 @@ from mdi.config.options import StarterOptions
 from mdi.control.client import ControlClient, Unreachable
 from mdi.control.session import FIRST_EPOCH
 from mdi.engine.ring import LocalRing, Ring
-from mdi.errors import CheckpointError, ConfigError, LinkError, MdiError, RemoteProtocolError, RingBroken
+from mdi.errors import CheckpointError, ConfigError, LinkError, MdiError, RemoteProtocolError, RingBroken, StorageError
 from mdi.trace import NodeTimeline, Timeline
 
 log = logging.getLogger(__name__)
@@ -198,7 +198,7 @@ class RingKeeper:
         try:
             plan = Plan(members, resplit(self.plan.job, rest, self._options), self.plan.n_slots)
             self.plan = self._fitted(plan, self._formation.statuses(plan))
-        except (CheckpointError, ConfigError) as impossible:
+        except (CheckpointError, StorageError, ConfigError) as impossible:
             self._recovery.give_up()
             raise RingBroken(f"{names} {why}, and no other node can take over: {impossible}") from impossible
         self._told.difference_update(nodes)

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from mdi import __version__
-from mdi.errors import one_line
 from mdi.net.access import Access, Callers
 from mdi.net.keys import MAC_BYTES, NONCE_BYTES, Key, Nonces
+from mdi.strings import one_line
 
 log = logging.getLogger(__name__)
 

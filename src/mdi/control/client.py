@@ -10,10 +10,11 @@ from urllib3.exceptions import HTTPError
 
 from mdi.control.auth import SCHEME, Challenge
 from mdi.control.session import SessionSpec
-from mdi.errors import ControlError, one_line
+from mdi.errors import ControlError
 from mdi.files import storage_error
 from mdi.net.access import THIS_MACHINE, Access
 from mdi.net.keys import Key
+from mdi.strings import one_line
 
 CONNECT_TIMEOUT_S = 3.0
 ANSWER_TIMEOUT_S = 15.0

@@ -29,9 +29,10 @@ from mdi.control.auth import STREAMED, Gate
 from mdi.control.client import UPLOAD_BYTES
 from mdi.control.server import WebServer
 from mdi.control.session import SessionSpec
-from mdi.errors import CheckpointError, ConfigError, ControlError, MdiError, one_line
+from mdi.errors import ConfigError, ControlError, MdiError, StorageError
 from mdi.net.access import THIS_MACHINE, Access, is_loopback
 from mdi.net.sockets import listen
+from mdi.strings import one_line
 
 log = logging.getLogger(__name__)
 
@@ -244,16 +245,16 @@ class _Chunks:
 
     def _cache(self) -> ChunkCache:
         if self._node.cache is None:
-            raise ConfigError("this node takes no chunks")
+            raise ControlError("this node takes no chunks")
         return self._node.cache
 
 
 def _checked(action: Callable[[], int]) -> int:
     try:
         return action()
-    except ConfigError as exc:
+    except ControlError as exc:
         raise cherrypy.HTTPError(409, str(exc)) from exc
-    except CheckpointError as exc:
+    except StorageError as exc:
         raise cherrypy.HTTPError(507, str(exc)) from exc
 
 

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mdi.errors import CheckpointError, ConfigError, MdiError
+from mdi.errors import CheckpointError, ConfigError, MdiError, StorageError
 from mdi.files import storage_error
 
 if TYPE_CHECKING:
@@ -70,10 +70,14 @@ def download_config(repo_id: str, folder: Path, *, token: str | None = None) -> 
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """`config.json` of `folder`. Raises `CheckpointError` where it is missing or not a JSON object."""
+    """`config.json` of `folder`. Raises `CheckpointError` where it is missing or not a JSON object, `StorageError`
+    where it cannot be read.
+    """
     path = folder / "config.json"
     try:
         loaded = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as exc:
+        raise CheckpointError(f"{path}: {exc.strerror}") from exc
     except OSError as exc:
         raise storage_error(path, exc) from exc
     except ValueError as exc:
@@ -89,8 +93,8 @@ def download(repo_id: str, folder: Path, *, token: str | None = None, progress: 
     What an interrupted attempt left in `folder` is completed, not fetched again. `token` defaults to
     `HF_TOKEN` or the one stored by `hf auth login`; `HF_ENDPOINT` chooses another hub. Progress bars are
     drawn if `progress` and stderr is a terminal.
-    Raises `ConfigError` for a malformed id, token or endpoint, `CheckpointError` for all that can go wrong
-    between here and the hub; their text never holds the token.
+    Raises `ConfigError` for a malformed id, token or endpoint, `StorageError` for a disk without room,
+    `CheckpointError` for all that can go wrong between here and the hub; their text never holds the token.
     """
     token = _checked_token(token)
     with _translated(repo_id, folder, token), _quiet(progress):
@@ -169,7 +173,7 @@ def _check_space(repo_id: str, folder: Path, total_bytes: int) -> None:
     needed_bytes = 2 * total_bytes - min(present_bytes, total_bytes)
     free_bytes = shutil.disk_usage(folder).free
     if needed_bytes > free_bytes:
-        raise CheckpointError(
+        raise StorageError(
             f"{repo_id} needs {_gigabytes(needed_bytes)} for download and conversion, but {folder} has only "
             f"{_gigabytes(free_bytes)} free: make room, or choose another --ckpt-folder"
         )
@@ -262,7 +266,7 @@ def _root(exc: BaseException) -> BaseException:
     return exc
 
 
-def _explained(exc: BaseException, repo_id: str, folder: Path, *, has_token: bool) -> CheckpointError:
+def _explained(exc: BaseException, repo_id: str, folder: Path, *, has_token: bool) -> MdiError:
     import httpx
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 

@@ -9,7 +9,6 @@ import contextlib
 import errno
 import io
 import json
-import os
 import pickle
 import re
 import shutil
@@ -30,9 +29,10 @@ from safetensors.torch import save_file
 
 from mdi.convert.hf_configs import check_config, config_by_name, refuse_unsupported
 from mdi.convert.hub import is_weight_file, read_config, wanted_files
-from mdi.errors import CheckpointError, ConfigError
-from mdi.files import storage_error
+from mdi.errors import CheckpointError, ConfigError, StorageError
+from mdi.files import flush, storage_error
 from mdi.model.tensors import DTYPES, mapped_empty
+from mdi.strings import one_line
 
 # What torch.load raises for bytes that are no checkpoint, or no longer a whole one.
 _DAMAGE = (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError)
@@ -72,7 +72,8 @@ def convert_folder(folder: Path, *, model_name: str, dtype: str | None = None) -
     `model_name` is litgpt's name (`resolve_config_name`); `dtype` one of `DTYPES`, None keeps the stored one.
     Afterwards `folder` holds model_config.yaml, a verified lit_model.pth, and the tokenizer and
     configuration files it had; its weight files are gone. Call it on copies or links only.
-    Raises `ConfigError` for unknown names, `CheckpointError` for missing, damaged or mismatching files.
+    Raises `ConfigError` for unknown names, `CheckpointError` for missing, damaged or mismatching files,
+    `StorageError` where `folder` cannot be written.
     """
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"unknown dtype {dtype!r}: use one of {', '.join(DTYPES)}")
@@ -83,7 +84,7 @@ def convert_folder(folder: Path, *, model_name: str, dtype: str | None = None) -
     _settle_weight_files(folder, hf_config)
     _run_litgpt(folder, config, dtype)
     _verify(folder / "lit_model.pth", config)
-    _flush(folder / "lit_model.pth")
+    flush(folder / "lit_model.pth")  # durable before the weights that it was made from are removed
     _remove_sources(folder)
 
 
@@ -139,7 +140,7 @@ def _tensor_names(file: Path) -> list[str]:
         with safe_open(file, framework="pt") as tensors:
             return list(tensors.keys())
     except (SafetensorError, OSError) as exc:
-        raise CheckpointError(f"{file} is damaged or cut short ({_line(exc)}): fetch it again") from exc
+        raise CheckpointError(f"{file} is damaged or cut short ({one_line(exc)}): fetch it again") from exc
 
 
 def _bin_to_safetensors(file: Path) -> Path:
@@ -151,7 +152,7 @@ def _bin_to_safetensors(file: Path) -> Path:
     try:
         save_file(_unshared(_load_bin(file)), target, metadata={"format": "pt"})
     except SafetensorError as exc:
-        raise CheckpointError(f"{target} cannot be written ({_line(exc)})") from exc
+        raise StorageError(f"{target} cannot be written ({one_line(exc)})") from exc
     file.unlink()
     return target
 
@@ -167,7 +168,7 @@ def _load_bin(file: Path) -> dict[str, torch.Tensor]:
     except (OSError, *_DAMAGE) as exc:
         if isinstance(exc, OSError) and exc.errno != errno.EINVAL:  # that is a seek before the start
             raise storage_error(file, exc) from exc
-        raise CheckpointError(f"{file} is damaged or cut short ({_line(exc)}): fetch it again") from exc
+        raise CheckpointError(f"{file} is damaged or cut short ({one_line(exc)}): fetch it again") from exc
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise CheckpointError(f"{file} is not a plain dictionary of tensors")
     return state
@@ -208,10 +209,10 @@ def _run_litgpt(folder: Path, config: Config, dtype: str | None) -> None:
     except RuntimeError as exc:
         if "inline_container" in str(exc) or "PytorchStreamWriter" in str(exc):
             free_mb = shutil.disk_usage(folder).free / 1e6
-            raise CheckpointError(f"{target} cannot be written; {free_mb:.0f} MB are free there") from exc
-        raise CheckpointError(f"{folder} cannot be converted as {config.name}: {_line(exc)}") from exc
+            raise StorageError(f"{target} cannot be written; {free_mb:.0f} MB are free there") from exc
+        raise CheckpointError(f"{folder} cannot be converted as {config.name}: {one_line(exc)}") from exc
     except (SafetensorError, ValueError, TypeError, AttributeError, NotImplementedError) as exc:
-        raise CheckpointError(f"{folder} cannot be converted as {config.name}: {_line(exc)}") from exc
+        raise CheckpointError(f"{folder} cannot be converted as {config.name}: {one_line(exc)}") from exc
 
 
 @contextlib.contextmanager
@@ -284,7 +285,7 @@ def _verify(file: Path, config: Config) -> None:
     try:
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except (OSError, pickle.UnpicklingError, *_DAMAGE) as exc:
-        raise CheckpointError(f"{file} does not load after conversion ({_line(exc)})") from exc
+        raise CheckpointError(f"{file} does not load after conversion ({one_line(exc)})") from exc
     with torch.device("meta"):
         expected = {name: tuple(tensor.shape) for name, tensor in GPT(config).state_dict().items()}
     missing, foreign = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
@@ -300,19 +301,9 @@ def _verify(file: Path, config: Config) -> None:
             raise CheckpointError(f"{name} is {state[name].dtype}: quantized weights cannot be converted")
 
 
-def _flush(file: Path) -> None:
-    """Make `file` durable before the weights it was made from go."""
-    with file.open("rb+") as handle:
-        os.fsync(handle.fileno())
-
-
 def _remove_sources(folder: Path) -> None:
     """Remove the weight files, and the download's own records."""
     for path in folder.iterdir():
         if is_weight_file(path.name):
             path.unlink()
     shutil.rmtree(folder / ".cache", ignore_errors=True)
-
-
-def _line(exc: BaseException) -> str:
-    return (str(exc).splitlines() or [type(exc).__name__])[0]

@@ -15,7 +15,7 @@ from litgpt.model import GPT
 from litgpt.utils import incremental_save, save_config
 
 from mdi.convert.hf_configs import config_by_name
-from mdi.errors import CheckpointError, ConfigError
+from mdi.errors import ConfigError, StorageError
 from mdi.files import storage_error, write_text
 from mdi.model.tensors import DTYPES, mapped_empty
 
@@ -47,7 +47,7 @@ def make_random(config_name: str, folder: Path, *, seed: int, dtype: str | None 
 
     `config_name` is a litgpt name or `NanoLlama`; `dtype` one of `DTYPES`, None is bfloat16. Matrices are
     N(0, 0.02), norms the identity, biases zero. There is no stop token, so every sample runs to its full length.
-    Raises `ConfigError` for unknown names, `CheckpointError` where `folder` cannot be written.
+    Raises `ConfigError` for unknown names, `StorageError` where `folder` cannot be written.
     """
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"unknown dtype {dtype!r}: use one of {', '.join(DTYPES)}")
@@ -64,7 +64,7 @@ def make_random(config_name: str, folder: Path, *, seed: int, dtype: str | None 
     except RuntimeError as exc:
         if "inline_container" not in str(exc) and "PytorchStreamWriter" not in str(exc):
             raise
-        raise CheckpointError(f"{target} cannot be written: is the disk full?") from exc
+        raise StorageError(f"{target} cannot be written: is the disk full?") from exc
     write_byte_tokenizer(folder, config.padded_vocab_size)
 
 

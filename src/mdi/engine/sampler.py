@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mdi.errors import CheckpointError
+from mdi.errors import NumericsError
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ def choose(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator)
 
     The draw is turned into a token by the inverse of the cumulative distribution in the order of the
     token ids, not of the probabilities: so rounding that lets two near-equal tokens swap ranks does
-    not change the text. Raises `CheckpointError` where the logits are no numbers.
+    not change the text. Raises `NumericsError` where the logits are no numbers.
     """
     if sampling.temperature == 0:
         best, token = logits.max(dim=0)
@@ -48,7 +48,7 @@ def choose(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator)
 def _refuse_nonsense(best: torch.Tensor) -> torch.Tensor:
     """The largest logit, which is NaN where any is."""
     if not math.isfinite(best):
-        raise CheckpointError("the model computes no numbers (NaN or infinity): try --dtype float32 on all nodes")
+        raise NumericsError("the model computes no numbers (NaN or infinity): try --dtype float32 on all nodes")
     return best
 
 

@@ -15,12 +15,13 @@ import torch
 from litgpt.model import LLaMAMLP, LLaMAMoE, RMSNorm
 from torch import nn
 
-from mdi.errors import CheckpointError, one_line
+from mdi.errors import CheckpointError
 from mdi.formats import Mode
 from mdi.model.linear import make_linear
 from mdi.model.ops import Kernels
 from mdi.model.quant import Weight, join, mode_for, quantize, take
 from mdi.model.tensors import page_out
+from mdi.strings import one_line
 
 Rows = Callable[[torch.Tensor], torch.Tensor]
 

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 
 import torch
 
-from mdi.errors import ConfigError, one_line
+from mdi.errors import ConfigError
 from mdi.model.tensors import DTYPES
+from mdi.strings import one_line
 
 
 def pick_device(wanted: str | None) -> torch.device:

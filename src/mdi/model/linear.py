@@ -12,9 +12,10 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from mdi.errors import ConfigError, one_line
+from mdi.errors import ConfigError
 from mdi.model.quant import GROUP, Weight, unpack_int4
 from mdi.model.tensors import mapped_empty
+from mdi.strings import one_line
 
 WIDE = 1024  # inputs beyond which the packed layout is slower for a single row
 # oneDNN keeps 0.6 MB of code for each layer shape and number of rows that it has met, 300 MB for messages of 1 to 128

@@ -12,7 +12,6 @@ import torch
 from litgpt.config import Config
 from litgpt.model import Block
 
-from mdi.errors import one_line
 from mdi.model.attention import make_plan
 from mdi.model.build import Assembler, Placement
 from mdi.model.devices import memory_errors
@@ -20,6 +19,7 @@ from mdi.model.quant import held_bytes
 from mdi.model.shapes import build_block, rotary_tables, stage_shapes
 from mdi.model.span import Span
 from mdi.segments import Segment, SlotLedger
+from mdi.strings import one_line
 
 log = logging.getLogger(__name__)
 

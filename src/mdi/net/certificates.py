@@ -12,10 +12,11 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
-from mdi.errors import ConfigError, one_line
+from mdi.errors import ConfigError
 from mdi.files import partial_folder
 from mdi.net.access import is_loopback
 from mdi.net.tls import host_name
+from mdi.strings import one_line
 
 CA_DAYS, NODE_DAYS = 3650, 825
 _NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")

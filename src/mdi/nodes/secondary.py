@@ -19,7 +19,7 @@ from mdi.config.network import NodeConfig
 from mdi.control.client import ControlClient
 from mdi.control.routes import Busy, ControlServer
 from mdi.control.session import SessionSpec
-from mdi.errors import ConfigError, ControlError, MdiError, one_line
+from mdi.errors import ControlError, MdiError
 from mdi.formats import Mode
 from mdi.model.build import Placement
 from mdi.model.devices import free_memory_bytes, peak_memory_bytes, pick_device, pick_dtype, share_threads
@@ -32,6 +32,7 @@ from mdi.nodes.sources import WeightSources
 from mdi.ring.link import Link, LinkDown, LinkEvent, PreviousConnected, Received
 from mdi.ring.messages import Activation, Fault, Goodbye, Message
 from mdi.segments import Fork, Release, Segment
+from mdi.strings import one_line
 from mdi.trace import Timeline
 
 log = logging.getLogger(__name__)
@@ -242,7 +243,7 @@ class Secondary:
             answer.set_exception(exc)
             return
         except BaseException as exc:
-            answer.set_exception(ConfigError(f"the node failed: {exc!r}"))
+            answer.set_exception(ControlError(f"the node failed: {exc!r}"))
             raise
         self._state = "ready"
         answer.set_result(self.status())

@@ -10,7 +10,7 @@ from mdi.checkpoint.cache import ChunkCache
 from mdi.checkpoint.chunks import chunk_name, chunks_folder
 from mdi.checkpoint.weights import MODEL_FILE, Weights, digest_of, file_digest, open_weights, select
 from mdi.control.session import FIRST_EPOCH, SessionSpec
-from mdi.errors import CheckpointError
+from mdi.errors import CheckpointError, StorageError
 
 log = logging.getLogger(__name__)
 
@@ -26,13 +26,13 @@ class WeightSources:
     def find(self, spec: SessionSpec, config: Config) -> Weights | None:
         """The weights of `spec`, mapped and checked; None where the starter has to send them.
 
-        Raises `CheckpointError` where the file given with --chunk is not the one the starter expects; but where
-        a ring is formed anew, the layers may be others than the file was given for.
+        Raises `CheckpointError` where the file given with --chunk is not the one the starter expects, `StorageError`
+        where it cannot be read; but where a ring is formed anew, the layers may be others than the file was given for.
         """
         if self.chunk is not None:
             try:
                 return _load_given(self.chunk, spec, config)
-            except CheckpointError as exc:
+            except (CheckpointError, StorageError) as exc:
                 if spec.epoch == FIRST_EPOCH:
                     raise
                 log.warning("%s; looking elsewhere for layers that another node had", exc)
@@ -53,8 +53,8 @@ def _load_given(path: Path, spec: SessionSpec, config: Config) -> Weights:
         # a published chunk has other names and rows: its translation counts, not the file
         if spec.chunk_digest not in ("", file_digest(path)) and digest_of(weights) != spec.chunk_digest:
             raise CheckpointError(f"not the chunk {spec.chunk_digest[:12]} that the starter's manifest names")
-    except CheckpointError as exc:
-        raise CheckpointError(f"--chunk {path}: {exc}") from exc
+    except (CheckpointError, StorageError) as exc:
+        raise type(exc)(f"--chunk {path}: {exc}") from exc
     return weights
 
 
@@ -67,7 +67,7 @@ def _load_from_folder(folder: Path, spec: SessionSpec, config: Config) -> Weight
         if spec.chunk_digest in ("", digest_of(weights)):
             return weights
         problem = f"it is not the starter's chunk {spec.chunk_digest[:12]}"
-    except CheckpointError as exc:
+    except (CheckpointError, StorageError) as exc:
         problem = str(exc)
     log.warning("--ckpt %s is of no use (%s); looking elsewhere", folder, problem)
     return None

@@ -14,13 +14,14 @@ from collections.abc import Generator
 from selectors import EVENT_READ, EVENT_WRITE
 from typing import Any
 
-from mdi.errors import LinkClosed, LinkTimeout, MdiError, RemoteAbort, RemoteProtocolError, one_line
+from mdi.errors import LinkClosed, LinkTimeout, MdiError, RemoteAbort, RemoteProtocolError
 from mdi.net.access import Access, Callers
 from mdi.net.sockets import abandon, configure
 from mdi.ring.handshake import Answerer
 from mdi.ring.messages import Hello, Message, Proof, Refuse
 from mdi.ring.transport import send
 from mdi.ring.wire import Decoder, Encoder, Session, State
+from mdi.strings import one_line
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from mdi.errors import LinkClosed, LinkTimeout, MdiError, RemoteAbort, one_line
+from mdi.errors import LinkClosed, LinkTimeout, MdiError, RemoteAbort
 from mdi.net.access import THIS_MACHINE, Access
 from mdi.net.sockets import Peer, abandon, await_close, configure, wake
 from mdi.net.tls import host_name
@@ -26,6 +26,7 @@ from mdi.ring.handshake import Caller, KeyMismatch
 from mdi.ring.messages import Message, Ping, Refuse, Welcome, carried_rows
 from mdi.ring.transport import send
 from mdi.ring.wire import Decoder, Encoder, Session, State
+from mdi.strings import one_line
 from mdi.trace import Timeline
 
 log = logging.getLogger(__name__)

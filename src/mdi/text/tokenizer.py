@@ -12,8 +12,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mdi.errors import CheckpointError, one_line
+from mdi.errors import CheckpointError
 from mdi.files import read_bytes
+from mdi.strings import one_line
 from mdi.text.vocabulary import Backend, load_vocabulary
 
 log = logging.getLogger(__name__)

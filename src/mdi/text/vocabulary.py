@@ -10,8 +10,9 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, Protocol
 
-from mdi.errors import CheckpointError, one_line
+from mdi.errors import CheckpointError
 from mdi.files import read_bytes
+from mdi.strings import one_line
 
 # Llama 3's way of cutting text into words before byte pairs are merged, and its 256 special tokens: the
 # named ones at their places behind the vocabulary, numbered reserves at all others.

@@ -19,7 +19,7 @@ from litgpt.utils import incremental_save, save_config
 from mdi.convert.gguf.config import Architecture, architecture_of, build_config
 from mdi.convert.gguf.file import GgufFile, TensorInfo, open_gguf
 from mdi.convert.gguf.tokenizer import write_tokenizer
-from mdi.errors import CheckpointError, ConfigError
+from mdi.errors import CheckpointError, ConfigError, StorageError
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 BLOCK_NUMBERS = 2**22  # dequantized at a time: 16 MiB as float32
@@ -85,8 +85,8 @@ def import_gguf(
     `dtype` is one of `DTYPES`; without it, that of the file where it is float16 or bfloat16 throughout, else float32.
     `name` labels the configuration (see `build_config`). `progress(done, total)` counts litGPT tensors.
 
-    Raises `CheckpointError` for a file that is damaged, unsupported or does not fit on the disk, and `ConfigError` for
-    an unknown `dtype`. What it has written by then is left to the caller.
+    Raises `CheckpointError` for a file that is damaged or unsupported, `StorageError` where the model does not fit on
+    the disk, and `ConfigError` for an unknown `dtype`. What it has written by then is left to the caller.
     """
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
@@ -202,7 +202,7 @@ def _require_space(folder: Path, recipes: dict[str, tuple[_Part, ...]], dtype: t
     numbers = sum(part.n_rows * part.columns for parts in recipes.values() for part in parts)
     needed, free = numbers * dtype.itemsize, shutil.disk_usage(folder).free
     if needed > free:
-        raise CheckpointError(f"{folder}: the weights take {needed} bytes and {free} are free: choose another folder")
+        raise StorageError(f"{folder}: the weights take {needed} bytes and {free} are free: choose another folder")
 
 
 def _write_weights(
@@ -224,7 +224,7 @@ def _write_weights(
             saver.save(stored)
     except (RuntimeError, MemoryError) as exc:  # PyTorch's file writer and allocator know no other class
         reason = str(exc).splitlines()[0] if str(exc) else "out of memory"
-        raise CheckpointError(f"{target}: the weights could not be written; is the disk full? ({reason})") from exc
+        raise StorageError(f"{target}: the weights could not be written; is the disk full? ({reason})") from exc
 
 
 def _assemble(file: GgufFile, parts: tuple[_Part, ...], dtype: torch.dtype) -> torch.Tensor:
