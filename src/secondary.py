@@ -39,7 +39,7 @@ def main() -> None:
     node = load_node(options.nodes_config, options.index)
     node.access.check()
     name = "" if options.index is None else options.index
-    set_up_logging(options.verb, f"logs_secondary{name}.log" if options.debug else None)
+    set_up_logging(options.verbose, f"logs_secondary{name}.log" if options.debug else None)
     from mdi.cli.run import run_secondary  # after the arguments are known to be good: torch and litgpt take seconds
 
     run_secondary(options, node)

@@ -27,7 +27,13 @@ def build_parser(options: type[StarterOptions] = StarterOptions) -> Parser:
         help="context kept per sample (default: what the run needs)",
     )
     option("--max-slots", type=int, metavar="N", help="samples in the ring at once (default: as memory allows)")
-    option("--prefill-rows", type=int, metavar="N", help="rows of a message; a longer prompt goes in pieces")
+    option(
+        "--max-batch-tokens",
+        "--prefill-rows",
+        type=int,
+        metavar="N",
+        help="tokens in one message; a longer prompt goes in pieces",
+    )
     option("--time-run", type=Path, metavar="FILE", help="append the run's statistics to this CSV file")
     option("--temperature", type=float, help="0 is greedy")
     option("--top-k", type=int, help="sample from the k most likely tokens; 0: from all")
@@ -46,7 +52,7 @@ def build_parser(options: type[StarterOptions] = StarterOptions) -> Parser:
 
 def main(kind: type[StarterOptions] = StarterOptions) -> None:
     options = options_from(kind, build_parser(kind).parse_args())
-    set_up_logging(options.verb, "logs_starter.log" if options.debug else None)
+    set_up_logging(options.verbose, "logs_starter.log" if options.debug else None)
     network = load_network(options.nodes_config)
     network.starter.access.check()
     from mdi.cli.run import run_starter  # after the arguments are known to be good: torch and litgpt take seconds

@@ -12,8 +12,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import starter
 from mdi.config.network import NetworkConfig, NodeConfig, load_network, load_node, node_name
-from mdi.config.options import NodeOptions, SecondaryOptions, StarterOptions, check_dtype, defaults_of
+from mdi.config.options import (
+    ModelOptions,
+    NodeOptions,
+    OutputOptions,
+    PromptOptions,
+    RingOptions,
+    SamplingOptions,
+    SecondaryOptions,
+    StarterOptions,
+    check_dtype,
+    defaults_of,
+)
 from mdi.config.paths import SETTINGS_DIR, SOURCE_DIR
 from mdi.errors import ConfigError
 from mdi.net.access import Access
@@ -354,6 +366,25 @@ def test_the_defaults_are_the_published_ones() -> None:
     assert options.split == "auto"
 
 
+def test_a_section_is_the_part_of_the_options_that_it_names() -> None:
+    options = StarterOptions(n_tokens=7, seed=3, max_slots=2, quantize="int8", plots=True)
+    assert options.sampling == SamplingOptions(n_tokens=7, seed=3)
+    assert options.ring == RingOptions(max_slots=2, quantize="int8")
+    assert options.outputs == OutputOptions(plots=True)
+    assert (options.node, options.model, options.prompts) == (NodeOptions(), ModelOptions(), PromptOptions())
+
+
+def test_every_starter_option_belongs_to_one_section() -> None:
+    sections = (NodeOptions, ModelOptions, PromptOptions, SamplingOptions, RingOptions, OutputOptions)
+    names = [item.name for section in sections for item in dataclasses.fields(section)]
+    assert sorted(names) == sorted(item.name for item in dataclasses.fields(StarterOptions))
+
+
+@pytest.mark.parametrize("flag", ["--max-batch-tokens", "--prefill-rows"])
+def test_the_older_name_of_a_flag_is_an_alias(flag: str) -> None:
+    assert starter.build_parser().parse_args([flag, "5"]).max_batch_tokens == 5
+
+
 def test_the_parsers_see_every_field_and_its_default() -> None:
     for kind in (NodeOptions, SecondaryOptions, StarterOptions):
         assert defaults_of(kind) == dataclasses.asdict(kind())
@@ -375,6 +406,8 @@ BAD_OPTIONS: list[tuple[str, str, object]] = [
     ("--peer-timeout", "peer_timeout_s", 0.0),
     ("--peer-timeout", "peer_timeout_s", float("inf")),
     ("--node-timeout", "node_timeout_s", 0.5),
+    ("--max-batch-tokens", "max_batch_tokens", 0),
+    ("--max-batch-tokens", "max_batch_tokens", 65537),
 ]
 BAD_NODE_OPTIONS: list[tuple[str, str, object]] = [
     ("--device", "device", "gpu"),

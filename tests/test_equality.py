@@ -189,7 +189,7 @@ def test_samples_join_and_end_at_different_steps(
     plain = {tuple(p): generate_uncached(reference_model(tiny), p, 16) for p in prompts}
     stops = (tuple(plain[tuple(prompts[1])][5:6]), tuple(plain[tuple(prompts[6])][8:10]))
     outputs = rings[2].generate(
-        tiny, prompts, stops=stops, n_tokens=16, sequence_length=40, max_slots=n_slots, prefill_rows=max_rows
+        tiny, prompts, stops=stops, n_tokens=16, sequence_length=40, max_slots=n_slots, max_batch_tokens=max_rows
     )
     context_end = [tokens[: 40 - len(prompt)] for prompt, tokens in zip(prompts, outputs, strict=True)]
     assert outputs == context_end

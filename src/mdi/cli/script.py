@@ -43,7 +43,7 @@ class Parser(argparse.ArgumentParser):
 
 def add_node_options(parser: Parser) -> None:
     """The options that every node has."""
-    parser.option("-v", "--verb", action="store_true", help="say what happens at each stage")
+    parser.option("-v", "--verb", dest="verbose", action="store_true", help="say what happens at each stage")
     parser.option("-d", "--debug", action="store_true", help=f"write a debug log to {LOGS_DIR.name}/")
     parser.option("-c", "--compile", action="store_true", help="compile the stage with torch.compile")
     parser.option("--ckpt", type=Path, metavar="DIR", help="the model's folder")

@@ -153,7 +153,7 @@ class Formation:
             chunk_digest=manifest.files[place].digest if manifest else "",
             n_slots=plan.n_slots,
             context=job.context,
-            max_rows=self._options.prefill_rows,
+            max_rows=self._options.max_batch_tokens,
             wire_dtype=self._wire_dtype,
             quantize=self._options.quantize,
             peer_timeout_s=self._options.peer_timeout_s,

@@ -154,7 +154,7 @@ class RingKeeper:
             )
             for number in plan.members
         ]
-        budgets = budgets_of(nodes, job.config, job.spans, context=job.context, max_rows=options.prefill_rows)
+        budgets = budgets_of(nodes, job.config, job.spans, context=job.context, max_rows=options.max_batch_tokens)
         n_slots = fit_slots(budgets, plan.n_slots, fixed=options.max_slots is not None)
         if n_slots < plan.n_slots:
             log.warning("memory allows %d samples in the ring at once; the others wait", n_slots)

@@ -1,45 +1,161 @@
-"""Command lines -> frozen dataclasses; every check on what a user types. Errors name the flag and what is allowed."""
+"""Command lines -> frozen dataclasses; every check on what a user types. Errors name the flag and what is allowed.
+
+A command line is flat, so the options of a script are one dataclass whose fields are its flags. It inherits them from
+*sections*, each of which is also a value of its own: `SamplingOptions(n_tokens=5)` needs no command line, and
+`starter_options.sampling` is the part that a function about sampling takes.
+"""
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mdi.config.paths import CHECKPOINTS_DIR, SETTINGS_DIR
 from mdi.errors import ConfigError
 from mdi.formats import DEVICE, DTYPES, MODES, Mode
 
-MOST = 10**12  # of any number on a command line
-MOST_ROWS = 65536  # of a message
+MAX_NUMBER = 10**12  # of any number on a command line
+MAX_BATCH_TOKENS = 65536
+
+S = TypeVar("S", bound="Section")
 
 
 @dataclass(frozen=True)
-class NodeOptions:
-    """What can be said to any node on its command line."""
-
-    verb: bool = False
-    debug: bool = False
-    compile: bool = False
-    device: str | None = None
-    dtype: str | None = None
-    quantize: Mode | None = None
-    seed: int = 10137
-    ckpt: Path | None = None
-    chunk: Path | None = None
-    nodes_config: Path = SETTINGS_DIR / "configuration.json"
+class Section:
+    """What all options have in common: each section checks its own fields and calls the next one's check."""
 
     def __post_init__(self) -> None:
-        if self.device is not None and not DEVICE.fullmatch(self.device):
-            raise ConfigError(f"--device {self.device}: expected cpu, mps, cuda or cuda:N")
-        check_dtype(self.dtype)
-        _check_quantize(self.quantize)
+        """Raise `ConfigError` for a value that is not allowed."""
+
+
+def section_of(kind: type[S], options: Section) -> S:
+    """The fields of `options` that belong to the section `kind`, as a value of their own."""
+    return kind(**{item.name: getattr(options, item.name) for item in fields(kind)})
+
+
+@dataclass(frozen=True)
+class SeedOption(Section):
+    """`--seed`, which every node accepts, so that one command line serves all of them."""
+
+    seed: int = 10137
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if not -(2**63) <= self.seed < 2**63:
             raise ConfigError(f"--seed {self.seed}: does not fit in 64 bits")
+
+
+@dataclass(frozen=True)
+class QuantizeOption(Section):
+    """`--quantize`: the starter's choice for the whole ring, or a secondary's for itself."""
+
+    quantize: Mode | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_quantize(self.quantize)
+
+
+@dataclass(frozen=True)
+class ModelOptions(Section):
+    """Where the model's files are."""
+
+    ckpt: Path | None = None
+    chunk: Path | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.chunk is not None and not self.chunk.is_file():
             raise ConfigError(f"--chunk {self.chunk}: no such file")
 
 
 @dataclass(frozen=True)
-class SecondaryOptions(NodeOptions):
+class NodeOptions(Section):
+    """How one node computes and logs."""
+
+    verbose: bool = False
+    debug: bool = False
+    compile: bool = False
+    device: str | None = None
+    dtype: str | None = None
+    nodes_config: Path = SETTINGS_DIR / "configuration.json"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.device is not None and not DEVICE.fullmatch(self.device):
+            raise ConfigError(f"--device {self.device}: expected cpu, mps, cuda or cuda:N")
+        check_dtype(self.dtype)
+
+
+@dataclass(frozen=True)
+class SamplingOptions(SeedOption):
+    """How the tokens of a sample are chosen, and when it ends."""
+
+    n_tokens: int = 300
+    temperature: float = 0.8
+    top_k: int = 200
+    top_p: float = 1.0
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _at_least("--n-tokens", self.n_tokens, 1)
+        _at_least("--temperature", self.temperature, 0)
+        _at_least("--top-k", self.top_k, 0)
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"--top-p {self.top_p}: must be above 0 and at most 1")
+
+
+@dataclass(frozen=True)
+class PromptOptions(Section):
+    """What is asked, how often, and in which style."""
+
+    prompt: str = "Who are you?"
+    n_samples: int = 3
+    prompt_style: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _at_least("--n-samples", self.n_samples, 1)
+
+
+@dataclass(frozen=True)
+class RingOptions(QuantizeOption):
+    """How the model is spread over the nodes, what a session may hold, and how long a lost node is waited for."""
+
+    split: str = "auto"
+    sequence_length: int | None = None
+    max_slots: int | None = None
+    max_batch_tokens: int = 128
+    peer_timeout_s: float = 5.0
+    node_timeout_s: float = 60.0
+    keep_nodes: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sequence_length is not None:
+            _at_least("--sequence-length", self.sequence_length, 1)
+        if self.max_slots is not None:
+            _at_least("--max-slots", self.max_slots, 1)
+        _at_least("--max-batch-tokens", self.max_batch_tokens, 1)
+        if self.max_batch_tokens > MAX_BATCH_TOKENS:
+            raise ConfigError(f"--max-batch-tokens {self.max_batch_tokens}: must be at most {MAX_BATCH_TOKENS}")
+        _at_least("--peer-timeout", self.peer_timeout_s, 0.1)
+        _at_least("--node-timeout", self.node_timeout_s, 1)
+
+
+@dataclass(frozen=True)
+class OutputOptions(Section):
+    """What a run shows and leaves behind."""
+
+    stream: bool | None = None
+    output: Path | None = None
+    time_run: Path | None = None
+    plots: bool = False
+    timeline: Path | None = None
+
+
+@dataclass(frozen=True)
+class SecondaryOptions(NodeOptions, ModelOptions, QuantizeOption, SeedOption):
     """The options of `secondary.py`."""
 
     index: int | None = None
@@ -47,47 +163,32 @@ class SecondaryOptions(NodeOptions):
 
 
 @dataclass(frozen=True)
-class StarterOptions(NodeOptions):
+class StarterOptions(NodeOptions, ModelOptions, PromptOptions, SamplingOptions, RingOptions, OutputOptions):
     """The options of `starter.py`."""
 
-    plots: bool = False
-    prompt: str = "Who are you?"
-    n_samples: int = 3
-    n_tokens: int = 300
-    sequence_length: int | None = None
-    time_run: Path | None = None
-    temperature: float = 0.8
-    top_k: int = 200
-    top_p: float = 1.0
-    ignore_eos: bool = False
-    keep_nodes: bool = False
-    prompt_style: str | None = None
-    split: str = "auto"
-    stream: bool | None = None
-    output: Path | None = None
-    peer_timeout_s: float = 5.0
-    node_timeout_s: float = 60.0
-    max_slots: int | None = None
-    timeline: Path | None = None
-    prefill_rows: int = 128
+    @property
+    def node(self) -> NodeOptions:
+        return section_of(NodeOptions, self)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _at_least("--n-samples", self.n_samples, 1)
-        _at_least("--n-tokens", self.n_tokens, 1)
-        if self.sequence_length is not None:
-            _at_least("--sequence-length", self.sequence_length, 1)
-        _at_least("--temperature", self.temperature, 0)
-        _at_least("--top-k", self.top_k, 0)
-        if not 0 < self.top_p <= 1:
-            raise ConfigError(f"--top-p {self.top_p}: must be above 0 and at most 1")
-        _at_least("--peer-timeout", self.peer_timeout_s, 0.1)
-        _at_least("--node-timeout", self.node_timeout_s, 1)
-        if self.max_slots is not None:
-            _at_least("--max-slots", self.max_slots, 1)
-        _at_least("--prefill-rows", self.prefill_rows, 1)
-        if self.prefill_rows > MOST_ROWS:
-            raise ConfigError(f"--prefill-rows {self.prefill_rows}: must be at most {MOST_ROWS}")
+    @property
+    def model(self) -> ModelOptions:
+        return section_of(ModelOptions, self)
+
+    @property
+    def prompts(self) -> PromptOptions:
+        return section_of(PromptOptions, self)
+
+    @property
+    def sampling(self) -> SamplingOptions:
+        return section_of(SamplingOptions, self)
+
+    @property
+    def ring(self) -> RingOptions:
+        return section_of(RingOptions, self)
+
+    @property
+    def outputs(self) -> OutputOptions:
+        return section_of(OutputOptions, self)
 
 
 @dataclass(frozen=True)
@@ -144,9 +245,9 @@ def _check_quantize(mode: str | None) -> None:
         raise ConfigError(f"--quantize {mode}: expected one of {', '.join(MODES)}")
 
 
-def _at_least(flag: str, value: float, least: float) -> None:
-    if not least <= value <= MOST:
-        raise ConfigError(f"{flag} {value}: must be a number from {least:g} to {MOST:g}")
+def _at_least(flag: str, value: float, minimum: float) -> None:
+    if not minimum <= value <= MAX_NUMBER:
+        raise ConfigError(f"{flag} {value}: must be a number from {minimum:g} to {MAX_NUMBER:g}")
 
 
 def defaults_of(options: type) -> dict[str, Any]:

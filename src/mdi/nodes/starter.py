@@ -59,7 +59,7 @@ class Starter:
             context=job.context,
             stops=job.stops,
             n_nodes=len(network.nodes),
-            max_rows=options.prefill_rows,
+            max_rows=options.max_batch_tokens,
         )
         # They outlive a ring: a number is drawn for each token and never again, so a replay changes no text.
         self._generators = [generator_for(options.seed, sample.number) for sample in self.scheduler.samples]
