@@ -88,7 +88,7 @@ def test_a_key_that_is_too_short_is_refused_wherever_it_stands(
 @pytest.mark.parametrize("value", [1234567890123456, None, ["a secret in a list"], {"a": "secret in an object"}, True])
 def test_a_key_that_is_no_text_is_refused_and_not_quoted(tmp_path: Path, value: object) -> None:
     text = error_of(lambda: key_of(tmp_path, key=value))
-    assert text == f"{tmp_path / 'nodes.json'}: key: is not a text"
+    assert text == f"{tmp_path / 'nodes.json'}: key: is not a string"
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_tls_files_stand_beside_the_configuration(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"certificate": 1}, "tls.certificate: 1 is not a text"),
+        ({"certificate": 1}, "tls.certificate: 1 is not a string"),
         ({"ca": ""}, "tls.ca: is empty"),
         ({"key": "x"}, "tls.key: unknown key"),
     ],

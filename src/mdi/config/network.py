@@ -1,4 +1,4 @@
-"""Nodes-config JSON -> frozen dataclasses; every check on what a user writes into it, and where things lie.
+"""Nodes-config JSON -> frozen dataclasses, with every check on what a user writes into it.
 
 Errors are `ConfigError`s that name the file, the key, the value and what is allowed.
 """
@@ -15,7 +15,7 @@ from mdi.net.access import THIS_MACHINE, Access
 from mdi.net.keys import Key, key_from_environment, key_from_file
 from mdi.net.tls import Tls
 
-MOST_SHARE = 10**6
+MAX_SHARE = 10**6
 LOOPBACK = ("localhost", "127.", "::1")
 
 
@@ -30,7 +30,7 @@ class NodeConfig:
     device: str | None = None
     share: float = 1.0  # how much work the node can take, relative to the others
     starter_addr: str | None = None  # where a secondary expects its starter
-    access: Access = THIS_MACHINE  # who may speak to it
+    access: Access = THIS_MACHINE  # which peers are authorized
 
     @property
     def host(self) -> str:
@@ -55,7 +55,7 @@ class NetworkConfig:
 
 
 def node_name(index: int) -> str:
-    """What node `index` of the ring is called in messages: `starter`, `secondary 0`, ..."""
+    """The name of node `index` of the network in messages: `starter`, `secondary 0`, ..."""
     return "starter" if index == 0 else f"secondary {index - 1}"
 
 
@@ -95,7 +95,7 @@ def load_node(path: Path, index: int | None) -> NodeConfig:
 
 
 def _addrs_of(node: NodeConfig) -> tuple[str, ...] | None:
-    """Who may call a node that knows no other nodes: its starter, or anyone where it does not know that either."""
+    """The addresses that may connect to a node that knows no others: its starter's, or any if that is unknown too."""
     return (node.addr, node.starter_addr) if node.starter_addr else None
 
 
@@ -118,7 +118,10 @@ def _load_json(path: Path) -> dict[str, Any]:
 
 
 class _Reader:
-    """Takes the keys of one JSON object, one by one; whatever is left over is an error."""
+    """Takes the keys of one JSON object, one by one; whatever is left over is an error.
+
+    A method raises `ConfigError` where its key is missing, or returns None if it is called `optional_...`.
+    """
 
     def __init__(self, path: Path, data: dict[str, Any], where: str = "") -> None:
         self._path, self._data, self._where = path, dict(data), where
@@ -126,11 +129,9 @@ class _Reader:
     def error(self, key: str, problem: str) -> ConfigError:
         return ConfigError(f"{self._path}: {self._where}{key}: {problem}")
 
-    def take(self, key: str, kind: type | tuple[type, ...], wanted: str, *, required: bool = True) -> Any:
+    def take(self, key: str, kind: type | tuple[type, ...], wanted: str) -> Any:
         if key not in self._data:
-            if required:
-                raise self.error(key, "missing key")
-            return None
+            raise self.error(key, "missing key")
         value = self._data.pop(key)
         if not isinstance(value, kind) or isinstance(value, bool):
             raise self.error(key, f"{value!r} is not {wanted}")
@@ -155,27 +156,41 @@ class _Reader:
             raise self.error(key, f"{port} is not a port number (0 to 65535)")
         return int(port)
 
-    def text(self, key: str, *, required: bool = True) -> str | None:
-        value: str | None = self.take(key, str, "a text", required=required)
-        if value is not None and not value.strip():
+    def string(self, key: str) -> str:
+        value: str = self.take(key, str, "a string")
+        if not value.strip():
             raise self.error(key, "is empty")
         return value
 
-    def file(self, key: str, *, required: bool = True) -> Path | None:
-        """A path, relative to the folder of the configuration."""
-        value = self.text(key, required=required)
-        return None if value is None else self._path.parent / value
+    def optional_string(self, key: str) -> str | None:
+        return self.string(key) if self.has(key) else None
 
-    def key(self) -> Key | None:
-        """The ring's key, as a text or in a file. Errors do not quote it."""
-        path = self.file("key_file", required=False)
+    def file(self, key: str) -> Path:
+        """A path, relative to the folder of the configuration."""
+        return self._path.parent / self.string(key)
+
+    def share(self) -> float:
+        share = self.take("share", (int, float), "a number")
+        if not 0 < share <= MAX_SHARE:
+            raise self.error("share", f"{str(share)[:40]} is not a positive number (up to {MAX_SHARE})")
+        return float(share)
+
+    def device(self) -> str:
+        device = self.string("device")
+        if not DEVICE.fullmatch(device):
+            raise self.error("device", f"{device!r} is not cpu, mps, cuda or cuda:N")
+        return device
+
+    def optional_key(self) -> Key | None:
+        """The ring's key, as a string or in a file. Errors do not quote it."""
+        path = self.file("key_file") if self.has("key_file") else None
         if not self.has("key"):
             return None if path is None else key_from_file(path, f"{self._path}: {self._where}key_file")
         if path is not None:
             raise self.error("key", "key_file gives a key too: keep one of them")
         text = self._data.pop("key")
         if not isinstance(text, str):
-            raise self.error("key", "is not a text")
+            raise self.error("key", "is not a string")
         return Key(text, f"{self._path}: {self._where}key")
 
     def finish(self) -> None:
@@ -185,36 +200,30 @@ class _Reader:
 
 def _read_access(root: _Reader) -> Access:
     """The top-level keys `key`, `key_file` and `tls`. A key of the environment comes before the file's."""
-    configured = root.key()
+    configured = root.optional_key()
     tls = root.child("tls") if root.has("tls") else None
     return Access(key_from_environment() or configured, _read_tls(tls) if tls else None)
 
 
 def _read_tls(reader: _Reader) -> Tls:
-    certificate, private_key, ca = (reader.file(key) for key in ("certificate", "private_key", "ca"))
+    tls = Tls(reader.file("certificate"), reader.file("private_key"), reader.file("ca"))
     reader.finish()
-    assert certificate is not None and private_key is not None and ca is not None
-    return Tls(certificate, private_key, ca)
+    return tls
 
 
 def _read_node(reader: _Reader) -> NodeConfig:
-    addr = reader.text("addr")
+    addr = reader.string("addr")
     communication = reader.child("communication")
     http_port = communication.port("port")
-    starter_addr = communication.text("starter_addr", required=False)
+    starter_addr = communication.optional_string("starter_addr")
     communication.finish()
     inference = reader.child("inference")
     port_in, port_out = inference.port("port_in"), inference.port("port_out")
     inference.finish()
-    device = reader.text("device", required=False)
-    if device is not None and not DEVICE.fullmatch(device):
-        raise reader.error("device", f"{device!r} is not cpu, mps, cuda or cuda:N")
-    share = reader.take("share", (int, float), "a number", required=False)
-    if share is not None and not 0 < share <= MOST_SHARE:
-        raise reader.error("share", f"{str(share)[:40]} is not a positive number (up to {MOST_SHARE})")
+    device = reader.device() if reader.has("device") else None
+    share = reader.share() if reader.has("share") else 1.0
     reader.finish()
-    assert addr is not None
-    return NodeConfig(addr, http_port, port_in, port_out, device, float(share or 1.0), starter_addr)
+    return NodeConfig(addr, http_port, port_in, port_out, device, share, starter_addr)
 
 
 def _refuse_shared_ports(path: Path, nodes: Iterable[NodeConfig]) -> None:
