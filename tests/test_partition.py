@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from mdi.cluster.partition import PUBLISHED, TABLE_TOLERANCE, Load, balanced, by_hand, published, split
+from mdi.cluster.partition import PUBLISHED, TABLE_TOLERANCE, Load, balanced, explicit, published, split
 from mdi.errors import ConfigError
 from mdi.model.span import Span, spans_of
 
@@ -90,10 +90,10 @@ def test_the_balanced_split_is_the_best_of_all_splits(n_layer: int, n_nodes: int
 
     for load in loads(n_layer, n_nodes):
         splits = list(every_split(n_layer, n_nodes))
-        lightest = min(load.heaviest(spans) for spans in splits)
-        most_even = min(squares(load, spans) for spans in splits if load.heaviest(spans) == lightest)
+        lightest = min(load.max_load(spans) for spans in splits)
+        most_even = min(squares(load, spans) for spans in splits if load.max_load(spans) == lightest)
         spans = balanced(load)
-        assert load.heaviest(spans) == lightest
+        assert load.max_load(spans) == lightest
         assert squares(load, spans) == most_even
 
 
@@ -101,8 +101,8 @@ def test_fractional_weights_find_a_split_too() -> None:
     chance = random.Random(5)
     for _ in range(50):
         load = Load([chance.random() for _ in range(11)], chance.random(), [chance.uniform(0.1, 3) for _ in range(4)])
-        lightest = min(load.heaviest(spans) for spans in every_split(11, 4))
-        assert math.isclose(load.heaviest(balanced(load)), lightest)
+        lightest = min(load.max_load(spans) for spans in every_split(11, 4))
+        assert math.isclose(load.max_load(balanced(load)), lightest)
 
 
 def test_the_head_takes_layers_from_the_starter_and_a_share_gives_layers() -> None:
@@ -113,11 +113,11 @@ def test_the_head_takes_layers_from_the_starter_and_a_share_gives_layers() -> No
     assert counts(balanced(Load([1.0] * 12, 0, [4.0, 1.0, 1.0]))) == [8, 2, 2]
 
 
-def test_the_heaviest_node_is_measured_per_share_and_with_the_head() -> None:
+def test_the_maximum_load_is_measured_per_share_and_with_the_head() -> None:
     spans = spans_of([2, 3])
-    assert Load([1.0] * 5, 4.0, [1.0, 1.0]).heaviest(spans) == 6.0
-    assert Load([1.0] * 5, 4.0, [3.0, 1.0]).heaviest(spans) == 3.0
-    assert Load([1.0, 1.0, 5.0, 1.0, 1.0], 0.0, [1.0, 1.0]).heaviest(spans) == 7.0
+    assert Load([1.0] * 5, 4.0, [1.0, 1.0]).max_load(spans) == 6.0
+    assert Load([1.0] * 5, 4.0, [3.0, 1.0]).max_load(spans) == 3.0
+    assert Load([1.0, 1.0, 5.0, 1.0, 1.0], 0.0, [1.0, 1.0]).max_load(spans) == 7.0
 
 
 def test_auto_keeps_the_table_while_it_is_within_five_percent_of_the_best() -> None:
@@ -126,7 +126,7 @@ def test_auto_keeps_the_table_while_it_is_within_five_percent_of_the_best() -> N
     table = spans_of([10, 12])
     assert split("auto", uniform(22, 2, head=2)) == table
     kept = Load([1.0] * 22, 0.43, [1.0, 1.0])  # best 11.43, table 12: 4.99% more
-    assert kept.heaviest(table) / kept.heaviest(balanced(kept)) <= TABLE_TOLERANCE == 1.05
+    assert kept.max_load(table) / kept.max_load(balanced(kept)) <= TABLE_TOLERANCE == 1.05
     assert split("auto", kept) == table
     left = Load([1.0] * 22, 0.42, [1.0, 1.0])  # best 11.42, table 12: 5.08% more
     assert split("auto", left) == balanced(left) == spans_of([11, 11])
@@ -142,7 +142,7 @@ def test_auto_balances_what_the_table_does_not_hold_or_does_not_fit() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"), [("6,8,8", [6, 8, 8]), (" 6 , 8 , 8 ", [6, 8, 8]), ("1,1,20", [1, 1, 20])]
 )
-def test_a_split_by_hand_is_taken_as_written(text: str, expected: list[int]) -> None:
+def test_an_explicit_split_is_taken_as_written(text: str, expected: list[int]) -> None:
     assert counts(split(text, uniform(22, 3, head=5))) == expected
 
 
@@ -161,9 +161,9 @@ def test_what_is_no_split_at_all_is_refused(text: str) -> None:
         ("-2,12,12", "3 counts with the sum 22; this run needs 3 counts, each at least 1"),
     ],
 )
-def test_a_split_by_hand_that_does_not_fit_is_refused_with_the_numbers(text: str, numbers: str) -> None:
+def test_an_explicit_split_that_does_not_fit_is_refused_with_the_numbers(text: str, numbers: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        by_hand(text, 22, 3)
+        explicit(text, 22, 3)
     assert f"--split {text}: {numbers}" in str(caught.value)
 
 

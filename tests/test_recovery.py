@@ -19,7 +19,7 @@ import mdi.nodes.starter
 import mdi.ring.link
 from fault_relay import Fault, Relay
 from mdi.cluster.plan import plan_job
-from mdi.cluster.recovery import GiveUp, GoOnWithout, Recovery, Retry, State
+from mdi.cluster.recovery import GiveUp, GoOnWithout, Recovery, Retry, RunState
 from mdi.config.network import NetworkConfig
 from mdi.config.options import StarterOptions
 from mdi.control.client import ControlClient
@@ -547,62 +547,62 @@ def recovery(n_nodes: int = 3) -> Recovery:
 def test_a_broken_link_between_nodes_that_live_is_tried_again_for_as_long_as_tokens_come() -> None:
     decisions = recovery()
     for i in range(100):
-        assert decisions.broke(i, silent=[], accused=1, progressed=True) == Retry()
+        assert decisions.broke(i, silent=[], suspect=1, progressed=True) == Retry()
         decisions.formed()
     assert decisions.n_recoveries == 100
 
 
-@pytest.mark.parametrize(("accused", "charged"), [(1, 1), (2, 2), (0, 1), (None, 2)])
-def test_a_ring_that_breaks_without_a_token_is_charged_to_a_node(accused: int | None, charged: int) -> None:
+@pytest.mark.parametrize(("suspect", "blamed"), [(1, 1), (2, 2), (0, 1), (None, 2)])
+def test_a_ring_that_breaks_without_a_token_is_blamed_on_a_node(suspect: int | None, blamed: int) -> None:
     decisions = recovery()
     for _ in range(2):
-        assert decisions.broke(0.0, silent=[], accused=accused, progressed=False) == Retry()
-    decision = decisions.broke(0.0, silent=[], accused=accused, progressed=False)
-    assert decision == GoOnWithout((charged,), "failed 3 times in 10 minutes")
-    assert decisions.members == tuple(node for node in (0, 1, 2) if node != charged)
+        assert decisions.broke(0.0, silent=[], suspect=suspect, progressed=False) == Retry()
+    decision = decisions.broke(0.0, silent=[], suspect=suspect, progressed=False)
+    assert decision == GoOnWithout((blamed,), "failed 3 times in 10 minutes")
+    assert decisions.members == tuple(node for node in (0, 1, 2) if node != blamed)
 
 
 def test_failures_that_lie_ten_minutes_back_are_forgotten() -> None:
     decisions = recovery()
     for now_s in (0.0, 400.0, 601.0, 1002.0):
-        assert decisions.broke(now_s, silent=[1], accused=1, progressed=True) == Retry()
+        assert decisions.broke(now_s, silent=[1], suspect=1, progressed=True) == Retry()
         decisions.formed()
 
 
 def test_a_node_is_waited_for_from_when_it_was_missed_first() -> None:
     decisions = recovery()
     assert decisions.deadline_s(1, 5.0) == 65.0
-    decisions.broke(10.0, silent=[1], accused=1, progressed=True)
+    decisions.broke(10.0, silent=[1], suspect=1, progressed=True)
     assert decisions.deadline_s(1, 30.0) == 70.0
-    decisions.broke(30.0, silent=[1, 2], accused=2, progressed=False)  # it is charged once for one absence
+    decisions.broke(30.0, silent=[1, 2], suspect=2, progressed=False)  # it is blamed once for one absence
     assert (decisions.deadline_s(1, 40.0), decisions.deadline_s(2, 40.0)) == (70.0, 90.0)
-    decisions.broke(50.0, silent=[2], accused=2, progressed=False)
+    decisions.broke(50.0, silent=[2], suspect=2, progressed=False)
     assert decisions.deadline_s(1, 50.0) == 110.0  # it was back meanwhile
     assert decisions.expired([2]) == GoOnWithout((2,), "did not come back within 60 s (--node-timeout)")
     assert decisions.members == (0, 1)
     decisions.formed()
-    assert (decisions.state, decisions.n_recoveries) == (State.RUNNING, 1)
+    assert (decisions.state, decisions.n_recoveries) == (RunState.RUNNING, 1)
 
 
 def test_before_the_run_has_begun_nobody_is_left_out() -> None:
     decisions = Recovery(3, 60.0)
     assert isinstance(decisions.expired([1]), GiveUp)
-    assert decisions.state is State.FAILED
+    assert decisions.state is RunState.FAILED
     decisions = Recovery(3, 60.0)
     for _ in range(2):
-        assert decisions.broke(0.0, silent=[], accused=2, progressed=False) == Retry()
-    assert isinstance(decisions.broke(0.0, silent=[], accused=2, progressed=False), GiveUp)
+        assert decisions.broke(0.0, silent=[], suspect=2, progressed=False) == Retry()
+    assert isinstance(decisions.broke(0.0, silent=[], suspect=2, progressed=False), GiveUp)
 
 
 def test_every_way_through_a_recovery_ends() -> None:
-    """Whoever is accused and whoever falls silent: without a token, the members or the patience run out."""
-    for silent, accused in itertools.product(([], [1], [2], [1, 2]), (None, 0, 1, 2)):
+    """Whichever node is the suspect and whichever are silent: without a token, members or deadlines run out."""
+    for silent, lost in itertools.product(([], [1], [2], [1, 2]), (None, 0, 1, 2)):
         decisions = recovery()
         for _ in range(20):
             if len(decisions.members) == 1:
                 break
             here = [node for node in silent if node in decisions.members]
-            suspect = accused if accused in decisions.members else None
-            if isinstance(decisions.broke(0.0, silent=here, accused=suspect, progressed=False), Retry) and here:
+            suspect = lost if lost in decisions.members else None
+            if isinstance(decisions.broke(0.0, silent=here, suspect=suspect, progressed=False), Retry) and here:
                 decisions.expired(here)
         assert decisions.members == (0,)

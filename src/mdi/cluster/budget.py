@@ -1,8 +1,10 @@
 """The memory that a node needs for its part of a session, and whether it has it. Arithmetic only."""
 
+import functools
 import math
+import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,6 +29,10 @@ class Need:
     weights: int
     slot: int  # each
     message: int  # the largest, while it is computed
+
+    def __add__(self, other: "Need") -> "Need":
+        """The need of two nodes that share a memory."""
+        return Need(self.weights + other.weights, self.slot + other.slot, self.message + other.message)
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,7 @@ def budgets_of(
     return [
         Budget(
             " and ".join(node.name for node, _ in group),
-            Need(*(sum(sizes) for sizes in zip(*(astuple(need) for _, need in group), strict=True))),
+            functools.reduce(operator.add, (need for _, need in group)),
             min((node.free_bytes for node, _ in group if node.free_bytes is not None), default=None),
         )
         for group in shared.values()
@@ -90,7 +96,7 @@ class Budget:
         return math.inf if self.free_bytes is None else self.free_bytes * (1 - SPARE)
 
     @property
-    def most_slots(self) -> float:
+    def max_slots(self) -> float:
         """Slots that fit beside the weights; below 0 where not even those fit."""
         if self.free_bytes is None:
             return math.inf
@@ -122,8 +128,8 @@ def fit_slots(budgets: Sequence[Budget], wanted: int, *, fixed: bool) -> int:
 
     Raises `ConfigError` with the numbers of the nodes that have too little memory.
     """
-    tightest = min(budgets, key=lambda budget: budget.most_slots)
-    n_slots = min(wanted, tightest.most_slots)
+    tightest = min(budgets, key=lambda budget: budget.max_slots)
+    n_slots = min(wanted, tightest.max_slots)
     if n_slots < (wanted if fixed else 1):
         raise ConfigError(_shortage(tightest, wanted if fixed else 1))
     return int(n_slots)
@@ -132,7 +138,7 @@ def fit_slots(budgets: Sequence[Budget], wanted: int, *, fixed: bool) -> int:
 def _shortage(budget: Budget, n_slots: int) -> str:
     need = budget.need
     slots = f"{n_slots} slot{'s' * (n_slots > 1)} of {_size(need.slot)}"
-    advice = "fewer slots (--max-slots), " if n_slots > 1 and budget.most_slots >= 1 else ""
+    advice = "fewer slots (--max-slots), " if n_slots > 1 and budget.max_slots >= 1 else ""
     return (
         f"{budget.name}: the weights take {_size(need.weights)}, {slots} {_size(n_slots * need.slot)} and a message"
         f" {_size(need.message)}, but of its free memory of {_size(budget.free_bytes or 0)} only"

@@ -23,17 +23,17 @@ PUBLISHED: dict[int, dict[int, tuple[int, int]]] = {
     36: {2: (16, 20), 3: (10, 13)},
     48: {2: (22, 26), 3: (14, 17)},
 }
-TABLE_TOLERANCE = 1.05  # `auto` keeps the published split while its heaviest node is within 5% of the best
+TABLE_TOLERANCE = 1.05  # `auto` keeps the published split while its maximum load is within 5% of the best
 
 
 class Load(NamedTuple):
-    """What is to be shared out: the weight of each layer, of the starter's extras, and each node's share."""
+    """What is to be split: the weight of each layer and of the starter's embedding and head, and each node's share."""
 
     layers: Sequence[float]
     head: float
     shares: Sequence[float]
 
-    def heaviest(self, spans: Sequence[Span]) -> float:
+    def max_load(self, spans: Sequence[Span]) -> float:
         """The largest weight per share of any node under `spans`."""
         weights = [sum(self.layers[span.start : span.stop]) for span in spans]
         weights[0] += self.head
@@ -43,7 +43,7 @@ class Load(NamedTuple):
 def split(method: str, load: Load) -> list[Span]:
     """One span per node, in ring order.
 
-    `method` is `auto` (the published table where its heaviest node is within 5% of the best split's,
+    `method` is `auto` (the published table where its maximum load is within 5% of the best split's,
     else the balanced split), `table`, or layer counts such as `6,8,8`.
     Raises `ConfigError` where no such split exists.
     """
@@ -53,7 +53,7 @@ def split(method: str, load: Load) -> list[Span]:
     if method == "auto":
         best = balanced(load)
         table = published(n_layer, n_nodes)
-        if table and load.heaviest(table) <= TABLE_TOLERANCE * load.heaviest(best):
+        if table and load.max_load(table) <= TABLE_TOLERANCE * load.max_load(best):
             return table
         return best
     if method == "table":
@@ -63,7 +63,7 @@ def split(method: str, load: Load) -> list[Span]:
                 f"the published table has no split of {n_layer} layers over {n_nodes} nodes; use --split auto"
             )
         return table
-    return by_hand(method, n_layer, n_nodes)
+    return explicit(method, n_layer, n_nodes)
 
 
 def published(n_layer: int, n_nodes: int) -> list[Span] | None:
@@ -74,7 +74,7 @@ def published(n_layer: int, n_nodes: int) -> list[Span] | None:
     return None if counts is None else spans_of([counts[0]] + [counts[1]] * (n_nodes - 1))
 
 
-def by_hand(text: str, n_layer: int, n_nodes: int) -> list[Span]:
+def explicit(text: str, n_layer: int, n_nodes: int) -> list[Span]:
     """The split written as layer counts, `6,8,8`."""
     try:
         counts = [int(part) for part in text.split(",")]
@@ -89,7 +89,7 @@ def by_hand(text: str, n_layer: int, n_nodes: int) -> list[Span]:
 
 
 def balanced(load: Load) -> list[Span]:
-    """The split whose heaviest node (weight per share) is lightest; among those, the most even one.
+    """The split with the smallest maximum load (weight per share); among those, the most even one.
 
     First the smallest reachable maximum is found, then the sum of squared node loads is minimised
     under that maximum. Both are exact, by dynamic programming over (nodes, layers).
@@ -119,7 +119,7 @@ def balanced(load: Load) -> list[Span]:
 
 
 def _smallest_maximum(n_layer: int, n_nodes: int, cost: Callable[[int, int, int], float]) -> float:
-    # reach[j]: the lightest heaviest node when the nodes so far cover the layers before j
+    # reach[j]: the smallest maximum load when the nodes so far cover the layers before j
     infinite = float("inf")
     reach = [infinite] + [cost(0, 0, stop) for stop in range(1, n_layer + 1)]
     for node in range(1, n_nodes):

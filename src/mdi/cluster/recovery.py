@@ -1,19 +1,19 @@
 """What to do when the ring breaks: pure decisions. No I/O, no threads; the time is handed in.
 
-Nodes are known by their places in the network; the starter is 0 and is never left out. A run that has begun
+A node is its index in the network file; the starter is 0 and is never left out. A run that has begun
 goes from *running* to *recovering* and back, as often as it takes; every way through *recovering* ends, because a
-missing node has a deadline and a ring that breaks again without a new token is charged to one of its nodes.
+missing node has a deadline and a ring that breaks again without a new token is blamed on one of its nodes.
 """
 
 import enum
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-MOST_FAILURES = 3  # of one node within `WINDOW_S`: then it is left out
+MAX_FAILURES = 3  # of one node within `WINDOW_S`; then it is left out
 WINDOW_S = 600.0
 
 
-class State(enum.Enum):
+class RunState(enum.Enum):
     """How far the run is."""
 
     STARTING = enum.auto()  # no ring has been formed yet
@@ -22,25 +22,25 @@ class State(enum.Enum):
     FAILED = enum.auto()
 
 
-class Event(enum.Enum):
+class RunEvent(enum.Enum):
     """What can happen to it."""
 
     FORMED = enum.auto()  # the ring is closed
     BROKE = enum.auto()  # the ring broke, or did not close
-    LEFT_OUT = enum.auto()  # there are nodes that cannot be waited for any longer
+    LEFT_OUT = enum.auto()  # the deadline of a node has passed, or its failure budget is used up
     HOPELESS = enum.auto()
 
 
 _TABLE = {
-    (State.STARTING, Event.FORMED): State.RUNNING,
-    (State.STARTING, Event.BROKE): State.STARTING,
-    (State.STARTING, Event.LEFT_OUT): State.FAILED,  # which nodes there are is the user's to say
-    (State.STARTING, Event.HOPELESS): State.FAILED,
-    (State.RUNNING, Event.BROKE): State.RECOVERING,
-    (State.RECOVERING, Event.FORMED): State.RUNNING,
-    (State.RECOVERING, Event.BROKE): State.RECOVERING,
-    (State.RECOVERING, Event.LEFT_OUT): State.RECOVERING,
-    (State.RECOVERING, Event.HOPELESS): State.FAILED,
+    (RunState.STARTING, RunEvent.FORMED): RunState.RUNNING,
+    (RunState.STARTING, RunEvent.BROKE): RunState.STARTING,
+    (RunState.STARTING, RunEvent.LEFT_OUT): RunState.FAILED,  # only the user can say which nodes there are
+    (RunState.STARTING, RunEvent.HOPELESS): RunState.FAILED,
+    (RunState.RUNNING, RunEvent.BROKE): RunState.RECOVERING,
+    (RunState.RECOVERING, RunEvent.FORMED): RunState.RUNNING,
+    (RunState.RECOVERING, RunEvent.BROKE): RunState.RECOVERING,
+    (RunState.RECOVERING, RunEvent.LEFT_OUT): RunState.RECOVERING,
+    (RunState.RECOVERING, RunEvent.HOPELESS): RunState.FAILED,
 }
 
 
@@ -72,7 +72,7 @@ class Recovery:
 
     def __init__(self, n_nodes: int, node_timeout_s: float) -> None:
         """`node_timeout_s`: how long a missing node is waited for."""
-        self.state = State.STARTING
+        self.state = RunState.STARTING
         self.members: tuple[int, ...] = tuple(range(n_nodes))
         self.n_recoveries = 0
         self._node_timeout_s = node_timeout_s
@@ -80,7 +80,7 @@ class Recovery:
         self._failures_s: dict[int, list[float]] = {}  # when each node failed
 
     def deadline_s(self, node: int, now_s: float) -> float:
-        """Until when `node` is waited for."""
+        """When waiting for `node` ends."""
         return self._missing_since_s.get(node, now_s) + self._node_timeout_s
 
     def is_missing(self, node: int) -> bool:
@@ -89,30 +89,30 @@ class Recovery:
 
     def formed(self) -> None:
         """All members are in a closed ring."""
-        self.n_recoveries += self.state is State.RECOVERING
+        self.n_recoveries += self.state is RunState.RECOVERING
         self._missing_since_s.clear()
-        self._move(Event.FORMED)
+        self._move(RunEvent.FORMED)
 
-    def broke(self, now_s: float, *, silent: Collection[int], accused: int | None, progressed: bool) -> Decision:
+    def broke(self, now_s: float, *, silent: Collection[int], suspect: int | None, progressed: bool) -> Decision:
         """The ring broke, or could not be closed.
 
         Args:
             silent: members that do not answer.
-            accused: the member that the others lost, where it is known.
+            suspect: the member that the others lost; None if it is unknown.
             progressed: whether a token has been generated since the ring was formed.
         """
-        self._move(Event.BROKE)
+        self._move(RunEvent.BROKE)
         newly_silent = [node for node in silent if node not in self._missing_since_s]
         self._missing_since_s = {node: self._missing_since_s.get(node, now_s) for node in silent}
-        charged = newly_silent
+        blamed = newly_silent
         if not silent and not progressed:  # all live: a link that breaks now and then is no reason to leave one out
-            charged = [self._chargeable(accused)]
-        for node in charged:
+            blamed = [self._blame(suspect)]
+        for node in blamed:
             self._failures_s.setdefault(node, []).append(now_s)
-        worn = tuple(node for node in charged if self._n_recent_failures(node, now_s) >= MOST_FAILURES)
-        if not worn:
+        exhausted = tuple(node for node in blamed if self._n_recent_failures(node, now_s) >= MAX_FAILURES)
+        if not exhausted:
             return Retry()
-        return self._leave_out(worn, f"failed {MOST_FAILURES} times in {WINDOW_S / 60:g} minutes")
+        return self._leave_out(exhausted, f"failed {MAX_FAILURES} times in {WINDOW_S / 60:g} minutes")
 
     def expired(self, nodes: Collection[int]) -> Decision:
         """These members are still missing at their deadlines."""
@@ -120,27 +120,29 @@ class Recovery:
 
     def give_up(self) -> None:
         """What was decided cannot be done."""
-        self._move(Event.HOPELESS)
+        self._move(RunEvent.HOPELESS)
 
     def _leave_out(self, nodes: Sequence[int], why: str) -> Decision:
-        self._move(Event.LEFT_OUT)
-        if self.state is State.FAILED:
+        self._move(RunEvent.LEFT_OUT)
+        if self.state is RunState.FAILED:
             return GiveUp(why)
         self.members = tuple(node for node in self.members if node not in nodes)
         for node in nodes:
             self._missing_since_s.pop(node, None)
         return GoOnWithout(tuple(nodes), why)
 
-    def _chargeable(self, accused: int | None) -> int:
-        """Whom a broken link is charged to. The starter cannot be left out, so for its link the next node stands in;
-        where nobody is accused the last node, which did not reach the starter.
+    def _blame(self, suspect: int | None) -> int:
+        """The node that a broken link is blamed on.
+
+        The starter cannot be left out, so the next node takes the blame for its link. Without a suspect it is the last
+        node, which did not reach the starter.
         """
-        if accused is None:
+        if suspect is None:
             return self.members[-1]
-        return accused or self.members[1]
+        return suspect or self.members[1]
 
     def _n_recent_failures(self, node: int, now_s: float) -> int:
         return sum(now_s - failed_s <= WINDOW_S for failed_s in self._failures_s[node])
 
-    def _move(self, event: Event) -> None:
+    def _move(self, event: RunEvent) -> None:
         self.state = _TABLE[self.state, event]

@@ -14,7 +14,7 @@ from typing import Any
 from mdi.checkpoint.weights import MODEL_FILE
 from mdi.cluster.budget import budgets_of, facts_of, fit_slots
 from mdi.cluster.plan import Job, Plan, can_resplit, resplit
-from mdi.cluster.recovery import Decision, GiveUp, GoOnWithout, Recovery, State
+from mdi.cluster.recovery import Decision, GiveUp, GoOnWithout, Recovery, RunState
 from mdi.cluster.rendezvous import RETRY_S, Formation, Missing, Statuses, await_members, describe
 from mdi.config.network import NetworkConfig, node_name
 from mdi.config.options import StarterOptions
@@ -166,7 +166,7 @@ class RingKeeper:
         statuses = self._formation.statuses(self.plan)
         silent = [number for number, status in statuses.items() if status is None]
         decision = self._recovery.broke(
-            time.monotonic(), silent=silent, accused=self._accused(exc, statuses), progressed=progressed
+            time.monotonic(), silent=silent, suspect=self._suspect(exc, statuses), progressed=progressed
         )
         for number in set(silent).intersection(self._recovery.members):  # the others are left out
             self._tell_silence(number, exc)
@@ -174,7 +174,7 @@ class RingKeeper:
             log.warning("the ring broke: %s; forming it anew", exc)
         return decision
 
-    def _accused(self, exc: MdiError, statuses: Statuses) -> int | None:
+    def _suspect(self, exc: MdiError, statuses: Statuses) -> int | None:
         """Where a ring did not close, the first node that its predecessor did not reach; else whom the others lost."""
         for number, status in statuses.items():
             if status is not None and status.get("state") == "ready":
@@ -212,7 +212,7 @@ class RingKeeper:
         self._told.add(number)
         node, name = self._network.nodes[number], node_name(number)
         who = f"{name} ({node.addr}:{node.port_in})"
-        if self._recovery.state is State.STARTING:
+        if self._recovery.state is RunState.STARTING:
             reason = "" if isinstance(exc, Unreachable) else f": {exc}"
             log.warning("waiting for %s at %s%s", name, self._formation.clients[number].url, reason)
         else:
