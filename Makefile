@@ -35,7 +35,7 @@ pytest: $(VENV)/.dev $(GGUF)
 
 # An hour of long-lived nodes and 200 cold runs; SOAK_SECONDS and SOAK_COLD_RUNS say otherwise.
 soak: $(VENV)/.dev $(GGUF)
-	$(BIN)/python -m pytest -m soak -o faulthandler_timeout=0 tests/test_soak.py
+	$(BIN)/python -m pytest -m soak -o faulthandler_timeout=0 tests/system/test_soak.py
 
 # About nine minutes, FUZZ_SECONDS for a target of ordinary share. Guided by coverage where atheris has a wheel.
 fuzz: $(VENV)/.fuzz
@@ -49,7 +49,7 @@ bench-quick: $(MODEL)/model_config.yaml
 	$(BIN)/python benchmarks/bench.py --quick --ckpt $(MODEL) --llama-python $(LLAMA_PYTHON)
 
 chaos: $(VENV)/.dev
-	$(BIN)/python -m pytest -m chaos tests/test_chaos.py
+	$(BIN)/python -m pytest -m chaos tests/system/test_chaos.py
 
 venv: $(VENV)/.installed
 

@@ -1,8 +1,6 @@
 """Fixtures of all tests: the real model, and a check that nothing is left behind."""
 
-import contextlib
 import os
-import resource
 import subprocess
 import threading
 import time
@@ -12,11 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from script_helpers import Scripts, WarmPython
-
-ROOT = Path(__file__).resolve().parents[1]
-SCRIPTS = ROOT / "src"
-GGUF = ROOT / ".cache" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+from support.models import make_model
+from support.paths import GGUF, ROOT
+from support.scripts import Scripts, WarmPython
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # nodes share the cores
 for name in ("MDI_KEY", "MDI_KEY_FILE"):
@@ -42,6 +38,12 @@ def smollm2(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random model that is read; chunks may be added to it."""
+    return make_model(tmp_path_factory.mktemp("org") / "tiny")
+
+
+@pytest.fixture(scope="module")
 def warm() -> Iterator[WarmPython]:
     """An interpreter that has imported torch and litgpt, to fork scripts from."""
     with WarmPython() as interpreter:
@@ -53,17 +55,6 @@ def scripts(warm: WarmPython, tmp_path: Path) -> Iterator[Scripts]:
     """Runs the scripts as processes, and ends them with the test."""
     with Scripts(tmp_path / "processes", warm) as running:
         yield running
-
-
-@contextlib.contextmanager
-def small_files_only() -> Iterator[None]:
-    """Files cannot grow beyond 10 kB, as on a full disk. Around the call alone: pytest's own log may be such a file."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.fixture(autouse=True)

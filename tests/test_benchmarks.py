@@ -17,10 +17,10 @@ from benchmarks.relay import Relay
 from benchmarks.report import TARGETS, Series, markdown, plot, ratio, read_json, slug, spread, verdict_table, write_json
 from benchmarks.rings import Request, decode_rate, ring
 from benchmarks.workers import BenchError, Worker, own_cores
-from conftest import ROOT
 from mdi.checkpoint.weights import open_weights
 from mdi.convert.gguf.convert import import_gguf
-from tiny_models import generate_cached, make_model, reference_model
+from support.models import generate_cached, make_model, reference_model
+from support.paths import ROOT
 
 RING = next(target for target in TARGETS if target.key == "ring")
 HOP = next(target for target in TARGETS if target.key == "hop")

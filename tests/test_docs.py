@@ -16,13 +16,13 @@ import plot_tok_time
 import prepare_model
 import secondary
 import starter
-from conftest import ROOT
 from mdi.config.options import PrepareOptions, SampleOptions, StarterOptions
 from mdi.net.keys import Key
 from mdi.ring.handshake import proven
 from mdi.ring.messages import Activation, Fault, Goodbye, Hello, Ping, Proof, Refuse, Welcome
 from mdi.ring.wire import Decoder, Encoder, Kind, Session, State
 from mdi.segments import Fork, Release, Segment
+from support.paths import ROOT
 
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PACKAGE = ROOT / "src" / "mdi"

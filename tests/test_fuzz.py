@@ -13,8 +13,8 @@ from fuzz import watch
 from fuzz.engine import TARGETS, keep, run_blind
 from fuzz.target import Target
 from fuzz.watch import Guard, Watch
+from support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 PATHS = {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT / 'tests'}"}
 
 

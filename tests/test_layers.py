@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-SOURCE = ROOT / "src"
+from support.paths import ROOT, SRC
+
 GROUND = "mdi"
 HEAVY = ["torch", "litgpt", "lightning", "numpy", "cherrypy", "cheroot", "requests", "matplotlib", "tqdm"]
 DISTRIBUTIONS = {"cheroot": "cherrypy"}  # imported name -> the dependency that brings it
@@ -74,7 +74,7 @@ def imports_of(nodes: Iterator[ast.AST], known: set[str]) -> frozenset[str]:
     return frozenset(found)
 
 
-def modules(source: Path = SOURCE) -> dict[str, Module]:
+def modules(source: Path = SRC) -> dict[str, Module]:
     """Every module below `source/mdi`, by name, the `__init__` files aside."""
     paths = {".".join(path.relative_to(source).with_suffix("").parts): path for path in source.glob("mdi/**/*.py")}
     paths = {name: path for name, path in paths.items() if path.stem != "__init__"}
@@ -90,7 +90,7 @@ def modules(source: Path = SOURCE) -> dict[str, Module]:
     return found
 
 
-def upward_imports(source: Path = SOURCE) -> list[str]:
+def upward_imports(source: Path = SRC) -> list[str]:
     """Every import of a module in a higher layer, as `importer -> imported`."""
     height = {row.name: -index for index, row in enumerate(table())}
     found = modules(source)
@@ -102,7 +102,7 @@ def upward_imports(source: Path = SOURCE) -> list[str]:
     )
 
 
-def cycles(source: Path = SOURCE) -> list[str]:
+def cycles(source: Path = SRC) -> list[str]:
     """The modules that can reach themselves through imports."""
     found = modules(source)
 
@@ -145,7 +145,7 @@ def test_no_two_modules_import_each_other() -> None:
     ],
 )
 def test_an_upward_import_is_found(module: str, line: str, tmp_path: Path) -> None:
-    shutil.copytree(SOURCE / "mdi", tmp_path / "mdi", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(SRC / "mdi", tmp_path / "mdi", ignore=shutil.ignore_patterns("__pycache__"))
     with (tmp_path / module).open("a") as file:
         file.write(f"\n{line}\n")
     (found,) = upward_imports(tmp_path)
@@ -153,14 +153,14 @@ def test_an_upward_import_is_found(module: str, line: str, tmp_path: Path) -> No
 
 
 def test_a_cycle_within_a_package_is_found(tmp_path: Path) -> None:
-    shutil.copytree(SOURCE / "mdi", tmp_path / "mdi", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(SRC / "mdi", tmp_path / "mdi", ignore=shutil.ignore_patterns("__pycache__"))
     with (tmp_path / "mdi/ring/messages.py").open("a") as file:
         file.write("\nimport mdi.ring.wire\n")
     assert {"mdi.ring.messages", "mdi.ring.wire"} <= set(cycles(tmp_path))
 
 
 def test_the_table_names_every_package() -> None:
-    folders = {".".join(path.parent.relative_to(SOURCE / "mdi").parts) for path in SOURCE.glob("mdi/**/__init__.py")}
+    folders = {".".join(path.parent.relative_to(SRC / "mdi").parts) for path in SRC.glob("mdi/**/__init__.py")}
     assert folders == {row.name for row in table()} - {GROUND} | {""}
 
 
@@ -169,7 +169,7 @@ def test_a_row_is_what_its_package_says_and_imports(row: Row) -> None:
     third_party = {name for module in modules().values() if module.package == row.name for name in module.third_party}
     assert third_party == row.third_party
     if row.name != GROUND:
-        tree = ast.parse((SOURCE / "mdi" / row.name.replace(".", "/") / "__init__.py").read_text())
+        tree = ast.parse((SRC / "mdi" / row.name.replace(".", "/") / "__init__.py").read_text())
         assert ast.get_docstring(tree) == row.docstring
         assert len(tree.body) == 1, "an __init__ file holds its docstring alone"
 
@@ -192,7 +192,7 @@ for name in {names!r}:
 
 
 def import_behind_a_wall(names: list[str]) -> "subprocess.CompletedProcess[str]":
-    code = BEHIND_A_WALL.format(heavy=HEAVY, source=str(SOURCE), names=names)
+    code = BEHIND_A_WALL.format(heavy=HEAVY, source=str(SRC), names=names)
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
 
 

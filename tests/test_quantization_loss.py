@@ -11,7 +11,7 @@ from mdi.checkpoint.chunks import split_model
 from mdi.checkpoint.weights import MODEL_FILE
 from mdi.formats import Mode
 from mdi.model.span import Span
-from tiny_models import generate_cached, make_model, reference_model
+from support.models import generate_cached, make_model, reference_model
 
 WINDOWS = [[(7 * i + k) % 320 for i in range(40)] for k in range(16)]
 

@@ -27,9 +27,8 @@ from mdi.control.session import SessionSpec
 from mdi.errors import CheckpointError, ControlError
 from mdi.net.access import Access
 from mdi.net.keys import Key
-from test_control import CHUNK, DIGEST, FakeNode, sha256_of
-from test_session import SPEC
-from tiny_models import BASE, TRAITS
+from support.control import CHUNK, DIGEST, SPEC, FakeNode, sha256_of
+from support.models import BASE, TRAITS
 
 TRAITS_OF_SEEDS = ("llama", "yarn", "mixture of experts, grouped router", "sliding window")
 

@@ -14,7 +14,6 @@ from litgpt.config import Config
 
 from fuzz.mutations import change_archive, change_bytes, change_json, edge, put, splice
 from fuzz.target import Target
-from gguf_samples import TOKENS, byte_level_tokenizer, hyperparameters, tensors, tiny_model, write_gguf
 from mdi.checkpoint.chunks import chunk_name, read_manifest
 from mdi.checkpoint.weights import digest_of, open_weights, select
 from mdi.config.network import load_network, load_node
@@ -23,7 +22,8 @@ from mdi.convert.gguf.convert import import_gguf
 from mdi.errors import CheckpointError, ConfigError, StorageError
 from mdi.model.quant import MODES, dequantize, is_quantized_name, mode_of, quantize, take
 from mdi.model.span import Span
-from tiny_models import BASE
+from support.gguf_files import TOKENS, byte_level_tokenizer, hyperparameters, tensors, tiny_model, write_gguf
+from support.models import BASE
 
 SETTINGS = Path(__file__).resolve().parents[2] / "src" / "settings_distr"
 

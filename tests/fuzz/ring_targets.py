@@ -14,7 +14,7 @@ from mdi.errors import LinkClosed, RemoteProtocolError
 from mdi.ring.messages import Activation, Fault, Goodbye, Hello, Message, Ping, Proof, Refuse, Welcome
 from mdi.ring.wire import MAX_TEXT_BYTES, Decoder, Encoder, Session, State
 from mdi.segments import Fork, Release, Segment, SlotLedger, check_segments
-from wire_helpers import plain
+from support.wire import plain
 
 STATES = (State.HANDSHAKE, State.GREETED, State.OPEN, State.CLOSED)
 SESSIONS = (

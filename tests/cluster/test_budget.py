@@ -1,0 +1,128 @@
+"""The memory that is asked for beforehand is the memory that is used."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mdi.checkpoint.chunks import split_model
+from mdi.checkpoint.config import load_config
+from mdi.checkpoint.weights import open_weights
+from mdi.cluster.budget import Budget, Need, budgets_of, facts_of, fit_slots, free_for_a_session, need_of
+from mdi.errors import ConfigError
+from mdi.formats import Mode
+from mdi.model.build import Placement
+from mdi.model.devices import free_memory_bytes
+from mdi.model.head import Ends
+from mdi.model.span import Span
+from mdi.model.stage import Stage
+from support.models import make_model
+from support.rings import ring_of
+
+MB = 1_000_000
+
+
+def budget(free: int | None, *, weights: int = 10 * MB, slot: int = MB, name: str = "starter") -> Budget:
+    return Budget(name, Need(weights, slot, 0), free)
+
+
+@pytest.mark.parametrize("mode", ["none", "int8", "int4"])
+def test_the_weights_are_those_of_the_chunk(mode: Mode, tmp_path: Path) -> None:
+    make_model(tmp_path, n_embd=64, intermediate_size=64)
+    config = load_config(tmp_path)
+    spans = [Span(0, 2), Span(2, 6)]
+    split_model(tmp_path, spans, quantization=mode)
+    for node, name in enumerate(("model_starter.pth", "model_secondary0.pth")):
+        need = need_of(config, spans[node], has_ends=node == 0, dtype=torch.float32, mode=mode, context=10, max_rows=1)
+        weights = open_weights(tmp_path / "chunks" / "2nodes" / name)
+        held = sum(tensor.nbytes for key, tensor in weights.items() if "wte" not in key)
+        assert need.weights == pytest.approx(held, rel=0.05)
+        assert need.slot == len(spans[node]) * 2 * 2 * 16 * 10 * 4  # layers, keys and values, groups, head size, ...
+
+
+def test_slots_are_as_many_as_the_tightest_node_holds() -> None:
+    budgets = [budget(None), budget(100 * MB), budget(20 * MB, name="secondary 0")]
+    assert fit_slots(budgets, 3, fixed=False) == 3
+    assert fit_slots(budgets, 100, fixed=False) == 8
+    assert fit_slots([budget(None)], 100, fixed=True) == 100
+
+
+def test_a_shortage_is_told_with_numbers_and_advice() -> None:
+    with pytest.raises(ConfigError, match=r"secondary 0: the weights take 10\.0 MB, 100 slots .*--max-slots.*int8"):
+        fit_slots([budget(None), budget(20 * MB, name="secondary 0")], 100, fixed=True)
+    with pytest.raises(ConfigError, match=r"starter: .* 1 slot of 1\.0 MB 1\.0 MB .* free memory of 5\.0 MB"):
+        fit_slots([budget(5 * MB)], 100, fixed=False)
+
+
+def test_this_machine_knows_its_free_memory() -> None:
+    free = free_memory_bytes(torch.device("cpu"))
+    assert free is None or free > 1 * MB
+
+
+def test_nodes_of_one_machine_share_its_memory(tmp_path: Path) -> None:
+    make_model(tmp_path)
+    config = load_config(tmp_path)
+    status = {"device": "cpu", "dtype": "float32", "quantize": None, "free_memory_bytes": 5 * MB}
+    alone = [facts_of(name, name, status, "none", None) for name in ("starter", "secondary 0")]
+    together = [facts_of(name, "here", status, "none", "int8") for name in ("starter", "secondary 0")]
+    spans = [Span(0, 2), Span(2, 6)]
+    first, second = budgets_of(alone, config, spans, context=10, max_rows=1)
+    (both,) = budgets_of(together, config, spans, context=10, max_rows=1)
+    assert both.name == "starter and secondary 0"
+    assert both.free_bytes == 5 * MB
+    assert both.need.slot == first.need.slot + second.need.slot
+    assert both.need.weights < first.need.weights + second.need.weights
+
+
+@pytest.mark.parametrize(
+    "status", [{}, {"dtype": 3, "quantize": "x", "free_memory_bytes": "1"}, {"free_memory_bytes": -1}]
+)
+def test_a_status_without_numbers_is_no_obstacle(status: dict[str, object]) -> None:
+    facts = facts_of("secondary 0", "x", status, "int8", None)
+    assert (facts.free_bytes, facts.mode, facts.dtype) == (None, "int8", torch.float32)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("checkpoints") / "org" / "tiny")
+
+
+@pytest.mark.parametrize("n_fitting", [1, 2, 3])
+def test_samples_wait_where_memory_is_short(
+    n_fitting: int, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    prompts = [[1, 2, 3], [4, 5], [6], [7, 8, 9, 10], [11]]
+    config = load_config(model)
+    facts = [facts_of(name, "here", {}, "none", None) for name in ("starter", "secondary 0")]
+    with ring_of(2, tmp_path / "cache") as ring:
+        wanted = ring.generate(model, prompts, split="2,4")
+        (both,) = budgets_of(facts, config, [Span(0, 2), Span(2, 6)], context=16, max_rows=128)
+        free = int((both.need.weights + both.need.message + (n_fitting + 0.5) * both.need.slot) / 0.9)
+        monkeypatch.setattr("mdi.nodes.secondary.free_memory_bytes", lambda device: free)
+        ring.secondaries[0]._stage = None  # whose memory would count as free
+        caplog.clear()
+        assert ring.generate(model, prompts, split="2,4") == wanted
+        assert f"memory allows {n_fitting} samples in the ring at once" in caplog.text
+
+
+@pytest.mark.parametrize(("options", "slots"), [({}, "1 slot of"), ({"max_slots": 5}, "5 slots of")])
+def test_too_little_memory_is_told_before_anything_is_loaded(
+    options: dict[str, int], slots: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mdi.nodes.starter.free_memory_bytes", lambda device: 100_000)
+    with ring_of(2, tmp_path / "cache") as ring:
+        with pytest.raises(ConfigError, match=f"starter and secondary 0: the weights take .* {slots}.* 0\\.1 MB only"):
+            ring.generate(model, [[1, 2, 3]] * 5, **options)
+        assert ring.secondaries[0]._stage is None
+        monkeypatch.undo()
+        assert len(ring.generate(model, [[1, 2, 3]] * 5, **options)) == 5
+
+
+def test_what_is_held_for_the_last_session_is_free_for_the_next(model: Path) -> None:
+    config, weights = load_config(model), open_weights(model / "lit_model.pth")
+    placement = Placement(torch.device("cpu"), torch.float32, "int8")
+    stage, ends = Stage(config, Span(0, 2), weights, placement), Ends(config, weights, placement)
+    need = need_of(config, Span(0, 2), has_ends=True, dtype=torch.float32, mode="int8", context=10, max_rows=1)
+    assert free_for_a_session(MB, stage, ends) == MB + need.weights
+    assert free_for_a_session(MB, None, None) == MB
+    assert free_for_a_session(None, stage) is None

@@ -1,0 +1,581 @@
+"""The life of samples, played on a ring that is a queue: what is sent, in which order, and how it ends."""
+
+import itertools
+import random
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mdi.engine.sample import Sample
+from mdi.engine.scheduler import Scheduler, Step
+from mdi.errors import RemoteProtocolError
+from mdi.segments import Segment, SlotLedger
+from support.wire import few_examples
+
+CONTEXT = 200
+TokenOf = Callable[[Sample], int]
+
+
+def any_token(sample: Sample) -> int:
+    return 1000 + sample.number
+
+
+@dataclass
+class Play:
+    """A scheduler on a ring of our own, which checks each message as the nodes would."""
+
+    prompts: Sequence[Sequence[int]]
+    n_tokens: int = 4
+    context: int = CONTEXT
+    stops: tuple[tuple[int, ...], ...] = ()
+    n_nodes: int = 1
+    n_slots: int | None = None
+    max_rows: int = 512
+    token_of: TokenOf = any_token
+    steps: list[Step] = field(default_factory=list)
+    numbers: list[list[int]] = field(default_factory=list)  # the samples of each step
+    ended: list[int] = field(default_factory=list)
+    most_in_flight: int = 0
+
+    def __post_init__(self) -> None:
+        self.scheduler = Scheduler(
+            self.prompts,
+            n_tokens=self.n_tokens,
+            context=self.context,
+            stops=self.stops,
+            n_nodes=self.n_nodes,
+            n_slots=self.n_slots,
+            max_rows=self.max_rows,
+        )
+        self.ledger = SlotLedger(len(self.prompts) if self.n_slots is None else self.n_slots, self.context)
+        self.ring: deque[Step] = deque()
+        self.sent: list[list[tuple[int, int]]] = [[] for _ in self.prompts]  # (position, id) in order
+        self.raw: list[list[int]] = [[] for _ in self.prompts]  # every token accepted, stop sequences included
+
+    def fill(self) -> list[Step]:
+        """Send as much as the scheduler wants to."""
+        sent = []
+        while (step := self.send_one()) is not None:
+            sent.append(step)
+        self.most_in_flight = max(self.most_in_flight, len(self.ring))
+        return sent
+
+    def send_one(self) -> Step | None:
+        """Send one message, if the scheduler wants to."""
+        if (step := self.scheduler.next_step()) is not None:
+            self._check(step)
+        return step
+
+    def _check(self, step: Step) -> None:
+        assert 1 <= len(step.ids) == sum(s.n for s in step.segments) <= self.max_rows
+        in_slot = {sample.slot: sample for sample in self.scheduler.samples if sample.slot is not None}
+        for fork in step.forks:
+            self.ledger.fork(fork.source, fork.target, fork.n)
+            source, target = in_slot[fork.source].number, in_slot[fork.target].number
+            assert self.sent[target] == [], "a slot that is in use was overwritten"
+            self.sent[target] = self.sent[source][: fork.n]
+        self.ledger.extend(step.segments)
+        ids = iter(step.ids)
+        for segment in step.segments:
+            sample = in_slot[segment.slot]
+            self.sent[sample.number] += [(p, next(ids)) for p in range(segment.start, segment.stop)]
+            is_last = segment.stop == len(sample.prompt) + len(self.raw[sample.number])
+            assert segment.keep == int(is_last)
+        self.numbers.append([in_slot[s.slot].number for s in step.segments])
+        self.steps.append(step)
+        self.ring.append(step)
+
+    def return_one(self) -> None:
+        """Let the oldest message come back and accept a token for each sample that it carries."""
+        segments = self.ring.popleft().segments
+        samples = self.scheduler.returned(segments)
+        assert [sample.slot for sample in samples] == [s.slot for s in segments if s.keep]
+        for sample in samples:
+            token = self.token_of(sample)
+            self.raw[sample.number].append(token)
+            if (slot := self.scheduler.accept(sample, token)) is not None:
+                self.ledger.release(slot)
+                self.ended.append(sample.number)
+
+    def rewind(self, n_nodes: int, n_slots: int | None = None) -> None:
+        """The ring is lost with all that travels and all that its slots hold; another one takes its place."""
+        self.ring.clear()
+        self.ledger = SlotLedger(n_slots or self.ledger.n_slots, self.context)
+        for sample in self.scheduler.samples:
+            if sample.slot is not None:
+                self.sent[sample.number] = []
+        self.n_nodes = n_nodes
+        self.scheduler.rewind(n_nodes, self.ledger.n_slots)
+
+    def to_the_end(self, most_steps: int = 10_000) -> "Play":
+        while not self.scheduler.done:
+            self.fill()
+            assert self.ring, "nothing travels and nothing is done: the scheduler is stuck"
+            assert len(self.steps) < most_steps
+            self.return_one()
+        assert not self.ring
+        assert self.scheduler.next_step() is None
+        return self
+
+
+def prompts_of(*lengths: int) -> list[list[int]]:
+    return [[100 * number + i for i in range(length)] for number, length in enumerate(lengths)]
+
+
+def assert_every_position_was_sent_once(play: Play) -> None:
+    for number, prompt in enumerate(play.prompts):
+        ids = [*prompt, *play.raw[number]][:-1]  # the last token ends the sample and is never sent
+        assert play.sent[number] == list(enumerate(ids))
+
+
+# ---- one sample
+
+
+def test_a_prompt_enters_whole_and_its_tokens_follow_one_by_one() -> None:
+    play = Play([[5, 6, 7]], n_tokens=3).to_the_end()
+    assert [step.segments for step in play.steps] == [
+        (Segment(0, 0, 3, 1),), (Segment(0, 3, 1, 1),), (Segment(0, 4, 1, 1),)
+    ]  # fmt: skip
+    assert [step.ids for step in play.steps] == [[5, 6, 7], [1000], [1000]]
+    assert play.scheduler.samples[0].tokens == [1000] * 3
+    assert play.scheduler.samples[0].finish_reason == "length"
+
+
+def test_a_sample_that_travels_is_not_sent_again() -> None:
+    play = Play([[5, 6, 7]], n_nodes=3)
+    assert len(play.fill()) == 1
+    assert play.scheduler.next_step() is None
+    assert not play.scheduler.done
+
+
+def test_nothing_to_do_is_done() -> None:
+    play = Play([])
+    assert play.scheduler.done
+    assert play.scheduler.next_step() is None
+    assert play.scheduler.n_generated == 0
+
+
+def test_one_token_is_generated_from_the_prompt_alone() -> None:
+    play = Play([[1, 2]], n_tokens=1).to_the_end()
+    assert len(play.steps) == 1
+    assert play.scheduler.n_generated == 1
+
+
+def test_ids_run_over_from_the_prompt_into_the_tokens() -> None:
+    sample = Sample(0, (1, 2, 3), tokens=[4, 5])
+    assert sample.known == 5
+    assert sample.ids(0, 5) == [1, 2, 3, 4, 5]
+    assert sample.ids(2, 4) == [3, 4]
+    assert sample.ids(4, 5) == [5]
+    assert sample.ids(1, 2) == [2]
+
+
+# ---- how a sample ends
+
+
+@pytest.mark.parametrize("length", [1, 5, 9])
+def test_a_sample_ends_at_the_context(length: int) -> None:
+    play = Play(prompts_of(length), n_tokens=100, context=10).to_the_end()
+    sample = play.scheduler.samples[0]
+    assert (sample.known, sample.finish_reason) == (10, "length")
+
+
+@pytest.mark.parametrize(
+    ("continuation", "stops", "tokens"),
+    [
+        ([7, 8, 9], ((9,),), [7, 8]),
+        ([9], ((9,),), []),
+        ([7, 1, 2, 3], ((1, 2, 3),), [7]),
+        ([1, 2, 1, 2, 3], ((1, 2, 3),), [1, 2]),
+        ([1, 1, 2], ((1, 2),), [1]),
+        ([4, 5, 6], ((6,), (5, 6)), [4]),
+        ([4, 5, 6], ((4, 5, 6), (6,)), []),
+    ],
+)
+def test_a_stop_sequence_ends_a_sample_and_is_not_part_of_it(
+    continuation: list[int], stops: tuple[tuple[int, ...], ...], tokens: list[int]
+) -> None:
+    play = Play([[1, 2]], n_tokens=50, stops=stops, token_of=lambda sample: continuation[len(sample.tokens)])
+    sample = play.to_the_end().scheduler.samples[0]
+    assert (sample.tokens, sample.finish_reason) == (tokens, "stop")
+    assert play.raw[0] == continuation
+    assert play.scheduler.n_generated == len(tokens)
+
+
+def test_a_stop_sequence_is_not_completed_by_the_end_of_the_prompt() -> None:
+    play = Play([[1, 2]], n_tokens=3, stops=((2, 3),), token_of=lambda sample: 3).to_the_end()
+    assert play.scheduler.samples[0].finish_reason == "length"
+
+
+def test_a_stop_sequence_counts_before_the_length() -> None:
+    play = Play([[1, 2]], n_tokens=2, stops=((8, 9),), token_of=lambda sample: [8, 9][len(sample.tokens)])
+    sample = play.to_the_end().scheduler.samples[0]
+    assert (sample.tokens, sample.finish_reason) == ([], "stop")
+
+
+def test_a_stop_sequence_cut_by_the_length_stays() -> None:
+    play = Play([[1, 2]], n_tokens=2, stops=((8, 9, 10),), token_of=lambda sample: [8, 9][len(sample.tokens)])
+    sample = play.to_the_end().scheduler.samples[0]
+    assert (sample.tokens, sample.finish_reason) == ([8, 9], "length")
+
+
+def test_samples_end_independently() -> None:
+    lives = [3, 1, 7, 2]
+    play = Play(prompts_of(2, 3, 4, 5), n_tokens=7, stops=((0,),), n_nodes=2)
+    play.token_of = lambda sample: 0 if len(play.raw[sample.number]) == lives[sample.number] - 1 else 1
+    play.to_the_end()
+    assert play.ended == [1, 3, 0, 2]
+    assert [len(raw) for raw in play.raw] == [3, 1, 7, 2]
+    assert_every_position_was_sent_once(play)
+
+
+# ---- many samples
+
+
+@pytest.mark.parametrize("n_nodes", range(1, 6))
+@pytest.mark.parametrize("n_samples", range(1, 11))
+def test_samples_are_spread_evenly_over_the_messages(n_samples: int, n_nodes: int) -> None:
+    play = Play(prompts_of(*[3] * n_samples), n_nodes=n_nodes, n_tokens=8)
+    sizes = [len(step.segments) for step in play.fill()]
+    assert sum(sizes) == n_samples
+    assert len(sizes) == min(n_samples, n_nodes), "a node has nothing to do"
+    assert max(sizes) - min(sizes) <= 1
+    play.to_the_end()
+    assert play.most_in_flight == min(n_samples, n_nodes)
+    assert {len(step.segments) for step in play.steps} == set(sizes)  # the groups stay as they are
+
+
+def test_samples_take_turns_in_order_of_arrival() -> None:
+    play = Play(prompts_of(2, 2, 2, 2, 2), n_nodes=5, n_tokens=6).to_the_end()
+    assert play.numbers == [[i] for i in range(5)] * 6
+
+
+def test_the_rest_is_spread_again_when_samples_end() -> None:
+    play = Play(prompts_of(*[2] * 6), n_nodes=3, n_tokens=50, stops=((0,),))
+    play.token_of = lambda sample: 0 if sample.number < 2 else 1
+    assert [len(step.segments) for step in play.fill()] == [2, 2, 2]
+    for _ in range(6):
+        play.return_one()
+        play.fill()
+    assert play.ended == [0, 1]
+    assert len(play.ring) == 3
+    assert sorted(len(step.segments) for step in play.ring) == [1, 1, 2]
+
+
+@pytest.mark.parametrize("n_nodes", [1, 2, 3, 5])
+@pytest.mark.parametrize("n_slots", [1, 2, 3])
+def test_fewer_slots_than_samples_are_used_again(n_slots: int, n_nodes: int) -> None:
+    play = Play(prompts_of(3, 1, 4, 1, 5, 9, 2), n_slots=n_slots, n_nodes=n_nodes, n_tokens=3).to_the_end()
+    assert sorted(play.ended) == list(range(7))
+    assert max(len(step.segments) for step in play.steps) <= n_slots
+    assert_every_position_was_sent_once(play)
+    firsts = [n for step, numbers in zip(play.steps, play.numbers, strict=True)
+              for s, n in zip(step.segments, numbers, strict=True) if s.start == 0]  # fmt: skip
+    assert firsts == list(range(7))  # the waiting come in by their numbers
+
+
+def test_a_freed_slot_goes_to_the_next_in_line_at_once() -> None:
+    play = Play(prompts_of(2, 2, 2), n_slots=2, n_nodes=2, n_tokens=2)
+    play.fill()
+    play.return_one()
+    play.fill()
+    play.return_one()
+    play.fill()
+    play.return_one()  # sample 0 has its two tokens
+    assert play.ended == [0]
+    (step,) = play.fill()
+    assert step.segments == (Segment(0, 0, 2, 1),)
+    assert play.scheduler.samples[2].slot == 0
+    assert play.scheduler.samples[0].slot is None
+
+
+def test_never_more_messages_travel_than_there_are_nodes() -> None:
+    play = Play(prompts_of(*[50] * 9), n_nodes=3, max_rows=7).to_the_end()
+    assert play.most_in_flight == 3
+
+
+# ---- long prompts
+
+
+def test_a_long_prompt_travels_in_pieces_of_which_the_last_is_kept() -> None:
+    play = Play(prompts_of(25), max_rows=10, n_nodes=4, n_tokens=1)
+    assert [step.segments for step in play.fill()] == [
+        (Segment(0, 0, 10, 0),), (Segment(0, 10, 10, 0),), (Segment(0, 20, 5, 1),)
+    ]  # fmt: skip
+    play.to_the_end()
+    assert_every_position_was_sent_once(play)
+
+
+def test_a_prompt_of_exactly_the_limit_is_one_piece() -> None:
+    play = Play(prompts_of(10), max_rows=10, n_nodes=4)
+    assert [step.segments for step in play.fill()] == [(Segment(0, 0, 10, 1),)]
+
+
+def test_prompts_share_a_message_up_to_its_limit() -> None:
+    play = Play(prompts_of(6, 6, 6), max_rows=10, n_nodes=1)
+    (step,) = play.fill()
+    assert step.segments == (Segment(0, 0, 6, 1), Segment(1, 0, 4, 0))
+    play.to_the_end()
+    assert_every_position_was_sent_once(play)
+
+
+@pytest.mark.parametrize("n_nodes", [1, 2, 3, 5])
+@pytest.mark.parametrize("n_running", [1, 2, 3, 7])
+def test_running_samples_go_on_while_a_long_prompt_enters(n_running: int, n_nodes: int) -> None:
+    play = Play(prompts_of(*[1] * n_running, 190), n_nodes=n_nodes, max_rows=4, n_tokens=9, context=CONTEXT)
+    play.to_the_end()
+    entering = [turn for turn, numbers in enumerate(play.numbers) if n_running in numbers]
+    during = play.numbers[: entering[40]]
+    for number in range(n_running):
+        turns = [turn for turn, numbers in enumerate(during) if number in numbers]
+        assert len(turns) == 9, "the sample waited for the prompt"
+        # A turn comes once its last message is back and those that were ready before have gone.
+        assert max(after - before for before, after in itertools.pairwise(turns)) <= n_nodes + n_running + 1
+    assert_every_position_was_sent_once(play)
+
+
+def test_two_long_prompts_enter_side_by_side() -> None:
+    play = Play(prompts_of(100, 100), n_nodes=2, max_rows=5, n_tokens=1).to_the_end()
+    lead = 0
+    for numbers in play.numbers[:-2]:
+        (number,) = numbers
+        lead += 1 if number == 0 else -1
+        assert abs(lead) <= 1
+
+
+# ---- prompts that samples share
+
+
+@pytest.mark.parametrize("n_nodes", [1, 2, 3, 5])
+def test_a_prompt_that_samples_share_is_computed_once(n_nodes: int) -> None:
+    play = Play([[7, 8, 9]] * 4, n_nodes=n_nodes, n_tokens=3).to_the_end()
+    rows_of_prompts = [s for step in play.steps for s in step.segments if s.start < 3]
+    assert rows_of_prompts[0] == Segment(0, 0, 3, 1)
+    assert rows_of_prompts[1:] == [Segment(slot, 2, 1, 1) for slot in (1, 2, 3)]  # in order of arrival
+    assert_every_position_was_sent_once(play)
+
+
+def test_a_shared_prompt_is_forked_once_all_its_pieces_were_sent() -> None:
+    play = Play([list(range(20))] * 3, n_nodes=2, max_rows=6, n_tokens=2).to_the_end()
+    first_fork = next(turn for turn, step in enumerate(play.steps) if step.forks)
+    assert [s for step in play.steps[:first_fork] for s in step.segments][:4] == [
+        Segment(0, 0, 6, 0), Segment(0, 6, 6, 0), Segment(0, 12, 6, 0), Segment(0, 18, 2, 1)
+    ]  # fmt: skip
+    assert_every_position_was_sent_once(play)
+
+
+def test_a_prompt_of_one_token_is_not_worth_a_fork() -> None:
+    play = Play([[5]] * 3, n_tokens=2).to_the_end()
+    assert not any(step.forks for step in play.steps)
+
+
+@pytest.mark.parametrize("n_nodes", [1, 2, 3])
+def test_a_sample_that_waited_for_a_slot_shares_the_prompt_of_one_that_still_runs(n_nodes: int) -> None:
+    play = Play([[1, 2, 3]] * 6, n_slots=2, n_nodes=n_nodes, n_tokens=40, stops=((0,),))
+    play.token_of = lambda sample: 0 if sample.number and len(sample.tokens) == 1 else 1  # the first outlives all
+    play.to_the_end()
+    assert sum(s.start == 0 for step in play.steps for s in step.segments) == 1
+    assert_every_position_was_sent_once(play)
+
+
+def test_a_sample_does_not_wait_for_the_end_of_the_one_it_shares_its_prompt_with() -> None:
+    play = Play([[1, 2, 3], [4], [1, 2, 3]], n_slots=2, n_tokens=40, stops=((0,),))
+    play.token_of = lambda sample: 0 if sample.number == 1 else 1
+    play.to_the_end()
+    entered = next(turn for turn, numbers in enumerate(play.numbers) if 2 in numbers)
+    assert entered <= 3
+
+
+# ---- what comes back
+
+
+def test_another_message_than_the_one_due_is_refused() -> None:
+    play = Play(prompts_of(3, 3), n_nodes=2)
+    first, second = play.fill()
+    for wrong in (
+        second.segments,
+        (),
+        (Segment(0, 0, 3, 0),),
+        (Segment(0, 0, 2, 1),),
+        (Segment(1, 0, 3, 1),),
+        (*first.segments, *second.segments),
+    ):
+        with pytest.raises(RemoteProtocolError, match="another message than the one due"):
+            play.scheduler.returned(wrong)
+    assert [sample.number for sample in play.scheduler.returned(list(first.segments))] == [0]
+    with pytest.raises(RemoteProtocolError):
+        play.scheduler.returned(first.segments)  # a second time
+
+
+def test_a_message_that_was_never_sent_is_refused() -> None:
+    with pytest.raises(RemoteProtocolError):
+        Play(prompts_of(3)).scheduler.returned((Segment(0, 0, 3, 1),))
+
+
+def test_a_piece_without_kept_rows_returns_as_an_acknowledgement() -> None:
+    play = Play(prompts_of(8), max_rows=4, n_nodes=2)
+    first, second = play.fill()
+    assert play.scheduler.returned(first.segments) == []
+    assert not play.scheduler.done
+    assert [sample.number for sample in play.scheduler.returned(second.segments)] == [0]
+
+
+# ---- another ring
+
+
+def test_after_a_rewind_all_that_is_known_enters_again_and_the_next_token_follows() -> None:
+    play = Play([[5, 6, 7]], n_tokens=4)
+    for _ in range(2):
+        play.fill()
+        play.return_one()
+    play.fill()
+    play.rewind(n_nodes=1)
+    (step,) = play.fill()
+    assert (step.segments, step.ids) == ((Segment(0, 0, 5, 1),), [5, 6, 7, 1000, 1000])
+    play.to_the_end()
+    assert play.raw == [[1000] * 4]
+
+
+def test_a_rewind_sends_samples_in_the_order_of_their_arrival() -> None:
+    play = Play(prompts_of(3, 3, 3, 3), n_nodes=2, n_slots=3, n_tokens=4)
+    for _ in range(3):
+        play.fill()
+        play.return_one()
+    play.rewind(n_nodes=3)
+    assert len(play.fill()) == 3
+    assert play.numbers[-3:] == [[0], [1], [2]]
+    play.to_the_end()
+    assert_every_position_was_sent_once(play)
+
+
+def test_a_ring_with_fewer_slots_takes_the_samples_one_after_another() -> None:
+    play = Play(prompts_of(3, 3, 3, 3), n_nodes=2, n_tokens=4)
+    for _ in range(3):
+        play.fill()
+        play.return_one()
+    play.rewind(n_nodes=1, n_slots=2)
+    (step,) = play.fill()
+    assert [segment.slot for segment in step.segments] == [0, 1]
+    play.to_the_end()
+    assert play.numbers[-1] == [2, 3]
+    assert [len(tokens) for tokens in play.raw] == [4] * 4
+    assert_every_position_was_sent_once(play)
+
+
+def test_a_rewind_sends_long_sequences_in_pieces_and_forks_what_is_shared() -> None:
+    play = Play([list(range(20))] * 3, n_nodes=2, max_rows=6, n_tokens=9)
+    while play.scheduler.n_generated < 9:
+        play.fill()
+        play.return_one()
+    generated, first = play.scheduler.n_generated, len(play.steps)
+    play.rewind(n_nodes=2)
+    play.to_the_end()
+    again = [segment for step in play.steps[first:] for segment in step.segments]
+    assert again[:3] == [Segment(0, 0, 6, 0), Segment(0, 6, 6, 0), Segment(0, 12, 6, 0)]
+    assert sum(len(step.forks) for step in play.steps[first:]) == 2
+    assert generated < play.scheduler.n_generated == 27
+    assert_every_position_was_sent_once(play)
+
+
+def test_what_travelled_before_a_rewind_is_refused_after_it() -> None:
+    play = Play(prompts_of(3, 4), n_nodes=2)
+    old, _ = play.fill()
+    play.rewind(n_nodes=2)
+    with pytest.raises(RemoteProtocolError):
+        play.scheduler.returned(old.segments)
+
+
+# ---- anything at all
+
+
+@few_examples
+@given(
+    lengths=st.lists(st.integers(1, 39), max_size=9),
+    n_tokens=st.integers(1, 12),
+    n_nodes=st.integers(1, 5),
+    n_slots=st.one_of(st.none(), st.integers(1, 9)),
+    max_rows=st.integers(1, 20),
+    stops=st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=3).map(tuple), max_size=2).map(tuple),
+    tokens=st.randoms(use_true_random=False),
+    n_shared=st.integers(0, 9),
+)
+def test_every_position_is_sent_once_in_order_and_every_sample_ends(
+    lengths: list[int], n_tokens: int, n_nodes: int, n_slots: int | None, max_rows: int,
+    stops: tuple[tuple[int, ...], ...], tokens: random.Random,
+    n_shared: int,
+) -> None:  # fmt: skip
+    prompts = prompts_of(*lengths)
+    prompts[:n_shared] = prompts[:1] * len(prompts[:n_shared])
+    play = Play(
+        prompts,
+        n_tokens=n_tokens,
+        context=40,
+        stops=stops,
+        n_nodes=n_nodes,
+        n_slots=n_slots,
+        max_rows=max_rows,
+        token_of=lambda sample: tokens.randint(0, 5),
+    ).to_the_end()
+    assert sorted(play.ended) == list(range(len(lengths)))
+    assert play.most_in_flight <= n_nodes
+    assert_every_position_was_sent_once(play)
+    assert [play.ledger.filled(slot) for slot in range(play.ledger.n_slots)] == [0] * play.ledger.n_slots
+    for sample, raw in zip(play.scheduler.samples, play.raw, strict=True):
+        assert sample.finish_reason is not None
+        assert raw[: len(sample.tokens)] == sample.tokens
+        removed = tuple(raw[len(sample.tokens) :])
+        assert removed in stops if sample.finish_reason == "stop" else not removed
+        assert len(raw) <= n_tokens
+        assert sample.known <= 40
+    assert play.scheduler.n_generated == sum(len(sample.tokens) for sample in play.scheduler.samples)
+
+
+def token_of_slot(play: Play, sample: Sample) -> int:
+    """A model: the token depends on every position that the sample's slot holds."""
+    return hash(tuple(play.sent[sample.number])) % 7
+
+
+@few_examples
+@given(
+    lengths=st.lists(st.integers(1, 30), min_size=1, max_size=6),
+    n_shared=st.integers(0, 6),
+    n_tokens=st.integers(1, 12),
+    n_nodes=st.integers(1, 4),
+    n_slots=st.one_of(st.none(), st.integers(1, 6)),
+    max_rows=st.integers(1, 20),
+    losses=st.lists(st.tuples(st.integers(0, 25), st.integers(0, 3), st.integers(1, 4)), min_size=1, max_size=6),
+)
+def test_a_ring_lost_at_any_point_changes_no_token(
+    lengths: list[int], n_shared: int, n_tokens: int, n_nodes: int, n_slots: int | None, max_rows: int,
+    losses: list[tuple[int, int, int]],
+) -> None:  # fmt: skip
+    """Each loss: after how many returns, after how many messages of the next filling, and the nodes of the new ring."""
+    prompts = prompts_of(*lengths)
+    prompts[:n_shared] = prompts[:1] * len(prompts[:n_shared])
+
+    def play() -> Play:
+        game = Play(
+            prompts, n_tokens=n_tokens, context=40, stops=((0, 1),), n_nodes=n_nodes, n_slots=n_slots, max_rows=max_rows
+        )
+        game.token_of = lambda sample: token_of_slot(game, sample)
+        return game
+
+    undisturbed, disturbed = play().to_the_end(), play()
+    for n_returns, n_sent, new_n_nodes in losses:
+        for _ in range(n_returns):
+            disturbed.fill()
+            if disturbed.ring:
+                disturbed.return_one()
+        for _ in range(n_sent):
+            disturbed.send_one()
+        disturbed.rewind(new_n_nodes)
+    disturbed.to_the_end()
+    assert disturbed.raw == undisturbed.raw
+    assert sorted(disturbed.ended) == sorted(undisturbed.ended)
+    for one, other in zip(disturbed.scheduler.samples, undisturbed.scheduler.samples, strict=True):
+        assert (one.tokens, one.finish_reason) == (other.tokens, other.finish_reason)
+    assert_every_position_was_sent_once(disturbed)

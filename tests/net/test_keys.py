@@ -1,0 +1,242 @@
+"""The shared key: where it comes from, what it proves, and that nobody gets to see it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import mdi.net.keys
+from mdi.config.network import load_network, load_node
+from mdi.net.access import Access
+from mdi.net.keys import Key, Nonces, key_from_environment
+from mdi.net.tls import Tls
+from support.config_files import error_of, network_json, node_json, written
+
+SECRET = "correct horse battery staple"
+OTHER = "another horse, another staple"
+
+
+# ---- where it comes from
+
+
+def key_of(tmp_path: Path, **top: object) -> Key | None:
+    return load_network(written(tmp_path, network_json() | top)).starter.access.key
+
+
+def test_every_node_of_a_network_has_its_key(tmp_path: Path) -> None:
+    path = written(tmp_path, network_json() | {"key": SECRET})
+    assert {node.access.key for node in load_network(path).nodes} == {Key(SECRET, "here")}
+    assert load_node(path, 1).access.key == Key(SECRET, "here")
+
+
+def test_a_single_node_file_may_hold_the_key(tmp_path: Path) -> None:
+    assert load_node(written(tmp_path, node_json() | {"key": SECRET}), None).access.key == Key(SECRET, "here")
+
+
+def test_a_ring_without_a_key_has_none(tmp_path: Path) -> None:
+    assert key_of(tmp_path) is None
+
+
+def test_a_key_file_stands_beside_the_configuration(tmp_path: Path) -> None:
+    (tmp_path / "keys").mkdir()
+    (tmp_path / "keys" / "ring").write_text(f"  {SECRET}\n")
+    assert key_of(tmp_path, key_file="keys/ring") == Key(SECRET, "here")
+    assert key_of(tmp_path, key_file=str(tmp_path / "keys" / "ring")) == Key(SECRET, "here")
+
+
+def test_the_environment_comes_before_the_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MDI_KEY", SECRET)
+    assert key_of(tmp_path, key=OTHER) == key_of(tmp_path) == Key(SECRET, "here")
+    monkeypatch.delenv("MDI_KEY")
+    path = tmp_path / "ring.key"
+    path.write_text(SECRET)
+    monkeypatch.setenv("MDI_KEY_FILE", str(path))
+    assert key_of(tmp_path, key=OTHER) == Key(SECRET, "here")
+
+
+def test_two_keys_in_one_place_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "keep one of them" in error_of(lambda: key_of(tmp_path, key=SECRET, key_file="ring.key"))
+    monkeypatch.setenv("MDI_KEY", SECRET)
+    monkeypatch.setenv("MDI_KEY_FILE", "ring.key")
+    assert error_of(key_from_environment) == "MDI_KEY and MDI_KEY_FILE both give a key: set one of them"
+
+
+@pytest.mark.parametrize("text", ["", "   ", "\n", "fifteen letters", " fifteen letters "])
+def test_a_key_that_is_too_short_is_refused_wherever_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    problem = "fewer than 16 characters" if text.strip() else "is empty"
+    file = tmp_path / "ring.key"
+    file.write_text(text)
+
+    def refused(place: str, load: Callable[[], object]) -> None:
+        message = error_of(load)
+        assert place in message
+        assert problem in message
+        assert "fifteen" not in message
+
+    refused("nodes.json: key: ", lambda: key_of(tmp_path, key=text))
+    refused("nodes.json: key_file: ", lambda: key_of(tmp_path, key_file="ring.key"))
+    monkeypatch.setenv("MDI_KEY", text)
+    refused("MDI_KEY: ", lambda: key_of(tmp_path, key=SECRET))
+    monkeypatch.delenv("MDI_KEY")
+    monkeypatch.setenv("MDI_KEY_FILE", str(file))
+    refused("MDI_KEY_FILE: ", lambda: key_of(tmp_path))
+
+
+@pytest.mark.parametrize("value", [1234567890123456, None, ["a secret in a list"], {"a": "secret in an object"}, True])
+def test_a_key_that_is_no_text_is_refused_and_not_quoted(tmp_path: Path, value: object) -> None:
+    text = error_of(lambda: key_of(tmp_path, key=value))
+    assert text == f"{tmp_path / 'nodes.json'}: key: is not a string"
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [(None, "cannot be read: No such file"), (b"\xff" * 20, "not UTF-8"), (b"x" * 5000, "more than 4096 bytes")],
+)
+def test_a_key_file_that_is_none_is_refused(tmp_path: Path, content: bytes | None, problem: str) -> None:
+    if content is not None:
+        (tmp_path / "ring.key").write_bytes(content)
+    text = error_of(lambda: key_of(tmp_path, key_file="ring.key"))
+    assert "key_file" in text
+    assert problem in text
+
+
+def test_a_key_may_be_any_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    for text in ("größer als sechzehn", "\udcff" * 16, "\ud800" * 16):
+        assert Key(text, "here") == Key(text, "there")
+        assert len(Key(text, "here").mac(b"x")) == 32
+
+
+# ---- what it proves
+
+
+def test_a_proof_is_of_its_key_and_its_parts_alone() -> None:
+    key = Key(SECRET, "here")
+    mac = key.mac(b"ab", b"c")
+    assert key.proves(mac, b"ab", b"c")
+    for parts in [(b"a", b"bc"), (b"abc",), (b"ab", b"c", b""), (b"", b"ab", b"c"), (b"c", b"ab"), ()]:
+        assert not key.proves(mac, *parts)
+    assert not Key(OTHER, "here").proves(mac, b"ab", b"c")
+    for wrong in (b"", mac[:-1], mac + b"\0", bytes(32)):
+        assert not key.proves(wrong, b"ab", b"c")
+
+
+# ---- that nobody sees it
+
+
+def test_nothing_that_holds_a_key_shows_it(tmp_path: Path) -> None:
+    network = load_network(written(tmp_path, network_json() | {"key": SECRET}))
+    for value in (network, network.starter, network.starter.access, network.starter.access.key):
+        for text in (repr(value), str(value), f"{value}", f"{value!r}"):
+            assert SECRET not in text
+    assert "hidden" in repr(network)
+
+
+def test_an_error_in_a_file_with_a_key_does_not_show_it(tmp_path: Path) -> None:
+    path = tmp_path / "nodes.json"
+    good = json.dumps(network_json() | {"key": SECRET})
+    for text in (
+        good[:-1],
+        good.replace('"nodes"', '"node"'),
+        good.replace('"key"', '"Key"'),
+        good.replace("8088", "-"),
+    ):
+        path.write_text(text)
+        assert SECRET not in error_of(lambda: load_network(path))
+
+
+def test_keys_compare_by_content() -> None:
+    assert Key(SECRET, "here") == Key(f" {SECRET}\n", "there") != Key(OTHER, "here")
+    assert hash(Key(SECRET, "here")) == hash(Key(SECRET, "there"))
+    assert Key(SECRET, "here") != SECRET
+
+
+# ---- the tls key of the configuration
+
+
+TLS = {"certificate": "certs/node.pem", "private_key": "certs/node.key", "ca": "/etc/mdi/ca.pem"}
+
+
+def test_tls_files_stand_beside_the_configuration(tmp_path: Path) -> None:
+    network = load_network(written(tmp_path, network_json() | {"tls": TLS}))
+    files = Tls(tmp_path / "certs/node.pem", tmp_path / "certs/node.key", Path("/etc/mdi/ca.pem"))
+    assert {node.access.tls for node in network.nodes} == {files}
+    assert load_node(written(tmp_path, node_json() | {"tls": TLS}), None).access.tls == files
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"certificate": 1}, "tls.certificate: 1 is not a string"),
+        ({"ca": ""}, "tls.ca: is empty"),
+        ({"key": "x"}, "tls.key: unknown key"),
+    ],
+)
+def test_a_mistake_in_tls_is_named(tmp_path: Path, change: dict[str, object], problem: str) -> None:
+    path = written(tmp_path, network_json() | {"tls": TLS | change})
+    assert error_of(lambda: load_network(path)) == f"{path}: {problem}"
+
+
+@pytest.mark.parametrize("missing", TLS)
+def test_a_tls_file_that_is_not_told_is_named(tmp_path: Path, missing: str) -> None:
+    path = written(tmp_path, network_json() | {"tls": {key: value for key, value in TLS.items() if key != missing}})
+    assert error_of(lambda: load_network(path)) == f"{path}: tls.{missing}: missing key"
+
+
+def test_a_tls_file_that_is_not_there_is_named_before_anything_starts(tmp_path: Path) -> None:
+    network = load_network(written(tmp_path, network_json() | {"tls": TLS}))
+    text = error_of(network.starter.access.check)
+    assert (
+        text == f"tls: {tmp_path / 'certs/node.pem'} cannot be read: No such file or directory; `make certs` makes one"
+    )
+    Access().check()
+
+
+# ---- who may call without a key
+
+
+def test_a_node_knows_the_addresses_of_its_configuration(tmp_path: Path) -> None:
+    data = network_json()
+    data["nodes"]["secondary"][0]["addr"] = "10.0.0.2"
+    network = load_network(written(tmp_path, data))
+    assert {node.access.addrs for node in network.nodes} == {("127.0.0.1", "10.0.0.2")}
+    alone = node_json(addr="10.0.0.2")
+    assert load_node(written(tmp_path, alone), None).access.addrs is None
+    alone["communication"]["starter_addr"] = "10.0.0.1"
+    assert load_node(written(tmp_path, alone), None).access.addrs == ("10.0.0.2", "10.0.0.1")
+
+
+# ---- challenges
+
+
+def test_a_challenge_is_good_once() -> None:
+    nonces = Nonces()
+    nonce = nonces.issue()
+    assert len(nonce) == 16
+    assert nonces.redeem(nonce)
+    assert not nonces.redeem(nonce)
+    assert not nonces.redeem(bytes(16))
+
+
+def test_challenges_differ() -> None:
+    nonces = Nonces()
+    assert len({nonces.issue() for _ in range(1000)}) == 1000
+
+
+def test_the_oldest_challenges_are_forgotten() -> None:
+    nonces = Nonces(limit=3)
+    issued = [nonces.issue() for _ in range(5)]
+    assert [nonces.redeem(nonce) for nonce in issued] == [False, False, True, True, True]
+
+
+def test_a_challenge_is_forgotten_after_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 1000.0
+    monkeypatch.setattr(mdi.net.keys.time, "monotonic", lambda: now_s)
+    nonces = Nonces(lifetime_s=30)
+    early, late = nonces.issue(), nonces.issue()
+    now_s += 29
+    assert nonces.redeem(early)
+    now_s += 1
+    assert not nonces.redeem(late)

@@ -1,0 +1,1 @@
+"""What tests share: stand-ins, small models, rings, processes, raw frames."""

@@ -1,0 +1,160 @@
+"""Links on real sockets of loopback, and raw neighbours for them."""
+
+import contextlib
+import dataclasses
+import json
+import queue
+import socket
+from dataclasses import dataclass
+
+from mdi.net.access import THIS_MACHINE, Access
+from mdi.net.sockets import Peer, listen
+from mdi.ring.link import Link, LinkDown, LinkEvent, PreviousConnected, Received
+from mdi.ring.messages import Activation, Message
+from mdi.ring.wire import Session
+from mdi.segments import Segment
+from support.wire import GOODBYE, HEADER_BYTES, PROOF, SESSION, frame
+
+HOST = "127.0.0.1"
+FACTS = {"n_slots": 3}
+HELLO = frame(1, json.dumps(FACTS).encode())
+WELCOME = frame(2)
+PATIENCE_S = 20.0  # of a test that waits for what must happen
+
+
+@dataclass
+class End:
+    """One node of a test: its link, and what the link posted."""
+
+    link: Link
+    inbox: "queue.Queue[LinkEvent]"
+    port: int
+
+    def event(self) -> LinkEvent:
+        return self.inbox.get(timeout=PATIENCE_S)
+
+    def message(self) -> Message:
+        event = self.event()
+        assert isinstance(event, Received)
+        assert event.link is self.link
+        return event.message
+
+    def down(self) -> LinkDown:
+        event = self.event()
+        assert isinstance(event, LinkDown)
+        assert event.link is self.link
+        return event
+
+
+class Bench:
+    """Makes links and raw sockets, and closes them all."""
+
+    def __init__(self) -> None:
+        self._stack = contextlib.ExitStack()
+
+    def listener(self, port: int = 0, host: str = HOST) -> socket.socket:
+        return self._stack.enter_context(listen(host, port))
+
+    def end(
+        self,
+        following_port: int,
+        *,
+        listener: socket.socket | None = None,
+        source_port: int = 0,
+        session: Session = SESSION,
+        expected: dict[str, object] | None = None,
+        returning: bool = False,
+        peer_timeout_s: float = PATIENCE_S,
+        host: str = HOST,
+        previous_addr: str | None = None,
+        access: Access = THIS_MACHINE,
+    ) -> End:
+        listener = listener or self.listener(host=host)
+        inbox: queue.Queue[LinkEvent] = queue.Queue()
+        link = Link(
+            session,
+            listener=listener,
+            source_port=source_port,
+            previous=Peer("the node before", previous_addr or host, 1),
+            following=Peer("the node behind", host, following_port),
+            expected=FACTS if expected is None else expected,
+            hello=FACTS,
+            returning=returning,
+            post=inbox.put_nowait,
+            capacity=10,
+            peer_timeout_s=peer_timeout_s,
+            access=access,
+        )
+        self._stack.callback(link.close)
+        return End(link, inbox, listener.getsockname()[1])
+
+    def dial(self, port: int) -> socket.socket:
+        """A raw connection to a listener."""
+        return self._stack.enter_context(socket.create_connection((HOST, port), timeout=PATIENCE_S))
+
+    def previous(self, end: End) -> socket.socket:
+        """A raw previous node, past its handshake."""
+        sock = self.dial(end.port)
+        sock.sendall(HELLO)
+        assert read(sock, HEADER_BYTES) == WELCOME
+        sock.sendall(PROOF)
+        assert isinstance(end.event(), PreviousConnected)
+        return sock
+
+    def following(self, listener: socket.socket) -> socket.socket:
+        """A raw next node, past the handshake of the link that connects."""
+        listener.settimeout(PATIENCE_S)
+        sock, _ = listener.accept()
+        self._stack.enter_context(sock)
+        sock.settimeout(PATIENCE_S)
+        assert read(sock, len(HELLO)) == HELLO
+        sock.sendall(WELCOME)
+        assert read(sock, len(PROOF)) == PROOF
+        return sock
+
+    def ring(self, source_ports: tuple[int, int] = (0, 0)) -> tuple[End, End]:
+        """A starter and a secondary that are connected both ways."""
+        listener = self.listener()
+        a = self.end(listener.getsockname()[1], source_port=source_ports[0], returning=True)
+        b = self.end(a.port, listener=listener, source_port=source_ports[1])
+        for end in (a, b):
+            end.link.accept()
+        a.link.connect()
+        assert b.event() == PreviousConnected(b.link)
+        b.link.connect()
+        assert a.event() == PreviousConnected(a.link)
+        return a, b
+
+    def black_hole(self) -> int:
+        """A port whose queue of connections is full, so that a further one gets no answer."""
+        full = self._stack.enter_context(socket.create_server((HOST, 0), backlog=0))
+        for _ in range(8):
+            sock = self._stack.enter_context(socket.socket())
+            sock.setblocking(False)
+            sock.connect_ex(full.getsockname())
+        return int(full.getsockname()[1])
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+def read(sock: socket.socket, n_bytes: int) -> bytes:
+    data = b""
+    while len(data) < n_bytes and (more := sock.recv(n_bytes - len(data))):
+        data += more
+    return data
+
+
+STRANGERS = {
+    "http": b"GET / HTTP/1.1\r\nHost: localhost:5088\r\n\r\n",
+    "too little": b"MDIR",
+    "nothing": b"",
+    "not hello": GOODBYE,
+    "other epoch": frame(1, b"{}", epoch=1),
+    "other facts": frame(1, b"{}"),
+    "no json": frame(1, b"hello"),
+    "ones": b"\xff" * 5000,
+}
+
+LARGE = dataclasses.replace(SESSION, n_embd=4096, context=4096, max_rows=4096)
+FLOOD = Activation((Segment(0, 0, 4000, 1),), memoryview(bytes(4000 * 4096 * 4)))  # more than sockets hold

@@ -1,0 +1,134 @@
+"""Whole rings in one process: secondaries as objects with a thread each, on free ports of loopback."""
+
+import contextlib
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mdi.checkpoint.cache import ChunkCache
+from mdi.checkpoint.weights import content_digest
+from mdi.cluster.plan import Job, plan_job
+from mdi.config.network import NetworkConfig, NodeConfig
+from mdi.config.options import StarterOptions
+from mdi.engine.engine import Observer
+from mdi.engine.sample import Sample
+from mdi.net.access import THIS_MACHINE, Access
+from mdi.nodes.secondary import Secondary
+from mdi.nodes.sources import WeightSources
+from mdi.nodes.starter import Starter
+from mdi.text.stops import StopSequences
+from support.scripts import free_ports
+
+ANY_PORT = NodeConfig("127.0.0.1", 0, 0, 0)
+
+
+class Ring:
+    """A network whose secondaries run; `generate` plays the starter."""
+
+    def __init__(self, network: NetworkConfig, secondaries: list[Secondary]) -> None:
+        self.network, self.secondaries = network, secondaries
+
+    def generate(
+        self,
+        folder: Path,
+        prompts: Sequence[Sequence[int]] | None = None,
+        stops: StopSequences | None = None,
+        **options: Any,
+    ) -> list[list[int]]:
+        """The tokens of each sample. Greedy in float32 and without stopping early, unless `options` say otherwise."""
+        values = {"temperature": 0.0, "dtype": "float32", "ignore_eos": True, "keep_nodes": True, "n_tokens": 12}
+        arguments = StarterOptions(ckpt=folder, **{**values, **options})
+        job = plan_job(arguments, self.network)
+        if prompts is not None:
+            job = with_prompts(job, prompts, arguments)
+        if stops is not None:
+            job = replace(job, stops=stops)
+        return run_job(self.network, job, arguments)
+
+
+def with_prompts(job: Job, prompts: Sequence[Sequence[int]], options: StarterOptions) -> Job:
+    """The same job for prompts given as token ids."""
+    ids = [list(prompt) for prompt in prompts]
+    context = options.sequence_length or min(max(map(len, ids)) + options.n_tokens, job.config.block_size)
+    return replace(job, prompts=["" for _ in ids], prompt_ids=ids, context=context)
+
+
+def run_job(network: NetworkConfig, job: Job, options: StarterOptions) -> list[list[int]]:
+    ended: list[Sample] = []
+    with Starter(network, job, options) as starter:
+        starter.prepare()
+        starter.run(Observer(lambda sample, token: None, ended.append))
+        if options.timeline is not None:
+            starter.write_timeline(options.timeline)
+    assert len(ended) == len(job.prompt_ids)
+    return [sample.tokens for sample in sorted(ended, key=lambda sample: sample.number)]
+
+
+@contextlib.contextmanager
+def ring_of(
+    n_nodes: int,
+    cache_dir: Path,
+    shares: Sequence[float] | None = None,
+    access: Access = THIS_MACHINE,
+    starter_access: Access | None = None,
+) -> Iterator[Ring]:
+    """A ring with `n_nodes - 1` secondaries, each serving in a thread of its own, with one chunk cache.
+
+    All nodes have the same access, unless the starter is given another one.
+    """
+    shares = shares or [1.0] * n_nodes
+    any_port = replace(ANY_PORT, access=access)
+    with contextlib.ExitStack() as stack:
+        secondaries, nodes = [], []
+        for share in shares[1:]:
+            secondary = stack.enter_context(
+                Secondary(any_port, WeightSources(ChunkCache(cache_dir, content_digest)), dtype="float32")
+            )
+            thread = threading.Thread(target=secondary.serve, name="secondary")
+            thread.start()
+            stack.callback(thread.join)
+            stack.callback(secondary.request_stop, None)
+            secondaries.append(secondary)
+            nodes.append(NodeConfig("127.0.0.1", secondary.http_port, secondary.port_in, 0, share=share))
+        http_port, port_in = free_ports(2)
+        starter = replace(
+            ANY_PORT, http_port=http_port, port_in=port_in, share=shares[0], access=starter_access or access
+        )
+        yield Ring(NetworkConfig(starter, tuple(nodes)), secondaries)
+
+
+class Machine:
+    """A secondary as an object that can lose its power, and come back on the same ports with the same disk."""
+
+    def __init__(self, cache_dir: Path) -> None:
+        self.cache_dir = cache_dir
+        self._sources = WeightSources(ChunkCache(cache_dir, content_digest))
+        http_port, port_in = free_ports(2)
+        self.node = replace(ANY_PORT, http_port=http_port, port_in=port_in)
+        self._secondary: Secondary | None = None
+
+    @property
+    def secondary(self) -> Secondary:
+        assert self._secondary is not None, "the machine is off"
+        return self._secondary
+
+    def give_chunk(self, path: Path) -> None:
+        """From its next start on it has been given --chunk."""
+        self._sources = replace(self._sources, chunk=path)
+
+    def start(self) -> None:
+        self._secondary = Secondary(self.node, self._sources, dtype="float32").__enter__()
+        self._thread = threading.Thread(target=self._secondary.serve, name="secondary")
+        self._thread.start()
+
+    def kill(self) -> None:
+        """End it without a word to anybody. Does nothing where it is off."""
+        if self._secondary is None:
+            return
+        secondary, self._secondary = self._secondary, None
+        secondary._report_fault = lambda node, reason: None  # type: ignore[method-assign]
+        secondary.request_stop(None)
+        self._thread.join()
+        secondary.__exit__(None, None, None)

@@ -1,0 +1,284 @@
+"""Whole rings with a key and with TLS, and nodes that do not belong to them."""
+
+import contextlib
+import gc
+import logging
+import shutil
+import socket
+import ssl
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mdi.control.client import ControlClient
+from mdi.errors import ControlError
+from mdi.net.access import THIS_MACHINE, Access
+from mdi.net.certificates import make_certificates
+from mdi.net.keys import Key
+from mdi.net.tls import Tls
+from mdi.ring.link import PreviousConnected
+from support.config_files import files_of
+from support.links import FLOOD, LARGE, PATIENCE_S, STRANGERS, Bench
+from support.rings import ring_of
+
+SECRET = "correct horse battery staple"
+KEY, OTHER = Key(SECRET, "test"), Key("another horse, another staple", "test")
+needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl on this machine")
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> Tls:
+    return files_of(*make_certificates(["127.0.0.1"], tmp_path_factory.mktemp("certs")))
+
+
+@pytest.fixture(scope="module")
+def foreign_tls(tmp_path_factory: pytest.TempPathFactory) -> Tls:
+    """Certificates of another authority."""
+    return files_of(*make_certificates(["127.0.0.1"], tmp_path_factory.mktemp("foreign")))
+
+
+@pytest.fixture(scope="module")
+def misnamed_tls(tls: Tls, tmp_path_factory: pytest.TempPathFactory) -> Tls:
+    """A certificate of the right authority, for another machine."""
+    folder = tmp_path_factory.mktemp("misnamed")
+    shutil.copytree(tls.certificate.parents[1] / "_authority", folder / "_authority")
+    return files_of(*make_certificates(["10.0.0.2"], folder))
+
+
+# ---- a model on three nodes
+
+
+def test_a_ring_with_a_key_generates_what_one_without_does(tiny: Path, tmp_path: Path) -> None:
+    with ring_of(3, tmp_path / "open") as ring:
+        expected = ring.generate(tiny, [[1, 2, 3], [4]])
+    with ring_of(3, tmp_path / "keyed", access=Access(KEY)) as ring:
+        assert ring.generate(tiny, [[1, 2, 3], [4]]) == expected
+        assert ring.generate(tiny, [[1, 2, 3], [4]]) == expected  # and again, with the weights that were sent
+
+
+@needs_openssl
+def test_a_ring_with_tls_generates_what_one_without_does(tiny: Path, tls: Tls, tmp_path: Path) -> None:
+    with ring_of(3, tmp_path / "open") as ring:
+        expected = ring.generate(tiny, [[1, 2, 3], [4]])
+    for key in (KEY, None):
+        with ring_of(3, tmp_path / "tls", access=Access(key, tls)) as ring:
+            assert ring.generate(tiny, [[1, 2, 3], [4]]) == expected
+
+
+@pytest.mark.parametrize(
+    ("starter", "secondary", "words"),
+    [
+        (KEY, OTHER, "different keys"),
+        (KEY, None, "has no key, and this node has one"),
+        (None, KEY, "this ring has a key and the caller has none"),
+    ],
+)
+def test_a_starter_whose_key_is_not_the_nodes_is_refused(
+    tiny: Path, tmp_path: Path, starter: Key | None, secondary: Key | None, words: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    caplog.set_level(logging.DEBUG)
+    with ring_of(2, tmp_path, access=Access(secondary), starter_access=Access(starter)) as ring:
+        with pytest.raises(ControlError, match=f"secondary 0 at .*{words}") as caught:
+            ring.generate(tiny, [[1, 2]])
+        assert ring.secondaries[0].status()["state"] == "idle"
+    text = str(caught.value)
+    assert "\n" not in text
+    refusals = {record.getMessage() for record in caplog.records if record.name == "mdi.control.auth"}
+    assert all(line.startswith("refused ") and "\n" not in line for line in refusals)
+    assert 1 <= len(refusals) <= 3  # its status, the request, and giving it up again
+    assert SECRET not in caplog.text + text
+    del caught
+    gc.collect()  # an error holds the connection that it came from
+
+
+# ---- one connection of the ring
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    with contextlib.closing(Bench()) as bench:
+        yield bench
+
+
+def meet(bench: Bench, caller: Access, answerer: Access) -> tuple[str, bool]:
+    """What the caller ends with ("" where nothing is wrong), and whether the answerer let it in."""
+    b = bench.end(1, access=answerer)
+    a = bench.end(b.port, access=caller)
+    b.link.accept()
+    a.link.connect()
+    error = "" if (caller, answerer) == (answerer, caller) else str(a.down().error)
+    let_in = not error and isinstance(b.event(), PreviousConnected)
+    a.link.close()
+    b.link.close()
+    assert let_in or b.inbox.empty()  # it waits on
+    return error, let_in
+
+
+@pytest.mark.parametrize("access", [THIS_MACHINE, Access(KEY)])
+def test_two_nodes_with_the_same_access_meet(bench: Bench, access: Access) -> None:
+    assert meet(bench, access, access) == ("", True)
+
+
+@needs_openssl
+@pytest.mark.parametrize("key", [KEY, None])
+def test_two_nodes_with_the_same_certificates_meet(bench: Bench, tls: Tls, key: Key | None) -> None:
+    assert meet(bench, Access(key, tls), Access(key, tls)) == ("", True)
+
+
+@pytest.mark.parametrize(
+    ("caller", "answerer", "reason"),
+    [
+        (KEY, OTHER, "the caller and this node have different keys"),
+        (KEY, None, "the caller has a key and this node has none"),
+        (None, KEY, "this ring has a key and the caller has none"),
+    ],
+)
+def test_keys_that_differ_are_told_on_both_sides(
+    bench: Bench, caller: Key | None, answerer: Key | None, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    error, let_in = meet(bench, Access(caller), Access(answerer))
+    assert not let_in
+    assert error.startswith("the node behind (127.0.0.1:")
+    assert error.endswith(reason)
+    assert [r.getMessage() for r in caplog.records] == [f"refused a connection from 127.0.0.1: {reason}"]
+
+
+@needs_openssl
+@pytest.mark.parametrize("who", ["caller", "answerer", "misnamed", "caller plain", "answerer plain"])
+def test_certificates_that_differ_are_told_on_both_sides(
+    bench: Bench, tls: Tls, foreign_tls: Tls, misnamed_tls: Tls, who: str, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    good = Access(None, tls)
+    pairs = {
+        "caller": (Access(None, foreign_tls), good),
+        "answerer": (good, Access(None, foreign_tls)),
+        "misnamed": (good, Access(None, misnamed_tls)),
+        "caller plain": (THIS_MACHINE, good),
+        "answerer plain": (good, THIS_MACHINE),
+    }
+    error, let_in = meet(bench, *pairs[who])
+    assert not let_in
+    assert error.startswith("the node behind (127.0.0.1:")
+    assert "\n" not in error
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith("refused a connection from 127.0.0.1: ")
+
+
+def test_a_connection_from_another_machine_is_dropped(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    end = bench.end(1, previous_addr="192.0.2.1")
+    end.link.accept()
+    with contextlib.suppress(ConnectionError):  # which may come as early as from the call itself
+        assert bench.dial(end.port).recv(1) == b""
+    end.link.close()
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith("refused a connection from 127.0.0.1: it is not the previous node's address")
+
+
+def test_a_stranger_of_a_keyed_ring_learns_nothing_of_the_session(bench: Bench) -> None:
+    end = bench.end(1, access=Access(KEY), previous_addr="192.0.2.1")
+    end.link.accept()
+    for name in ("other epoch", "other facts", "not hello", "no json"):
+        sock = bench.dial(end.port)
+        sock.sendall(STRANGERS[name])
+        with contextlib.suppress(ConnectionError):
+            answer = sock.recv(10_000)
+        assert answer[32:] in (
+            b"it does not fit this node's session; the node's log says why",
+            b"this ring has a key and the caller has none",
+        )
+
+
+@needs_openssl
+def test_large_messages_pass_through_tls(bench: Bench, tls: Tls) -> None:
+    b = bench.end(1, access=Access(KEY, tls), session=LARGE)
+    a = bench.end(b.port, access=Access(KEY, tls), session=LARGE)
+    b.link.accept()
+    a.link.connect()
+    b.event()
+    a.link.send(FLOOD)
+    assert b.message() == FLOOD
+
+
+# ---- strangers at the ring's port
+
+
+@needs_openssl
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_ten_silent_strangers_do_not_keep_the_right_node_waiting(bench: Bench, tls: Tls, encrypted: bool) -> None:
+    access = Access(KEY, tls if encrypted else None)
+    b = bench.end(1, access=access)
+    b.link.accept()
+    for _ in range(10):
+        bench.dial(b.port)
+    a = bench.end(b.port, access=access)
+    a.link.connect()
+    assert b.inbox.get(timeout=1.0)
+
+
+def test_of_too_many_strangers_the_first_has_to_go(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    b = bench.end(1)
+    b.link.accept()
+    socks = [bench.dial(b.port) for _ in range(17)]
+    with contextlib.suppress(ConnectionError):
+        assert socks[0].recv(1) == b""
+    assert bench.previous(b)
+    assert "too many others wait" in caplog.text
+
+
+@needs_openssl
+def test_a_stranger_that_is_silent_in_tls_is_dropped_in_time(bench: Bench, tls: Tls) -> None:
+    b = bench.end(1, access=Access(None, tls))
+    b.link.accept()
+    sock = bench.dial(b.port)
+    with pytest.raises((ConnectionError, AssertionError)):
+        assert sock.recv(1) != b""
+
+
+# ---- HTTP with TLS
+
+
+def answer_without_certificate(port: int, tls: Tls) -> bytes:
+    """What a client reads that trusts the authority and has nothing to show."""
+    context = ssl.create_default_context(cafile=str(tls.ca))
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), PATIENCE_S) as sock:  # noqa: SIM117
+        with context.wrap_socket(sock, server_hostname="127.0.0.1") as wrapped:
+            wrapped.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            return wrapped.recv(100)
+    return b""
+
+
+@needs_openssl
+def test_http_takes_only_who_shows_a_certificate(
+    tiny: Path, tls: Tls, foreign_tls: Tls, misnamed_tls: Tls, tmp_path: Path
+) -> None:
+    with ring_of(2, tmp_path, access=Access(KEY, tls)) as ring:
+        port = ring.secondaries[0].http_port
+
+        def status(access: Access) -> dict[str, object]:
+            return ControlClient("secondary 0", "127.0.0.1", port, access).status()
+
+        assert status(Access(KEY, tls))["state"] == "idle"
+        assert ControlClient("n", "localhost", port, Access(KEY, tls)).status()["state"] == "idle"
+        for stranger in (Access(KEY), Access(KEY, foreign_tls), Access(None, replace(tls, ca=foreign_tls.ca))):
+            with pytest.raises(ControlError, match="secondary 0 at") as caught:
+                status(stranger)
+            assert "\n" not in str(caught.value)
+        assert answer_without_certificate(port, tls) == b""
+        assert status(Access(KEY, tls))["state"] == "idle"
+    with ring_of(2, tmp_path, access=Access(KEY, misnamed_tls)) as ring:
+        client = ControlClient("n", "127.0.0.1", ring.secondaries[0].http_port, Access(KEY, tls))
+        with pytest.raises(ControlError, match="does not agree on TLS"):
+            client.status()
+
+
+@needs_openssl
+def test_silent_tls_connections_do_not_keep_the_right_client_out(tls: Tls, tmp_path: Path) -> None:
+    access = Access(KEY, tls)
+    with ring_of(2, tmp_path, access=access) as ring, contextlib.ExitStack() as stack:
+        port = ring.secondaries[0].http_port
+        for _ in range(20):
+            stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+        assert ControlClient("n", "127.0.0.1", port, access).status()["state"] == "idle"
