@@ -4,3 +4,10 @@
 def one_line(foreign: BaseException | str, limit: int = 300) -> str:
     """The text of a foreign exception, or of another node, fit to stand in the one line of ours."""
     return " ".join(str(foreign).split())[:limit] or type(foreign).__name__
+
+
+def format_bytes(n_bytes: float) -> str:
+    """A size for people, in the unit that leaves it readable: `538.00 MB`, `13.48 GB`."""
+    if n_bytes >= 1e9:
+        return f"{n_bytes / 1e9:.2f} GB"
+    return f"{n_bytes / 1e6:.2f} MB" if n_bytes >= 1e5 else f"{n_bytes:.0f} B"

@@ -116,7 +116,7 @@ def test_an_interrupted_split_leaves_nothing_that_looks_finished(model: Path) ->
 def test_a_full_disk_is_told_before_anything_is_written(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(model)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(StorageError, match=r"the chunks take 0\.00 GB and 0\.00 GB are free"):
+    with pytest.raises(StorageError, match=r"the chunks take 0\.27 MB and 1000 B are free"):
         split_model(model, SPANS)
     assert not list(chunks_folder(model, 3).glob("*.pth"))
 

@@ -435,7 +435,7 @@ def test_a_full_disk_is_noticed_before_anything_is_written(
 ) -> None:
     write_tiny(tmp_path / "tiny.gguf", "llama")
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
-    with pytest.raises(StorageError, match=r"bytes and 1000 are free"):
+    with pytest.raises(StorageError, match=r"take 0\.38 MB and 1000 B are free"):
         import_gguf(tmp_path / "tiny.gguf", folder)
     assert not (folder / "lit_model.pth").exists()
 

@@ -11,6 +11,7 @@ from typing import BinaryIO
 
 from mdi.errors import CheckpointError, ControlError, StorageError
 from mdi.files import storage_error
+from mdi.strings import format_bytes
 
 DEFAULT_LIMIT_BYTES = 64 * 2**30
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -128,8 +129,10 @@ class ChunkCache:
         held_bytes = sum(n for _, n, _ in files)
         free_bytes = shutil.disk_usage(self._folder).free
         if n_bytes > self._limit_bytes:
-            limit, chunk = self._limit_bytes / 1e9, n_bytes / 1e9
-            raise StorageError(f"{self._folder}: the chunk takes {chunk:.2f} GB and the cache may hold {limit:.2f} GB")
+            raise StorageError(
+                f"{self._folder}: the chunk takes {format_bytes(n_bytes)} and the cache may hold"
+                f" {format_bytes(self._limit_bytes)}"
+            )
         excess = min(max(held_bytes + n_bytes - self._limit_bytes, n_bytes - free_bytes), held_bytes)
         if n_bytes <= free_bytes + held_bytes:
             for _, n_held, path in files:
@@ -140,7 +143,7 @@ class ChunkCache:
             free_bytes = shutil.disk_usage(self._folder).free
         if n_bytes > free_bytes:
             raise StorageError(
-                f"{self._folder}: the chunk takes {n_bytes / 1e9:.2f} GB and {free_bytes / 1e9:.2f} GB are free: free"
+                f"{self._folder}: the chunk takes {format_bytes(n_bytes)} and {format_bytes(free_bytes)} are free: free"
                 " some space or choose another folder with --cache-dir"
             )
 

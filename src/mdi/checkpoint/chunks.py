@@ -20,7 +20,7 @@ from mdi.model.quant import mode_for, quantize, weight_bytes
 from mdi.model.span import Span, spans_of
 from mdi.model.tensors import DTYPES, dtype_name, mapped_empty, page_out
 from mdi.progress import progress_bar
-from mdi.strings import one_line
+from mdi.strings import format_bytes, one_line
 
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
@@ -182,7 +182,7 @@ def _check_space(target: Path, parts: Sequence[Weights], dtype: str | None, quan
         for name, tensor in part.items()
     )
     if needed > free_bytes:
-        raise StorageError(f"{target}: the chunks take {needed / 1e9:.2f} GB and {free_bytes / 1e9:.2f} GB are free")
+        raise StorageError(f"{target}: the chunks take {format_bytes(needed)} and {format_bytes(free_bytes)} are free")
 
 
 def write_chunks(

@@ -18,6 +18,7 @@ from mdi.model.shapes import ends_shapes, stage_shapes
 from mdi.model.span import Span
 from mdi.model.stage import Stage
 from mdi.model.tensors import DTYPES
+from mdi.strings import format_bytes
 
 SPARE = 0.1  # of the free memory, left to everything else on the machine
 
@@ -137,15 +138,11 @@ def fit_slots(budgets: Sequence[Budget], wanted: int, *, fixed: bool) -> int:
 
 def _shortage(budget: Budget, n_slots: int) -> str:
     need = budget.need
-    slots = f"{n_slots} slot{'s' * (n_slots > 1)} of {_size(need.slot)}"
+    slots = f"{n_slots} slot{'s' * (n_slots > 1)} of {format_bytes(need.slot)}"
     advice = "fewer slots (--max-slots), " if n_slots > 1 and budget.max_slots >= 1 else ""
     return (
-        f"{budget.name}: the weights take {_size(need.weights)}, {slots} {_size(n_slots * need.slot)} and a message"
-        f" {_size(need.message)}, but of its free memory of {_size(budget.free_bytes or 0)} only"
-        f" {_size(budget.usable_bytes)} may be used: try {advice}a shorter --sequence-length, --quantize int8, another"
-        " --split or more nodes"
+        f"{budget.name}: the weights take {format_bytes(need.weights)}, {slots} {format_bytes(n_slots * need.slot)}"
+        f" and a message {format_bytes(need.message)}, but of its free memory of {format_bytes(budget.free_bytes or 0)}"
+        f" only {format_bytes(budget.usable_bytes)} may be used: try {advice}a shorter --sequence-length,"
+        " --quantize int8, another --split or more nodes"
     )
-
-
-def _size(n_bytes: float) -> str:
-    return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.1f} MB"

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from mdi.errors import CheckpointError, ConfigError, MdiError, StorageError
 from mdi.files import storage_error
+from mdi.strings import format_bytes
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
@@ -174,13 +175,9 @@ def _check_space(repo_id: str, folder: Path, total_bytes: int) -> None:
     free_bytes = shutil.disk_usage(folder).free
     if needed_bytes > free_bytes:
         raise StorageError(
-            f"{repo_id} needs {_gigabytes(needed_bytes)} for download and conversion, but {folder} has only "
-            f"{_gigabytes(free_bytes)} free: make room, or choose another --ckpt-folder"
+            f"{repo_id} needs {format_bytes(needed_bytes)} for download and conversion, but {folder} has only "
+            f"{format_bytes(free_bytes)} free: make room, or choose another --ckpt-folder"
         )
-
-
-def _gigabytes(n_bytes: int) -> str:
-    return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 10**7 else f"{n_bytes / 1e6:.2f} MB"
 
 
 def _check_arrived(repo_id: str, folder: Path, sizes: dict[str, int]) -> None:

@@ -32,7 +32,7 @@ from mdi.convert.hub import is_weight_file, read_config, wanted_files
 from mdi.errors import CheckpointError, ConfigError, StorageError
 from mdi.files import flush, storage_error
 from mdi.model.tensors import DTYPES, mapped_empty
-from mdi.strings import one_line
+from mdi.strings import format_bytes, one_line
 
 # What torch.load raises for bytes that are no checkpoint, or no longer a whole one.
 _DAMAGE = (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError)
@@ -208,8 +208,8 @@ def _run_litgpt(folder: Path, config: Config, dtype: str | None) -> None:
         raise storage_error(target, exc) from exc
     except RuntimeError as exc:
         if "inline_container" in str(exc) or "PytorchStreamWriter" in str(exc):
-            free_mb = shutil.disk_usage(folder).free / 1e6
-            raise StorageError(f"{target} cannot be written; {free_mb:.0f} MB are free there") from exc
+            free = format_bytes(shutil.disk_usage(folder).free)
+            raise StorageError(f"{target} cannot be written; {free} are free there") from exc
         raise CheckpointError(f"{folder} cannot be converted as {config.name}: {one_line(exc)}") from exc
     except (SafetensorError, ValueError, TypeError, AttributeError, NotImplementedError) as exc:
         raise CheckpointError(f"{folder} cannot be converted as {config.name}: {one_line(exc)}") from exc

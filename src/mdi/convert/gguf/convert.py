@@ -20,6 +20,7 @@ from mdi.convert.gguf.config import Architecture, architecture_of, build_config
 from mdi.convert.gguf.file import GgufFile, TensorInfo, open_gguf
 from mdi.convert.gguf.tokenizer import write_tokenizer
 from mdi.errors import CheckpointError, ConfigError, StorageError
+from mdi.strings import format_bytes
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 BLOCK_NUMBERS = 2**22  # dequantized at a time: 16 MiB as float32
@@ -202,7 +203,10 @@ def _require_space(folder: Path, recipes: dict[str, tuple[_Part, ...]], dtype: t
     numbers = sum(part.n_rows * part.columns for parts in recipes.values() for part in parts)
     needed, free = numbers * dtype.itemsize, shutil.disk_usage(folder).free
     if needed > free:
-        raise StorageError(f"{folder}: the weights take {needed} bytes and {free} are free: choose another folder")
+        raise StorageError(
+            f"{folder}: the weights take {format_bytes(needed)} and {format_bytes(free)} are free:"
+            " choose another folder"
+        )
 
 
 def _write_weights(
