@@ -151,7 +151,7 @@ def test_tied_weights_are_stored_once(tmp_path: Path, folder: Path) -> None:
 def test_large_tensors_are_put_together_from_blocks(
     tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mdi.convert.gguf.convert.BLOCK_NUMBERS", 64 * 5)  # five rows: no tensor is a multiple of it
+    monkeypatch.setattr("mdi.convert.gguf.convert.BLOCK_ELEMENTS", 64 * 5)  # five rows: no tensor is a multiple of it
     original = write_tiny(tmp_path / "tiny.gguf", "mixtral")
     import_gguf(tmp_path / "tiny.gguf", folder)
     for name, weight in weights(folder).items():
@@ -159,11 +159,10 @@ def test_large_tensors_are_put_together_from_blocks(
 
 
 def test_progress_counts_every_tensor(tmp_path: Path, folder: Path) -> None:
-    seen: list[tuple[int, int]] = []
+    seen: list[int] = []
     write_tiny(tmp_path / "tiny.gguf", "llama", n_layer=1)
-    import_gguf(tmp_path / "tiny.gguf", folder, progress=lambda done, total: seen.append((done, total)))
-    total = len(weights(folder))
-    assert seen == [(i + 1, total) for i in range(total)]
+    import_gguf(tmp_path / "tiny.gguf", folder, advance=seen.append)
+    assert seen == [1] * len(weights(folder))
 
 
 # ---- the configuration
@@ -340,7 +339,7 @@ def damaged(tmp_path: Path, data: bytes) -> Path:
         (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), ["big-endian"]),
         (b"GGUF" + struct.pack("<IQQ", 3, 2**63, 0), ["tensors"]),
         (b"GGUF" + struct.pack("<IQQ", 3, 0, 2**63), ["metadata keys"]),
-        (b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 2**62) + b"a" * 40, ["bytes in a text"]),
+        (b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 2**62) + b"a" * 40, ["bytes in a string"]),
         (b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1) + b"a" + struct.pack("<IIQ", 9, 4, 2**24), ["cut-off"]),
         (b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1) + b"a" + struct.pack("<IIQ", 9, 0, 2**60), ["items in a list"]),
         (b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1) + b"a" + struct.pack("<IIQ", 9, 9, 1), ["value type 9"]),
@@ -411,7 +410,7 @@ def test_numbers_that_are_none_are_refused(tmp_path: Path, folder: Path) -> None
     stored = tensors(architecture, model)
     stored["blk.1.ffn_up.weight"] = stored["blk.1.ffn_up.weight"] * np.float32(1e6)
     source = write_gguf(tmp_path / "big.gguf", architecture, values, stored)
-    with pytest.raises(CheckpointError, match=r"blk\.1\.ffn_up\.weight holds numbers too large for torch\.float16"):
+    with pytest.raises(CheckpointError, match=r"blk\.1\.ffn_up\.weight holds values too large for torch\.float16"):
         import_gguf(source, folder, dtype="float16")
     (folder / "lit_model.pth").unlink()
     stored["blk.1.ffn_up.weight"][7, 7] = np.nan

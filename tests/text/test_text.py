@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from mdi.errors import CheckpointError, ConfigError
 from mdi.text.chat_template import ChatTemplate
 from mdi.text.prompts import encode_prompt, load_prompts, split_paragraphs
-from mdi.text.stops import StopSequences, holds_back, match_stop
+from mdi.text.stops import StopSequences, match_stop, partial_match_length
 from mdi.text.stream import TextStream
 from mdi.text.styles import PLAIN, Style, load_style, stop_sequences
 from mdi.text.tokenizer import Tokenizer, generation_ids, load_tokenizer
@@ -158,12 +158,12 @@ def test_match_is_the_longest_stop_that_ids_end_with() -> None:
 
 def test_ids_that_may_grow_into_a_stop_are_held_back() -> None:
     stops: StopSequences = ((1, 1, 2), (2, 9))
-    assert holds_back([5, 1], stops) == 1
-    assert holds_back([1, 1, 1], stops) == 2
-    assert holds_back([1, 1, 2], stops) == 1  # the 2 could begin (2, 9)
-    assert holds_back([5], stops) == 0
-    assert holds_back([5], ((5,),)) == 0  # no proper prefix
-    assert holds_back([], stops) == 0
+    assert partial_match_length([5, 1], stops) == 1
+    assert partial_match_length([1, 1, 1], stops) == 2
+    assert partial_match_length([1, 1, 2], stops) == 1  # the 2 could begin (2, 9)
+    assert partial_match_length([5], stops) == 0
+    assert partial_match_length([5], ((5,),)) == 0  # no proper prefix
+    assert partial_match_length([], stops) == 0
 
 
 def test_stops_need_no_tokenizer_and_no_tensors() -> None:

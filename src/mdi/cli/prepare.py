@@ -103,7 +103,7 @@ def _import_gguf(options: PrepareOptions, source: Path) -> Path:
     with _unless_ready(target, f"gguf:{source.name}:{source.stat().st_size}") as folder:
         if folder is not None:
             with progress_bar(None, f"importing {source.name}", " tensors") as advance:
-                import_gguf(source, folder, dtype=options.dtype, name=name, progress=lambda *_: (advance(1), None)[1])
+                import_gguf(source, folder, dtype=options.dtype, name=name, advance=advance)
     return target
 
 

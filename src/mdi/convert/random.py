@@ -6,7 +6,6 @@ of threads. Memory stays flat: one tensor at a time is made and written.
 
 import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -18,6 +17,7 @@ from mdi.convert.hf_configs import config_by_name
 from mdi.errors import ConfigError, StorageError
 from mdi.files import storage_error, write_text
 from mdi.model.tensors import DTYPES, mapped_empty
+from mdi.text.byte_level import byte_alphabet
 
 # The model of the published measurements, 304.6 M parameters; litgpt's micro-llama-300M has this shape too.
 NANO_LLAMA = Config(
@@ -100,9 +100,6 @@ def _is_norm(name: str) -> bool:
     return module == "ln_f" or "norm" in module
 
 
-# ---- a tokenizer for any text ---------------------------------------------------------------------
-
-
 def write_byte_tokenizer(folder: Path, n_vocab: int) -> None:
     """A byte-level tokenizer.json and the two files that litgpt reads beside it."""
     write_text(folder / "tokenizer.json", _byte_tokenizer(n_vocab))
@@ -114,34 +111,20 @@ def write_byte_tokenizer(folder: Path, n_vocab: int) -> None:
 
 
 def _byte_tokenizer(n_vocab: int) -> str:
-    """tokenizer.json: id n < 256 is byte n, 256 is BOS, each further id has a text of its own.
+    """tokenizer.json: id n < 256 is byte n, 256 is BOS, each further id has a string of its own.
 
     Without merges no text is ever encoded to the ids from 256 on; they exist so that whatever a random
-    model generates can be shown.
+    model generates can be decoded.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-    vocab = {character: byte for byte, character in _byte_characters()}
+    vocab = byte_alphabet()
     vocab["<|bos|>"] = _BOS_ID
     vocab.update((f"Ġt{i}", i) for i in range(_BOS_ID + 1, n_vocab))  # Ġ is the space in this alphabet
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     return str(tokenizer.to_str())
-
-
-def _byte_characters() -> Iterator[tuple[int, str]]:
-    """(byte, its character) in the alphabet of byte-level tokenizers.
-
-    Printable bytes stand for themselves; the others use, in order, the characters from U+0100 on.
-    """
-    from tokenizers import pre_tokenizers
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    printable = {ord(character): character for character in alphabet if ord(character) < 256}
-    others = iter(alphabet[len(printable) :])
-    for byte in range(256):
-        yield byte, printable.get(byte) or next(others)
 
 
 def _json(value: dict[str, object]) -> str:

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from mdi.errors import CheckpointError
+from mdi.strings import one_line
 from mdi.text.tokenizer import read_tokenizer_config, token_text
 
 
 class ChatTemplate:
     """A Jinja template that a model brings along, rendered as Hugging Face's library would.
 
-    It comes from outside, so it runs in Jinja's sandbox and can read nothing but what it is given.
+    A template comes with a model, so from anyone: it runs in Jinja's sandbox and can read nothing but its arguments.
     """
 
     def __init__(self, source: str, origin: Path, special_tokens: dict[str, str]) -> None:
@@ -37,16 +38,15 @@ class ChatTemplate:
         try:
             text: str = self._template.render(
                 messages=list(messages),
-                tools=None,  # templates tell "no tools" by none, not by a missing name
+                tools=None,  # templates test for none; a missing name would be an error in some
                 documents=None,
                 add_generation_prompt=True,
                 **self._special_tokens,
             )
             return text
         except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as exc:
-            reason = " ".join(str(exc).split())
             raise CheckpointError(
-                f"{self._origin}: the chat template failed ({reason}); try --prompt-style none"
+                f"{self._origin}: the chat template failed ({one_line(exc)}); try --prompt-style none"
             ) from exc
 
 
@@ -103,5 +103,5 @@ def _template_environment() -> Any:
 
 
 def _to_json(value: object, indent: int | None = None, **options: Any) -> str:
-    """Jinja's own `tojson` escapes characters for HTML, which a model has not been trained on."""
+    """Like Jinja's `tojson`, without its escapes for HTML: the model was trained on text without them."""
     return json.dumps(value, ensure_ascii=False, indent=indent, **options)

@@ -27,7 +27,7 @@ def load_prompts(spec: str, n_samples: int) -> list[str]:
 
 
 def split_paragraphs(text: str) -> list[str]:
-    """The runs of lines between blank lines; lines of nothing but white space are blank."""
+    """The runs of lines between blank lines; lines of only whitespace are blank."""
     runs = groupby(text.split("\n"), key=lambda line: bool(line.strip()))
     return ["\n".join(lines).rstrip() for has_text, lines in runs if has_text]
 
@@ -41,11 +41,11 @@ def _read_prompt_file(path: Path) -> str:
         raise ConfigError(f"{path}: the prompt file cannot be read: {exc.strerror or exc}") from exc
     except UnicodeDecodeError as exc:
         raise ConfigError(f"{path}: the prompt file is not UTF-8 text (byte {exc.start})") from exc
-    except (ValueError, RuntimeError) as exc:  # a NUL in the path; a home folder that nobody has
+    except (ValueError, RuntimeError) as exc:  # a NUL in the path; `~` of an unknown user
         raise ConfigError(f"{path}: not a usable path ({exc})") from exc
 
 
-def encode_prompt(tokenizer: Tokenizer, style: "Style", prompt: str) -> list[int]:
+def encode_prompt(tokenizer: Tokenizer, style: Style, prompt: str) -> list[int]:
     """The ids a sample starts from, at least one.
 
     A style is applied to an empty prompt too: the model sees a user who said nothing. What has no tokens

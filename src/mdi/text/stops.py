@@ -10,7 +10,7 @@ def match_stop(ids: Sequence[int], stops: StopSequences) -> int:
     return max((len(stop) for stop in stops if _ends_with(ids, stop)), default=0)
 
 
-def holds_back(ids: Sequence[int], stops: StopSequences) -> int:
+def partial_match_length(ids: Sequence[int], stops: StopSequences) -> int:
     """How many of the last `ids` could still grow into a stop sequence.
 
     That is the length of the longest proper prefix of a stop sequence that `ids` ends with.

@@ -3,7 +3,7 @@
 import codecs
 from collections.abc import Iterable
 
-from mdi.text.stops import StopSequences, holds_back, match_stop
+from mdi.text.stops import StopSequences, match_stop, partial_match_length
 from mdi.text.tokenizer import Tokenizer
 
 
@@ -27,7 +27,7 @@ class TextStream:
         """Take the next token; return the text that can be shown now, often empty."""
         assert not self._is_finished, "push after finish"
         self._held.append(token_id)
-        n_held = max(match_stop(self._held, self._stops), holds_back(self._held, self._stops))
+        n_held = max(match_stop(self._held, self._stops), partial_match_length(self._held, self._stops))
         n_free = len(self._held) - n_held
         free, self._held = self._held[:n_free], self._held[n_free:]
         return self._text(free)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mdi.errors import CheckpointError, ConfigError
+from mdi.strings import one_line
 from mdi.text.chat_template import load_chat_template
 from mdi.text.stops import StopSequences
 from mdi.text.tokenizer import Tokenizer, generation_ids
@@ -13,7 +14,7 @@ from mdi.text.tokenizer import Tokenizer, generation_ids
 
 @dataclass(frozen=True)
 class Style:
-    """How a prompt is dressed for the model, and the sequences that end its answer."""
+    """How a prompt is formatted for a model, and the sequences that end its answer."""
 
     name: str
     apply: Callable[[str], str]
@@ -52,7 +53,7 @@ def _named_style(folder: Path, tokenizer: Tokenizer, name: str) -> Style:
         if style is None:
             raise ConfigError(f"--prompt-style {name}: {folder} has no chat template")
         return style
-    # 3 s, and so only where a style of litgpt is really asked for.
+    # Takes 3 s to import, so only where a style of litgpt is asked for.
     from litgpt.prompts import prompt_styles
 
     if name not in prompt_styles:
@@ -76,7 +77,7 @@ def _saved_class(path: Path) -> Any:
     try:
         content = yaml.safe_load(path.read_bytes())
     except (OSError, ValueError, yaml.YAMLError) as exc:
-        raise CheckpointError(f"{path}: cannot be read ({' '.join(str(exc).split())})") from exc
+        raise CheckpointError(f"{path}: cannot be read ({one_line(exc)})") from exc
     class_path = content.get("class_path") if isinstance(content, dict) else None
     module, _, name = str(class_path).rpartition(".")
     style_class = getattr(prompts, name, None) if module == prompts.__name__ else None

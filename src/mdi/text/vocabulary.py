@@ -13,13 +13,9 @@ from typing import Any, Protocol
 from mdi.errors import CheckpointError
 from mdi.files import read_bytes
 from mdi.strings import one_line
+from mdi.text.byte_level import LLAMA3_WORDS, byte_alphabet
 
-# Llama 3's way of cutting text into words before byte pairs are merged, and its 256 special tokens: the
-# named ones at their places behind the vocabulary, numbered reserves at all others.
-_LLAMA3_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+# Llama 3's 256 special tokens: the named ones at their places behind the vocabulary, numbered reserves at all others.
 _LLAMA3_SPECIALS = {
     0: "<|begin_of_text|>",
     1: "<|end_of_text|>",
@@ -169,14 +165,7 @@ def _drops_space(path: Path, step: dict[str, Any]) -> bool:
     return bool(step["start"])
 
 
-def _byte_alphabet() -> dict[str, int]:
-    """The printable stand-in of each byte in a byte-level vocabulary (as GPT-2 defined it)."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(b): b for b in printable} | {chr(0x100 + i): b for i, b in enumerate(others)}
-
-
-_BYTE_OF = _byte_alphabet()
+_BYTE_OF = byte_alphabet()
 
 
 def _byte_level_bytes(token: str) -> bytes:
@@ -209,7 +198,7 @@ class _Llama3:
         self._n_ranks = len(ranks)
         self._specials = _llama3_specials(self._n_ranks)
         self._encoding = tiktoken.Encoding(
-            path.name, pat_str=_LLAMA3_SPLIT, mergeable_ranks=ranks, special_tokens=self._specials
+            path.name, pat_str=LLAMA3_WORDS, mergeable_ranks=ranks, special_tokens=self._specials
         )
         self.vocab_size = self._n_ranks + _N_LLAMA3_SPECIALS
         self.bos_id: int | None = self._specials["<|begin_of_text|>"]

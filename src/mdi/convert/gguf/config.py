@@ -27,7 +27,7 @@ class Architecture:
     post_norms: bool = False
     window: int = 0  # sliding window and its period, where the metadata leave them out
     period: int = 0
-    layers_of_27b: int = 0  # the one size whose attention scale is n_embd / n_head, not the head size
+    n_layer_27b: int = 0  # the one size whose attention scale is n_embd / n_head, not the head size
 
 
 ARCHITECTURES = {
@@ -36,8 +36,8 @@ ARCHITECTURES = {
     "qwen3": Architecture(norm_qk=True),
     "qwen3moe": Architecture(norm_qk=True),
     "gemma": Architecture(gemma=True),
-    "gemma2": Architecture(gemma=True, post_norms=True, window=4096, period=2, layers_of_27b=46),
-    "gemma3": Architecture(gemma=True, post_norms=True, norm_qk=True, period=6, layers_of_27b=62),
+    "gemma2": Architecture(gemma=True, post_norms=True, window=4096, period=2, n_layer_27b=46),
+    "gemma3": Architecture(gemma=True, post_norms=True, norm_qk=True, period=6, n_layer_27b=62),
 }
 
 # Keys that change the arithmetic in ways litGPT's blocks have no field for, with the values that change nothing.
@@ -63,7 +63,7 @@ class _Keys:
 
     def __init__(self, file: GgufFile) -> None:
         self.file = file
-        self.name = file.metadata.text("general.architecture")
+        self.name = file.metadata.string("general.architecture")
         if self.name not in ARCHITECTURES:
             raise CheckpointError(
                 f"{file.path}: architecture {self.name!r} is not supported, only {', '.join(ARCHITECTURES)} are;"
@@ -132,8 +132,8 @@ def config_name(metadata: Metadata, name: str | None, *, gemma: bool) -> str:
 
 
 def _own_name(metadata: Metadata) -> str:
-    parts = (metadata.text(f"general.{key}", "").strip() for key in ("basename", "size_label", "finetune"))
-    return metadata.text("general.name", "").strip() or "-".join(filter(None, parts)) or "model"
+    parts = (metadata.string(f"general.{key}", "").strip() for key in ("basename", "size_label", "finetune"))
+    return metadata.string("general.name", "").strip() or "-".join(filter(None, parts)) or "model"
 
 
 def _squashed(name: str) -> str:
@@ -154,7 +154,7 @@ def _sizes(keys: _Keys, n_tokens: int) -> dict[str, Any]:
     n_rows, n_embd = embedding.shape
     if keys.positive("embedding_length") != n_embd or n_tokens > n_rows:
         raise keys.error(
-            f"token_embd.weight has {n_rows} x {n_embd} numbers, which does not fit {n_tokens} tokens and"
+            f"token_embd.weight has {n_rows} x {n_embd} values, which does not fit {n_tokens} tokens and"
             f" {keys.name}.embedding_length = {keys.positive('embedding_length')}"
         )
     n_head = keys.positive("attention.head_count")
@@ -202,7 +202,7 @@ def _attention(keys: _Keys, architecture: Architecture, fields: dict[str, Any]) 
     }
     if not architecture.post_norms:
         return added
-    is_27b = fields["n_layer"] == architecture.layers_of_27b
+    is_27b = fields["n_layer"] == architecture.n_layer_27b
     added["attention_scores_scalar"] = fields["n_embd"] // fields["n_head"] if is_27b else fields["head_size"]
     if keys.name == "gemma2":
         added["attention_logit_softcapping"] = keys.number("attn_logit_softcapping", 50.0)
@@ -250,7 +250,7 @@ def _rotary(keys: _Keys, head_size: int) -> dict[str, Any]:
 
 
 def _rope_adjustments(keys: _Keys, n_elem: int, base: float) -> dict[str, float] | None:
-    kind = keys.file.metadata.text(f"{keys.name}.rope.scaling.type", "linear")
+    kind = keys.file.metadata.string(f"{keys.name}.rope.scaling.type", "linear")
     if kind not in ("none", "linear"):
         # litGPT 0.5.13 has YaRN, but blends the two sets of frequencies the wrong way round
         raise keys.error(f"rotary scaling of the kind {kind!r} is not supported, only 'linear' and Llama 3's are")

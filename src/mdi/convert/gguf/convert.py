@@ -20,10 +20,10 @@ from mdi.convert.gguf.config import Architecture, architecture_of, build_config
 from mdi.convert.gguf.file import GgufFile, TensorInfo, open_gguf
 from mdi.convert.gguf.tokenizer import write_tokenizer
 from mdi.errors import CheckpointError, ConfigError, StorageError
+from mdi.model.tensors import DTYPES
 from mdi.strings import format_bytes
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-BLOCK_NUMBERS = 2**22  # dequantized at a time: 16 MiB as float32
+BLOCK_ELEMENTS = 2**22  # dequantized at a time: 16 MiB as float32
 
 _QUANTIZATION_SUFFIX = re.compile(r"[.-](I?Q\d\w*|TQ\d\w*|MXFP4\w*|F16|F32|BF16|FP16|FP32)$", re.IGNORECASE)
 
@@ -59,7 +59,7 @@ class _Part:
     first_row: int
     n_rows: int
     permuted_heads: int = 0  # number of heads whose rows are in the order of interleaved rotary, else 0
-    added: float = 0.0  # what the converter added to every number
+    added: float = 0.0  # what the converter added to every element
 
     @property
     def columns(self) -> int:
@@ -79,12 +79,13 @@ def import_gguf(
     *,
     dtype: str | None = None,
     name: str | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    advance: Callable[[int], object] = lambda n_tensors: None,
 ) -> None:
     """Convert `source` into the existing empty `folder`: configuration, lit_model.pth and tokenizer files.
 
     `dtype` is one of `DTYPES`; without it, that of the file where it is float16 or bfloat16 throughout, else float32.
-    `name` labels the configuration (see `build_config`). `progress(done, total)` counts litGPT tensors.
+    `name` labels the configuration (see `build_config`). `advance(1)` is called
+    for each litGPT tensor that was written.
 
     Raises `CheckpointError` for a file that is damaged or unsupported, `StorageError` where the model does not fit on
     the disk, and `ConfigError` for an unknown `dtype`. What it has written by then is left to the caller.
@@ -98,7 +99,7 @@ def import_gguf(
     recipes = _recipes(file, config)
     torch_dtype = DTYPES[dtype] if dtype else _own_dtype(file)
     _require_space(folder, recipes, torch_dtype)
-    _write_weights(file, folder / "lit_model.pth", recipes, torch_dtype, progress)
+    _write_weights(file, folder / "lit_model.pth", recipes, torch_dtype, advance)
     save_config(config, folder)
 
 
@@ -200,8 +201,8 @@ def _tensor(file: GgufFile, name: str, shape: tuple[int, ...]) -> TensorInfo:
 
 
 def _require_space(folder: Path, recipes: dict[str, tuple[_Part, ...]], dtype: torch.dtype) -> None:
-    numbers = sum(part.n_rows * part.columns for parts in recipes.values() for part in parts)
-    needed, free = numbers * dtype.itemsize, shutil.disk_usage(folder).free
+    n_elements = sum(part.n_rows * part.columns for parts in recipes.values() for part in parts)
+    needed, free = n_elements * dtype.itemsize, shutil.disk_usage(folder).free
     if needed > free:
         raise StorageError(
             f"{folder}: the weights take {format_bytes(needed)} and {format_bytes(free)} are free:"
@@ -214,7 +215,7 @@ def _write_weights(
     target: Path,
     recipes: dict[str, tuple[_Part, ...]],
     dtype: torch.dtype,
-    progress: Callable[[int, int], None] | None,
+    advance: Callable[[int], object],
 ) -> None:
     """Write every tensor as soon as it is whole; tensors tied in the model share one storage in the file."""
     stored: dict[str, Any] = {}
@@ -222,8 +223,7 @@ def _write_weights(
         with incremental_save(target) as saver:
             for name, parts in recipes.items():
                 stored[name] = saver.store_early(_assemble(file, parts, dtype))
-                if progress is not None:
-                    progress(len(stored), len(recipes))
+                advance(1)
             stored.setdefault("lm_head.weight", stored["transformer.wte.weight"])
             saver.save(stored)
     except (RuntimeError, MemoryError) as exc:  # PyTorch's file writer and allocator know no other class
@@ -250,7 +250,7 @@ def _blocks(file: GgufFile, part: _Part) -> Iterator[tuple[int, torch.Tensor]]:
     if len(part.info.shape) == 1:
         yield 0, torch.from_numpy(file.rows(part.info, 0, 1)).T
         return
-    n = max(1, BLOCK_NUMBERS // part.columns)
+    n = max(1, BLOCK_ELEMENTS // part.columns)
     for first in range(0, part.n_rows, n):
         count = min(n, part.n_rows - first)
         yield first, torch.from_numpy(file.rows(part.info, part.first_row + first, count))
@@ -260,7 +260,7 @@ def _store(file: GgufFile, part: _Part, target: torch.Tensor, block: torch.Tenso
     target.copy_(block - part.added if part.added else block)
     if not torch.isfinite(target).all():
         reason = (
-            f"numbers too large for {target.dtype}" if torch.isfinite(block).all() else "infinite or undefined numbers"
+            f"values too large for {target.dtype}" if torch.isfinite(block).all() else "infinite or undefined values"
         )
         raise CheckpointError(f"{file.path}: the tensor {part.info.name} holds {reason}")
 

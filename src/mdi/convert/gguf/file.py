@@ -1,7 +1,9 @@
 """A GGUF file: its header, read without trusting one length in it, and its tensors in blocks of rows.
 
 Layout: magic, version, counts; key/value pairs; tensor table; padding; tensor data. `gguf.GGUFReader` is not
-used for the header: it makes an object per array item, and a wrong array length makes it allocate without end.
+used for the header: it makes an object per array item, hundreds of thousands for a vocabulary, and trusts every
+length, so that a damaged one makes it allocate without end. Here a length is compared with what is left of the file
+before anything is read or allocated.
 """
 
 import mmap
@@ -16,7 +18,7 @@ import numpy.typing as npt
 
 from mdi.errors import CheckpointError
 
-MAX_TEXT_BYTES = 16 * 2**20
+MAX_STRING_BYTES = 16 * 2**20
 MAX_ITEMS = 2**24
 MAX_TENSORS = 2**18
 MAX_DIMENSIONS = 4
@@ -81,13 +83,13 @@ class Metadata:
     def flag(self, key: str, default: bool | None = None) -> bool:
         return self._typed(key, bool, self._values.get(key), default)
 
-    def text(self, key: str, default: str | None = None) -> str:
+    def string(self, key: str, default: str | None = None) -> str:
         return self._typed(key, str, self._values.get(key), default)
 
-    def texts(self, key: str) -> list[str]:
+    def strings(self, key: str) -> list[str]:
         value = self._values.get(key)
         if not isinstance(value, list):
-            raise self._wrong(key, "a list of texts")
+            raise self._wrong(key, "a list of strings")
         return value
 
     def array(self, key: str) -> npt.NDArray[Any] | None:
@@ -101,7 +103,7 @@ class Metadata:
         if value is None and default is not None:
             return default
         if type(value) is not kind:
-            raise self._wrong(key, {int: "an integer", bool: "true or false", str: "a text"}[kind])
+            raise self._wrong(key, {int: "an integer", bool: "true or false", str: "a string"}[kind])
         return value
 
     def _wrong(self, key: str, wanted: str) -> CheckpointError:
@@ -200,17 +202,17 @@ class _Cursor:
     def u64(self) -> int:
         return int(struct.unpack_from("<Q", self._data, self._advance(8))[0])
 
-    def text(self, limit: int = MAX_TEXT_BYTES) -> str:
-        length = self._limited(self.u64(), limit, "bytes in a text")
+    def string(self, limit: int = MAX_STRING_BYTES) -> str:
+        length = self._limited(self.u64(), limit, "bytes in a string")
         start = self._advance(length)
         try:
             return self._data[start : start + length].decode("utf-8")
         except UnicodeDecodeError as exc:
-            raise Damaged(f"a text at byte {start} is not UTF-8") from exc
+            raise Damaged(f"a string at byte {start} is not UTF-8") from exc
 
     def value(self, code: int) -> Any:
         if code == _STRING:
-            return self.text()
+            return self.string()
         if code == _ARRAY:
             return self._array(self.u32(), self.count(MAX_ITEMS, "items in a list"))
         return self._numbers(code, 1)[0].item()
@@ -221,8 +223,8 @@ class _Cursor:
     def _array(self, code: int, n: int) -> Any:
         if code != _STRING:
             return self._numbers(code, n)
-        self._limited(8 * n, self._end - self.position, "bytes of texts")
-        return [self.text() for _ in range(n)]
+        self._limited(8 * n, self._end - self.position, "bytes of strings")
+        return [self.string() for _ in range(n)]
 
     def _numbers(self, code: int, n: int) -> npt.NDArray[Any]:
         if code not in _NUMBERS:
@@ -249,7 +251,7 @@ def _read_header(cursor: _Cursor, size: int) -> tuple[dict[str, Any], dict[str, 
     n_values = cursor.count(MAX_ITEMS, "metadata keys")
     values: dict[str, Any] = {}
     for _ in range(n_values):
-        key = _new_name(cursor.text(limit=2**16), values, "metadata key")
+        key = _new_name(cursor.string(limit=2**16), values, "metadata key")
         values[key] = cursor.value(cursor.u32())
     table = _read_table(cursor, n_tensors)
     alignment = values.get("general.alignment", 32)
@@ -262,7 +264,7 @@ def _read_header(cursor: _Cursor, size: int) -> tuple[dict[str, Any], dict[str, 
 def _read_table(cursor: _Cursor, n_tensors: int) -> dict[str, _TableRow]:
     table: dict[str, _TableRow] = {}
     for _ in range(n_tensors):
-        name = _new_name(cursor.text(limit=2**16), table, "tensor")
+        name = _new_name(cursor.string(limit=2**16), table, "tensor")
         n_dimensions = cursor.u32()
         if not 1 <= n_dimensions <= MAX_DIMENSIONS:
             raise Damaged(f"tensor {name} has {n_dimensions} dimensions")

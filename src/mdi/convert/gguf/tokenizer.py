@@ -15,22 +15,12 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from mdi.convert.gguf.file import GgufFile, Metadata
 from mdi.errors import CheckpointError
-
-# Word patterns, as the models were trained with them; each piece they cut out is merged on its own.
-_GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_MARKS_AND_SPACE = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_LLAMA3_WORDS = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_MARKS_AND_SPACE}"
-_QWEN2_WORDS = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_MARKS_AND_SPACE}"
-_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_TEKKEN_WORDS = (
-    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*|\p{{N}}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+from mdi.strings import one_line
+from mdi.text.byte_level import GPT2_WORDS, LLAMA3_WORDS, QWEN2_WORDS, TEKKEN_WORDS
 
 
 @dataclass(frozen=True)
-class _Pre:
+class _PreTokenizer:
     """What `tokenizer.ggml.pre` stands for: patterns applied one after the other, and two defaults."""
 
     patterns: tuple[str, ...]
@@ -38,12 +28,12 @@ class _Pre:
     add_bos: bool = False
 
 
-_DEFAULT = _Pre((r"[\p{P}\$\+<=>\^~\|]+", _GPT2_WORDS, r"\p{N}+", r"[0-9][0-9][0-9]"))
-_GPT2 = _Pre((_GPT2_WORDS,))
-_DIGITS = _Pre((r"\p{N}", _GPT2_WORDS))
-_LLAMA3 = _Pre((_LLAMA3_WORDS,), ignore_merges=True, add_bos=True)
-_QWEN2 = _Pre((_QWEN2_WORDS,))
-_PRE = {
+_DEFAULT = _PreTokenizer((r"[\p{P}\$\+<=>\^~\|]+", GPT2_WORDS, r"\p{N}+", r"[0-9][0-9][0-9]"))
+_GPT2 = _PreTokenizer((GPT2_WORDS,))
+_DIGITS = _PreTokenizer((r"\p{N}", GPT2_WORDS))
+_LLAMA3 = _PreTokenizer((LLAMA3_WORDS,), ignore_merges=True, add_bos=True)
+_QWEN2 = _PreTokenizer((QWEN2_WORDS,))
+_PRE_TOKENIZERS = {
     "default": _DEFAULT,
     "gpt-2": _GPT2,
     "mpt": _GPT2,
@@ -56,12 +46,12 @@ _PRE = {
     "llama3": _LLAMA3,
     "llama-v3": _LLAMA3,
     "falcon3": _LLAMA3,
-    "smaug-bpe": _Pre((_LLAMA3_WORDS,)),
+    "smaug-bpe": _PreTokenizer((LLAMA3_WORDS,)),
     "qwen2": _QWEN2,
     "deepseek-r1-qwen": _QWEN2,
     "stablelm2": _QWEN2,
     "megrez": _QWEN2,
-    "tekken": _Pre((_TEKKEN_WORDS,), ignore_merges=True, add_bos=True),
+    "tekken": _PreTokenizer((TEKKEN_WORDS,), ignore_merges=True, add_bos=True),
 }
 
 # Tokens that end a turn in some model family, known by their text because files often do not mark them.
@@ -119,11 +109,11 @@ def write_tokenizer(file: GgufFile, folder: Path) -> int:
 
     Raises `CheckpointError` for a tokenizer that is damaged or of a kind that cannot be rebuilt exactly.
     """
-    kind = file.metadata.text("tokenizer.ggml.model")
+    kind = file.metadata.string("tokenizer.ggml.model")
     if kind == "gpt2":
-        pre = _pre(file)
-        vocabulary = _read_vocabulary(file, add_bos=pre.add_bos)
-        tokenizer = _byte_level(vocabulary, file.metadata.texts("tokenizer.ggml.merges"), pre)
+        pre_tokenizer = _pre_tokenizer_of(file)
+        vocabulary = _read_vocabulary(file, add_bos=pre_tokenizer.add_bos)
+        tokenizer = _byte_level(vocabulary, file.metadata.strings("tokenizer.ggml.merges"), pre_tokenizer)
         config = {"tokenizer_class": "PreTrainedTokenizerFast"}
     elif kind == "llama":
         prefix = file.metadata.flag("tokenizer.ggml.add_space_prefix", True)
@@ -136,20 +126,20 @@ def write_tokenizer(file: GgufFile, folder: Path) -> int:
     _add_special_tokens(tokenizer, vocabulary)
     tokenizer.save(str(folder / "tokenizer.json"))
     if "tokenizer.chat_template" in file.metadata:
-        config["chat_template"] = file.metadata.text("tokenizer.chat_template")
+        config["chat_template"] = file.metadata.string("tokenizer.chat_template")
     _write_json(folder / "tokenizer_config.json", config | _tokenizer_config(vocabulary))
     _write_json(folder / "generation_config.json", _generation_config(vocabulary))
     return len(vocabulary.tokens)
 
 
-def _pre(file: GgufFile) -> _Pre:
-    name = file.metadata.text("tokenizer.ggml.pre", "default")
-    if name not in _PRE:
+def _pre_tokenizer_of(file: GgufFile) -> _PreTokenizer:
+    name = file.metadata.string("tokenizer.ggml.pre", "default")
+    if name not in _PRE_TOKENIZERS:
         raise CheckpointError(
-            f"{file.path}: pre-tokenizer {name!r} is not supported, only {', '.join(sorted(_PRE))} are;"
+            f"{file.path}: pre-tokenizer {name!r} is not supported, only {', '.join(sorted(_PRE_TOKENIZERS))} are;"
             " prepare this model from its Hugging Face folder instead"
         )
-    return _PRE[name]
+    return _PRE_TOKENIZERS[name]
 
 
 def _read_vocabulary(
@@ -157,7 +147,7 @@ def _read_vocabulary(
 ) -> _Vocabulary:
     """The vocabulary; the arguments are what llama.cpp assumes where the metadata says nothing."""
     metadata = file.metadata
-    tokens = [token or f"[EMPTY_{i}]" for i, token in enumerate(metadata.texts("tokenizer.ggml.tokens"))]
+    tokens = [token or f"[EMPTY_{i}]" for i, token in enumerate(metadata.strings("tokenizer.ggml.tokens"))]
     n = len(tokens)
     if not tokens or len(set(tokens)) != n:
         raise CheckpointError(f"{file.path}: the token list is empty or holds a token twice")
@@ -204,10 +194,10 @@ def _one_per_token(file: GgufFile, name: str, n_tokens: int) -> list[Any] | None
     return None if values is None else values.tolist()
 
 
-def _byte_level(vocabulary: _Vocabulary, merges: list[str], pre: _Pre) -> Tokenizer:
+def _byte_level(vocabulary: _Vocabulary, merges: list[str], pre_tokenizer: _PreTokenizer) -> Tokenizer:
     pairs = [_pair(vocabulary.path, merge) for merge in merges]
-    tokenizer = Tokenizer(_bpe(vocabulary, pairs, ignore_merges=pre.ignore_merges))
-    splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in pre.patterns]
+    tokenizer = Tokenizer(_bpe(vocabulary, pairs, ignore_merges=pre_tokenizer.ignore_merges))
+    splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in pre_tokenizer.patterns]
     bytes_as_text = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, bytes_as_text])
     tokenizer.decoder = decoders.ByteLevel()
@@ -262,12 +252,11 @@ def _bpe(vocabulary: _Vocabulary, merges: list[tuple[str, str]], **options: Any)
     try:
         return models.BPE(vocab=vocab, merges=merges, **options)
     except Exception as exc:  # the binding has no error class of its own
-        reason = " ".join(str(exc).split())
-        raise CheckpointError(f"{vocabulary.path}: the merges do not fit the vocabulary: {reason}") from exc
+        raise CheckpointError(f"{vocabulary.path}: the merges do not fit the vocabulary: {one_line(exc)}") from exc
 
 
 def _add_special_tokens(tokenizer: Tokenizer, vocabulary: _Vocabulary) -> None:
-    """Tokens that are found in a text before it is cut into words, and what is put around every text."""
+    """Tokens that are found in a text before it is cut into words, and the ones added around every text."""
     special, plain = [], []
     for i, (token, kind) in enumerate(zip(vocabulary.tokens, vocabulary.types, strict=True)):
         if kind in (_Type.CONTROL, _Type.UNKNOWN) or i in vocabulary.ends:
