@@ -1,15 +1,15 @@
-"""Which of litgpt's configurations a Hugging Face model has: by its name, or by the numbers of its config.json."""
+"""Which of litgpt's configurations a Hugging Face model has: by its name, or by the sizes in its config.json."""
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from litgpt.config import Config, configs
 
 from mdi.errors import CheckpointError, ConfigError
 
-# Numbers of config.json (newer and older spellings) and litgpt's name for the same number.
-_NUMBERS = {
+# Fields of config.json (newer and older spellings) and litgpt's name for the same quantity.
+_FIELDS = {
     "num_hidden_layers": "n_layer",
     "n_layer": "n_layer",
     "hidden_size": "n_embd",
@@ -26,7 +26,7 @@ _NUMBERS = {
     "rope_theta": "rope_base",
     "rotary_emb_base": "rope_base",
 }
-# What config.json's model_type says about a block, as far as shapes alone would not betray a wrong choice.
+# What config.json's model_type implies for a block where shapes alone would not reveal a wrong choice.
 _LLAMA = {"norm_class_name": "RMSNorm", "mlp_class_name": "LLaMAMLP", "norm_qk": False}
 _FAMILIES: dict[str, dict[str, Any]] = {
     "llama": _LLAMA,
@@ -66,19 +66,19 @@ def resolve_config_name(source_name: str, hf_config: dict[str, Any], model_name:
     """The name of the litgpt configuration for a model, checked against its config.json.
 
     `model_name` decides if given; else `source_name` (repo id or folder name) if litgpt knows it; else the
-    one configuration that has the numbers of `hf_config`.
+    one configuration that has the sizes of `hf_config`.
     Raises `ConfigError` where none or several fit, `CheckpointError` where config.json contradicts it.
     """
-    refuse_unsupported(source_name, hf_config)
+    check_convertible(source_name, hf_config)
     if model_name is None and _find(source_name) is None:
-        return _name_by_numbers(source_name, hf_config)
+        return _name_by_sizes(source_name, hf_config)
     config = config_by_name(model_name or source_name)
     check_config(hf_config, config)
     return str(config.name)
 
 
 def check_config(hf_config: dict[str, Any], config: Config) -> None:
-    """Raise `CheckpointError` for the first number of config.json that `config` does not have."""
+    """Raise `CheckpointError` for the first field of config.json that differs from `config`."""
     for key, theirs, ours in _mismatches(hf_config, config):
         raise CheckpointError(
             f"config.json has {key} {theirs}, but litgpt's {config.name} has {ours}: choose another --model-name"
@@ -87,12 +87,13 @@ def check_config(hf_config: dict[str, Any], config: Config) -> None:
 
 def _find(name: str) -> dict[str, Any] | None:
     """litgpt's table entry for `name`, exact spelling first."""
-    last = name.rstrip("/").split("/")[-1]
-    for wanted, fold in ((name, str), (last, str), (last, str.casefold)):
-        for entry in configs:
-            if fold(wanted) in map(fold, _names(entry)):
-                return dict(entry)
-    return None
+    last = name.rstrip("/").rpartition("/")[2]
+    return _entry_called(name) or _entry_called(last) or _entry_called(last, str.casefold)
+
+
+def _entry_called(name: str, fold: Callable[[str], str] = str) -> dict[str, Any] | None:
+    """The first table entry with `name`, both sides compared after `fold`."""
+    return next((dict(entry) for entry in configs if fold(name) in map(fold, _names(entry))), None)
 
 
 def _names(entry: dict[str, Any]) -> list[str]:
@@ -108,7 +109,7 @@ def _nearest(name: str) -> str:
     return f"nearest names: {', '.join(close)}" if close else f"no name is near; one of them is {configs[0]['name']}"
 
 
-def refuse_unsupported(source_name: str, hf_config: dict[str, Any]) -> None:
+def check_convertible(source_name: str, hf_config: dict[str, Any]) -> None:
     """Raise `ConfigError` for latent attention, and for weights that are quantized."""
     if "kv_lora_rank" in hf_config or str(hf_config.get("model_type", "")).startswith("deepseek_v"):
         raise ConfigError(f"{source_name} uses latent attention (DeepSeek MLA), which is not supported")
@@ -117,7 +118,7 @@ def refuse_unsupported(source_name: str, hf_config: dict[str, Any]) -> None:
         raise ConfigError(f"{source_name} is quantized ({method}): take the model it was made from")
 
 
-def _name_by_numbers(source_name: str, hf_config: dict[str, Any]) -> str:
+def _name_by_sizes(source_name: str, hf_config: dict[str, Any]) -> str:
     model_type = hf_config.get("model_type")
     names = [
         str(config.name)
@@ -147,7 +148,7 @@ def _mismatches(hf_config: dict[str, Any], config: Config) -> Iterator[tuple[str
     for trait, expected in _FAMILIES.get(hf_config.get("model_type", ""), {}).items():
         if getattr(config, trait) != expected:
             yield f"model_type {hf_config['model_type']}, so {trait}", expected, getattr(config, trait)
-    for key, attribute in _NUMBERS.items():
+    for key, attribute in _FIELDS.items():
         theirs, ours = hf_config.get(key), getattr(config, attribute)
         known = isinstance(theirs, int | float) and ours is not None
         trimmed = key == "vocab_size" and known and _trimmed_vocabulary(config, int(theirs or 0))
@@ -165,7 +166,7 @@ def _flat(hf_config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _trimmed_vocabulary(config: Config, rows: int) -> bool:
-    """Multimodal Gemma 3 has rows for image tokens at the end, which litgpt cuts off."""
+    """Multimodal Gemma 3 has embedding rows for image tokens at the end, which litgpt drops."""
     return str(config.name).startswith("Gemma-3") and rows > config.padded_vocab_size
 
 

@@ -1,9 +1,9 @@
 """A model's files from the Hugging Face hub.
 
 Which files: `wanted_files`. How: one after the other through `huggingface_hub.hf_hub_download`, which
-resumes a broken file with a Range request and leaves finished ones alone. Not `snapshot_download`: it
-answers an unreachable hub with whatever an earlier attempt left in the folder, as if that were the
-model, and Ctrl-C waits until its worker threads have finished their files.
+resumes a broken file with a Range request and leaves finished ones alone. Not `snapshot_download`: if the hub
+cannot be reached it returns the folder with whatever an earlier attempt left there, a half model reported as
+success, and on Ctrl-C it waits until its worker threads have finished their files.
 """
 
 import contextlib
@@ -135,7 +135,7 @@ def _has_gguf(names: Iterable[str]) -> bool:
 
 
 def _checked_token(token: str | None) -> str | None:
-    """`token`, else `HF_TOKEN`, without surrounding blanks; None where neither is set."""
+    """`token`, else `HF_TOKEN`, without surrounding whitespace; None where neither is set."""
     token = (token or os.environ.get("HF_TOKEN") or "").strip()
     if token and not (token.isascii() and token.isprintable() and " " not in token):
         raise ConfigError("--hf-token or HF_TOKEN holds blanks or characters that no token has: copy it again")
@@ -181,6 +181,7 @@ def _check_space(repo_id: str, folder: Path, total_bytes: int) -> None:
 
 
 def _check_arrived(repo_id: str, folder: Path, sizes: dict[str, int]) -> None:
+    """Compare with the hub's sizes: huggingface_hub trusts its own record of a finished file and looks at no size."""
     for name, size_bytes in sizes.items():
         path = folder / name
         arrived_bytes = path.stat().st_size if path.is_file() else -1
@@ -217,7 +218,12 @@ def _quiet(progress: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _plain_http(largest_bytes: int) -> Iterator[None]:
-    """Fetch by HTTP with Range requests instead of xet, unless a file is too large for that."""
+    """Fetch by HTTP with Range requests instead of xet, unless a file is too large for that.
+
+    huggingface_hub has no argument for it. It reads the environment variable of this name once, when it is imported,
+    and looks at its own constant for each file; whether plain HTTP will do is known only after the hub has told the
+    sizes, so the constant is what can be set, for the time of the download. One thread downloads at a time here.
+    """
     from huggingface_hub import constants
 
     before = constants.HF_HUB_DISABLE_XET
@@ -255,7 +261,11 @@ def _has_token(token: str | None) -> bool:
 
 
 def _root(exc: BaseException) -> BaseException:
-    """The error behind huggingface_hub's "not on the disk either", which hides the true one."""
+    """The error behind huggingface_hub's `LocalEntryNotFoundError`.
+
+    If the hub cannot be reached, or HF_HUB_OFFLINE is set, it falls back to local files and reports only that the file
+    is not there either; why the hub did not answer is in the cause.
+    """
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     while isinstance(exc, LocalEntryNotFoundError) and exc.__cause__ is not None:

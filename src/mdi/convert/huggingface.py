@@ -27,17 +27,15 @@ from litgpt.model import GPT
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from mdi.convert.hf_configs import check_config, config_by_name, refuse_unsupported
+from mdi.convert.hf_configs import check_config, check_convertible, config_by_name
 from mdi.convert.hub import is_weight_file, read_config, wanted_files
 from mdi.errors import CheckpointError, ConfigError, StorageError
 from mdi.files import flush, storage_error
 from mdi.model.tensors import DTYPES, mapped_empty
 from mdi.strings import format_bytes, one_line
 
-# What torch.load raises for bytes that are no checkpoint, or no longer a whole one.
+# What torch.load raises for bytes that are not a checkpoint, or a truncated one.
 _DAMAGE = (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError)
-
-# ---- a folder of the user's own -------------------------------------------------------------------
 
 
 def link_or_copy(source: Path, folder: Path) -> None:
@@ -63,9 +61,6 @@ def _linked(source: Path, target: Path) -> bool:
     return True
 
 
-# ---- conversion -----------------------------------------------------------------------------------
-
-
 def convert_folder(folder: Path, *, model_name: str, dtype: str | None = None) -> None:
     """Make the working folder `folder`, in Hugging Face format, a litGPT folder in place.
 
@@ -79,16 +74,16 @@ def convert_folder(folder: Path, *, model_name: str, dtype: str | None = None) -
         raise ConfigError(f"unknown dtype {dtype!r}: use one of {', '.join(DTYPES)}")
     config = config_by_name(model_name)
     hf_config = read_config(folder)
-    refuse_unsupported(folder.name, hf_config)
+    check_convertible(folder.name, hf_config)
     check_config(hf_config, config)
-    _settle_weight_files(folder, hf_config)
+    _normalize_weight_files(folder, hf_config)
     _run_litgpt(folder, config, dtype)
     _verify(folder / "lit_model.pth", config)
     flush(folder / "lit_model.pth")  # durable before the weights that it was made from are removed
     _remove_sources(folder)
 
 
-def _settle_weight_files(folder: Path, hf_config: dict[str, Any]) -> None:
+def _normalize_weight_files(folder: Path, hf_config: dict[str, Any]) -> None:
     """Leave exactly the weight files to convert, as safetensors, all present and whole."""
     names = {path.name for path in folder.iterdir()}
     weights = [name for name in wanted_files(names) if is_weight_file(name)]
@@ -99,6 +94,7 @@ def _settle_weight_files(folder: Path, hf_config: dict[str, Any]) -> None:
     for name in names - {file.name for file in files}:
         if is_weight_file(name):
             (folder / name).unlink()
+    # Before litgpt sees the folder: it reads a .bin file with an ordinary unpickler, which would run the file's code.
     files = [_bin_to_safetensors(file) if file.suffix == ".bin" else file for file in files]
     tensors = [name for file in files for name in _tensor_names(file)]
     if hf_config.get("tie_word_embeddings") is False and not _has_head(tensors):
@@ -144,10 +140,7 @@ def _tensor_names(file: Path) -> list[str]:
 
 
 def _bin_to_safetensors(file: Path) -> Path:
-    """Replace a .bin file by a safetensors file, without executing its pickle.
-
-    litgpt itself would read it with an ordinary unpickler, which runs whatever code the file names.
-    """
+    """Replace a .bin file by a safetensors file, without executing its pickle."""
     target = file.with_suffix(".safetensors")
     try:
         save_file(_unshared(_load_bin(file)), target, metadata={"format": "pt"})
@@ -193,7 +186,7 @@ def _unshared(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _run_litgpt(folder: Path, config: Config, dtype: str | None) -> None:
-    """litgpt's conversion; its failures in one line."""
+    """Run litgpt's conversion; its failures become one line."""
     target = folder / "lit_model.pth"
     target.unlink(missing_ok=True)
     try:
@@ -258,7 +251,12 @@ def _flat_memory(dtype: torch.dtype | None) -> Iterator[None]:
     """While it lasts, litgpt writes every tensor at once, cast to `dtype`.
 
     Left alone it keeps each layer's joined q, k, v (for Phi-3 the whole MLP too) until the last file is
-    read: 13 GB for a 70B model. Its copy functions all take (..., state_dict, hf_weights, saver=...).
+    read: 13 GB for a 70B model.
+
+    It replaces functions of litgpt's module because there is no other way in: `convert_hf_checkpoint` picks the copy
+    function for a family itself and takes no hook, and with a copy of that choice we would have to follow each family
+    that litgpt adds. The functions share one signature, (..., state_dict, hf_weights, saver=..., dtype=...), so one
+    wrapper serves all; a change of it fails in every conversion test.
     """
     names = [name for name in vars(litgpt_convert) if name.startswith("copy_weights_")]
     originals = {name: getattr(litgpt_convert, name) for name in names}
@@ -302,7 +300,7 @@ def _verify(file: Path, config: Config) -> None:
 
 
 def _remove_sources(folder: Path) -> None:
-    """Remove the weight files, and the download's own records."""
+    """Remove the weight files, and huggingface_hub's download records in `.cache`."""
     for path in folder.iterdir():
         if is_weight_file(path.name):
             path.unlink()
