@@ -19,7 +19,7 @@ from mdi.errors import ConfigError, MdiError
 
 Options = TypeVar("Options")
 
-GRACE_S = 8.0  # for a script that was told to end, to end in good order
+GRACE_S = 8.0  # for a clean shutdown after a signal
 
 
 class Parser(argparse.ArgumentParser):
@@ -73,13 +73,21 @@ def set_up_logging(verbose: bool, debug_log: str | None = None) -> None:
         root.addHandler(file)
 
 
-def run_script(main: Callable[[], None]) -> NoReturn:
+def run_script(main: Callable[[], None], *, grace_s: float = GRACE_S) -> NoReturn:
     """Run `main` and exit: 0, 1 for a failed run, 2 for what the user can fix, 130 and 143 for signals.
 
-    The first signal ends the program in good order; further ones are ignored meanwhile.
+    The first signal ends the program in good order, or `grace_s` later in any case; further ones are ignored meanwhile.
     """
-    signal.signal(signal.SIGINT, _interrupt)
-    signal.signal(signal.SIGTERM, _interrupt)
+
+    def interrupt(signum: int, frame: FrameType | None) -> NoReturn:
+        _ignore_signals()
+        _force_exit_after(grace_s, 128 + signum)
+        if signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(128 + signum)
+
+    signal.signal(signal.SIGINT, interrupt)
+    signal.signal(signal.SIGTERM, interrupt)
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.encoding.lower() != "utf-8":
         sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show all of Unicode
     code = _exit_code(main)
@@ -127,19 +135,11 @@ def _drop_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
-    _ignore_signals()
-    _end_in_any_case(128 + signum)
-    if signum == signal.SIGINT:
-        raise KeyboardInterrupt
-    raise SystemExit(128 + signum)
-
-
-def _end_in_any_case(code: int) -> None:
-    """What a signal raises can come at any instruction, where it is lost or leaves a lock taken: do not hang for it."""
-    last_word = threading.Timer(GRACE_S, os._exit, [code])
-    last_word.daemon = True
-    last_word.start()
+def _force_exit_after(grace_s: float, code: int) -> None:
+    """A signal's exception can be raised at any instruction, where it is lost or leaves a lock taken: do not hang."""
+    timer = threading.Timer(grace_s, os._exit, [code])
+    timer.daemon = True
+    timer.start()
 
 
 def _ignore_signals() -> None:

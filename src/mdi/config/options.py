@@ -5,6 +5,7 @@ A command line is flat, so the options of a script are one dataclass whose field
 `starter_options.sampling` is the part that a function about sampling takes.
 """
 
+import math
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -232,6 +233,20 @@ class PrepareOptions:
         if not DEVICE.fullmatch(self.device):
             raise ConfigError(f"--device {self.device}: expected cpu, mps, cuda or cuda:N")
         check_dtype(self.dtype)
+
+
+@dataclass(frozen=True)
+class MonitorOptions:
+    """The options of `mem_monitor.py`."""
+
+    command: str = ""
+    output: Path = Path("memory.csv")
+    interval_s: float = 1.0
+    img: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.interval_s) and self.interval_s > 0):
+            raise ConfigError(f"--interval {self.interval_s}: must be a positive number of seconds")
 
 
 def check_dtype(dtype: str | None) -> None:
