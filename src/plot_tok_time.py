@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Draw the tokens over time of runs with 1, 2, ... nodes into one plot, from what `starter.py -p` wrote."""
 
-from mdi.cli.report import comparison_image, plot_token_times, read_token_csv, run_names
+from mdi.cli.plots import plot_token_times
 from mdi.cli.script import Parser, run_script
+from mdi.cli.token_times import comparison_image, read_token_csv, run_names
 from mdi.config.paths import IMAGES_DIR, LOGS_DIR
 from mdi.errors import ConfigError
 
-MOST_NODES = 64
+MAX_NODES = 64
 
 
 def build_parser() -> Parser:
@@ -19,7 +20,7 @@ def build_parser() -> Parser:
 def main() -> None:
     arguments = build_parser().parse_args()
     curves = {}
-    for n_nodes in range(1, MOST_NODES + 1):
+    for n_nodes in range(1, MAX_NODES + 1):
         csv, _ = run_names(LOGS_DIR, IMAGES_DIR, n_nodes, arguments.model, arguments.n_samples)
         if csv.is_file():
             curves[f"{n_nodes} nodes" if n_nodes > 1 else "1 node"] = read_token_csv(csv)

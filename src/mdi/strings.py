@@ -1,4 +1,4 @@
-"""Values as they appear in messages."""
+"""Values as strings, for messages and files."""
 
 
 def one_line(foreign: BaseException | str, limit: int = 300) -> str:
@@ -11,3 +11,8 @@ def format_bytes(n_bytes: float) -> str:
     if n_bytes >= 1e9:
         return f"{n_bytes / 1e9:.2f} GB"
     return f"{n_bytes / 1e6:.2f} MB" if n_bytes >= 1e5 else f"{n_bytes:.0f} B"
+
+
+def format_seconds(seconds: float) -> str:
+    """Seconds to the microsecond without trailing zeros: `0`, `0.25`, `3661.000004`."""
+    return f"{seconds:.6f}".rstrip("0").rstrip(".")

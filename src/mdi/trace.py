@@ -15,7 +15,7 @@ from typing import Any
 from mdi.errors import ControlError
 from mdi.files import write_text
 
-MOST_SPANS = 200_000  # of a node; the oldest go first
+MAX_SPANS = 200_000  # of a node; the oldest go first
 ACTIVITIES = ("compute", "send", "receive", "idle")  # one row each in a viewer
 
 
@@ -34,7 +34,7 @@ class Timeline:
 
     def __init__(self) -> None:
         self.on = False
-        self.spans: deque[Span] = deque(maxlen=MOST_SPANS)
+        self.spans: deque[Span] = deque(maxlen=MAX_SPANS)
 
     def begin(self, on: bool) -> None:
         """Forget what was recorded; go on recording, or not."""

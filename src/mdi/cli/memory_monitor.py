@@ -11,9 +11,10 @@ from typing import TextIO
 
 import psutil
 
-from mdi.cli.report import format_seconds, plot_curves
+from mdi.cli.plots import plot_curves
 from mdi.errors import ConfigError
 from mdi.files import storage_error
+from mdi.strings import format_seconds
 
 MEMORY_CSV_HEADER = "seconds,rss_bytes"
 _MIB = 1 << 20

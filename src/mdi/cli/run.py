@@ -7,16 +7,10 @@ import sys
 
 from mdi.checkpoint.cache import ChunkCache, default_cache_dir
 from mdi.checkpoint.weights import content_digest
-from mdi.cli.report import (
-    RunStats,
-    RunSummary,
-    SampleWriter,
-    append_run_csv,
-    check_run_csv,
-    plot_token_times,
-    run_names,
-    write_token_csv,
-)
+from mdi.cli.plots import plot_token_times
+from mdi.cli.run_statistics import RunStats, append_run_csv, check_run_csv
+from mdi.cli.sample_records import RunSummary, SampleWriter
+from mdi.cli.token_times import run_names, write_token_csv
 from mdi.cli.transcript import Transcript
 from mdi.cluster.plan import Job, plan_job
 from mdi.config.network import NetworkConfig, NodeConfig

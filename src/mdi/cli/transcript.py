@@ -4,7 +4,8 @@ import sys
 import time
 from typing import TextIO
 
-from mdi.cli.report import SampleRecord, SampleWriter, TokenTimes
+from mdi.cli.sample_records import SampleRecord, SampleWriter
+from mdi.cli.token_times import TokenTimes
 from mdi.cluster.plan import Job
 from mdi.engine.engine import Observer
 from mdi.engine.sample import Sample

@@ -1,0 +1,58 @@
+"""Tokens over time: recorded during a run, and as the CSV that the plots are drawn from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mdi.errors import ConfigError
+from mdi.files import write_text
+from mdi.strings import format_seconds
+
+Points = Sequence[tuple[float, int]]
+
+
+@dataclass
+class TokenTimes:
+    """When each token of a run came: (seconds since the loop began, tokens so far), from (0, 0) on."""
+
+    points: list[tuple[float, int]] = field(default_factory=lambda: [(0.0, 0)])
+
+    def add(self, seconds: float, n_tokens: int = 1) -> None:
+        """Record `n_tokens` that arrived `seconds` after the loop began, a point for each."""
+        total = self.points[-1][1]
+        self.points += [(seconds, total + i) for i in range(1, n_tokens + 1)]
+
+
+def run_names(logs_dir: Path, img_dir: Path, n_nodes: int, model: str, n_samples: int) -> tuple[Path, Path]:
+    """The tokens-over-time CSV and PNG of a run. `model` may be `org/name`; the name counts."""
+    run = f"{n_nodes}nodes_{model.rpartition('/')[2]}_{n_samples}samples"
+    return logs_dir / f"tokens_time_samples_{run}.csv", img_dir / f"tokens_time_{run}.png"
+
+
+def comparison_image(img_dir: Path, model: str, n_samples: int) -> Path:
+    """The plot that compares the runs of a model on different numbers of nodes."""
+    return img_dir / f"tokens_time_comparison_{model.rpartition('/')[2]}_{n_samples}samples.png"
+
+
+def write_token_csv(path: Path, points: Points) -> None:
+    """Write lines `seconds,tokens` without a header, microseconds kept. Raises `StorageError`."""
+    write_text(path, "".join(f"{format_seconds(seconds)},{tokens}\n" for seconds, tokens in points))
+
+
+def read_token_csv(path: Path) -> list[tuple[float, int]]:
+    """Read back what `write_token_csv` wrote. Raises `ConfigError` naming file and line."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"{path}: cannot be read ({exc})") from exc
+    if not lines:
+        raise ConfigError(f"{path}: the file is empty")
+    return [_parse_point(path, number, line) for number, line in enumerate(lines, 1)]
+
+
+def _parse_point(path: Path, number: int, line: str) -> tuple[float, int]:
+    try:
+        seconds, tokens = line.split(",")
+        return float(seconds), int(tokens)
+    except ValueError as exc:
+        raise ConfigError(f"{path}: line {number} is {line!r}, not `seconds,tokens`") from exc

@@ -1,0 +1,48 @@
+"""Plots that a run leaves behind."""
+
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mdi.cli.plots import plot_token_times
+from mdi.errors import StorageError
+
+SRC = Path(__file__).parents[2] / "src"
+
+
+def png_size(path: Path) -> tuple[int, int]:
+    data = path.read_bytes()
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    width, height = struct.unpack(">II", data[16:24])
+    return width, height
+
+
+def test_several_runs_are_drawn_into_one_plot(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    path = tmp_path / "img" / "plot.png"
+    plot_token_times(path, {f"{n} nodes": [(0.0, 0), (1.0, 10 * n)] for n in (1, 2, 3)})
+    assert png_size(path) == (1200, 750)
+    assert list(path.parent.iterdir()) == [path]
+    assert not recwarn.list
+
+
+def test_a_plot_of_nothing_is_drawn(tmp_path: Path) -> None:
+    plot_token_times(tmp_path / "plot.png", {})
+    assert png_size(tmp_path / "plot.png") == (1200, 750)
+
+
+def test_only_drawing_imports_the_plotting_library() -> None:
+    code = (
+        "import mdi.cli.plots, mdi.progress, sys\n"
+        "with mdi.progress.progress_bar(2, 'x') as advance: advance(1)\n"
+        "assert not {'matplotlib', 'tqdm', 'torch'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=SRC, check=True, stderr=subprocess.DEVNULL)
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(no_folder: Path) -> None:
+    with pytest.raises(StorageError, match="below") as caught:
+        plot_token_times(no_folder / "a.png", {})
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,57 @@
+"""The JSON Lines file of `--output`."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mdi.cli.sample_records import RunSummary, SampleRecord, SampleWriter
+from mdi.errors import StorageError
+
+RECORD = SampleRecord(0, "Who?", "Ein schöner Tag ✓\n", 3, [5, 6], "stop", 0.5)
+SUMMARY = RunSummary(3, 1, 2, 0.5, 4.0, 10137, 0)
+
+
+def test_each_sample_is_in_the_file_as_soon_as_it_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "out.jsonl"
+    with SampleWriter(path) as writer:
+        assert path.read_bytes() == b""
+        writer.write_sample(RECORD)
+        assert json.loads(path.read_text(encoding="utf-8")) == {
+            "sample": 0,
+            "prompt": "Who?",
+            "completion": "Ein schöner Tag ✓\n",
+            "prompt_tokens": 3,
+            "tokens": [5, 6],
+            "finish_reason": "stop",
+            "seconds": 0.5,
+        }
+        writer.write_summary(SUMMARY)
+        lines = path.read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 2
+    assert json.loads(lines[1]) == {
+        "summary": {
+            "n_nodes": 3,
+            "n_samples": 1,
+            "n_tokens": 2,
+            "gen_time": 0.5,
+            "tokens_per_s": 4.0,
+            "seed": 10137,
+            "recoveries": 0,
+        }
+    }
+    writer.close()
+
+
+def test_a_full_disk_is_one_line() -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("this system has no /dev/full")
+    with pytest.raises(StorageError, match="no space left"), SampleWriter(full) as writer:
+        writer.write_sample(RECORD)
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(no_folder: Path) -> None:
+    with pytest.raises(StorageError, match="below") as caught:
+        SampleWriter(no_folder / "a.jsonl")
+    assert "\n" not in str(caught.value)
