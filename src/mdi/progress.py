@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 
 @contextlib.contextmanager
 def progress_bar(total: int | None, label: str, unit: str = "it") -> Iterator[Callable[[int], object]]:
-    """Yield `advance(n)`. It moves a bar on stderr, and does nothing where stderr is no terminal.
+    """Yield `advance(n)`. It advances a bar on stderr, and does nothing if stderr is not a terminal.
 
-    `total` is None where it is unknown. Bytes (`unit="B"`) are shown in kB, MB, GB.
+    `total` is None if it is unknown. Bytes (`unit="B"`) are shown in kB, MB, GB.
     """
     if not sys.stderr.isatty():
         yield lambda n: None

@@ -22,7 +22,8 @@ from mdi.text.prompts import encode_prompt, load_prompts, split_paragraphs
 from mdi.text.stops import StopSequences, match_stop, partial_match_length
 from mdi.text.stream import TextStream
 from mdi.text.styles import PLAIN, Style, load_style, stop_sequences
-from mdi.text.tokenizer import Tokenizer, generation_ids, load_tokenizer
+from mdi.text.tokenizer import Tokenizer, load_tokenizer
+from mdi.text.tokenizer_config import generation_ids
 from support.paths import SRC
 
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|eot_id|>"]

@@ -30,9 +30,9 @@ SOURCE_FILE = "source.json"
 
 
 def prepare(options: PrepareOptions) -> tuple[Path, Manifest | None]:
-    """Make the model ready; returns its folder, and the manifest of its chunks if a split was asked for.
+    """Prepare the model; return its folder, and the manifest of its chunks if a split was asked for.
 
-    What is ready already is not made again. Interrupted work leaves nothing that looks finished.
+    What exists already is not made again. An interrupted run leaves nothing that looks finished.
     """
     folder = _prepare_folder(options)
     config = load_config(folder)
@@ -63,7 +63,7 @@ def _shares(options: PrepareOptions) -> list[float] | None:
 def _prepare_folder(options: PrepareOptions) -> Path:
     if options.random is not None:
         return _make_random(options, options.random)
-    assert options.model is not None
+    assert options.model is not None  # `PrepareOptions` has checked that one of the two is given
     path = Path(options.model).expanduser()
     if path.is_file():
         return _import_gguf(options, path)

@@ -34,7 +34,7 @@ class NodeConfig:
 
     @property
     def host(self) -> str:
-        """The machine, as far as the address tells: all names of loopback are one."""
+        """The machine as identified by the address; all loopback names are one."""
         return "loopback" if self.addr.startswith(LOOPBACK) else self.addr
 
 

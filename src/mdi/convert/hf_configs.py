@@ -143,7 +143,7 @@ def _entry_config(entry: dict[str, Any]) -> Config | None:
 
 
 def _mismatches(hf_config: dict[str, Any], config: Config) -> Iterator[tuple[str, Any, Any]]:
-    """(key, value in config.json, value in litgpt) for all that both know and that differs."""
+    """(field, value in config.json, value in litgpt) for each field that both have and that differs."""
     hf_config = _flat(hf_config)
     for trait, expected in _FAMILIES.get(hf_config.get("model_type", ""), {}).items():
         if getattr(config, trait) != expected:

@@ -1,8 +1,8 @@
 """A folder in Hugging Face format becomes a litGPT folder, through litgpt's own conversion.
 
-Around that conversion stands what it leaves out: which of litgpt's configurations fits, whether all files
-are there and whole, that no pickle is executed, that memory stays flat, and that the result holds exactly
-the parameters of the model. What litgpt prints is swallowed; what goes wrong becomes one line.
+Added around that conversion: choosing litgpt's configuration, checking that all files are present and whole,
+executing no pickle, keeping memory flat, and verifying that the result has exactly the parameters of the model.
+What litgpt prints is suppressed; an error becomes one line.
 """
 
 import contextlib
@@ -210,7 +210,7 @@ def _run_litgpt(folder: Path, config: Config, dtype: str | None) -> None:
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Swallow what litgpt prints and warns of; its progress bar stays where stderr is a terminal."""
+    """Suppress litgpt's prints and warnings; its progress bar stays if stderr is a terminal."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
@@ -221,7 +221,7 @@ def _silent() -> Iterator[None]:
 
 
 class _Saver:
-    """litgpt's `incremental_save`, which casts on the way to the file and stores no more than the tensor."""
+    """Wraps litgpt's `incremental_save`: casts on the way to the file, and stores no more than the tensor itself."""
 
     def __init__(self, saver: Any, dtype: torch.dtype | None) -> None:
         self._saver = saver

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from mdi.errors import CheckpointError
 from mdi.strings import one_line
-from mdi.text.tokenizer import read_tokenizer_config, token_text
+from mdi.text.tokenizer_config import read_tokenizer_config, token_text
 
 
 class ChatTemplate:

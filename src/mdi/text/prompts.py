@@ -14,8 +14,8 @@ _FILE_PREFIX = "FILE:"
 def load_prompts(spec: str, n_samples: int) -> list[str]:
     """The prompts of `n_samples` samples, from a `--prompt` option.
 
-    `FILE:path` gives one paragraph to each sample, again from the first where there are too few; any other
-    text is the prompt of all. Raises `ConfigError` for a file that cannot be read or holds no text.
+    `FILE:path` gives one paragraph to each sample, starting over if there are too few; any other text is the
+    prompt of all samples. Raises `ConfigError` for a file that cannot be read or holds no text.
     """
     if not spec.startswith(_FILE_PREFIX):
         return [spec] * n_samples
@@ -48,8 +48,8 @@ def _read_prompt_file(path: Path) -> str:
 def encode_prompt(tokenizer: Tokenizer, style: Style, prompt: str) -> list[int]:
     """The ids a sample starts from, at least one.
 
-    A style is applied to an empty prompt too: the model sees a user who said nothing. What has no tokens
-    after that becomes the model's BOS. Raises `ConfigError` where there is none, or the text is broken.
+    A style applies to an empty prompt too: the model sees an empty user turn. If there are no tokens after that, the
+    model's BOS is used. Raises `ConfigError` if it has none, or if the prompt is not valid UTF-8.
     """
     try:
         prompt.encode("utf-8")

@@ -9,7 +9,8 @@ from mdi.errors import CheckpointError, ConfigError
 from mdi.strings import one_line
 from mdi.text.chat_template import load_chat_template
 from mdi.text.stops import StopSequences
-from mdi.text.tokenizer import Tokenizer, generation_ids
+from mdi.text.tokenizer import Tokenizer
+from mdi.text.tokenizer_config import generation_ids
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def _saved_class(path: Path) -> Any:
 
 
 class _LitgptView:
-    """What litgpt's styles ask of a tokenizer. A token that the vocabulary lacks is None, not an error."""
+    """The part of a tokenizer that litgpt's styles use. A token that the vocabulary lacks is None, not an error."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.eos_id = tokenizer.eos_id

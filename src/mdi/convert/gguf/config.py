@@ -19,7 +19,7 @@ MAX_CONTEXT = 2**24
 
 @dataclass(frozen=True)
 class Architecture:
-    """What `general.architecture` says by itself, without a metadata key for it."""
+    """What `general.architecture` implies without a metadata key."""
 
     permuted: bool = False  # q and k rows are stored in the order of interleaved rotary
     gemma: bool = False  # norms stored with 1 added; scaled embeddings; GELU
@@ -99,7 +99,7 @@ def architecture_of(file: GgufFile) -> Architecture:
 def build_config(file: GgufFile, n_tokens: int, name: str | None = None) -> Config:
     """The `Config` of the model in `file`, whose tokenizer has `n_tokens` tokens.
 
-    `name` is a label: it chooses a prompt style later, and never a number here. Raises `CheckpointError` for what
+    `name` is a label: it selects a prompt style later, and no parameter here. Raises `CheckpointError` for what
     litGPT cannot compute exactly.
     """
     keys = _Keys(file)

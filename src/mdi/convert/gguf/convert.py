@@ -1,4 +1,4 @@
-"""A GGUF file -> a litGPT folder: configuration, weights and tokenizer, all from what the file itself says.
+"""A GGUF file -> a litGPT folder: configuration, weights and tokenizer, all from the file's own metadata.
 
 Tensors are dequantized a few rows at a time into one litGPT tensor, which is written and forgotten: memory holds the
 largest tensor of the model and no second one.
@@ -48,7 +48,7 @@ _IN_EXPERT = {
     "proj.weight": "ffn_down_exps.weight",
 }
 _FREQUENCIES = "rope_freqs.weight"  # goes into the configuration
-_LEFT_OVER = re.compile(r"blk\.\d+\.attn_rot_embd(\.weight)?")  # of old converters; used by nobody
+_LEFT_OVER = re.compile(r"blk\.\d+\.attn_rot_embd(\.weight)?")  # written by old converters; unused
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from mdi.text.byte_level import GPT2_WORDS, LLAMA3_WORDS, QWEN2_WORDS, TEKKEN_WO
 
 @dataclass(frozen=True)
 class _PreTokenizer:
-    """What `tokenizer.ggml.pre` stands for: patterns applied one after the other, and two defaults."""
+    """The pre-tokenizer that `tokenizer.ggml.pre` names: patterns applied in order, and two defaults."""
 
     patterns: tuple[str, ...]
     ignore_merges: bool = False
@@ -145,7 +145,7 @@ def _pre_tokenizer_of(file: GgufFile) -> _PreTokenizer:
 def _read_vocabulary(
     file: GgufFile, *, bos: int | None = None, eos: int | None = None, unk: int | None = None, add_bos: bool
 ) -> _Vocabulary:
-    """The vocabulary; the arguments are what llama.cpp assumes where the metadata says nothing."""
+    """The vocabulary; the arguments are llama.cpp's defaults for keys that the metadata lack."""
     metadata = file.metadata
     tokens = [token or f"[EMPTY_{i}]" for i, token in enumerate(metadata.strings("tokenizer.ggml.tokens"))]
     n = len(tokens)
