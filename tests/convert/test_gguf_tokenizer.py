@@ -11,7 +11,8 @@ from tokenizers import Tokenizer
 
 from mdi.convert.gguf.file import open_gguf
 from mdi.convert.gguf.tokenizer import write_tokenizer
-from mdi.errors import CheckpointError
+from mdi.errors import CheckpointError, StorageError
+from support.files import small_files_only
 from support.gguf_files import TOKENS, byte_level_tokenizer, write_gguf
 from support.paths import DATA
 
@@ -216,3 +217,9 @@ def test_a_vocabulary_without_bytes_or_scores_is_refused(tmp_path: Path) -> None
         convert(values | {"tokenizer.ggml.tokens": tokens}, tmp_path)
     with pytest.raises(CheckpointError, match="scores has 3 entries"):
         convert(values | {"tokenizer.ggml.scores": [1.0, 2.0, 3.0]}, tmp_path)
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    file = open_gguf(write_gguf(tmp_path / "t.gguf", "llama", spm_values(train()), {}))
+    with small_files_only(), pytest.raises(StorageError, match=r"tokenizer\.json: "):
+        write_tokenizer(file, tmp_path)

@@ -15,7 +15,7 @@ from typing import Any, NoReturn, TypeVar
 
 from mdi.config.options import defaults_of
 from mdi.config.paths import LOGS_DIR
-from mdi.errors import ConfigError, MdiError
+from mdi.errors import ConfigError, MdiError, StorageError
 
 Options = TypeVar("Options")
 
@@ -68,7 +68,7 @@ def set_up_logging(verbose: bool, debug_log: str | None = None) -> None:
             LOGS_DIR.mkdir(parents=True, exist_ok=True)
             file = logging.FileHandler(path, mode="w", encoding="utf-8")
         except OSError as exc:
-            raise ConfigError(f"--debug: cannot write {path}: {exc.strerror}") from exc
+            raise StorageError(f"--debug: cannot write {path}: {exc.strerror}") from exc
         file.setFormatter(logging.Formatter("%(asctime)s %(threadName)s %(name)s %(levelname)s %(message)s"))
         root.addHandler(file)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from mdi.errors import CheckpointError
+from mdi.files import read_bytes
 from mdi.strings import one_line
 from mdi.text.tokenizer_config import read_tokenizer_config, token_text
 
@@ -57,8 +58,8 @@ def load_chat_template(folder: Path) -> ChatTemplate | None:
     path = folder / "chat_template.jinja"
     if path.is_file():
         try:
-            return ChatTemplate(path.read_text(encoding="utf-8"), path, tokens)
-        except (OSError, UnicodeDecodeError) as exc:
+            return ChatTemplate(read_bytes(path).decode("utf-8"), path, tokens)
+        except UnicodeDecodeError as exc:
             raise CheckpointError(f"{path}: cannot be read ({exc})") from exc
     source = _default_template(config.get("chat_template"))
     return None if source is None else ChatTemplate(source, folder / "tokenizer_config.json", tokens)

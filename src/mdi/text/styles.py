@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mdi.errors import CheckpointError, ConfigError
+from mdi.files import read_bytes
 from mdi.strings import one_line
 from mdi.text.chat_template import load_chat_template
 from mdi.text.stops import StopSequences
@@ -76,8 +77,8 @@ def _saved_class(path: Path) -> Any:
     from litgpt import prompts
 
     try:
-        content = yaml.safe_load(path.read_bytes())
-    except (OSError, ValueError, yaml.YAMLError) as exc:
+        content = yaml.safe_load(read_bytes(path))
+    except (ValueError, yaml.YAMLError) as exc:
         raise CheckpointError(f"{path}: cannot be read ({one_line(exc)})") from exc
     class_path = content.get("class_path") if isinstance(content, dict) else None
     module, _, name = str(class_path).rpartition(".")

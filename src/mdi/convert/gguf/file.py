@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mdi.errors import CheckpointError
+from mdi.files import storage_error
 
 MAX_STRING_BYTES = 16 * 2**20
 MAX_ITEMS = 2**24
@@ -152,17 +153,20 @@ class GgufFile:
 def open_gguf(path: Path) -> GgufFile:
     """Read the header of `path` and check that every tensor lies inside the file.
 
-    Raises `CheckpointError` for anything that is not a whole, little-endian GGUF file of version 2 or 3.
+    Raises `CheckpointError` for anything that is not a whole, little-endian GGUF file of version 2 or 3,
+    `StorageError` for one that cannot be read.
     """
     size = _file_size(path)
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        if data[:4] != b"GGUF":
-            raise CheckpointError(f"{path}: not a GGUF file (it starts with {bytes(data[:4])!r})")
-        _check_version(path, data[4:8])
-        try:
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            if data[:4] != b"GGUF":
+                raise CheckpointError(f"{path}: not a GGUF file (it starts with {bytes(data[:4])!r})")
+            _check_version(path, data[4:8])
             values, tensors = _read_header(_Cursor(data, 8, size), size)
-        except Damaged as exc:
-            raise CheckpointError(f"{path}: damaged or cut-off GGUF file: {exc}; fetch it again") from exc
+    except Damaged as exc:
+        raise CheckpointError(f"{path}: damaged or cut-off GGUF file: {exc}; fetch it again") from exc
+    except OSError as exc:
+        raise storage_error(path, exc) from exc
     opened = GgufFile(path, Metadata(path, values), tensors)
     for info in {info.kind: info for info in tensors.values()}.values():
         _dequantized(path, info.kind, np.zeros((1, gguf.GGML_QUANT_SIZES[info.kind][1]), dtype=np.uint8))

@@ -15,6 +15,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from mdi.convert.gguf.file import GgufFile, Metadata
 from mdi.errors import CheckpointError
+from mdi.files import write_text
 from mdi.strings import one_line
 from mdi.text.byte_level import GPT2_WORDS, LLAMA3_WORDS, QWEN2_WORDS, TEKKEN_WORDS
 
@@ -107,7 +108,8 @@ class _Vocabulary:
 def write_tokenizer(file: GgufFile, folder: Path) -> int:
     """Write tokenizer.json, tokenizer_config.json and generation_config.json; return the number of tokens.
 
-    Raises `CheckpointError` for a tokenizer that is damaged or of a kind that cannot be rebuilt exactly.
+    Raises `CheckpointError` for a tokenizer that is damaged or of a kind that cannot be rebuilt exactly, `StorageError`
+    where `folder` cannot be written.
     """
     kind = file.metadata.string("tokenizer.ggml.model")
     if kind == "gpt2":
@@ -124,7 +126,9 @@ def write_tokenizer(file: GgufFile, folder: Path) -> int:
     else:
         raise CheckpointError(f"{file.path}: tokenizer kind {kind!r} is not supported, only 'gpt2' and 'llama' are")
     _add_special_tokens(tokenizer, vocabulary)
-    tokenizer.save(str(folder / "tokenizer.json"))
+    write_text(
+        folder / "tokenizer.json", tokenizer.to_str(pretty=True)
+    )  # `save` raises a bare Exception on a full disk
     if "tokenizer.chat_template" in file.metadata:
         config["chat_template"] = file.metadata.string("tokenizer.chat_template")
     _write_json(folder / "tokenizer_config.json", config | _tokenizer_config(vocabulary))
@@ -297,4 +301,4 @@ def _generation_config(vocabulary: _Vocabulary) -> dict[str, Any]:
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
