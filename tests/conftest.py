@@ -40,7 +40,7 @@ def smollm2(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small random model that is read; chunks may be added to it."""
-    return make_model(tmp_path_factory.mktemp("org") / "tiny")
+    return make_model(tmp_path_factory.mktemp("models") / "org" / "tiny")
 
 
 @pytest.fixture(scope="module")
