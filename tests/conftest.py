@@ -1,19 +1,24 @@
 """Fixtures of all tests: the real model, and a check that nothing is left behind."""
 
+import fcntl
 import os
+import shutil
+import signal
 import subprocess
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
+from support.leftovers import Inventory
 from support.models import make_model
 from support.paths import GGUF, ROOT
 from support.scripts import Scripts, WarmPython
 
+# A background shell ignores SIGINT for what it starts, and children inherit that: in `nohup make test &` no script
+# would end at Ctrl-C. A handler of Python, unlike SIG_IGN, becomes the default again in every program that is started.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # nodes share the cores
 for name in ("MDI_KEY", "MDI_KEY_FILE"):
     os.environ.pop(name, None)  # a ring of the tests has the key that its test gives it
@@ -30,10 +35,22 @@ def smollm2_gguf() -> Path:
 @pytest.fixture(scope="session")
 def smollm2(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The default model, prepared in a folder of its own; tests may add chunks to it."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base  # the run's folder, of all its workers
+    prepared = _prepare_once(smollm2_gguf, shared / "prepared")
+    folder = tmp_path_factory.mktemp("checkpoints") / "local" / prepared.name
+    return Path(shutil.copytree(prepared, folder, copy_function=os.link))
+
+
+def _prepare_once(gguf: Path, ckpt_folder: Path) -> Path:
+    """Prepare a model, unless another worker of this run has done so."""
     from mdi.cli.prepare import prepare
     from mdi.config.options import PrepareOptions
 
-    folder, _ = prepare(PrepareOptions(model=str(smollm2_gguf), ckpt_folder=tmp_path_factory.mktemp("checkpoints")))
+    ckpt_folder.mkdir(exist_ok=True)
+    with (ckpt_folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        folder, _ = prepare(PrepareOptions(model=str(gguf), ckpt_folder=ckpt_folder))
     return folder
 
 
@@ -43,7 +60,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(tmp_path_factory.mktemp("models") / "org" / "tiny")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def warm() -> Iterator[WarmPython]:
     """An interpreter that has imported torch and litgpt, to fork scripts from."""
     with WarmPython() as interpreter:
@@ -59,33 +76,9 @@ def scripts(warm: WarmPython, tmp_path: Path) -> Iterator[Scripts]:
 
 @pytest.fixture(autouse=True)
 def nothing_left_behind() -> Iterator[None]:
-    """Fail a test that leaves a thread, a child process or a socket."""
-    process = psutil.Process()
-    threads, sockets = set(threading.enumerate()), _sockets()
-    children = {child.pid for child in process.children(recursive=True)}
+    """Fail a test that leaves a thread, a child process or a socket; and end those, so that no later test pays."""
+    before = Inventory()
     yield
-    deadline = time.monotonic() + 5.0
-    while True:
-        left = [thread.name for thread in threading.enumerate() if thread not in threads and _matters(thread)]
-        left += [str(child) for child in process.children(recursive=True) if child.pid not in children]
-        left += sorted(_sockets() - sockets)
-        if not left:
-            return
-        assert time.monotonic() < deadline, f"left behind: {left}"
-        time.sleep(0.01)
-
-
-def _matters(thread: threading.Thread) -> bool:
-    return not thread.name.startswith(("tqdm", "pymonitor"))
-
-
-def _sockets() -> set[str]:
-    found = set()
-    for descriptor in os.listdir("/proc/self/fd"):
-        try:
-            target = os.readlink(f"/proc/self/fd/{descriptor}")
-        except FileNotFoundError:
-            continue
-        if target.startswith("socket:"):
-            found.add(target)
-    return found
+    if left := before.leftovers():
+        before.end_leftovers()
+        pytest.fail(f"left behind: {left}")

@@ -24,18 +24,21 @@ from typing import Any
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "src"
 ERROR_LINE = re.compile(r"(?:[\w.]+: )?error: .+")
-KILL_TIMEOUT_S = 10.0
+KILL_TIMEOUT_S = 60.0
 
 # ---- networks
 
 _taken: set[int] = set()
+# Workers of one run draw from ports of their own, because a port is free again until its node listens.
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_N_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 
 
 def free_ports(n: int) -> list[int]:
     """Ports of loopback that nothing uses, below those that the kernel gives to outgoing connections."""
     ports: list[int] = []
     while len(ports) < n:
-        port = random.SystemRandom().randrange(10_000, 30_000)
+        port = random.SystemRandom().randrange(10_000 + _WORKER, 30_000, _N_WORKERS)
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             if port not in _taken:
