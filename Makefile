@@ -1,4 +1,4 @@
-# Targets for people: demo, demo-compare, certs, test, soak, chaos, fuzz, bench, bench-quick, clean. All of them work in .venv.
+# Targets for people: demo, demo-compare, certs, test, test-quick, soak, chaos, fuzz, bench, bench-quick, clean. All of them work in .venv.
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +9,7 @@ NETWORK := src/settings_distr/configuration.json
 LLAMA_PYTHON ?= $(BIN)/python
 MODEL := $(CHECKPOINTS)/local/SmolLM2-135M-Instruct
 
-.PHONY: demo demo-compare certs test lint types pytest soak chaos fuzz bench bench-quick venv model clean
+.PHONY: demo demo-compare certs test test-quick lint types pytest soak chaos fuzz bench bench-quick venv model clean
 .DELETE_ON_ERROR:
 
 demo: $(MODEL)/chunks/3nodes/manifest.json
@@ -21,7 +21,10 @@ demo-compare: $(MODEL)/model_config.yaml
 certs: | $(VENV)/.installed
 	$(BIN)/python src/make_certs.py --nodes-config $(NETWORK)
 
-test: lint types pytest
+test: lint types pytest  ## lint, types, and all tests
+
+test-quick: lint types $(VENV)/.dev  ## lint, types, unit tests and small rings, in a minute or so
+	$(BIN)/python -m pytest -n 2 -m 'not slow and not soak and not chaos'
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -31,7 +34,7 @@ types: $(VENV)/.dev
 	$(BIN)/mypy
 
 pytest: $(VENV)/.dev $(GGUF)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # An hour of long-lived nodes and 200 cold runs; SOAK_SECONDS and SOAK_COLD_RUNS say otherwise.
 soak: $(VENV)/.dev $(GGUF)

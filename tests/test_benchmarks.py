@@ -22,6 +22,8 @@ from mdi.convert.gguf.convert import import_gguf
 from support.models import generate_cached, make_model, reference_model
 from support.paths import ROOT
 
+pytestmark = pytest.mark.slow
+
 RING = next(target for target in TARGETS if target.key == "ring")
 HOP = next(target for target in TARGETS if target.key == "hop")
 MACHINE = {"date": "2026-11-21", "machine": "a test"}

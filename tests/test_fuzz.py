@@ -15,6 +15,8 @@ from fuzz.target import Target
 from fuzz.watch import Guard, Watch
 from support.paths import ROOT
 
+pytestmark = pytest.mark.slow
+
 PATHS = {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT / 'tests'}"}
 
 

@@ -13,6 +13,8 @@ from mdi.formats import Mode
 from mdi.model.span import Span
 from support.models import generate_cached, make_model, reference_model
 
+pytestmark = pytest.mark.slow
+
 WINDOWS = [[(7 * i + k) % 320 for i in range(40)] for k in range(16)]
 
 

@@ -33,6 +33,8 @@ from support.relay import Fault, Relay
 from support.rings import ANY_PORT, Machine, with_prompts
 from support.scripts import free_ports, wait_until
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = [list(range(5, 65)), [9], list(range(40, 80)), [7, 8]]
 N_TOKENS = 16
 PEER_TIMEOUT_S = 0.8  # shorter than a stall of the relay

@@ -24,6 +24,8 @@ from support.models import (
 from support.paths import ROOT
 from support.rings import Ring, ring_of
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = [[5, 17, 200], [9], [40, 41, 42, 43, 44, 45, 46, 47, 48, 49], [300, 2, 77, 10], [7] * 6, [250, 3], [1, 2]]
 
 

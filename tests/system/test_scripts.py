@@ -43,6 +43,8 @@ from support.scripts import (
     write_network,
 )
 
+pytestmark = pytest.mark.slow
+
 N_TOKENS = 20
 STATS_LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,3,6,\d+,\d+(\.\d+)?")
 RATE_LINE = re.compile(r"Generated (\d+) tokens in [\d.]+ s: [\d.]+ tokens/s\n")

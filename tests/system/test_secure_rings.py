@@ -23,6 +23,8 @@ from support.config_files import files_of
 from support.links import FLOOD, LARGE, PATIENCE_S, STRANGERS, Bench
 from support.rings import ring_of
 
+pytestmark = pytest.mark.slow
+
 SECRET = "correct horse battery staple"
 KEY, OTHER = Key(SECRET, "test"), Key("another horse, another staple", "test")
 needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl on this machine")

@@ -37,6 +37,8 @@ from support.scripts import (
     write_network,
 )
 
+pytestmark = pytest.mark.slow
+
 SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
 END_S = 2.0  # in which a signal ends a script
 
