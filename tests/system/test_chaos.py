@@ -26,6 +26,8 @@ from support.scripts import (
     write_network,
 )
 
+pytestmark = pytest.mark.slow
+
 N_RUNS, FIRST_SEED = int(os.environ.get("CHAOS_RUNS", "50")), int(os.environ.get("CHAOS_SEED", "0"))
 N_TOKENS, N_SAMPLES = 120, 3
 RUN_TIMEOUT_S = 90.0

@@ -13,6 +13,8 @@ from support.models import make_model
 from support.scripts import Scripts, WarmPython, samples_of, write_network
 from support.soak import Soak
 
+pytestmark = pytest.mark.slow
+
 SECONDS, SEED = float(os.environ.get("SOAK_SECONDS", "3600")), int(os.environ.get("SOAK_SEED", "0"))
 N_COLD_RUNS = int(os.environ.get("SOAK_COLD_RUNS", "200"))
 
