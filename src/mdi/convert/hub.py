@@ -7,24 +7,22 @@ success, and on Ctrl-C it waits until its worker threads have finished their fil
 """
 
 import contextlib
-import errno
 import fnmatch
 import json
 import logging
 import os
 import re
 import shutil
-import socket
-import ssl
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mdi.errors import CheckpointError, ConfigError, MdiError, StorageError
+from mdi.convert.hub_errors import endpoint, translated
+from mdi.errors import CheckpointError, ConfigError, StorageError
 from mdi.files import storage_error
-from mdi.strings import format_bytes
+from mdi.strings import format_bytes, one_line
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
@@ -62,7 +60,7 @@ def download_config(repo_id: str, folder: Path, *, token: str | None = None) -> 
     Raises as `download` does.
     """
     token = _checked_token(token)
-    with _translated(repo_id, folder, token), _quiet(progress=False):
+    with translated(repo_id, folder, token), _quiet(progress=False):
         info = _model_info(repo_id, token)
         if "config.json" not in _sizes(info):
             raise CheckpointError(f"{repo_id} has no config.json: is it a model in Hugging Face format?")
@@ -82,7 +80,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     except OSError as exc:
         raise storage_error(path, exc) from exc
     except ValueError as exc:
-        raise CheckpointError(f"{path} is not JSON: {str(exc).splitlines()[0]}") from exc
+        raise CheckpointError(f"{path} is not JSON: {one_line(exc)}") from exc
     if not isinstance(loaded, dict):
         raise CheckpointError(f"{path} is not a JSON object")
     return loaded
@@ -98,7 +96,7 @@ def download(repo_id: str, folder: Path, *, token: str | None = None, progress: 
     `CheckpointError` for all that can go wrong between here and the hub; their text never holds the token.
     """
     token = _checked_token(token)
-    with _translated(repo_id, folder, token), _quiet(progress):
+    with translated(repo_id, folder, token), _quiet(progress):
         info = _model_info(repo_id, token)
         sizes = _sizes(info)
         wanted = wanted_files(sizes)
@@ -142,18 +140,10 @@ def _checked_token(token: str | None) -> str | None:
     return token or None
 
 
-def _endpoint() -> str | None:
-    """`HF_ENDPOINT` as it is now; huggingface_hub itself reads it once, at import."""
-    endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/")
-    if endpoint and not endpoint.startswith(("http://", "https://")):
-        raise ConfigError(f"HF_ENDPOINT is {endpoint!r}: it must begin with https:// or http://")
-    return endpoint or None
-
-
 def _model_info(repo_id: str, token: str | None) -> "ModelInfo":
     from huggingface_hub import HfApi
 
-    api = HfApi(endpoint=_endpoint(), token=token)
+    api = HfApi(endpoint=endpoint(), token=token)
     return api.model_info(repo_id, files_metadata=True, timeout=_API_TIMEOUT_S)
 
 
@@ -165,7 +155,7 @@ def _sizes(info: "ModelInfo") -> dict[str, int]:
 def _fetch(info: "ModelInfo", name: str, folder: Path, token: str | None) -> None:
     from huggingface_hub import hf_hub_download
 
-    hf_hub_download(info.id, name, revision=info.sha, local_dir=folder, token=token, endpoint=_endpoint())
+    hf_hub_download(info.id, name, revision=info.sha, local_dir=folder, token=token, endpoint=endpoint())
 
 
 def _check_space(repo_id: str, folder: Path, total_bytes: int) -> None:
@@ -232,119 +222,3 @@ def _plain_http(largest_bytes: int) -> Iterator[None]:
         yield
     finally:
         constants.HF_HUB_DISABLE_XET = before
-
-
-@contextlib.contextmanager
-def _translated(repo_id: str, folder: Path, token: str | None) -> Iterator[None]:
-    """Turn what huggingface_hub and its transport raise into one line that says what to do."""
-    import httpx
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        yield
-    except MdiError:
-        raise
-    except HFValidationError as exc:
-        raise ConfigError(
-            f"{repo_id!r} is neither a local folder or file nor a Hugging Face repo id such as org/name"
-        ) from exc
-    except (httpx.InvalidURL, httpx.UnsupportedProtocol) as exc:
-        raise ConfigError(f"HF_ENDPOINT or a proxy variable is not a usable URL: {_endpoint()}") from exc
-    except (httpx.HTTPError, OSError, ValueError) as exc:
-        raise _explained(_root(exc), repo_id, folder, has_token=_has_token(token)) from exc
-
-
-def _has_token(token: str | None) -> bool:
-    from huggingface_hub import get_token
-
-    return (token or get_token()) is not None
-
-
-def _root(exc: BaseException) -> BaseException:
-    """The error behind huggingface_hub's `LocalEntryNotFoundError`.
-
-    If the hub cannot be reached, or HF_HUB_OFFLINE is set, it falls back to local files and reports only that the file
-    is not there either; why the hub did not answer is in the cause.
-    """
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    while isinstance(exc, LocalEntryNotFoundError) and exc.__cause__ is not None:
-        exc = exc.__cause__
-    return exc
-
-
-def _explained(exc: BaseException, repo_id: str, folder: Path, *, has_token: bool) -> MdiError:
-    import httpx
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-
-    host = _endpoint() or "https://huggingface.co"
-    if isinstance(exc, HfHubHTTPError):
-        return CheckpointError(_refusal(exc, repo_id, host, has_token))
-    if isinstance(exc, OfflineModeIsEnabled):
-        return CheckpointError(f"HF_HUB_OFFLINE is set, so {repo_id} cannot be fetched: unset it")
-    if isinstance(exc, httpx.TransportError):
-        return CheckpointError(_broken_connection(exc, repo_id, host))
-    if isinstance(exc, OSError) and exc.errno is not None:
-        return storage_error(folder, exc)
-    return CheckpointError(
-        f"{host} sent something unexpected for {repo_id} ({type(exc).__name__}): run the command again"
-    )
-
-
-def _refusal(exc: Any, repo_id: str, host: str, has_token: bool) -> str:
-    """What a 4xx or 5xx answer means to the user. `exc` is a `HfHubHTTPError`."""
-    from huggingface_hub import errors
-
-    status = exc.response.status_code
-    page = f"{host}/{repo_id}"
-    if isinstance(exc, errors.GatedRepoError):
-        if has_token:
-            return f"{repo_id} is gated and your token has no access yet: accept its licence at {page}"
-        return f"{repo_id} is gated: accept its licence at {page} and pass --hf-token or set HF_TOKEN"
-    if isinstance(exc, errors.RepositoryNotFoundError):
-        private = "your token may not read it" if has_token else "it is private: pass --hf-token or set HF_TOKEN"
-        return f"{page} does not exist, or {private}"
-    if isinstance(exc, errors.RevisionNotFoundError):
-        return f"{page} has no such revision: it may have been changed meanwhile, run the command again"
-    if isinstance(exc, errors.RemoteEntryNotFoundError):
-        return f"{page} lists a file that it does not have: run the command again, or report it to its authors"
-    if isinstance(exc, errors.DisabledRepoError):
-        return f"{page} has been disabled by the hub"
-    if status == 401:
-        return f"{host} does not accept the token: it is mistyped or expired, pass a new --hf-token"
-    if status == 403:
-        return f"{host} refuses access to {repo_id} with this token: give it the permission to read this repo"
-    if status == 429:
-        return f"{host} answered 429, too many requests: wait some minutes and run the command again"
-    if status == 416:
-        return f"a partly fetched file of {repo_id} does not fit the one on {host}: delete the .partial folder"
-    if status >= 500:
-        return f"{host} answered {status}: the trouble is on its side, run the command again later to resume"
-    return f"{host} answered {status} for {repo_id}"
-
-
-def _broken_connection(exc: BaseException, repo_id: str, host: str) -> str:
-    """What a failed or broken connection means to the user. `exc` is a `httpx.TransportError`."""
-    import httpx
-
-    causes = list(_chain(exc))
-    if isinstance(exc, httpx.TimeoutException):
-        return f"{host} did not answer in time for {repo_id}: check the network, run the command again to resume"
-    if isinstance(exc, httpx.ProxyError):
-        return f"the proxy in HTTPS_PROXY does not let us reach {host}: check it"
-    if any(isinstance(cause, ssl.SSLError) for cause in causes):
-        return f"no trusted connection to {host}: check the clock, the certificates and any proxy in between"
-    if any(isinstance(cause, socket.gaierror) for cause in causes):
-        return f"cannot find {host}: no network, or no such name; {repo_id} has to be fetched once"
-    if any(isinstance(cause, OSError) and cause.errno == errno.ECONNREFUSED for cause in causes):
-        return f"{host} refuses connections: check HF_ENDPOINT, the proxy and the firewall"
-    if isinstance(exc, httpx.ConnectError):
-        return f"cannot connect to {host}: check the network; {repo_id} has to be fetched once"
-    return f"the connection to {host} broke off: run the command again, it resumes where it stopped"
-
-
-def _chain(exc: BaseException | None) -> Iterator[BaseException]:
-    """`exc` and everything that led to it."""
-    while exc is not None:
-        yield exc
-        exc = exc.__cause__ or exc.__context__

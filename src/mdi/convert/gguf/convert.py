@@ -21,7 +21,7 @@ from mdi.convert.gguf.file import GgufFile, TensorInfo, open_gguf
 from mdi.convert.gguf.tokenizer import write_tokenizer
 from mdi.errors import CheckpointError, ConfigError, StorageError
 from mdi.model.tensors import DTYPES
-from mdi.strings import format_bytes
+from mdi.strings import format_bytes, one_line
 
 BLOCK_ELEMENTS = 2**22  # dequantized at a time: 16 MiB as float32
 
@@ -144,8 +144,7 @@ def _model_shapes(file: GgufFile, config: Config) -> dict[str, tuple[int, ...]]:
         with torch.device("meta"):
             model = GPT(config)
     except (RuntimeError, TypeError, ValueError) as exc:
-        reason = str(exc).splitlines()[0]
-        raise CheckpointError(f"{file.path}: litGPT cannot build the model it describes: {reason}") from exc
+        raise CheckpointError(f"{file.path}: litGPT cannot build the model it describes: {one_line(exc)}") from exc
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 

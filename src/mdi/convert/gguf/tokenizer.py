@@ -126,9 +126,8 @@ def write_tokenizer(file: GgufFile, folder: Path) -> int:
     else:
         raise CheckpointError(f"{file.path}: tokenizer kind {kind!r} is not supported, only 'gpt2' and 'llama' are")
     _add_special_tokens(tokenizer, vocabulary)
-    write_text(
-        folder / "tokenizer.json", tokenizer.to_str(pretty=True)
-    )  # `save` raises a bare Exception on a full disk
+    # Not by `tokenizer.save`, which raises a bare Exception on a full disk.
+    write_text(folder / "tokenizer.json", tokenizer.to_str(pretty=True))
     if "tokenizer.chat_template" in file.metadata:
         config["chat_template"] = file.metadata.string("tokenizer.chat_template")
     _write_json(folder / "tokenizer_config.json", config | _tokenizer_config(vocabulary))
