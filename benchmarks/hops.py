@@ -19,7 +19,8 @@ import torch
 from benchmarks.workers import Worker, answer, python_module, requests
 from mdi.model.tensors import from_buffer, to_buffer
 from mdi.net.sockets import Peer, listen
-from mdi.ring.link import Link, LinkDown, LinkEvent, PreviousConnected, Received
+from mdi.ring.config import LinkConfig
+from mdi.ring.link import Link, LinkDown, LinkEvent, PredecessorConnected, Received
 from mdi.ring.messages import Activation, Goodbye
 from mdi.ring.wire import Session
 from mdi.segments import Segment
@@ -97,22 +98,23 @@ def main() -> None:
         inbox: queue.Queue[LinkEvent] = queue.Queue()
         other = Peer("the other end", "127.0.0.1", request["port"])
         link = Link(
-            Session(1, request["n_embd"], "float32", MOST_DECODE_ROWS, CONTEXT, CONTEXT),
+            LinkConfig(
+                session=Session(1, request["n_embd"], "float32", MOST_DECODE_ROWS, CONTEXT, CONTEXT),
+                predecessor=other,
+                successor=other,
+                expected={},
+                hello={},
+                returning=False,
+                capacity=4,
+                peer_timeout_s=60.0,
+            ),
             listener=listener,
-            source_port=0,
-            previous=other,
-            following=other,
-            expected={},
-            hello={},
-            returning=False,
             post=inbox.put_nowait,
-            capacity=4,
-            peer_timeout_s=60.0,
         )
         with contextlib.closing(link):
             link.accept()
             link.connect()
-            assert isinstance(inbox.get(timeout=60.0), PreviousConnected)
+            assert isinstance(inbox.get(timeout=60.0), PredecessorConnected)
             if request["echo"]:
                 echo(link, inbox)
             else:

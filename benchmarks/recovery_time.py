@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import psutil
 
@@ -29,6 +29,7 @@ from benchmarks.workers import end, own_cores, start  # noqa: E402
 from mdi.config.network import load_network  # noqa: E402
 from mdi.config.paths import CHECKPOINTS_DIR  # noqa: E402
 from mdi.control.client import ControlClient  # noqa: E402
+from mdi.control.status import NodeState, StarterStatus  # noqa: E402
 from mdi.errors import ControlError  # noqa: E402
 
 TIMEOUT_S = 300.0
@@ -77,10 +78,10 @@ class Ring:
             moments = [wait_until(lambda: True, nodes)]
             log = self._scratch / "secondary.py.log"
             moments.append(wait_until(lambda: "waiting for a starter" in log.read_text(), nodes))
-            n_tokens = self._status(0)["tokens"]
-            moments.append(wait_until(lambda: self._status(1).get("state") != "idle", nodes))
-            moments.append(wait_until(lambda: self._status(1).get("state") in ("ready", "running"), nodes))
-            moments.append(wait_until(lambda: self._status(0).get("tokens", 0) > n_tokens, nodes))
+            n_tokens = self._n_tokens()
+            moments.append(wait_until(lambda: self._state() is not NodeState.IDLE, nodes))
+            moments.append(wait_until(lambda: self._state() in (NodeState.READY, NodeState.RUNNING), nodes))
+            moments.append(wait_until(lambda: self._n_tokens() > n_tokens, nodes))
         return [Moment(b.time_s - a.time_s, b.processor_s - a.processor_s) for a, b in itertools.pairwise(moments)]
 
     def _start(self, stack: contextlib.ExitStack, script: str, *words: str, index: str | None = None) -> Process:
@@ -93,10 +94,18 @@ class Ring:
         stack.callback(end, process)
         return process
 
-    def _status(self, node: int) -> dict[str, Any]:
+    def _n_tokens(self) -> int:
+        """Tokens of the starter so far; 0 where it does not answer."""
         with contextlib.suppress(ControlError):
-            return self._clients[node].status()
-        return {}
+            status = self._clients[0].status()
+            return status.tokens if isinstance(status, StarterStatus) else 0
+        return 0
+
+    def _state(self) -> NodeState:
+        """Of the secondary; one that does not answer loads nothing."""
+        with contextlib.suppress(ControlError):
+            return self._clients[1].status().state
+        return NodeState.IDLE
 
 
 def main() -> None:

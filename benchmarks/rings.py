@@ -94,7 +94,7 @@ class Ring:
 
     def peak_bytes(self) -> list[int]:
         """The largest resident set so far of each node."""
-        return [self._peak_bytes, *(client.status()["peak_memory_bytes"] for client in _clients(self.nodes_config))]
+        return [self._peak_bytes, *(client.status().peak_memory_bytes for client in _clients(self.nodes_config))]
 
     def wait_until_ready(self) -> None:
         """Wait until every process has imported what it needs, so that no other run is disturbed by it."""

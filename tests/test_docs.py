@@ -18,7 +18,7 @@ import secondary
 import starter
 from mdi.config.options import PrepareOptions, SampleOptions, StarterOptions
 from mdi.net.keys import Key
-from mdi.ring.handshake import proven
+from mdi.ring.handshake import mac_input
 from mdi.ring.messages import Activation, Fault, Goodbye, Hello, Ping, Proof, Refuse, Welcome
 from mdi.ring.wire import Decoder, Encoder, Kind, Session, State
 from mdi.segments import Fork, Release, Segment
@@ -73,7 +73,7 @@ def hex_examples() -> dict[str, bytes]:
 
 EXAMPLE_KEY = b"a key for the examples"
 NONCES = bytes(range(16)), bytes(range(16, 32))  # of the caller and of the answerer
-KEYED_FACTS = {"node": 0, "nonce": NONCES[0].hex()}
+KEYED_FACTS = {"rank": 0, "nonce": NONCES[0].hex()}
 
 
 def proof_of(role: bytes) -> bytes:
@@ -84,7 +84,7 @@ def proof_of(role: bytes) -> bytes:
 
 
 EXPECTED = {
-    "HELLO": Hello({"node": 0}),
+    "HELLO": Hello({"rank": 0}),
     "HELLO with key": Hello(KEYED_FACTS),
     "WELCOME with key": Welcome(NONCES[1], proof_of(b"answerer")),
     "PROOF with key": Proof(proof_of(b"caller")),
@@ -100,7 +100,7 @@ EXPECTED = {
     "ACTIVATION returning": Activation(SEGMENTS, memoryview(b"")),
 }
 BACKWARD = ("WELCOME", "REFUSE")
-STATES = dict.fromkeys(("HELLO", *BACKWARD), State.HANDSHAKE) | {"PROOF": State.GREETED}
+STATES = dict.fromkeys(("HELLO", *BACKWARD), State.HANDSHAKE) | {"PROOF": State.AWAITING_PROOF}
 
 
 def state_of(name: str) -> tuple[State, bool]:
@@ -136,7 +136,7 @@ def test_the_keyed_examples_are_what_the_handshake_says() -> None:
     key = Key(EXAMPLE_KEY.decode(), "the document")
     for name, role, mac in (("WELCOME", b"answerer", 16), ("PROOF", b"caller", 0)):
         body = hex_examples()[f"{name} with key"][32:]
-        assert key.proves(body[mac:], *proven(role, SESSION, KEYED_FACTS, NONCES[1]))
+        assert key.verify(body[mac:], *mac_input(role, SESSION, KEYED_FACTS, NONCES[1]))
 
 
 def test_there_is_an_example_of_every_kind() -> None:

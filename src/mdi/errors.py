@@ -4,6 +4,8 @@ Scripts catch `MdiError` and print it as one line; anything else is a bug and sh
 Foreign exceptions are translated once, at the boundary where they arise, and chained.
 """
 
+from mdi.ids import Rank
+
 
 class MdiError(Exception):
     """A failure that a user or a network can cause. Its text says what happened and what to do."""
@@ -25,7 +27,20 @@ class NumericsError(MdiError):
     """The model computes NaN or infinity."""
 
 
-class ProtocolError(MdiError):
+class RingError(MdiError):
+    """A failure on the ring. The text is for people; what a program decides by stands beside it."""
+
+    def __init__(self, text: str, *, peer: str | None = None, reason: str | None = None) -> None:
+        """
+        Args:
+            peer: the name of the node at the other end, None while it is not known.
+            reason: what happened, without the name of the node; the whole text unless it is given.
+        """
+        super().__init__(text)
+        self.peer, self.reason = peer, text if reason is None else reason
+
+
+class ProtocolError(RingError):
     """A message that is not legal on the ring."""
 
 
@@ -37,7 +52,7 @@ class RemoteProtocolError(ProtocolError):
     """The peer sent something illegal."""
 
 
-class LinkError(MdiError):
+class LinkError(RingError):
     """A ring connection failed."""
 
 
@@ -50,15 +65,17 @@ class LinkClosed(LinkError):
 
 
 class RemoteAbort(LinkError):
-    """The next node refused the handshake; the text carries its reason."""
+    """The peer refused the handshake; the text carries its reason."""
 
 
 class RingBroken(LinkError):
-    """The ring cannot go on. `place` is the node in it that is said to be lost, None where nobody can tell."""
+    """The ring cannot go on. `rank` is that of the node which is said to be lost, None where nobody can tell."""
 
-    def __init__(self, text: str, place: int | None = None) -> None:
-        super().__init__(text)
-        self.place = place
+    def __init__(
+        self, text: str, rank: Rank | None = None, *, peer: str | None = None, reason: str | None = None
+    ) -> None:
+        super().__init__(text, peer=peer, reason=reason)
+        self.rank = rank
 
 
 class ControlError(MdiError):

@@ -1,5 +1,6 @@
 """The memory that is asked for beforehand is the memory that is used."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from mdi.checkpoint.chunks import split_model
 from mdi.checkpoint.config import load_config
 from mdi.checkpoint.weights import open_weights
 from mdi.cluster.budget import Budget, Need, budgets_of, facts_of, fit_slots, free_for_a_session, need_of
+from mdi.control.status import NodeStatus
 from mdi.errors import ConfigError
 from mdi.formats import Mode
 from mdi.model.build import Placement
@@ -18,6 +20,7 @@ from mdi.model.span import Span
 from mdi.model.stage import Stage
 from support.models import make_model
 from support.rings import ring_of
+from support.statuses import IDLE
 
 MB = 1_000_000
 
@@ -62,7 +65,7 @@ def test_this_machine_knows_its_free_memory() -> None:
 def test_nodes_of_one_machine_share_its_memory(tmp_path: Path) -> None:
     make_model(tmp_path)
     config = load_config(tmp_path)
-    status = {"device": "cpu", "dtype": "float32", "quantize": None, "free_memory_bytes": 5 * MB}
+    status = replace(IDLE, free_memory_bytes=5 * MB)
     alone = [facts_of(name, name, status, "none", None) for name in ("starter", "secondary 0")]
     together = [facts_of(name, "here", status, "none", "int8") for name in ("starter", "secondary 0")]
     spans = [Span(0, 2), Span(2, 6)]
@@ -74,10 +77,8 @@ def test_nodes_of_one_machine_share_its_memory(tmp_path: Path) -> None:
     assert both.need.weights < first.need.weights + second.need.weights
 
 
-@pytest.mark.parametrize(
-    "status", [{}, {"dtype": 3, "quantize": "x", "free_memory_bytes": "1"}, {"free_memory_bytes": -1}]
-)
-def test_a_status_without_numbers_is_no_obstacle(status: dict[str, object]) -> None:
+@pytest.mark.parametrize("status", [None, IDLE])
+def test_a_node_that_tells_nothing_is_no_obstacle(status: NodeStatus | None) -> None:
     facts = facts_of("secondary 0", "x", status, "int8", None)
     assert (facts.free_bytes, facts.mode, facts.dtype) == (None, "int8", torch.float32)
 
@@ -93,7 +94,7 @@ def test_samples_wait_where_memory_is_short(
 ) -> None:
     prompts = [[1, 2, 3], [4, 5], [6], [7, 8, 9, 10], [11]]
     config = load_config(model)
-    facts = [facts_of(name, "here", {}, "none", None) for name in ("starter", "secondary 0")]
+    facts = [facts_of(name, "here", None, "none", None) for name in ("starter", "secondary 0")]
     with ring_of(2, tmp_path / "cache") as ring:
         wanted = ring.generate(model, prompts, split="2,4")
         (both,) = budgets_of(facts, config, [Span(0, 2), Span(2, 6)], context=16, max_rows=128)

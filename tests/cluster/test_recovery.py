@@ -12,21 +12,21 @@ from typing import Any
 
 import pytest
 
-import mdi.cluster.rendezvous
-import mdi.control.client
-import mdi.nodes.secondary
 import mdi.nodes.starter
-import mdi.ring.link
 from mdi.cluster.plan import plan_job
 from mdi.cluster.recovery import GiveUp, GoOnWithout, Recovery, Retry, RunState
 from mdi.config.network import NetworkConfig
 from mdi.config.options import StarterOptions
 from mdi.control.client import ControlClient
+from mdi.control.status import NodeState, Ready
 from mdi.engine.engine import Observer
 from mdi.engine.sample import Sample
 from mdi.errors import ConfigError, ControlError, RingBroken
+from mdi.ids import Rank
+from mdi.model.span import Span
 from mdi.model.stage import Stage
 from mdi.net.sockets import listen
+from mdi.net.timeouts import Timeouts
 from mdi.nodes.starter import Starter
 from support.models import make_model
 from support.relay import Fault, Relay
@@ -37,25 +37,17 @@ pytestmark = pytest.mark.slow
 
 PROMPTS = [list(range(5, 65)), [9], list(range(40, 80)), [7, 8]]
 N_TOKENS = 16
+TIMEOUTS = Timeouts(handshake_s=0.5, answer_s=2.0, retry_s=0.1, ready_check_s=0.3)
 PEER_TIMEOUT_S = 0.8  # shorter than a stall of the relay
 GREEDY = {"temperature": 0.0}
 SEEDED = {"temperature": 0.9, "seed": 7}
-
-
-@pytest.fixture(autouse=True)
-def short_timeouts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mdi.ring.link, "HANDSHAKE_TIMEOUT_S", 0.5)
-    monkeypatch.setattr(mdi.cluster.rendezvous, "HANDSHAKE_TIMEOUT_S", 0.5)
-    monkeypatch.setattr(mdi.cluster.rendezvous, "RETRY_S", 0.1)
-    monkeypatch.setattr(mdi.control.client, "ANSWER_TIMEOUT_S", 2.0)
-    monkeypatch.setattr(mdi.nodes.secondary, "READY_CHECK_S", 0.3)
 
 
 class Bench:
     """A starter's network with a relay in every link: `ring[k]` leads into node k, `http[k]` to its HTTP."""
 
     def __init__(self, n_nodes: int, cache: Path, stack: contextlib.ExitStack) -> None:
-        self.machines = {number: Machine(cache) for number in range(1, n_nodes)}
+        self.machines = {number: Machine(cache, TIMEOUTS) for number in range(1, n_nodes)}
         http_port, port_in = free_ports(2)
         nodes = {0: replace(ANY_PORT, http_port=http_port, port_in=port_in)}
         nodes |= {number: machine.node for number, machine in self.machines.items()}
@@ -90,7 +82,7 @@ class Bench:
             if on_token is not None:
                 on_token(self.n_tokens)
 
-        with Starter(self.network, job, arguments) as self.starter:
+        with Starter(self.network, job, arguments, TIMEOUTS) as self.starter:
             self.starter.prepare()
             if before is not None:
                 before()
@@ -107,7 +99,7 @@ class Bench:
         """All secondaries that live are idle and have given their slots back."""
         for machine in self.machines.values():
             if machine._secondary is not None:
-                wait_until(lambda m=machine: m.secondary.status()["state"] == "idle", 10, "a secondary is idle")
+                wait_until(lambda m=machine: m.secondary.status().state is NodeState.IDLE, 10, "a secondary is idle")
                 stage = machine.secondary._stage
                 assert stage is None or stage.slots == (0, 0)
 
@@ -213,7 +205,7 @@ def test_a_link_that_drops_again_and_again_is_worth_keeping(
     assert three.run(tiny, on_token=drop) == expected["greedy"]
     assert three.n_recoveries >= 8
     assert three.starter is not None
-    assert three.starter.status()["members"] == ["starter", "secondary 0", "secondary 1"]
+    assert three.starter.status().members == ["starter", "secondary 0", "secondary 1"]
     three.assert_at_rest()
 
 
@@ -296,8 +288,8 @@ def test_the_other_nodes_take_over_down_to_the_starter_alone(
     assert bench.run(tiny, on_token=kill, **options) == expected[style]
     assert bench.n_recoveries == 2
     assert bench.starter is not None
-    assert bench.starter.status()["members"] == ["starter"]
-    assert bench.starter.status()["span"] == [0, 6]
+    assert bench.starter.status().members == ["starter"]
+    assert bench.starter.status().span == Span(0, 6)
     said = [record.getMessage() for record in caplog.records if record.getMessage().startswith("going on without")]
     gone = "which did not come back within 1 s (--node-timeout)"
     assert said[0].startswith(f"going on without secondary 0, {gone}: layers 0 to ")
@@ -325,7 +317,7 @@ def test_a_node_given_the_chunk_of_its_first_span_takes_over_too(
     machine.start()
     assert bench.run(tiny, on_token=once(20, bench.machines[1].kill), node_timeout_s=1.0) == expected["greedy"]
     assert bench.starter is not None
-    assert bench.starter.status()["members"] == ["starter", "secondary 1"]
+    assert bench.starter.status().members == ["starter", "secondary 1"]
 
 
 def test_a_node_that_fails_three_times_is_left_out(
@@ -401,7 +393,7 @@ def test_a_node_that_cannot_be_reached_by_its_neighbour_is_left_out(
 
         assert three.run(tiny, on_token=once(20, block)) == expected["greedy"]
     assert three.starter is not None
-    assert three.starter.status()["members"] == ["starter", "secondary 0"]
+    assert three.starter.status().members == ["starter", "secondary 0"]
     three.assert_at_rest()
 
 
@@ -461,7 +453,7 @@ def test_a_starter_with_chunks_alone_says_at_once_that_nobody_can_take_over(
 def spec_of(bench: Bench, epoch: int) -> Any:
     assert bench.starter is not None
     keeper = bench.starter._keeper
-    return keeper._formation.spec(keeper.plan, 1, epoch)
+    return keeper._formation.spec(keeper.plan, Rank(1), epoch)
 
 
 def test_an_earlier_epoch_of_a_run_is_refused_and_a_later_one_taken_in_any_state(three: Bench, tiny: Path) -> None:
@@ -474,13 +466,13 @@ def test_an_earlier_epoch_of_a_run_is_refused_and_a_later_one_taken_in_any_state
                 with pytest.raises(ControlError, match=rf"epoch {epoch} of this run is over"):
                     client.init(spec_of(three, epoch))
             slots = three.machines[1].secondary._stage.slots  # type: ignore[union-attr]
-            answers.append(client.init(spec_of(three, 2))["state"])
+            answers.append(client.init(spec_of(three, 2)))
             assert three.machines[1].secondary._stage.slots == slots  # type: ignore[union-attr]
-            answers.append(client.init(spec_of(three, 3))["state"])
+            answers.append(client.init(spec_of(three, 3)))
             three.starter._keeper.epoch = 3  # type: ignore[union-attr]
 
     tokens = three.run(tiny, on_token=ask)
-    assert answers == ["ready", "ready"]
+    assert [type(answer) for answer in answers] == [Ready, Ready]
     assert three.n_recoveries >= 1  # the ring that the node left was formed anew
     assert len(tokens) == len(PROMPTS)
 
@@ -490,7 +482,7 @@ def test_a_ready_node_whose_starter_vanishes_frees_its_slots(three: Bench, tiny:
     client = ControlClient("secondary 0", "127.0.0.1", three.machines[1].node.http_port)
     client.init(replace(spec_of(three, 1), run=77))  # the starter of this one has gone: see `run`
     three.assert_at_rest()
-    assert "the starter is gone" in three.machines[1].secondary.status()["last_error"]
+    assert "the starter is gone" in three.machines[1].secondary.status().last_error
 
 
 def test_a_node_whose_session_broke_is_kept_for_its_starter(three: Bench, tiny: Path) -> None:
@@ -500,7 +492,7 @@ def test_a_node_whose_session_broke_is_kept_for_its_starter(three: Bench, tiny: 
     def steal() -> None:
         three.ring[2].strike(Fault.RESET)
         secondary = three.machines[1].secondary
-        wait_until(lambda: secondary.status()["state"] == "idle", 5, "the session broke")
+        wait_until(lambda: secondary.status().state is NodeState.IDLE, 5, "the session broke")
         try:
             secondary.request_init(replace(spec_of(three, 1), run=77))
         except ControlError as exc:

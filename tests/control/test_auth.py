@@ -16,14 +16,17 @@ import pytest
 import mdi.control.server
 from mdi import __version__
 from mdi.checkpoint.cache import ChunkCache
-from mdi.control.auth import SCHEME, Challenge, Gate
+from mdi.control.auth import SCHEME, AuthMiddleware, Challenge
 from mdi.control.client import ControlClient
-from mdi.control.routes import MAX_JSON_BYTES, UPLOAD_BYTES, ControlServer
+from mdi.control.protocol import MAX_JSON_BYTES, UPLOAD_BYTES
+from mdi.control.routes import ControlServer
 from mdi.errors import ControlError
 from mdi.net.access import Access
 from mdi.net.keys import Key, Nonces
 from mdi.net.sockets import listen
+from mdi.net.timeouts import DEFAULT_TIMEOUTS, Timeouts
 from support.control import CHUNK, DIGEST, HOST, SPEC, FakeNode, answer_of, sha256_of
+from support.statuses import IDLE, READY
 
 SECRET = "correct horse battery staple"
 KEY, OTHER = Key(SECRET, "test"), Key("another horse, another staple", "test")
@@ -36,8 +39,8 @@ def node(tmp_path: Path) -> FakeNode:
 
 
 @contextlib.contextmanager
-def serving(node: FakeNode, access: Access) -> Iterator[ControlServer]:
-    server = ControlServer(HOST, 0, node, access)
+def serving(node: FakeNode, access: Access, timeouts: Timeouts = DEFAULT_TIMEOUTS) -> Iterator[ControlServer]:
+    server = ControlServer(HOST, 0, node, access, timeouts)
     server.start()
     try:
         yield server
@@ -79,8 +82,8 @@ def test_a_client_with_the_key_is_let_in_everywhere(server: ControlServer, node:
     client, chunk = client_of(server), tmp_path / "chunk.pth"
     chunk.write_bytes(CHUNK)
     assert client.status() == node.status()
-    node.answer.set_result({"state": "ready"})
-    assert client.init(SPEC) == {"state": "ready"}
+    node.answer.set_result(READY)
+    assert client.init(SPEC) == READY
     client.send_chunk(chunk, DIGEST)
     assert node.cache is not None
     assert node.cache.find(DIGEST) is not None
@@ -277,8 +280,9 @@ def signed_answer(
 
 
 def test_an_answer_with_the_key_is_taken() -> None:
-    with imposter(UNAUTHORIZED, answer_of(b"{}", signed_answer(KEY, b"{}"))) as client:
-        assert client.status() == {}
+    body = json.dumps(IDLE.to_json()).encode()
+    with imposter(UNAUTHORIZED, answer_of(body, signed_answer(KEY, body))) as client:
+        assert client.status() == IDLE
 
 
 @pytest.mark.parametrize(
@@ -314,7 +318,7 @@ def test_a_redirection_is_not_followed(node: FakeNode) -> None:
 def through(access: Access, caller: str, local: str = "10.0.0.2") -> tuple[str, bytes]:
     """Status and body of what a caller gets from the gate of a node that listens on `local`."""
     statuses: list[str] = []
-    gate = Gate(lambda environ, start: start("200 OK", []) or [b"in"], access, local, 100)
+    gate = AuthMiddleware(lambda environ, start: start("200 OK", []) or [b"in"], access, local, 100)
     environ = {"REMOTE_ADDR": caller, "REQUEST_METHOD": "GET", "REQUEST_URI": "/"}
     body = b"".join(gate(environ, lambda status, headers, exc_info=None: statuses.append(status)))
     return statuses[0], body
@@ -368,7 +372,7 @@ def test_a_node_warns_once_that_it_has_no_key(
     assert messages == ([] if words is None else [expected])
 
 
-# ---- strangers who hold on to what they have
+# ---- connections that are held open
 
 
 def test_silent_connections_do_not_keep_the_right_client_out(server: ControlServer) -> None:
@@ -376,23 +380,22 @@ def test_silent_connections_do_not_keep_the_right_client_out(server: ControlServ
         for _ in range(40):
             stack.enter_context(socket.create_connection((HOST, server.port), timeout=10))
         began = time.monotonic()
-        assert client_of(server).status()["role"] == "fake"
+        assert client_of(server).status() == IDLE
         assert time.monotonic() - began < 2
 
 
 def test_of_too_many_silent_connections_the_oldest_has_to_go(
     server: ControlServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mdi.control.server, "MAX_STRANGERS", 3)
+    monkeypatch.setattr(mdi.control.server, "MAX_NEW_CONNECTIONS", 3)
     with contextlib.ExitStack() as stack:
         socks = [stack.enter_context(socket.create_connection((HOST, server.port), timeout=10)) for _ in range(4)]
         assert socks[0].recv(1) == b""
-        assert client_of(server).status()["role"] == "fake"
+        assert client_of(server).status() == IDLE
 
 
-def test_a_request_that_drips_is_cut_off(node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mdi.control.server, "HEAD_TIMEOUT_S", 0.3)
-    with serving(node, Access(KEY)) as server, contextlib.ExitStack() as stack:
+def test_a_request_that_drips_is_cut_off(node: FakeNode) -> None:
+    with serving(node, Access(KEY), Timeouts(request_head_s=0.3)) as server, contextlib.ExitStack() as stack:
         socks = [stack.enter_context(socket.create_connection((HOST, server.port), timeout=10)) for _ in range(20)]
         for sock in socks:
             sock.sendall(b"GET / HT")
@@ -402,7 +405,7 @@ def test_a_request_that_drips_is_cut_off(node: FakeNode, monkeypatch: pytest.Mon
                 while sock.recv(1000):
                     pass
         assert time.monotonic() - began < 5
-        assert client_of(server).status()["role"] == "fake"
+        assert client_of(server).status() == IDLE
 
 
 # ---- the key is nowhere to be seen

@@ -21,11 +21,14 @@ import pytest
 import mdi.control.client
 import mdi.control.routes
 from mdi.checkpoint.cache import ChunkCache
-from mdi.control.client import ControlClient, NoAnswer, Refused, Unreachable
-from mdi.control.routes import MAX_JSON_BYTES, Busy, ControlServer
+from mdi.control.client import ControlClient, NoAnswer, Unreachable
+from mdi.control.protocol import MAX_JSON_BYTES, NodeBusy
+from mdi.control.routes import ControlServer
 from mdi.errors import CheckpointError, ConfigError, ControlError, StorageError
 from mdi.net.sockets import listen
+from mdi.net.timeouts import Timeouts
 from support.control import CHUNK, DIGEST, HOST, SPEC, FakeNode, answer_of, sha256_of
+from support.statuses import IDLE, READY
 
 
 @pytest.fixture
@@ -36,6 +39,15 @@ def node(tmp_path: Path) -> FakeNode:
 @pytest.fixture
 def server(node: FakeNode) -> Iterator[ControlServer]:
     server = ControlServer(HOST, 0, node)
+    server.start()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def lively(node: FakeNode) -> Iterator[ControlServer]:
+    """A server that gives many signs of life."""
+    server = ControlServer(HOST, 0, node, timeouts=Timeouts(heartbeat_s=0.02))
     server.start()
     yield server
     server.close()
@@ -83,7 +95,7 @@ def test_the_status_is_what_the_node_says(server: ControlServer, client: Control
     assert client.status() == node.status()
     status, content_type, body = ask(server, "GET", "/")
     assert (status, content_type) == (200, "application/json")
-    assert json.loads(body) == node.status()
+    assert json.loads(body) == IDLE.to_json()
 
 
 def test_release_and_stop_reach_the_node(client: ControlClient, node: FakeNode) -> None:
@@ -120,44 +132,39 @@ def test_several_servers_live_in_one_process(tmp_path: Path) -> None:
         clients = []
         for number in range(3):
             node = FakeNode()
-            node.status = lambda number=number: {"number": number}  # type: ignore[method-assign]
+            node.status = lambda number=number: dataclasses.replace(IDLE, messages=number)  # type: ignore[method-assign]
             server = ControlServer(HOST, 0, node)
             stack.callback(server.close)
             server.start()
             clients.append(ControlClient("node", HOST, server.port))
-        assert [client.status() for client in clients] == [{"number": i} for i in range(3)]
+        assert [client.status() for client in clients] == [dataclasses.replace(IDLE, messages=i) for i in range(3)]
 
 
 # ---- init
 
 
 def test_an_init_that_is_ready_at_once_is_answered(client: ControlClient, node: FakeNode) -> None:
-    node.answer.set_result({"state": "ready"})
-    assert client.init(SPEC) == {"state": "ready"}
+    node.answer.set_result(READY)
+    assert client.init(SPEC) == READY
     assert node.asked == [SPEC]
 
 
-def test_a_slow_init_gives_signs_of_life(
-    server: ControlServer, node: FakeNode, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(mdi.control.routes, "HEARTBEAT_S", 0.02)
+def test_a_slow_init_gives_signs_of_life(lively: ControlServer, node: FakeNode) -> None:
+    server = lively
     with contextlib.closing(http.client.HTTPConnection(HOST, server.port, timeout=10)) as connection:
         connection.request("POST", "/init", json.dumps(SPEC.to_json()))
         response = connection.getresponse()
         assert response.status == 200
         assert response.read(5) == b" " * 5
-        node.answer.set_result({"state": "ready"})
-        assert json.loads(response.read()) == {"state": "ready"}
+        node.answer.set_result(READY)
+        assert json.loads(response.read()) == {"ready": READY.status.to_json()}
 
 
-def test_the_client_waits_for_a_slow_init(
-    client: ControlClient, node: FakeNode, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(mdi.control.routes, "HEARTBEAT_S", 0.02)
-    monkeypatch.setattr(mdi.control.client, "ANSWER_TIMEOUT_S", 0.2)  # of a silence, not of the whole
-    timer = threading.Timer(0.5, node.answer.set_result, [{"state": "ready"}])
+def test_the_client_waits_for_a_slow_init(lively: ControlServer, node: FakeNode) -> None:
+    client = ControlClient("secondary 0", HOST, lively.port, timeouts=Timeouts(answer_s=1.0))  # of a silence
+    timer = threading.Timer(2.0, node.answer.set_result, [READY])
     timer.start()
-    assert client.init(SPEC) == {"state": "ready"}
+    assert client.init(SPEC) == READY
     timer.join()
 
 
@@ -168,7 +175,7 @@ def test_an_init_that_fails_later_gives_its_reason(client: ControlClient, node: 
 
 
 def test_a_busy_node_says_whom_it_serves(server: ControlServer, client: ControlClient, node: FakeNode) -> None:
-    node.refusal = Busy("already serves the starter at <b> & 'c' with \"tiny\"")
+    node.refusal = NodeBusy("already serves the starter at <b> & 'c' with \"tiny\"")
     answer = ask(server, "POST", "/init", json.dumps(SPEC.to_json()).encode())
     assert reason_of(answer, 409) == str(node.refusal)
     with pytest.raises(ControlError, match=re.escape(f"secondary 0 at {client.url} refused: {node.refusal}")):
@@ -176,15 +183,15 @@ def test_a_busy_node_says_whom_it_serves(server: ControlServer, client: ControlC
 
 
 def test_a_node_that_turns_out_to_be_busy_may_be_asked_again(client: ControlClient, node: FakeNode) -> None:
-    node.answer.set_exception(Busy("already serves another run"))
-    with pytest.raises(Refused, match=r"secondary 0 at .*: already serves another run"):
+    node.answer.set_exception(NodeBusy("already serves another run"))
+    with pytest.raises(NodeBusy, match=r"secondary 0 at .*: already serves another run"):
         client.init(SPEC)
 
 
 def test_a_node_that_ends_while_it_loads_may_be_asked_again(server: ControlServer, client: ControlClient) -> None:
     closing = threading.Timer(0.3, server.close)
     closing.start()
-    with pytest.raises((Refused, NoAnswer)):
+    with pytest.raises((NodeBusy, NoAnswer)):
         client.init(SPEC)
     closing.join()
 
@@ -258,8 +265,11 @@ def test_a_header_that_continues_no_other_is_refused(server: ControlServer, capl
 
 @pytest.mark.parametrize(
     "path",
-    ["/__class__", "/.-class.-", "/init/__class__", "/_node", "/_node/cache", "/chunks/_cache", "/stop/__init__"],
-)
+    [
+        "/__class__", "/__class__/index", "/__class__/chunks/x", "/.-class.-", "/_node", "/.node", "/_node/cache",
+        "/_closing", "/_cache", "/_append/x", "/_wait_for/x", "/_cp_config", "/default", "/node",
+    ],
+)  # fmt: skip
 def test_the_inside_of_the_routes_is_not_there(
     server: ControlServer, path: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -271,6 +281,13 @@ def test_the_inside_of_the_routes_is_not_there(
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
+        ("POST", "/init/__class__", 404),
+        ("PUT", "/stop/__init__", 404),
+        ("PUT", "/stop/__self__/init", 404),
+        ("PUT", "/stop/__func__", 404),
+        ("PUT", "/chunks/_cache", 400),
+        ("GET", "/index", 404),
+        ("GET", "/index/", 404),
         ("GET", "/nothing", 404),
         ("GET", "/../../etc/passwd", 404),
         ("PUT", "/stop/now", 404),
@@ -443,7 +460,7 @@ def test_a_node_without_a_cache_takes_no_chunks(
         client.send_chunk(chunk, DIGEST)
 
 
-# ---- the client's view of a strange world
+# ---- answers that are none of a node's
 
 
 @contextlib.contextmanager
@@ -482,6 +499,8 @@ def answering(*answers: bytes) -> Iterator[ControlClient]:
         (answer_of(b'"error"', status="500 Oops"), "refused: HTTP 500"),
         (answer_of(b'{"error": "it is me"}', status="500 Oops"), "refused: it is me"),
         (answer_of(b"{}")[:-1], "secondary 0"),
+        (answer_of(b"{}"), "not the status of a node"),
+        (answer_of(json.dumps(IDLE.to_json() | {"state": 5}).encode()), "the status's state is not acceptable: 5"),
     ],
 )
 def test_every_strange_answer_is_a_control_error(answer: bytes, words: str) -> None:
@@ -521,10 +540,9 @@ def test_an_address_that_is_none_is_a_control_error(addr: str) -> None:
         ControlClient("secondary 0", addr, 8088).status()
 
 
-def test_a_node_that_does_not_answer_is_a_control_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mdi.control.client, "ANSWER_TIMEOUT_S", 0.1)
+def test_a_node_that_does_not_answer_is_a_control_error() -> None:
     with listen(HOST, 0) as listener, pytest.raises(ControlError, match=r"secondary 0 at .* did not answer"):
-        ControlClient("secondary 0", HOST, listener.getsockname()[1]).status()
+        ControlClient("secondary 0", HOST, listener.getsockname()[1], timeouts=Timeouts(status_s=0.1)).status()
 
 
 def test_a_chunk_that_is_not_there_is_an_mdi_error(client: ControlClient, tmp_path: Path) -> None:
@@ -538,7 +556,7 @@ def test_proxies_of_the_environment_are_not_asked(client: ControlClient, monkeyp
     monkeypatch.delenv("NO_PROXY", raising=False)
     monkeypatch.delenv("no_proxy", raising=False)
     assert "http_proxy" in os.environ
-    assert client.status()["role"] == "fake"
+    assert client.status() == IDLE
 
 
 def test_ipv6_addresses_are_put_in_brackets() -> None:
@@ -576,7 +594,7 @@ def test_a_server_closes_and_its_port_is_free_at_once(node: FakeNode) -> None:
         server = ControlServer(HOST, port, node)
         server.start()
         port = server.port
-        assert ControlClient("n", HOST, port).status()["role"] == "fake"
+        assert ControlClient("n", HOST, port).status() == IDLE
         assert_closes(server, 3.0)
 
 
@@ -598,10 +616,8 @@ def test_a_server_closes_while_an_upload_has_stopped(node: FakeNode) -> None:
         assert_closes(server, 4.0)
 
 
-def test_a_server_closes_while_an_init_is_never_answered(node: FakeNode, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mdi.control.routes, "HEARTBEAT_S", 0.02)
-    server = ControlServer(HOST, 0, node)
-    server.start()
+def test_a_server_closes_while_an_init_is_never_answered(lively: ControlServer, node: FakeNode) -> None:
+    server = lively
     with contextlib.closing(http.client.HTTPConnection(HOST, server.port, timeout=10)) as connection:
         connection.request("POST", "/init", json.dumps(SPEC.to_json()))
         response = connection.getresponse()
@@ -609,7 +625,7 @@ def test_a_server_closes_while_an_init_is_never_answered(node: FakeNode, monkeyp
         try:
             assert_closes(server, 4.0)
         finally:
-            node.answer.set_result({})  # so that a server that waits for it ends with the test
+            node.answer.set_result(READY)  # so that a server that waits for it ends with the test
 
 
 def test_a_port_in_use_is_refused_with_advice(node: FakeNode) -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from mdi.control.session import SessionSpec
 from mdi.errors import ControlError
+from mdi.ids import Rank
 from mdi.model.span import Span
 from mdi.net.sockets import Peer
 from support.control import SPEC
@@ -31,7 +32,7 @@ def test_a_session_survives_the_way_through_json() -> None:
     received = SessionSpec.from_json(wire_json())
     assert received == SPEC
     assert isinstance(received.span, Span)
-    assert isinstance(received.previous, Peer)
+    assert isinstance(received.predecessor, Peer)
 
 
 def test_the_ring_gets_its_numbers_from_the_session() -> None:
@@ -41,9 +42,9 @@ def test_the_ring_gets_its_numbers_from_the_session() -> None:
 
 
 def test_each_node_expects_what_the_one_before_it_says() -> None:
-    nodes = [dataclasses.replace(SPEC, node=node) for node in range(3)]
+    nodes = [dataclasses.replace(SPEC, rank=Rank(rank)) for rank in range(3)]
     for node in nodes:
-        assert node.expected == nodes[node.node - 1].hello
+        assert node.expected == nodes[node.rank - 1].hello
         assert node.expected != node.hello
         assert json.loads(json.dumps(node.hello)) == node.hello
 
@@ -62,7 +63,7 @@ BAD_NUMBERS = [None, "1", 1.0, True, -1, 0, 10**30, [1]]
 BAD_VALUES: dict[str, list[Any]] = {
     "run": [None, "1", 1.5, True, -1, 2**64],
     "epoch": [None, "1", 1.5, True, -1, 2**64],
-    "node": BAD_NUMBERS,
+    "rank": BAD_NUMBERS,
     "n_nodes": [*BAD_NUMBERS, 1],
     "starter": BAD_PEERS,
     "model": [None, 1, "x" * 2000],
@@ -82,8 +83,8 @@ BAD_VALUES: dict[str, list[Any]] = {
     "peer_timeout_s": [None, "5", True, 0, -1, 0.01, 1e9, float("nan"), float("inf")],
     "timeline": [None, 0, 1, "true"],
     "nodes_on_host": BAD_NUMBERS,
-    "previous": BAD_PEERS,
-    "following": BAD_PEERS,
+    "predecessor": BAD_PEERS,
+    "successor": BAD_PEERS,
 }  # fmt: skip
 
 
@@ -99,7 +100,7 @@ def test_a_bad_value_is_refused_with_the_name_of_its_field(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "changes"),
-    [("node", {"node": 3, "n_nodes": 3}), ("span", {"span": [4, 7], "config": {"n_embd": 64, "n_layer": 6}})],
+    [("rank", {"rank": 3, "n_nodes": 3}), ("span", {"span": [4, 7], "config": {"n_embd": 64, "n_layer": 6}})],
 )
 def test_fields_that_contradict_each_other_are_refused(name: str, changes: dict[str, Any]) -> None:
     assert f"the session's {name} is not acceptable" in error_of(wire_json(**changes))

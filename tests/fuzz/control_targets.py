@@ -13,22 +13,24 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import cherrypy
 from litgpt.config import Config
 
 from fuzz.mutations import change_bytes, change_json, pick
 from fuzz.target import Target
 from mdi.checkpoint.cache import ChunkCache
 from mdi.checkpoint.config import config_from_dict
-from mdi.control.auth import SCHEME, Challenge, Gate
-from mdi.control.routes import _APPLICATION, UPLOAD_BYTES, _Routes
+from mdi.control.auth import SCHEME, AuthMiddleware, Challenge
+from mdi.control.protocol import UPLOAD_BYTES
+from mdi.control.routes import application_of
 from mdi.control.server import WebServer, _Request
 from mdi.control.session import SessionSpec
+from mdi.control.status import InitAnswer
 from mdi.errors import CheckpointError, ControlError
 from mdi.net.access import Access
 from mdi.net.keys import Key
 from support.control import CHUNK, DIGEST, SPEC, FakeNode, sha256_of
 from support.models import BASE, TRAITS
+from support.statuses import READY
 
 TRAITS_OF_SEEDS = ("llama", "yarn", "mixture of experts, grouped router", "sliding window")
 
@@ -96,10 +98,10 @@ class _Errors(logging.Handler):
 class _AnsweringNode(FakeNode):
     """Answers `/init` at once."""
 
-    def request_init(self, spec: SessionSpec) -> "Future[dict[str, Any]]":
+    def request_init(self, spec: SessionSpec) -> "Future[InitAnswer]":
         self.asked.append(spec)
         self.answer = Future()
-        self.answer.set_result({"state": "ready"})
+        self.answer.set_result(READY)
         return self.answer
 
 
@@ -150,16 +152,14 @@ class HttpTarget(Target):
         self._errors = _Errors()
         logging.getLogger("mdi").addHandler(self._errors)
         logging.getLogger("mdi").propagate = False
-        application = cherrypy.Application(_Routes(self._node, threading.Event()), "", config=_APPLICATION)
-        application.log.access_log.disabled = True
-        application.log.error_log.parent = logging.getLogger("mdi.control.routes")
+        application = application_of(self._node, threading.Event())
         self._keyed = self._server(application, Access(KEY))
         self._open = self._server(application, Access(addrs=("10.0.0.9",)))
         self._n = 0
 
     @staticmethod
     def _server(application: Any, access: Access) -> _Server:
-        gate = Gate(application, access, LOCAL, UPLOAD_BYTES)
+        gate = AuthMiddleware(application, access, LOCAL, UPLOAD_BYTES)
         return _Server(LOCAL, 0, gate, 2 * UPLOAD_BYTES, None)
 
     def seeds(self) -> list[bytes]:

@@ -16,7 +16,7 @@ from mdi.ring.wire import MAX_TEXT_BYTES, Decoder, Encoder, Session, State
 from mdi.segments import Fork, Release, Segment, SlotLedger, check_segments
 from support.wire import plain
 
-STATES = (State.HANDSHAKE, State.GREETED, State.OPEN, State.CLOSED)
+STATES = (State.HANDSHAKE, State.AWAITING_PROOF, State.OPEN, State.CLOSED)
 SESSIONS = (
     Session(epoch=7, n_embd=4, wire_dtype="float32", n_slots=3, context=16, max_rows=8),
     Session(epoch=2**63 + 5, n_embd=3, wire_dtype="bfloat16", n_slots=64, context=2**31, max_rows=2**16),
@@ -85,7 +85,7 @@ class FrameTarget(Target):
         self._seeds = self.seeds()
 
     def seeds(self) -> list[bytes]:
-        handshake = [Hello({"node": 0, "nonce": "00" * 16}), Proof(b"\1" * 32)]
+        handshake = [Hello({"rank": 0, "nonce": "00" * 16}), Proof(b"\1" * 32)]
         streams = []
         for which, session in enumerate(SESSIONS):
             bits = which << 4
@@ -94,7 +94,9 @@ class FrameTarget(Target):
                         for returning, messages in enumerate(both)]  # fmt: skip
             streams += [bytes((bits | 8 | returning, 0, 30, 90)) + _encoded(session, messages, State.OPEN)
                         for returning, messages in enumerate(both)]  # fmt: skip
-            streams.append(bytes((bits | 4, 9, 9, 9)) + _encoded(session, [Refuse("nein: größer")], State.GREETED))
+            streams.append(
+                bytes((bits | 4, 9, 9, 9)) + _encoded(session, [Refuse("nein: größer")], State.AWAITING_PROOF)
+            )
             for answer in (Welcome(), Welcome(b"n" * 16, b"m" * 32), Refuse("another epoch")):
                 streams.append(bytes((bits | 2, 32, 0, 200)) + _encoded(session, [answer], backward=True))
         return streams

@@ -5,7 +5,7 @@ import socket
 import pytest
 
 import mdi.net.access
-from mdi.net.access import Callers, is_loopback
+from mdi.net.access import AllowedHosts, is_loopback
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ from mdi.net.access import Callers, is_loopback
     ],
 )
 def test_callers_are_known_by_their_address(addrs: list[str], caller: str, local: str, expected: bool) -> None:
-    assert Callers(addrs, local).include(caller) is expected
+    assert AllowedHosts(addrs, local).include(caller) is expected
 
 
 def test_a_name_is_resolved_when_somebody_calls(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,13 +42,12 @@ def test_a_name_is_resolved_when_somebody_calls(monkeypatch: pytest.MonkeyPatch)
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0))]
 
     monkeypatch.setattr(mdi.net.access.socket, "getaddrinfo", resolve)
-    monkeypatch.setattr(mdi.net.access.time, "monotonic", lambda: now_s)
-    callers = Callers(["box.local"], "10.0.0.2")
+    callers = AllowedHosts(["box.local"], "10.0.0.2", clock=lambda: now_s)
     assert asked == 0
     assert callers.include("10.0.0.1")
     address = "10.0.0.9"
     assert callers.include("10.0.0.1")
-    assert asked == 1  # a stranger who calls often does not make us ask often
+    assert asked == 1  # frequent connections do not make us ask often
     now_s += 60
     assert callers.include("10.0.0.9")
     assert not callers.include("10.0.0.1")

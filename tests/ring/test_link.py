@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-import mdi.ring.link
 from mdi.errors import ConfigError, LinkClosed, LinkTimeout, LocalProtocolError, RemoteAbort, RemoteProtocolError
-from mdi.net.sockets import Peer, listen
-from mdi.ring.link import PreviousConnected
+from mdi.net.sockets import listen
+from mdi.net.timeouts import Timeouts
+from mdi.ring.link import PredecessorConnected
 from mdi.ring.messages import Activation, Fault, Goodbye, Message
 from mdi.segments import Fork, Release, Segment
-from support.links import FLOOD, HELLO, HOST, LARGE, PATIENCE_S, STRANGERS, WELCOME, Bench, End, read
+from support.links import FLOOD, FOREIGN, HELLO, HOST, LARGE, PATIENCE_S, WELCOME, Bench, End, read
 from support.wire import GOODBYE, HEADER_BYTES, ROW_BYTES, SESSION, activation, frame, rows
 
 ONE_ROW = Activation((Segment(0, 0, 1, 1),), memoryview(rows(1)))
@@ -39,9 +39,8 @@ def bench() -> Iterator[Bench]:
     assert ring_threads() == []
 
 
-@pytest.fixture
-def short_handshake(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mdi.ring.link, "HANDSHAKE_TIMEOUT_S", 0.3)
+SHORT_HANDSHAKE = Timeouts(handshake_s=0.3)
+FREQUENT_PINGS = Timeouts(ping_interval_s=0.02)
 
 
 def reset(sock: socket.socket) -> None:
@@ -116,7 +115,7 @@ def test_a_large_message_arrives_whole(bench: Bench) -> None:
     b = bench.end(1, listener=listener, session=session)
     b.link.accept()
     a.link.connect()
-    assert isinstance(b.event(), PreviousConnected)
+    assert isinstance(b.event(), PredecessorConnected)
     data = bytes(range(256)) * (1000 * 16384 // 256)
     message = Activation((Segment(0, 0, 1000, 1),), memoryview(data))
     a.link.send(message)
@@ -137,9 +136,9 @@ def test_sessions_follow_each_other_at_once_on_the_same_ports(caplog: pytest.Log
             a.link.accept()
             b.link.accept()
             a.link.connect()
-            assert isinstance(b.event(), PreviousConnected)
+            assert isinstance(b.event(), PredecessorConnected)
             b.link.connect()
-            assert isinstance(a.event(), PreviousConnected)
+            assert isinstance(a.event(), PredecessorConnected)
             a.link.send(Goodbye())
             assert b.message() == Goodbye()
             b.link.send(Goodbye())
@@ -159,7 +158,7 @@ def test_ports_are_free_again_after_a_session_that_broke(caplog: pytest.LogCaptu
         a = bench.end(port, source_port=source_port)
         b.link.accept()
         a.link.connect()
-        assert isinstance(b.event(), PreviousConnected)
+        assert isinstance(b.event(), PredecessorConnected)
         bench.close()
     assert [record.getMessage() for record in caplog.records] == []
     assert in_time_wait([port, source_port]) == []
@@ -174,7 +173,7 @@ def test_ipv6_addresses_work(bench: Bench) -> None:
     a = bench.end(b.port, host="::1", source_port=free_port())
     b.link.accept()
     a.link.connect()
-    assert isinstance(b.event(), PreviousConnected)
+    assert isinstance(b.event(), PredecessorConnected)
 
 
 # ---- the source port
@@ -184,7 +183,7 @@ def test_the_connection_comes_from_the_source_port(bench: Bench) -> None:
     listener, source_port = bench.listener(), free_port()
     end = bench.end(listener.getsockname()[1], source_port=source_port)
     end.link.connect()
-    assert bench.following(listener).getpeername()[1] == source_port
+    assert bench.successor(listener).getpeername()[1] == source_port
 
 
 def test_a_taken_source_port_is_replaced(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
@@ -192,7 +191,7 @@ def test_a_taken_source_port_is_replaced(bench: Bench, caplog: pytest.LogCapture
     listener, taken = bench.listener(), bench.listener().getsockname()[1]
     end = bench.end(listener.getsockname()[1], source_port=taken)
     end.link.connect()
-    assert bench.following(listener).getpeername()[1] != taken
+    assert bench.successor(listener).getpeername()[1] != taken
     assert f"port {taken} for outgoing data is not free" in caplog.text
 
 
@@ -205,7 +204,7 @@ def test_a_refused_handshake_gives_its_reason_on_both_sides(bench: Bench, caplog
     b.link.accept()
     a.link.connect()
     down = a.down()
-    assert down.peer is a.link.following
+    assert down.peer is a.link.config.successor
     assert isinstance(down.error, RemoteAbort)
     reason = "n_slots is 3, this node expects 4"
     assert str(down.error) == f"the node behind ({HOST}:{b.port}) refused the connection: {reason}"
@@ -237,27 +236,24 @@ def test_nobody_at_the_address_is_said_at_once(bench: Bench) -> None:
 
 @pytest.mark.parametrize("addr", ["10.7..48.46", "a" * 64])
 def test_an_address_that_is_none_is_reported_as_such(bench: Bench, addr: str) -> None:
-    end = bench.end(5088)
-    end.link.following = Peer("the node behind", addr, 5088)
+    end = bench.end(5088, successor_host=addr)
     end.link.connect()
     error = end.down().error
     assert isinstance(error, LinkClosed)
     assert "cannot be reached" in str(error)
 
 
-@pytest.mark.usefixtures("short_handshake")
-def test_a_next_node_that_never_answers_is_given_up(bench: Bench) -> None:
+def test_a_successor_that_never_answers_is_given_up(bench: Bench) -> None:
     listener = bench.listener()
-    end = bench.end(listener.getsockname()[1])
+    end = bench.end(listener.getsockname()[1], timeouts=SHORT_HANDSHAKE)
     end.link.connect()
     error = end.down().error
     assert isinstance(error, LinkTimeout)
     assert "0.3 s" in str(error)  # the time that was waited, not the peer timeout
 
 
-@pytest.mark.usefixtures("short_handshake")
 def test_a_black_hole_is_given_up(bench: Bench) -> None:
-    end = bench.end(bench.black_hole())
+    end = bench.end(bench.black_hole(), timeouts=SHORT_HANDSHAKE)
     end.link.connect()
     error = end.down().error
     assert isinstance(error, LinkClosed)
@@ -268,7 +264,7 @@ def test_a_black_hole_is_given_up(bench: Bench) -> None:
 @pytest.mark.parametrize(
     "answer", [b"", b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n", frame(7), WELCOME[:9]]
 )
-def test_a_next_node_that_answers_nonsense_is_an_error(bench: Bench, answer: bytes) -> None:
+def test_a_successor_that_answers_nonsense_is_an_error(bench: Bench, answer: bytes) -> None:
     listener = bench.listener()
     end = bench.end(listener.getsockname()[1])
     end.link.connect()
@@ -282,48 +278,80 @@ def test_a_next_node_that_answers_nonsense_is_an_error(bench: Bench, answer: byt
         assert "closed the connection during the handshake" in str(error)
 
 
-# ---- strangers
+# ---- connections of others
 
 
 @pytest.mark.parametrize("how", ["closes", "resets", "goes"])
-@pytest.mark.parametrize("data", STRANGERS.values(), ids=STRANGERS)
-@pytest.mark.usefixtures("short_handshake")
-def test_a_stranger_does_not_keep_the_right_node_out(bench: Bench, data: bytes, how: str) -> None:
-    end = bench.end(1)
+@pytest.mark.parametrize("data", FOREIGN.values(), ids=FOREIGN)
+def test_a_foreign_connection_does_not_keep_the_predecessor_out(bench: Bench, data: bytes, how: str) -> None:
+    end = bench.end(1, timeouts=SHORT_HANDSHAKE)
     end.link.accept()
-    stranger = bench.dial(end.port)
+    intruder = bench.dial(end.port)
     with contextlib.suppress(ConnectionError):
-        stranger.sendall(data)
+        intruder.sendall(data)
     if how == "closes":
-        stranger.close()
+        intruder.close()
     elif how == "resets":
-        reset(stranger)
-    sock = bench.previous(end)
+        reset(intruder)
+    sock = bench.predecessor(end)
     sock.sendall(frame(5, struct.pack("<IIII", 1, 0, 0, 0)))
     assert end.message() == Release(1)
 
 
-@pytest.mark.parametrize("data", [STRANGERS["other epoch"], STRANGERS["other facts"], STRANGERS["not hello"]])
-def test_a_stranger_is_told_why_it_is_refused(bench: Bench, data: bytes) -> None:
+class ManualClock:
+    """A clock that a test sets."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def assert_refused(bench: Bench, end: End) -> None:
+    """By then the acceptor has also done everything that was due when this connection came."""
+    sock = bench.dial(end.port)
+    sock.sendall(GOODBYE)
+    assert read(sock, HEADER_BYTES)[5] == 3
+
+
+def test_a_silent_connection_is_closed_exactly_at_its_deadline(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    clock = ManualClock()
+    end = bench.end(1, timeouts=Timeouts(authentication_s=2.0, clock=clock))
+    end.link.accept()
+    silent = bench.dial(end.port)
+    assert_refused(bench, end)
+    clock.now_s += 1.99
+    for _ in range(2):
+        assert_refused(bench, end)
+    assert "did not authenticate" not in caplog.text
+    clock.now_s += 0.01
+    assert_refused(bench, end)
+    with contextlib.suppress(ConnectionError):
+        assert silent.recv(1) == b""
+    assert "it did not authenticate within 2 s" in caplog.text
+
+
+@pytest.mark.parametrize("data", [FOREIGN["other epoch"], FOREIGN["other facts"], FOREIGN["not hello"]])
+def test_a_foreign_connection_is_answered_why_it_is_refused(bench: Bench, data: bytes) -> None:
     end = bench.end(1)
     end.link.accept()
-    stranger = bench.dial(end.port)
-    stranger.sendall(data)
-    header = read(stranger, HEADER_BYTES)
+    intruder = bench.dial(end.port)
+    intruder.sendall(data)
+    header = read(intruder, HEADER_BYTES)
     assert header[5] == 3
-    assert len(read(stranger, int.from_bytes(header[20:24], "little"))) > 10
+    assert len(read(intruder, int.from_bytes(header[20:24], "little"))) > 10
 
 
-@pytest.mark.usefixtures("short_handshake")
-def test_a_stranger_that_drips_does_not_keep_the_right_node_out(bench: Bench) -> None:
-    end = bench.end(1)
+def test_a_peer_that_drips_does_not_keep_the_predecessor_out(bench: Bench) -> None:
+    end = bench.end(1, timeouts=SHORT_HANDSHAKE)
     end.link.accept()
-    stranger, done = bench.dial(end.port), threading.Event()
+    intruder, done = bench.dial(end.port), threading.Event()
 
     def drip() -> None:
         with contextlib.suppress(OSError):
             for byte in frame(1, b'{"a": "' + b"x" * 4000 + b'"}'):
-                stranger.sendall(bytes([byte]))
+                intruder.sendall(bytes([byte]))
                 if done.wait(0.05):
                     return
 
@@ -339,23 +367,23 @@ def test_a_stranger_that_drips_does_not_keep_the_right_node_out(bench: Bench) ->
         thread.join()
 
 
-# ---- a previous node that is lost
+# ---- a predecessor that is lost
 
 
-def test_a_previous_node_that_closes_without_goodbye_is_lost(bench: Bench) -> None:
+def test_a_predecessor_that_closes_without_goodbye_is_lost(bench: Bench) -> None:
     end = bench.end(1)
     end.link.accept()
-    bench.previous(end).close()
+    bench.predecessor(end).close()
     down = end.down()
-    assert down.peer is end.link.previous
+    assert down.peer is end.link.config.predecessor
     assert isinstance(down.error, LinkClosed)
     assert str(down.error) == f"the node before ({HOST}:1) closed the connection without a goodbye"
 
 
-def test_a_previous_node_that_resets_is_lost(bench: Bench) -> None:
+def test_a_predecessor_that_resets_is_lost(bench: Bench) -> None:
     end = bench.end(1)
     end.link.accept()
-    reset(bench.previous(end))
+    reset(bench.predecessor(end))
     error = end.down().error
     assert isinstance(error, LinkClosed)
     assert "connection lost: Connection reset by peer" in str(error)
@@ -365,7 +393,7 @@ def test_a_previous_node_that_resets_is_lost(bench: Bench) -> None:
 def test_a_frame_that_is_cut_off_is_a_lost_node(bench: Bench, n_bytes: int) -> None:
     end = bench.end(1)
     end.link.accept()
-    sock = bench.previous(end)
+    sock = bench.predecessor(end)
     sock.sendall(activation([(0, 0, 1, 1)], rows(1))[:n_bytes])
     sock.close()
     error = end.down().error
@@ -374,54 +402,51 @@ def test_a_frame_that_is_cut_off_is_a_lost_node(bench: Bench, n_bytes: int) -> N
 
 
 @pytest.mark.parametrize("n_bytes", [0, 1, HEADER_BYTES + 20])
-def test_a_previous_node_that_falls_silent_is_lost(bench: Bench, n_bytes: int) -> None:
+def test_a_predecessor_that_falls_silent_is_lost(bench: Bench, n_bytes: int) -> None:
     end = bench.end(1, peer_timeout_s=0.2)
     end.link.accept()
-    bench.previous(end).sendall(activation([(0, 0, 1, 1)], rows(1))[:n_bytes])
+    bench.predecessor(end).sendall(activation([(0, 0, 1, 1)], rows(1))[:n_bytes])
     down = end.down()
-    assert down.peer is end.link.previous
+    assert down.peer is end.link.config.predecessor
     assert isinstance(down.error, LinkTimeout)
     assert str(down.error) == f"the node before ({HOST}:1) gave no sign of life for 0.2 s"
 
 
-def test_a_previous_node_that_breaks_the_protocol_is_named(bench: Bench) -> None:
+def test_a_predecessor_that_breaks_the_protocol_is_named(bench: Bench) -> None:
     end = bench.end(1)
     end.link.accept()
-    bench.previous(end).sendall(activation([(7, 0, 1, 1)], rows(1)))
+    bench.predecessor(end).sendall(activation([(7, 0, 1, 1)], rows(1)))
     down = end.down()
-    assert down.peer is end.link.previous
+    assert down.peer is end.link.config.predecessor
     assert isinstance(down.error, RemoteProtocolError)
     assert "the node before" in str(down.error)
     assert "there are 3 slots" in str(down.error)
 
 
-# ---- a next node that is lost
+# ---- a successor that is lost
 
 
 @pytest.mark.parametrize("how", ["closes", "resets"])
-def test_a_next_node_that_is_gone_is_noticed_while_idle(
-    bench: Bench, how: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(mdi.ring.link, "PING_INTERVAL_S", 0.02)
+def test_a_successor_that_is_gone_is_noticed_while_idle(bench: Bench, how: str) -> None:
     listener = bench.listener()
-    end = bench.end(listener.getsockname()[1])
+    end = bench.end(listener.getsockname()[1], timeouts=FREQUENT_PINGS)
     end.link.connect()
-    sock = bench.following(listener)
+    sock = bench.successor(listener)
     reset(sock) if how == "resets" else sock.close()
     down = end.down()
-    assert down.peer is end.link.following
+    assert down.peer is end.link.config.successor
     assert isinstance(down.error, LinkClosed)
     assert "connection lost" in str(down.error)
 
 
-def test_a_next_node_that_takes_nothing_is_lost(bench: Bench) -> None:
+def test_a_successor_that_takes_nothing_is_lost(bench: Bench) -> None:
     listener = bench.listener()
     end = bench.end(listener.getsockname()[1], session=LARGE, peer_timeout_s=0.2)
     end.link.connect()
-    bench.following(listener)
+    bench.successor(listener)
     end.link.send(FLOOD)
     down = end.down()
-    assert down.peer is end.link.following
+    assert down.peer is end.link.config.successor
     assert isinstance(down.error, LinkTimeout)
 
 
@@ -429,7 +454,7 @@ def test_our_own_mistake_is_reported_as_ours(bench: Bench) -> None:
     listener = bench.listener()
     end = bench.end(listener.getsockname()[1])
     end.link.connect()
-    bench.following(listener)
+    bench.successor(listener)
     end.link.send(Activation((Segment(0, 0, 2, 1),), memoryview(rows(5))))
     assert isinstance(end.down().error, LocalProtocolError)
 
@@ -447,38 +472,39 @@ def test_more_messages_than_can_travel_are_a_bug_that_still_lets_the_link_close(
 # ---- silence
 
 
-def test_an_idle_link_pings(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mdi.ring.link, "PING_INTERVAL_S", 0.02)
+def test_an_idle_link_pings(bench: Bench) -> None:
     listener = bench.listener()
-    end = bench.end(listener.getsockname()[1])
+    end = bench.end(listener.getsockname()[1], timeouts=FREQUENT_PINGS)
     end.link.connect()
-    arriving = pings(bench.following(listener))
+    arriving = pings(bench.successor(listener))
     for _ in range(10):
         next(arriving)
 
 
-def test_pings_keep_an_idle_ring_alive_and_go_no_further(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mdi.ring.link, "PING_INTERVAL_S", 0.05)
-    end = bench.end(1, peer_timeout_s=0.4)
+def test_pings_go_no_further(bench: Bench) -> None:
+    end = bench.end(1)
     end.link.accept()
-    caller = bench.end(end.port)
-    caller.link.connect()
-    assert isinstance(end.event(), PreviousConnected)
-    with pytest.raises(queue.Empty):
-        end.inbox.get(timeout=1.0)
-    caller.link.send(ONE_ROW)
+    sock = bench.predecessor(end)
+    sock.sendall(frame(7) * 10 + activation([(0, 0, 1, 1)], rows(1)))
     assert end.message() == ONE_ROW
 
 
-def test_a_short_peer_timeout_does_not_outrun_the_pings(bench: Bench) -> None:
-    listener = bench.listener()
-    a = bench.end(listener.getsockname()[1], peer_timeout_s=0.5)
-    b = bench.end(1, listener=listener, peer_timeout_s=0.5)
-    b.link.accept()
-    a.link.connect()
-    assert isinstance(b.event(), PreviousConnected)
-    with pytest.raises(queue.Empty):
-        b.inbox.get(timeout=1.0)
+def test_pings_keep_an_idle_ring_alive(bench: Bench) -> None:
+    end = bench.end(1, peer_timeout_s=1.0)
+    end.link.accept()
+    sock = bench.predecessor(end)
+    for _ in range(12):
+        sock.sendall(frame(7))
+        time.sleep(0.1)
+    sock.sendall(activation([(0, 0, 1, 1)], rows(1)))
+    assert end.message() == ONE_ROW
+
+
+def test_a_short_peer_timeout_does_not_outrun_the_pings() -> None:
+    timeouts = Timeouts(ping_interval_s=1.0)
+    assert timeouts.ping_every_s(60.0) == 1.0
+    assert timeouts.ping_every_s(1.5) == 0.5
+    assert timeouts.ping_every_s(0.1) < 0.1 / 2
 
 
 # ---- closing
@@ -493,14 +519,14 @@ def assert_closes_at_once(end: End) -> None:
     assert time.monotonic() - began < 2.5
     assert ring_threads() == []
     end.link.close()
-    assert all(isinstance(event, PreviousConnected) for event in end.inbox.queue)
+    assert all(isinstance(event, PredecessorConnected) for event in end.inbox.queue)
 
 
 def test_a_link_that_never_started_closes(bench: Bench) -> None:
     assert_closes_at_once(bench.end(1))
 
 
-def test_a_link_that_waits_for_its_previous_node_closes(bench: Bench) -> None:
+def test_a_link_that_waits_for_its_predecessor_closes(bench: Bench) -> None:
     end = bench.end(1)
     end.link.accept()
     assert_closes_at_once(end)
@@ -511,15 +537,15 @@ def test_a_link_that_waits_for_its_previous_node_closes(bench: Bench) -> None:
 def test_a_link_that_greets_a_silent_stranger_closes(bench: Bench) -> None:
     end = bench.end(1)
     end.link.accept()
-    stranger = bench.dial(end.port)
-    stranger.sendall(HELLO[:5])
+    intruder = bench.dial(end.port)
+    intruder.sendall(HELLO[:5])
     assert_closes_at_once(end)
 
 
-def test_a_link_with_a_silent_previous_node_closes(bench: Bench) -> None:
+def test_a_link_with_a_silent_predecessor_closes(bench: Bench) -> None:
     end = bench.end(1)
     end.link.accept()
-    bench.previous(end)
+    bench.predecessor(end)
     assert_closes_at_once(end)
 
 
@@ -543,7 +569,7 @@ def test_an_idle_link_closes(bench: Bench) -> None:
     listener = bench.listener()
     end = bench.end(listener.getsockname()[1])
     end.link.connect()
-    bench.following(listener)
+    bench.successor(listener)
     assert_closes_at_once(end)
 
 
@@ -551,7 +577,7 @@ def test_a_link_that_is_blocked_in_sending_closes(bench: Bench) -> None:
     listener = bench.listener()
     end = bench.end(listener.getsockname()[1], session=LARGE)
     end.link.connect()
-    sock = bench.following(listener)
+    sock = bench.successor(listener)
     end.link.send(FLOOD)
     assert read(sock, 1) == b"M"  # it is sending, and no more of it is read
     assert_closes_at_once(end)
@@ -578,7 +604,7 @@ def test_draining_sends_what_is_queued(bench: Bench) -> None:
     listener = bench.listener()
     end = bench.end(listener.getsockname()[1])
     end.link.connect()
-    sock = bench.following(listener)
+    sock = bench.successor(listener)
     for message in (ONE_ROW, Release(1), Fault(1, "the end")):
         end.link.send(message)
     closing = threading.Thread(target=end.link.close, args=(PATIENCE_S,))
@@ -597,7 +623,7 @@ def test_a_connection_stays_open_until_the_goodbye_was_read(bench: Bench) -> Non
     listener = bench.listener()
     end = bench.end(listener.getsockname()[1])
     end.link.connect()
-    sock = bench.following(listener)
+    sock = bench.successor(listener)
     end.link.send(Goodbye())
     assert read(sock, HEADER_BYTES) == GOODBYE
     sock.settimeout(0.2)
@@ -612,7 +638,7 @@ def test_draining_does_not_wait_for_a_node_that_takes_nothing(bench: Bench) -> N
     listener = bench.listener()
     end = bench.end(listener.getsockname()[1], session=LARGE)
     end.link.connect()
-    bench.following(listener)
+    bench.successor(listener)
     end.link.send(FLOOD)
     end.link.send(Goodbye())
     began = time.monotonic()

@@ -37,7 +37,7 @@ from support.wire import (
     rows,
 )
 
-HANDSHAKES: list[Message] = [Hello({"node": 1, "name": "é", "none": None, "list": [1.5, "a"]}), Hello({})]
+HANDSHAKES: list[Message] = [Hello({"rank": 1, "name": "é", "none": None, "list": [1.5, "a"]}), Hello({})]
 ANSWERS: list[Message] = [Welcome(), Welcome(b"n" * 16, b"m" * 32), Refuse("n_slots is 3, this node expects 4")]
 PROOFS: list[Message] = [Proof(), Proof(b"m" * 32), Refuse("different keys")]
 
@@ -302,7 +302,7 @@ def test_a_proof_of_impossible_size_is_refused_before_the_body(n_bytes: int) -> 
 
 @pytest.mark.parametrize("message", [Proof(b"m" * 31), Proof(b"m" * 33)])
 def test_a_proof_of_another_size_is_not_sent(message: Message) -> None:
-    with pytest.raises(LocalProtocolError, match="which nobody would take"):
+    with pytest.raises(LocalProtocolError, match="is not of a legal size"):
         greeted_encoder().encode(message)
 
 
@@ -420,16 +420,16 @@ def test_a_decoder_stays_dead_after_an_error() -> None:
 # ---- which message is legal when
 
 RUNNING = {Activation, Release, Fork, Ping, Fault, Goodbye}
-LEGAL_FORWARD = {"HANDSHAKE": {Hello}, "GREETED": {Proof, Refuse}, "OPEN": RUNNING, "CLOSED": set()}
-LEGAL_BACKWARD = {"HANDSHAKE": {Welcome, Refuse}, "GREETED": set(), "CLOSED": set()}
+LEGAL_FORWARD = {"HANDSHAKE": {Hello}, "AWAITING_PROOF": {Proof, Refuse}, "OPEN": RUNNING, "CLOSED": set()}
+LEGAL_BACKWARD = {"HANDSHAKE": {Welcome, Refuse}, "AWAITING_PROOF": set(), "CLOSED": set()}
 ONE_OF_EACH: list[Message] = [
     Hello({}), Welcome(), Refuse("no"), Activation((Segment(0, 0, 1, 1),), memoryview(rows(1))),
     Release(0), Fork(0, 1, 1), Ping(), Fault(1, "gone"), Goodbye(), Proof(),
 ]  # fmt: skip
 WAYS = {
-    (False, "HANDSHAKE"): b"", (False, "GREETED"): HELLO, (False, "OPEN"): HELLO + PROOF,
+    (False, "HANDSHAKE"): b"", (False, "AWAITING_PROOF"): HELLO, (False, "OPEN"): HELLO + PROOF,
     (False, "CLOSED"): HELLO + PROOF + GOODBYE,
-    (True, "HANDSHAKE"): b"", (True, "GREETED"): frame(2), (True, "CLOSED"): frame(3),
+    (True, "HANDSHAKE"): b"", (True, "AWAITING_PROOF"): frame(2), (True, "CLOSED"): frame(3),
 }  # fmt: skip
 
 

@@ -7,8 +7,11 @@ from typing import Any
 
 from mdi.checkpoint.cache import ChunkCache
 from mdi.control.session import SessionSpec
+from mdi.control.status import InitAnswer, NodeStatus
+from mdi.ids import Rank
 from mdi.model.span import Span
 from mdi.net.sockets import Peer
+from support.statuses import IDLE
 
 HOST = "127.0.0.1"
 CHUNK = bytes(range(256)) * 20
@@ -24,19 +27,19 @@ class FakeNode:
 
     def __init__(self, cache: ChunkCache | None = None) -> None:
         self.cache = cache
-        self.answer: Future[dict[str, Any]] = Future()
+        self.answer: Future[InitAnswer] = Future()
         self.refusal: Exception | None = None
         self.asked: list[object] = []
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> NodeStatus:
         if self.refusal is not None:
             raise self._refusal()
-        return {"role": "fake", "text": "größer <b> & 'so'"}
+        return IDLE
 
     def timeline(self) -> dict[str, Any]:
         return {"now_s": 1.5, "spans": []}
 
-    def request_init(self, spec: SessionSpec) -> "Future[dict[str, Any]]":
+    def request_init(self, spec: SessionSpec) -> "Future[InitAnswer]":
         self.asked.append(spec)
         if self.refusal is not None:
             raise self._refusal()
@@ -61,7 +64,7 @@ def answer_of(body: bytes, *headers: str, status: str = "200 OK") -> bytes:
 SPEC = SessionSpec(
     run=2**63 + 5,
     epoch=2**63 + 5,
-    node=1,
+    rank=Rank(1),
     n_nodes=3,
     starter=Peer("starter", "127.0.0.1", 8088),
     model="org/tiny",
@@ -77,6 +80,6 @@ SPEC = SessionSpec(
     peer_timeout_s=5.0,
     timeline=False,
     nodes_on_host=3,
-    previous=Peer("starter", "::1", 5088),
-    following=Peer("secondary 1", "box.local", 5092),
+    predecessor=Peer("starter", "::1", 5088),
+    successor=Peer("secondary 1", "box.local", 5092),
 )

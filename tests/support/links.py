@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 from mdi.net.access import THIS_MACHINE, Access
 from mdi.net.sockets import Peer, listen
-from mdi.ring.link import Link, LinkDown, LinkEvent, PreviousConnected, Received
+from mdi.net.timeouts import DEFAULT_TIMEOUTS, Timeouts
+from mdi.ring.config import LinkConfig
+from mdi.ring.link import Link, LinkDown, LinkEvent, PredecessorConnected, Received
 from mdi.ring.messages import Activation, Message
 from mdi.ring.wire import Session
 from mdi.segments import Segment
@@ -57,7 +59,7 @@ class Bench:
 
     def end(
         self,
-        following_port: int,
+        successor_port: int,
         *,
         listener: socket.socket | None = None,
         source_port: int = 0,
@@ -66,25 +68,26 @@ class Bench:
         returning: bool = False,
         peer_timeout_s: float = PATIENCE_S,
         host: str = HOST,
-        previous_addr: str | None = None,
+        successor_host: str | None = None,
+        predecessor_addr: str | None = None,
         access: Access = THIS_MACHINE,
+        timeouts: Timeouts = DEFAULT_TIMEOUTS,
     ) -> End:
         listener = listener or self.listener(host=host)
         inbox: queue.Queue[LinkEvent] = queue.Queue()
-        link = Link(
-            session,
-            listener=listener,
-            source_port=source_port,
-            previous=Peer("the node before", previous_addr or host, 1),
-            following=Peer("the node behind", host, following_port),
+        config = LinkConfig(
+            session=session,
+            predecessor=Peer("the node before", predecessor_addr or host, 1),
+            successor=Peer("the node behind", successor_host or host, successor_port),
             expected=FACTS if expected is None else expected,
             hello=FACTS,
             returning=returning,
-            post=inbox.put_nowait,
             capacity=10,
             peer_timeout_s=peer_timeout_s,
-            access=access,
+            source_port=source_port,
+            timeouts=timeouts,
         )
+        link = Link(config, listener=listener, post=inbox.put_nowait, access=access)
         self._stack.callback(link.close)
         return End(link, inbox, listener.getsockname()[1])
 
@@ -92,17 +95,17 @@ class Bench:
         """A raw connection to a listener."""
         return self._stack.enter_context(socket.create_connection((HOST, port), timeout=PATIENCE_S))
 
-    def previous(self, end: End) -> socket.socket:
-        """A raw previous node, past its handshake."""
+    def predecessor(self, end: End) -> socket.socket:
+        """A raw predecessor, past its handshake."""
         sock = self.dial(end.port)
         sock.sendall(HELLO)
         assert read(sock, HEADER_BYTES) == WELCOME
         sock.sendall(PROOF)
-        assert isinstance(end.event(), PreviousConnected)
+        assert isinstance(end.event(), PredecessorConnected)
         return sock
 
-    def following(self, listener: socket.socket) -> socket.socket:
-        """A raw next node, past the handshake of the link that connects."""
+    def successor(self, listener: socket.socket) -> socket.socket:
+        """A raw successor, past the handshake of the link that connects."""
         listener.settimeout(PATIENCE_S)
         sock, _ = listener.accept()
         self._stack.enter_context(sock)
@@ -120,9 +123,9 @@ class Bench:
         for end in (a, b):
             end.link.accept()
         a.link.connect()
-        assert b.event() == PreviousConnected(b.link)
+        assert b.event() == PredecessorConnected(b.link)
         b.link.connect()
-        assert a.event() == PreviousConnected(a.link)
+        assert a.event() == PredecessorConnected(a.link)
         return a, b
 
     def black_hole(self) -> int:
@@ -145,7 +148,7 @@ def read(sock: socket.socket, n_bytes: int) -> bytes:
     return data
 
 
-STRANGERS = {
+FOREIGN = {
     "http": b"GET / HTTP/1.1\r\nHost: localhost:5088\r\n\r\n",
     "too little": b"MDIR",
     "nothing": b"",

@@ -15,6 +15,7 @@ from mdi.config.options import StarterOptions
 from mdi.engine.engine import Observer
 from mdi.engine.sample import Sample
 from mdi.net.access import THIS_MACHINE, Access
+from mdi.net.timeouts import DEFAULT_TIMEOUTS, Timeouts
 from mdi.nodes.secondary import Secondary
 from mdi.nodes.sources import WeightSources
 from mdi.nodes.starter import Starter
@@ -102,8 +103,8 @@ def ring_of(
 class Machine:
     """A secondary as an object that can lose its power, and come back on the same ports with the same disk."""
 
-    def __init__(self, cache_dir: Path) -> None:
-        self.cache_dir = cache_dir
+    def __init__(self, cache_dir: Path, timeouts: Timeouts = DEFAULT_TIMEOUTS) -> None:
+        self.cache_dir, self._timeouts = cache_dir, timeouts
         self._sources = WeightSources(ChunkCache(cache_dir, content_digest))
         http_port, port_in = free_ports(2)
         self.node = replace(ANY_PORT, http_port=http_port, port_in=port_in)
@@ -119,7 +120,7 @@ class Machine:
         self._sources = replace(self._sources, chunk=path)
 
     def start(self) -> None:
-        self._secondary = Secondary(self.node, self._sources, dtype="float32").__enter__()
+        self._secondary = Secondary(self.node, self._sources, dtype="float32", timeouts=self._timeouts).__enter__()
         self._thread = threading.Thread(target=self._secondary.serve, name="secondary")
         self._thread.start()
 
@@ -128,7 +129,7 @@ class Machine:
         if self._secondary is None:
             return
         secondary, self._secondary = self._secondary, None
-        secondary._report_fault = lambda node, reason: None  # type: ignore[method-assign]
+        secondary._report_fault = lambda rank, reason: None  # type: ignore[method-assign]
         secondary.request_stop(None)
         self._thread.join()
         secondary.__exit__(None, None, None)

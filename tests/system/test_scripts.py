@@ -528,7 +528,7 @@ def test_two_hundred_sessions_on_kept_nodes_leave_nothing_behind(tiny: Path, tmp
             assert ring.generate(tiny, n_tokens=2) == expected, f"session {session}"
         wait_until(lambda: threading.active_count() <= settled[0], 5, "threads of the last session end")
         wait_until(lambda: process.num_fds() <= settled[1], 5, "descriptors of the last session are closed")
-        assert not any(secondary.status()["last_error"] for secondary in ring.secondaries)
+        assert not any(secondary.status().last_error for secondary in ring.secondaries)
 
 
 def test_a_secondary_says_its_state_over_http(scripts: Scripts, tmp_path: Path) -> None:

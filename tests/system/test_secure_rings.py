@@ -13,14 +13,15 @@ from pathlib import Path
 import pytest
 
 from mdi.control.client import ControlClient
+from mdi.control.status import NodeState
 from mdi.errors import ControlError
 from mdi.net.access import THIS_MACHINE, Access
 from mdi.net.certificates import make_certificates
 from mdi.net.keys import Key
 from mdi.net.tls import Tls
-from mdi.ring.link import PreviousConnected
+from mdi.ring.link import PredecessorConnected
 from support.config_files import files_of
-from support.links import FLOOD, LARGE, PATIENCE_S, STRANGERS, Bench
+from support.links import FLOOD, FOREIGN, LARGE, PATIENCE_S, Bench
 from support.rings import ring_of
 
 pytestmark = pytest.mark.slow
@@ -85,7 +86,7 @@ def test_a_starter_whose_key_is_not_the_nodes_is_refused(
     with ring_of(2, tmp_path, access=Access(secondary), starter_access=Access(starter)) as ring:
         with pytest.raises(ControlError, match=f"secondary 0 at .*{words}") as caught:
             ring.generate(tiny, [[1, 2]])
-        assert ring.secondaries[0].status()["state"] == "idle"
+        assert ring.secondaries[0].status().state is NodeState.IDLE
     text = str(caught.value)
     assert "\n" not in text
     refusals = {record.getMessage() for record in caplog.records if record.name == "mdi.control.auth"}
@@ -112,7 +113,7 @@ def meet(bench: Bench, caller: Access, answerer: Access) -> tuple[str, bool]:
     b.link.accept()
     a.link.connect()
     error = "" if (caller, answerer) == (answerer, caller) else str(a.down().error)
-    let_in = not error and isinstance(b.event(), PreviousConnected)
+    let_in = not error and isinstance(b.event(), PredecessorConnected)
     a.link.close()
     b.link.close()
     assert let_in or b.inbox.empty()  # it waits on
@@ -170,21 +171,21 @@ def test_certificates_that_differ_are_told_on_both_sides(
 
 
 def test_a_connection_from_another_machine_is_dropped(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
-    end = bench.end(1, previous_addr="192.0.2.1")
+    end = bench.end(1, predecessor_addr="192.0.2.1")
     end.link.accept()
     with contextlib.suppress(ConnectionError):  # which may come as early as from the call itself
         assert bench.dial(end.port).recv(1) == b""
     end.link.close()
     (line,) = [record.getMessage() for record in caplog.records]
-    assert line.startswith("refused a connection from 127.0.0.1: it is not the previous node's address")
+    assert line.startswith("refused a connection from 127.0.0.1: it is not the predecessor's address")
 
 
-def test_a_stranger_of_a_keyed_ring_learns_nothing_of_the_session(bench: Bench) -> None:
-    end = bench.end(1, access=Access(KEY), previous_addr="192.0.2.1")
+def test_a_peer_without_the_key_learns_nothing_of_the_session(bench: Bench) -> None:
+    end = bench.end(1, access=Access(KEY), predecessor_addr="192.0.2.1")
     end.link.accept()
     for name in ("other epoch", "other facts", "not hello", "no json"):
         sock = bench.dial(end.port)
-        sock.sendall(STRANGERS[name])
+        sock.sendall(FOREIGN[name])
         with contextlib.suppress(ConnectionError):
             answer = sock.recv(10_000)
         assert answer[32:] in (
@@ -204,12 +205,12 @@ def test_large_messages_pass_through_tls(bench: Bench, tls: Tls) -> None:
     assert b.message() == FLOOD
 
 
-# ---- strangers at the ring's port
+# ---- pending connections at the ring's port
 
 
 @needs_openssl
 @pytest.mark.parametrize("encrypted", [False, True])
-def test_ten_silent_strangers_do_not_keep_the_right_node_waiting(bench: Bench, tls: Tls, encrypted: bool) -> None:
+def test_ten_silent_connections_do_not_keep_the_predecessor_waiting(bench: Bench, tls: Tls, encrypted: bool) -> None:
     access = Access(KEY, tls if encrypted else None)
     b = bench.end(1, access=access)
     b.link.accept()
@@ -220,18 +221,18 @@ def test_ten_silent_strangers_do_not_keep_the_right_node_waiting(bench: Bench, t
     assert b.inbox.get(timeout=1.0)
 
 
-def test_of_too_many_strangers_the_first_has_to_go(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+def test_of_too_many_pending_connections_the_oldest_is_evicted(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     b = bench.end(1)
     b.link.accept()
     socks = [bench.dial(b.port) for _ in range(17)]
     with contextlib.suppress(ConnectionError):
         assert socks[0].recv(1) == b""
-    assert bench.previous(b)
-    assert "too many others wait" in caplog.text
+    assert bench.predecessor(b)
+    assert "more than 16 connections have not authenticated" in caplog.text
 
 
 @needs_openssl
-def test_a_stranger_that_is_silent_in_tls_is_dropped_in_time(bench: Bench, tls: Tls) -> None:
+def test_a_connection_that_is_silent_in_tls_is_dropped_in_time(bench: Bench, tls: Tls) -> None:
     b = bench.end(1, access=Access(None, tls))
     b.link.accept()
     sock = bench.dial(b.port)
@@ -262,14 +263,14 @@ def test_http_takes_only_who_shows_a_certificate(
         def status(access: Access) -> dict[str, object]:
             return ControlClient("secondary 0", "127.0.0.1", port, access).status()
 
-        assert status(Access(KEY, tls))["state"] == "idle"
-        assert ControlClient("n", "localhost", port, Access(KEY, tls)).status()["state"] == "idle"
+        assert status(Access(KEY, tls)).state is NodeState.IDLE
+        assert ControlClient("n", "localhost", port, Access(KEY, tls)).status().state is NodeState.IDLE
         for stranger in (Access(KEY), Access(KEY, foreign_tls), Access(None, replace(tls, ca=foreign_tls.ca))):
             with pytest.raises(ControlError, match="secondary 0 at") as caught:
                 status(stranger)
             assert "\n" not in str(caught.value)
         assert answer_without_certificate(port, tls) == b""
-        assert status(Access(KEY, tls))["state"] == "idle"
+        assert status(Access(KEY, tls)).state is NodeState.IDLE
     with ring_of(2, tmp_path, access=Access(KEY, misnamed_tls)) as ring:
         client = ControlClient("n", "127.0.0.1", ring.secondaries[0].http_port, Access(KEY, tls))
         with pytest.raises(ControlError, match="does not agree on TLS"):
@@ -283,4 +284,4 @@ def test_silent_tls_connections_do_not_keep_the_right_client_out(tls: Tls, tmp_p
         port = ring.secondaries[0].http_port
         for _ in range(20):
             stack.enter_context(socket.create_connection(("127.0.0.1", port)))
-        assert ControlClient("n", "127.0.0.1", port, access).status()["state"] == "idle"
+        assert ControlClient("n", "127.0.0.1", port, access).status().state is NodeState.IDLE

@@ -10,10 +10,13 @@ import pytest
 
 from mdi.cluster.plan import plan_job
 from mdi.config.options import StarterOptions
-from mdi.control.client import ControlClient, Refused
+from mdi.control.client import ControlClient
+from mdi.control.protocol import NodeBusy
 from mdi.control.session import SessionSpec
+from mdi.control.status import NodeState
 from mdi.engine.engine import Observer
 from mdi.errors import CheckpointError, ControlError, RingBroken
+from mdi.ids import Rank
 from mdi.nodes.starter import Starter
 from support.models import make_model
 from support.rings import Ring, ring_of, with_prompts
@@ -24,7 +27,7 @@ def test_many_samples_that_end_at_once_do_not_fill_the_inbox(tiny: Path, tmp_pat
     with ring_of(3, tmp_path) as ring:
         outputs = ring.generate(tiny, [[1, 2, 3]] * 1500, n_tokens=1)
         assert [len(tokens) for tokens in outputs] == [1] * 1500
-        assert all(secondary.status()["state"] == "idle" for secondary in ring.secondaries)
+        assert all(secondary.status().state is NodeState.IDLE for secondary in ring.secondaries)
 
 
 def starter_of(ring: Ring, folder: Path, **options: object) -> Starter:
@@ -36,7 +39,7 @@ def starter_of(ring: Ring, folder: Path, **options: object) -> Starter:
 
 def spec_of(starter: Starter) -> SessionSpec:
     """What the first secondary is told in the run's first epoch."""
-    return starter._keeper._formation.spec(starter._keeper.plan, 1, epoch=1)
+    return starter._keeper._formation.spec(starter._keeper.plan, Rank(1), epoch=1)
 
 
 def test_of_two_starters_at_once_one_is_told_that_the_node_is_taken(tiny: Path, tmp_path: Path) -> None:
@@ -52,7 +55,7 @@ def test_of_two_starters_at_once_one_is_told_that_the_node_is_taken(tiny: Path, 
 
             def ask(index: int) -> None:
                 try:
-                    outcomes.put(client.init(specs[index])["state"])
+                    outcomes.put(type(client.init(specs[index])).__name__)
                 except ControlError:
                     outcomes.put("refused")
 
@@ -61,7 +64,7 @@ def test_of_two_starters_at_once_one_is_told_that_the_node_is_taken(tiny: Path, 
                 thread.start()
             for thread in threads:
                 thread.join()
-        assert sorted(outcomes.get_nowait() for _ in threads) in (["ready", "refused"], ["refused", "ready"])
+        assert sorted(outcomes.get_nowait() for _ in threads) in (["Ready", "refused"], ["refused", "Ready"])
 
 
 def test_a_node_that_waits_for_a_living_starter_refuses_another_one(tiny: Path, tmp_path: Path) -> None:
@@ -71,7 +74,7 @@ def test_a_node_that_waits_for_a_living_starter_refuses_another_one(tiny: Path, 
             client.init(spec_of(starter))
             client.send_chunk(starter._job.chunk_of(1), spec_of(starter).chunk_digest)
             client.init(spec_of(starter))
-            with pytest.raises(Refused, match=r"already serves the starter at 127\.0\.0\.1"):
+            with pytest.raises(NodeBusy, match=r"already serves the starter at 127\.0\.0\.1"):
                 client.init(replace(spec_of(starter), run=7))
         assert ring.generate(tiny, [[1, 2]], n_tokens=2)  # gone: the node is free again
 

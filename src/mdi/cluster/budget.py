@@ -3,15 +3,15 @@
 import functools
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from litgpt.config import Config
 
+from mdi.control.status import NodeStatus
 from mdi.errors import ConfigError
-from mdi.formats import MODES, Mode
+from mdi.formats import Mode
 from mdi.model.head import Ends
 from mdi.model.quant import held_bytes
 from mdi.model.shapes import ends_shapes, stage_shapes
@@ -47,20 +47,19 @@ class NodeFacts:
     free_bytes: int | None  # None: it cannot tell
 
 
-def facts_of(name: str, host: str, status: Mapping[str, Any], stored: Mode, wanted: Mode | None) -> NodeFacts:
-    """The facts in a node's status, whatever else it may hold.
+def facts_of(name: str, host: str, status: NodeStatus | None, stored: Mode, wanted: Mode | None) -> NodeFacts:
+    """The facts in a node's status; guesses where it gave none.
 
     Args:
         stored: the quantization of the chunks; `wanted`: what the starter asks for, None if it does not say.
     """
-    mode = status.get("quantize") or wanted or "none"
-    free = status.get("free_memory_bytes")
+    mode = (status and status.quantize) or wanted or "none"
     return NodeFacts(
         name=name,
-        place=f"{host} {status.get('device')}",
-        dtype=DTYPES.get(str(status.get("dtype")), torch.float32),
-        mode=stored if stored != "none" or mode not in MODES else mode,
-        free_bytes=free if type(free) is int and free >= 0 else None,
+        place=f"{host} {status and status.device}",
+        dtype=DTYPES[status.dtype] if status else torch.float32,
+        mode=stored if stored != "none" else mode,
+        free_bytes=status.free_memory_bytes if status else None,
     )
 
 

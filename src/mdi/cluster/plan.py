@@ -24,6 +24,7 @@ from mdi.config.options import StarterOptions
 from mdi.config.paths import CHECKPOINTS_DIR
 from mdi.errors import CheckpointError, ConfigError
 from mdi.formats import Mode
+from mdi.ids import NodeId
 from mdi.model.shapes import head_weight, layer_weights
 from mdi.model.span import Span
 from mdi.text.prompts import encode_prompt, load_prompts
@@ -205,7 +206,7 @@ def _is_quantized(folder: Path, mode: Mode | None) -> bool:
 class Plan:
     """Who takes part, and with which layers. A node's *place* is its index in `members`."""
 
-    members: tuple[int, ...]  # numbers in the network, in ring order; the starter (0) is the first
+    members: tuple[NodeId, ...]  # numbers in the network, in ring order; the starter (0) is the first
     job: Job  # its spans and chunks are those of the members, place by place
     n_slots: int  # samples that are in the ring at once
 

@@ -9,6 +9,8 @@ import enum
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from mdi.ids import NodeId
+
 MAX_FAILURES = 3  # of one node within `WINDOW_S`; then it is left out
 WINDOW_S = 600.0
 
@@ -53,7 +55,7 @@ class Retry:
 class GoOnWithout:
     """Form the ring anew without these nodes."""
 
-    nodes: tuple[int, ...]
+    nodes: tuple[NodeId, ...]
     why: str
 
 
@@ -73,17 +75,17 @@ class Recovery:
     def __init__(self, n_nodes: int, node_timeout_s: float) -> None:
         """`node_timeout_s`: how long a missing node is waited for."""
         self.state = RunState.STARTING
-        self.members: tuple[int, ...] = tuple(range(n_nodes))
+        self.members: tuple[NodeId, ...] = tuple(map(NodeId, range(n_nodes)))
         self.n_recoveries = 0
         self._node_timeout_s = node_timeout_s
-        self._missing_since_s: dict[int, float] = {}
-        self._failures_s: dict[int, list[float]] = {}  # when each node failed
+        self._missing_since_s: dict[NodeId, float] = {}
+        self._failures_s: dict[NodeId, list[float]] = {}  # when each node failed
 
-    def deadline_s(self, node: int, now_s: float) -> float:
+    def deadline_s(self, node: NodeId, now_s: float) -> float:
         """When waiting for `node` ends."""
         return self._missing_since_s.get(node, now_s) + self._node_timeout_s
 
-    def is_missing(self, node: int) -> bool:
+    def is_missing(self, node: NodeId) -> bool:
         """Whether `node` gave no answer when the nodes were asked last."""
         return node in self._missing_since_s
 
@@ -93,7 +95,7 @@ class Recovery:
         self._missing_since_s.clear()
         self._move(RunEvent.FORMED)
 
-    def broke(self, now_s: float, *, silent: Collection[int], suspect: int | None, progressed: bool) -> Decision:
+    def broke(self, now_s: float, *, silent: Collection[NodeId], suspect: NodeId | None, progressed: bool) -> Decision:
         """The ring broke, or could not be closed.
 
         Args:
@@ -114,7 +116,7 @@ class Recovery:
             return Retry()
         return self._leave_out(exhausted, f"failed {MAX_FAILURES} times in {WINDOW_S / 60:g} minutes")
 
-    def expired(self, nodes: Collection[int]) -> Decision:
+    def expired(self, nodes: Collection[NodeId]) -> Decision:
         """These members are still missing at their deadlines."""
         return self._leave_out(tuple(nodes), f"did not come back within {self._node_timeout_s:g} s (--node-timeout)")
 
@@ -122,7 +124,7 @@ class Recovery:
         """What was decided cannot be done."""
         self._move(RunEvent.HOPELESS)
 
-    def _leave_out(self, nodes: Sequence[int], why: str) -> Decision:
+    def _leave_out(self, nodes: Sequence[NodeId], why: str) -> Decision:
         self._move(RunEvent.LEFT_OUT)
         if self.state is RunState.FAILED:
             return GiveUp(why)
@@ -131,7 +133,7 @@ class Recovery:
             self._missing_since_s.pop(node, None)
         return GoOnWithout(tuple(nodes), why)
 
-    def _blame(self, suspect: int | None) -> int:
+    def _blame(self, suspect: NodeId | None) -> NodeId:
         """The node that a broken link is blamed on.
 
         The starter cannot be left out, so the next node takes the blame for its link. Without a suspect it is the last
@@ -141,7 +143,7 @@ class Recovery:
             return self.members[-1]
         return suspect or self.members[1]
 
-    def _n_recent_failures(self, node: int, now_s: float) -> int:
+    def _n_recent_failures(self, node: NodeId, now_s: float) -> int:
         return sum(now_s - failed_s <= WINDOW_S for failed_s in self._failures_s[node])
 
     def _move(self, event: RunEvent) -> None:

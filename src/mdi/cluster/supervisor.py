@@ -9,24 +9,34 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 from mdi.checkpoint.weights import MODEL_FILE
 from mdi.cluster.budget import budgets_of, facts_of, fit_slots
 from mdi.cluster.plan import Job, Plan, can_resplit, resplit
 from mdi.cluster.recovery import Decision, GiveUp, GoOnWithout, Recovery, RunState
-from mdi.cluster.rendezvous import RETRY_S, Formation, Missing, Statuses, await_members, describe
+from mdi.cluster.rendezvous import Formation, Missing, Statuses, await_members, describe
 from mdi.config.network import NetworkConfig, node_name
 from mdi.config.options import StarterOptions
 from mdi.control.client import ControlClient, Unreachable
 from mdi.control.session import FIRST_EPOCH
+from mdi.control.status import NodeState, NodeStatus
 from mdi.engine.ring import LocalRing, Ring
-from mdi.errors import CheckpointError, ConfigError, LinkError, MdiError, RemoteProtocolError, RingBroken, StorageError
+from mdi.errors import (
+    CheckpointError,
+    ConfigError,
+    LinkError,
+    MdiError,
+    RemoteProtocolError,
+    RingBroken,
+    RingError,
+    StorageError,
+)
+from mdi.ids import NodeId
+from mdi.net.timeouts import DEFAULT_TIMEOUTS, Timeouts
 from mdi.trace import NodeTimeline, Timeline
 
 log = logging.getLogger(__name__)
 
-DISMISS_TIMEOUT_S = 1.5
 MENDABLE = (LinkError, RemoteProtocolError, Missing)  # by another ring; anything else ends the run
 
 
@@ -42,7 +52,8 @@ class RingKeeper:
         wire_dtype: str,
         listener: socket.socket | None,
         ready_stage: Callable[[Plan], None],
-        own_status: Callable[[], dict[str, Any]],
+        own_status: Callable[[], NodeStatus],
+        timeouts: Timeouts = DEFAULT_TIMEOUTS,
     ) -> None:
         """
         Args:
@@ -52,18 +63,22 @@ class RingKeeper:
         """
         self.ring: Ring = LocalRing()
         self.plan = Plan(
-            tuple(range(len(network.nodes))), job, min(len(job.prompts), options.max_slots or len(job.prompts))
+            tuple(map(NodeId, range(len(network.nodes)))),
+            job,
+            min(len(job.prompts), options.max_slots or len(job.prompts)),
         )
         self.run, self.epoch = secrets.randbits(63), FIRST_EPOCH - 1
         self._network, self._options, self._listener = network, options, listener
         self._ready_stage, self._own_status = ready_stage, own_status
-        self._formation = Formation(network, options, run=self.run, wire_dtype=wire_dtype)
+        self._formation = Formation(network, options, run=self.run, wire_dtype=wire_dtype, timeouts=timeouts)
+        self._timeouts = timeouts
         self._recovery = Recovery(len(network.nodes), options.node_timeout_s)
-        self._told: set[int] = set()  # secondaries of whose silence the user knows
+        self._told: set[NodeId] = set()  # secondaries of whose silence the user knows
 
     @property
-    def state(self) -> str:
-        return self._recovery.state.name.lower()
+    def state(self) -> NodeState:
+        """How far the run is."""
+        return NodeState[self._recovery.state.name]
 
     @property
     def n_recoveries(self) -> int:
@@ -98,7 +113,7 @@ class RingKeeper:
                 self._form()
             except MENDABLE as another:
                 exc, progressed = another, False
-                time.sleep(RETRY_S)
+                time.sleep(self._timeouts.retry_s)
                 continue
             if n_samples:
                 for number in sorted(self._told):
@@ -108,7 +123,7 @@ class RingKeeper:
 
     def dismiss(self, *, stop: bool) -> None:
         """Tell all secondaries that the run is over: they are to stop, or to wait for the next starter."""
-        self._formation.dismiss(ControlClient.stop if stop else ControlClient.release, DISMISS_TIMEOUT_S)
+        self._formation.dismiss(ControlClient.stop if stop else ControlClient.release, self._timeouts.dismiss_s)
 
     @property
     def timeline(self) -> Timeline:
@@ -133,8 +148,8 @@ class RingKeeper:
         self.ring = self._formation.close_ring(plan, self.epoch, self._listener)
         self._recovery.formed()
 
-    def _deadlines_s(self) -> dict[int, float]:
-        now_s = time.monotonic()
+    def _deadlines_s(self) -> dict[NodeId, float]:
+        now_s = self._timeouts.clock()
         return {number: self._recovery.deadline_s(number, now_s) for number in self.plan.members}
 
     def _fitted(self, plan: Plan, statuses: Statuses) -> Plan:
@@ -148,7 +163,7 @@ class RingKeeper:
             facts_of(
                 node_name(number),
                 self._network.nodes[number].host,
-                statuses.get(number) or {} if number else self._own_status(),
+                statuses.get(number) if number else self._own_status(),
                 stored,
                 options.quantize,
             )
@@ -166,7 +181,7 @@ class RingKeeper:
         statuses = self._formation.statuses(self.plan)
         silent = [number for number, status in statuses.items() if status is None]
         decision = self._recovery.broke(
-            time.monotonic(), silent=silent, suspect=self._suspect(exc, statuses), progressed=progressed
+            self._timeouts.clock(), silent=silent, suspect=self._suspect(exc, statuses), progressed=progressed
         )
         for number in set(silent).intersection(self._recovery.members):  # the others are left out
             self._tell_silence(number, exc)
@@ -174,13 +189,13 @@ class RingKeeper:
             log.warning("the ring broke: %s; forming it anew", exc)
         return decision
 
-    def _suspect(self, exc: MdiError, statuses: Statuses) -> int | None:
+    def _suspect(self, exc: MdiError, statuses: Statuses) -> NodeId | None:
         """Where a ring did not close, the first node that its predecessor did not reach; else whom the others lost."""
         for number, status in statuses.items():
-            if status is not None and status.get("state") == "ready":
+            if status is not None and status.state is NodeState.READY:
                 return number
-        place = exc.place if isinstance(exc, RingBroken) else None
-        return None if place is None else self.plan.members[place]
+        rank = exc.rank if isinstance(exc, RingBroken) else None
+        return None if rank is None else self.plan.members[rank]
 
     def _follow(self, decision: Decision, exc: MdiError) -> None:
         match decision:
@@ -191,7 +206,7 @@ class RingKeeper:
             case GiveUp(why):
                 raise RingBroken(f"{exc}; {why}; {describe(self._formation.statuses(self.plan))}") from exc
 
-    def _plan_without(self, nodes: Sequence[int], why: str) -> None:
+    def _plan_without(self, nodes: Sequence[NodeId], why: str) -> None:
         """Adopt a plan in which the remaining nodes take over."""
         names, members = ", ".join(map(node_name, nodes)), self._recovery.members
         rest = NetworkConfig(self._network.starter, tuple(self._network.nodes[number] for number in members[1:]))
@@ -205,7 +220,7 @@ class RingKeeper:
         self._formation.let_go(nodes)
         log.warning("going on without %s, which %s: layers %s", names, why, plan)
 
-    def _tell_silence(self, number: int, exc: MdiError) -> None:
+    def _tell_silence(self, number: NodeId, exc: MdiError) -> None:
         """Say once that a node does not answer. Also called from the threads that call the nodes."""
         if number in self._told:
             return
@@ -216,7 +231,5 @@ class RingKeeper:
             reason = "" if isinstance(exc, Unreachable) else f": {exc}"
             log.warning("waiting for %s at %s%s", name, self._formation.clients[number].url, reason)
         else:
-            reason = str(exc)
-            for prefix in (f"{name} is lost: ", f"{who}: ", f"{who} "):
-                reason = reason.removeprefix(prefix)
+            reason = exc.reason if isinstance(exc, RingError) and exc.peer == name else str(exc)
             log.warning("%s is lost: %s; waiting up to %g s for it", who, reason, self._options.node_timeout_s)

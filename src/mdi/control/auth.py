@@ -1,13 +1,13 @@
-"""Who may ask a node over HTTP: the gate in front of its routes, and what a caller says to pass it.
+"""Authentication of HTTP between nodes: the middleware in front of a node's routes, and the client's signatures.
 
-In a ring with a key a caller asks for a nonce first and signs its request with it; the node signs its answer:
+In a ring with a key a client asks for a nonce first and signs its request with it; the node signs its answer:
 
     Authorization: MDI-HMAC                                      give me a nonce
     WWW-Authenticate: MDI-HMAC nonce="...", stale="false"        (401) here it is
     Authorization: MDI-HMAC nonce="...", body="...", mac="..."   the SHA-256 of the body, and the proof
     Authentication-Info: body="...", mac="..."                   the same for the answer
 
-Without a key only the addresses of the configuration are let in.
+Without a key only clients at the addresses of the configuration are authorized.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mdi import __version__
-from mdi.net.access import Access, Callers
+from mdi.net.access import Access, AllowedHosts
 from mdi.net.keys import MAC_BYTES, NONCE_BYTES, Key, Nonces
 from mdi.strings import one_line
 
@@ -54,7 +54,7 @@ def _sha256(body: bytes) -> str:
     return hashlib.sha256(body).hexdigest()
 
 
-# ---- the caller's side
+# ---- the client's side
 
 
 @dataclass(frozen=True)
@@ -81,31 +81,31 @@ class Challenge:
         match = _ANSWER.fullmatch(header)
         if match is None or match[1] not in (_STREAM, _sha256(body)):
             return False
-        return key.proves(bytes.fromhex(match[2]), *_answer_parts(self.nonce, status, match[1]))
+        return key.verify(bytes.fromhex(match[2]), *_answer_parts(self.nonce, status, match[1]))
 
 
 # ---- the node's side
 
 
-class _Refused(Exception):
-    """A request is not let in. It never leaves this module."""
+class _RequestRejected(Exception):
+    """A request is not authorized. It never leaves this module."""
 
-    def __init__(self, reason: str, status: str = "401 Unauthorized", *, stale: bool = False, told: bool = True):
+    def __init__(self, reason: str, status: str = "401 Unauthorized", *, stale: bool = False, log: bool = True):
         super().__init__(reason)
-        self.status, self.stale, self.told = status, stale, told
+        self.status, self.stale, self.log = status, stale, log
 
 
-class Gate:
+class AuthMiddleware:
     """A WSGI application in front of another one. Called from HTTP threads.
 
-    Nothing of a request's body is read, and nothing of the node is told, before the caller is let in.
+    Nothing of a request's body is read, and nothing of the node is revealed, before the client is authorized.
     """
 
     def __init__(self, application: Application, access: Access, local: str, max_body_bytes: int) -> None:
         """`local` is the address that the node listens on."""
         self._application, self._key, self._max_body_bytes = application, access.key, max_body_bytes
         self._nonces = Nonces()
-        self._callers = None if access.addrs is None else Callers(("localhost", *access.addrs), local)
+        self._allowed = None if access.addrs is None else AllowedHosts(("localhost", *access.addrs), local)
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         try:
@@ -113,58 +113,64 @@ class Gate:
                 self._check_address(environ)
                 return self._application(environ, start_response)
             nonce, body = self._check_signature(self._key, environ)
-        except _Refused as exc:
-            return self._refuse(environ, start_response, exc)
+        except _RequestRejected as exc:
+            return self._reject(environ, start_response, exc)
         environ["wsgi.input"] = io.BytesIO(body)
-        return self._answer(self._key, nonce, environ, start_response)
+        return self._forward(self._key, nonce, environ, start_response)
 
     def _check_address(self, environ: Environ) -> None:
         if environ.get("HTTP_AUTHORIZATION", "").startswith(SCHEME):
-            raise _Refused("the caller has a key and this node has none", "403 Forbidden")
-        if self._callers is not None and not self._callers.include(environ["REMOTE_ADDR"]):
+            raise _RequestRejected("the caller has a key and this node has none", "403 Forbidden")
+        if self._allowed is not None and not self._allowed.include(environ["REMOTE_ADDR"]):
             reason = f"{environ['REMOTE_ADDR']} is not in this node's configuration, and this ring has no key"
-            raise _Refused(reason, "403 Forbidden")
+            raise _RequestRejected(reason, "403 Forbidden")
 
     def _check_signature(self, key: Key, environ: Environ) -> tuple[str, bytes]:
-        """The nonce and the body of a request that shows the key. All that the proof covers is as it was signed."""
+        """The nonce and the body of a request whose signature is right; all that it covers is as it was signed."""
         header = environ.get("HTTP_AUTHORIZATION", "")
         if header == SCHEME:
-            raise _Refused("here is a nonce", told=False)
+            raise _RequestRejected("here is a nonce", log=False)
         if (match := _SIGNED.fullmatch(header)) is None:
-            raise _Refused("this ring has a key and the caller has none")
+            raise _RequestRejected("this ring has a key and the caller has none")
         nonce, digest, mac = match.groups()
         parts = _request_parts(nonce, environ["REQUEST_METHOD"], environ["REQUEST_URI"], digest)
         known = self._nonces.redeem(bytes.fromhex(nonce))
-        if not key.proves(bytes.fromhex(mac), *parts):
-            raise _Refused("the caller and this node have different keys")
+        if not key.verify(bytes.fromhex(mac), *parts):
+            raise _RequestRejected("the caller and this node have different keys")
         if not known:
-            raise _Refused("the nonce was used before, or is not known any more", stale=True)
+            raise _RequestRejected("the nonce was used before, or is not known any more", stale=True)
         body = self._read_body(environ)
         if _sha256(body) != digest:
-            raise _Refused("the body is not the one that was signed")
+            raise _RequestRejected("the body is not the one that was signed")
         return nonce, body
 
     def _read_body(self, environ: Environ) -> bytes:
         length = environ.get("CONTENT_LENGTH") or "0"
         if environ.get("wsgi.input_terminated") or not length.isdecimal() or int(length) > self._max_body_bytes:
-            raise _Refused(f"expected a body of known length, at most {self._max_body_bytes} bytes", "400 Bad Request")
+            raise _RequestRejected(
+                f"expected a body of known length, at most {self._max_body_bytes} bytes", "400 Bad Request"
+            )
         body: bytes = environ["wsgi.input"].read(int(length))
         return body
 
-    def _refuse(self, environ: Environ, start_response: StartResponse, refused: _Refused) -> list[bytes]:
-        if refused.told:
+    def _reject(self, environ: Environ, start_response: StartResponse, rejected: _RequestRejected) -> list[bytes]:
+        if rejected.log:
             request = one_line(f"{environ['REQUEST_METHOD']} {environ['REQUEST_URI']}", 100)
-            log.warning("refused %s from %s: %s", request, environ["REMOTE_ADDR"], str(refused))
-        body = json.dumps({"error": str(refused), "version": __version__}).encode()
+            log.warning("refused %s from %s: %s", request, environ["REMOTE_ADDR"], str(rejected))
+        body = json.dumps({"error": str(rejected), "version": __version__}).encode()
         headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
         if self._key is not None:
-            nonce, stale = self._nonces.issue().hex(), "true" if refused.stale else "false"
+            nonce, stale = self._nonces.issue().hex(), "true" if rejected.stale else "false"
             headers.append(("WWW-Authenticate", f'{SCHEME} nonce="{nonce}", stale="{stale}"'))
-        start_response(refused.status, headers)
+        start_response(rejected.status, headers)
         return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]
 
-    def _answer(self, key: Key, nonce: str, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        """Let the request in, and sign what comes out."""
+    def _forward(self, key: Key, nonce: str, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        """Pass the request on, and sign the answer.
+
+        The signature stands in a header and covers the body, so the body is collected first; but the answer to /init
+        goes on for minutes, and its blanks must be sent as they come. There the signature covers the status alone.
+        """
         begun: list[tuple[str, list[tuple[str, str]]]] = []
 
         def begin(status: str, headers: list[tuple[str, str]], exc_info: object = None) -> None:

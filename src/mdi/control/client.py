@@ -1,51 +1,58 @@
-"""How a node is asked over HTTP: the other side of the routes in `mdi.control.routes`."""
+"""The client's side of the routes in `mdi.control.routes`."""
 
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import requests
 from urllib3.exceptions import HTTPError
 
 from mdi.control.auth import SCHEME, Challenge
+from mdi.control.protocol import UPLOAD_BYTES, NodeBusy
 from mdi.control.session import SessionSpec
+from mdi.control.status import InitAnswer, NodeStatus, init_answer_from_json
 from mdi.errors import ControlError
 from mdi.files import storage_error
 from mdi.net.access import THIS_MACHINE, Access
 from mdi.net.keys import Key
+from mdi.net.timeouts import DEFAULT_TIMEOUTS, Timeouts
 from mdi.strings import one_line
 
-CONNECT_TIMEOUT_S = 3.0
-ANSWER_TIMEOUT_S = 15.0
-STATUS_TIMEOUT_S = 2.0
-UPLOAD_BYTES = 16 << 20  # of one PUT
+T = TypeVar("T")
+
 SIGNING_ATTEMPTS = 3  # a busy node may have forgotten the nonce it gave us
 
 
 class ControlClient:
     """One node as seen from another one. Every failure is a `ControlError` that names the node."""
 
-    def __init__(self, name: str, addr: str, port: int, access: Access = THIS_MACHINE) -> None:
+    def __init__(
+        self, name: str, addr: str, port: int, access: Access = THIS_MACHINE, timeouts: Timeouts = DEFAULT_TIMEOUTS
+    ) -> None:
         self.name = name
-        self._access = access
+        self._access, self._timeouts = access, timeouts
         scheme = "https" if access.tls else "http"
         self.url = f"{scheme}://{f'[{addr}]' if ':' in addr else addr}:{port}"
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> NodeStatus:
         """What the node says of itself."""
-        return self._call("GET", "/", answer_timeout_s=STATUS_TIMEOUT_S)
+        return self._checked(NodeStatus.from_json, self._call("GET", "/", answer_timeout_s=self._timeouts.status_s))
 
     def timeline(self) -> dict[str, Any]:
         """What the node did when, in its last run; see `mdi.trace`."""
-        return self._call("GET", "/timeline", answer_timeout_s=ANSWER_TIMEOUT_S)
+        return self._call("GET", "/timeline")
 
-    def init(self, spec: SessionSpec, answer_timeout_s: float = ANSWER_TIMEOUT_S) -> dict[str, Any]:
+    def init(self, spec: SessionSpec, answer_timeout_s: float | None = None) -> InitAnswer:
         """Configure the node; returns its answer once it is ready, or what it lacks.
 
         While it loads it sends a sign of life every second, so a lost node is noticed.
+
+        Args:
+            answer_timeout_s: how long it may be silent, if less than usual.
         """
-        return self._call("POST", "/init", answer_timeout_s=answer_timeout_s, json=spec.to_json())
+        answer = self._call("POST", "/init", answer_timeout_s=answer_timeout_s, json=spec.to_json())
+        return self._checked(init_answer_from_json, answer)
 
     def release(self, run: int) -> None:
         """Give up a session that never ran."""
@@ -80,6 +87,12 @@ class ControlClient:
             raise ControlError(f"{self.name} at {self.url} says it holds {value} bytes of a chunk, not {least} or more")
         return int(str(value))
 
+    def _checked(self, parse: Callable[[Any], T], answer: dict[str, Any]) -> T:
+        try:
+            return parse(answer)
+        except ControlError as exc:
+            raise ControlError(f"{self.name} at {self.url}: {exc}") from exc
+
     def _call(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
         try:
             answer = self._request(method, path, **arguments).json()
@@ -88,7 +101,7 @@ class ControlClient:
         if not isinstance(answer, dict):
             raise ControlError(f"{self.name} at {self.url}: {answer}")
         if "error" in answer:
-            kind = Refused if answer.get("retry") is True else ControlError
+            kind = NodeBusy if answer.get("retry") is True else ControlError
             raise kind(f"{self.name} at {self.url}: {answer['error']}")
         return answer
 
@@ -98,7 +111,7 @@ class ControlClient:
         with self._session() as session:
             try:
                 request = session.prepare_request(requests.Request(method, self.url + path, **arguments))
-                timeouts = (CONNECT_TIMEOUT_S, answer_timeout_s or ANSWER_TIMEOUT_S)
+                timeouts = (self._timeouts.connect_s, answer_timeout_s or self._timeouts.answer_s)
                 send = functools.partial(session.send, timeout=timeouts, allow_redirects=False)
                 key = self._access.key
                 response = send(request) if key is None else self._send_signed(send, request, key)
@@ -109,7 +122,7 @@ class ControlClient:
             except (requests.RequestException, HTTPError, UnicodeError) as exc:
                 raise NoAnswer(f"{self.name} at {self.url} did not answer: {one_line(exc)}") from exc
         if not response.ok:
-            kind = Refused if response.status_code == 409 else ControlError
+            kind = NodeBusy if response.status_code == 409 else ControlError
             raise kind(f"{self.name} at {self.url} refused: {_reason(response)}")
         return response
 
@@ -142,10 +155,6 @@ class ControlClient:
             if again is None or not again.stale:
                 break
         raise ControlError(f"{self.name} at {self.url} did not show that it has this ring's key: {_reason(answer)}")
-
-
-class Refused(ControlError):
-    """The node cannot do this now; later it may."""
 
 
 class NoAnswer(ControlError):

@@ -9,13 +9,14 @@
     PUT  /chunks/<digest>  append to it (Content-Range)
 
 Bodies are JSON, but for the chunk's bytes. An error has the body {"error": reason}; with "retry": true it may pass.
-Who may ask is `mdi.control.auth`'s matter.
+Which clients are authorized is decided before, in `mdi.control.auth`.
 """
 
 import html
 import json
 import logging
 import re
+import string
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -25,19 +26,19 @@ from typing import Any, Protocol
 import cherrypy
 
 from mdi.checkpoint.cache import ChunkCache
-from mdi.control.auth import STREAMED, Gate
-from mdi.control.client import UPLOAD_BYTES
+from mdi.control.auth import STREAMED, AuthMiddleware
+from mdi.control.protocol import MAX_JSON_BYTES, UPLOAD_BYTES, NodeBusy
 from mdi.control.server import WebServer
 from mdi.control.session import SessionSpec
+from mdi.control.status import InitAnswer, NodeStatus, init_answer_to_json
 from mdi.errors import ConfigError, ControlError, MdiError, StorageError
 from mdi.net.access import THIS_MACHINE, Access, is_loopback
 from mdi.net.sockets import listen
+from mdi.net.timeouts import DEFAULT_TIMEOUTS, Timeouts
 from mdi.strings import one_line
 
 log = logging.getLogger(__name__)
 
-HEARTBEAT_S = 1.0
-MAX_JSON_BYTES = 1 << 20
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
 
 
@@ -47,9 +48,9 @@ class Node(Protocol):
     @property
     def cache(self) -> ChunkCache | None: ...
 
-    def status(self) -> dict[str, Any]: ...
+    def status(self) -> NodeStatus: ...
 
-    def request_init(self, spec: SessionSpec) -> "Future[dict[str, Any]]": ...
+    def request_init(self, spec: SessionSpec) -> "Future[InitAnswer]": ...
 
     def timeline(self) -> dict[str, Any]: ...
 
@@ -58,27 +59,28 @@ class Node(Protocol):
     def request_stop(self, run: int | None) -> None: ...
 
 
-class Busy(ControlError):
-    """The node already serves a session."""
-
-
 class ControlServer:
     """The HTTP side of one node. Bound on creation, serving from `start()` to `close()`.
 
     It is an object of its own, not cherrypy's process-wide engine: several nodes live in one process.
     """
 
-    def __init__(self, addr: str, port: int, node: Node, access: Access = THIS_MACHINE) -> None:
+    def __init__(
+        self,
+        addr: str,
+        port: int,
+        node: Node,
+        access: Access = THIS_MACHINE,
+        timeouts: Timeouts = DEFAULT_TIMEOUTS,
+    ) -> None:
         """Raises `ConfigError` where the port is taken or the address is not one of this machine."""
         with listen(addr, port) as probe:  # for its errors: cheroot's do not tell the reason
             local = probe.getsockname()[0]
-        _warn_of_strangers(addr, access)
+        _warn_if_unauthenticated(addr, access)
         self._closing = threading.Event()
-        application = cherrypy.Application(_Routes(node, self._closing), "", config=_APPLICATION)
-        application.log.access_log.disabled = True
-        application.log.error_log.parent = log
-        gate = Gate(application, access, local, UPLOAD_BYTES)
-        self._server = WebServer(addr, port, gate, 2 * UPLOAD_BYTES, access.tls)
+        application = application_of(node, self._closing, timeouts)
+        middleware = AuthMiddleware(application, access, local, UPLOAD_BYTES)
+        self._server = WebServer(addr, port, middleware, 2 * UPLOAD_BYTES, access.tls, timeouts)
         try:
             self._server.prepare()
         except OSError as exc:
@@ -102,10 +104,18 @@ class ControlServer:
             self._thread.join()
 
 
-def _warn_of_strangers(addr: str, access: Access) -> None:
+def _warn_if_unauthenticated(addr: str, access: Access) -> None:
     if access.key is None and not is_loopback(addr):
         whoever = "everyone" if access.addrs is None else f"whoever calls from {', '.join(access.addrs)}"
         log.warning("this ring has no key: %s may use this node, see docs/running.md", whoever)
+
+
+def application_of(node: Node, closing: threading.Event, timeouts: Timeouts = DEFAULT_TIMEOUTS) -> cherrypy.Application:
+    """The routes as a WSGI application; what they still have to answer ends when `closing` is set."""
+    application = cherrypy.Application(_Routes(node, closing, timeouts), "", config=_CONFIG)
+    application.log.access_log.disabled = True
+    application.log.error_log.parent = log
+    return application
 
 
 def _error_page(status: str, message: str, traceback: str, version: str) -> str:
@@ -113,20 +123,15 @@ def _error_page(status: str, message: str, traceback: str, version: str) -> str:
     return json.dumps({"error": html.unescape(message)})
 
 
-class _Dispatcher(cherrypy.dispatch.MethodDispatcher):  # type: ignore[misc]
-    """Finds the routes, and nothing else that the objects behind them have: not `/__class__`, not `/_node`."""
+# cherrypy finds a handler by walking attributes: `/_node/cache` would be looked up on our object, `/__class__` too.
+# With every punctuation mark of a path read as `-`, which no attribute has in its name, only the exposed methods are
+# found. (By default it reads all of them as `_`, so that `/.node` would be `/_node`.)
+_NO_PRIVATE_NAMES = str.maketrans(dict.fromkeys(string.punctuation, "-"))
 
-    def find_handler(self, path: str) -> tuple[Any, list[str]]:
-        names = [name.translate(self.translate) for name in path.split("/")]  # as cherrypy will: `.` becomes `_`
-        is_hidden = any(name.startswith("_") for name in names)
-        found: tuple[Any, list[str]] = super().find_handler("/" if is_hidden else path)
-        return (None, []) if is_hidden else found
-
-
-_APPLICATION = {
+_CONFIG = {
     "/": {
-        "request.dispatch": _Dispatcher(),
-        "request.process_request_body": False,
+        "request.dispatch": cherrypy.dispatch.Dispatcher(translate=_NO_PRIVATE_NAMES),
+        "request.process_request_body": False,  # it would take a chunk for a form, or keep it in memory
         "request.show_tracebacks": False,
         "error_page.default": _error_page,
         "response.stream": True,
@@ -136,84 +141,66 @@ _APPLICATION = {
 
 
 class _Routes:
-    exposed = True
+    """One exposed method for each path. Called from HTTP threads."""
 
-    def __init__(self, node: Node, closing: threading.Event) -> None:
-        self._node = node
-        self.timeline = _Timeline(node)
-        self.init = _Init(node, closing)
-        self.release = _Release(node)
-        self.stop = _Stop(node)
-        self.chunks = _Chunks(node)
+    def __init__(self, node: Node, closing: threading.Event, timeouts: Timeouts) -> None:
+        self._node, self._closing, self._timeouts = node, closing, timeouts
 
-    def GET(self) -> bytes:
-        return _json(self._node.status())
+    @cherrypy.expose  # type: ignore[untyped-decorator]
+    @cherrypy.tools.allow(methods=["GET"])  # type: ignore[untyped-decorator]
+    def index(self) -> bytes:
+        if cherrypy.request.path_info.strip("/"):  # `/index`
+            raise cherrypy.NotFound()
+        return _json(self._node.status().to_json())
 
-
-class _Timeline:
-    exposed = True
-
-    def __init__(self, node: Node) -> None:
-        self._node = node
-
-    def GET(self) -> bytes:
+    @cherrypy.expose  # type: ignore[untyped-decorator]
+    @cherrypy.tools.allow(methods=["GET"])  # type: ignore[untyped-decorator]
+    def timeline(self) -> bytes:
         return _json(self._node.timeline())
 
-
-class _Init:
-    exposed = True
-
-    def __init__(self, node: Node, closing: threading.Event) -> None:
-        self._node, self._closing = node, closing
-
-    def POST(self) -> Iterator[bytes]:
+    @cherrypy.expose  # type: ignore[untyped-decorator]
+    @cherrypy.tools.allow(methods=["POST"])  # type: ignore[untyped-decorator]
+    def init(self) -> Iterator[bytes]:
         try:
             spec = SessionSpec.from_json(_read_json())
             answer = self._node.request_init(spec)
-        except Busy as exc:
+        except NodeBusy as exc:
             raise cherrypy.HTTPError(409, str(exc)) from exc
         except ControlError as exc:
             raise cherrypy.HTTPError(400, str(exc)) from exc
         cherrypy.response.headers["Content-Type"] = "application/json"
         cherrypy.request.wsgi_environ[STREAMED] = True
-        return _wait_for(answer, self._closing)
+        return self._wait_for(answer)
 
+    def _wait_for(self, answer: "Future[InitAnswer]") -> Iterator[bytes]:
+        """Blanks while the node is loading, then the JSON answer.
 
-def _wait_for(answer: "Future[dict[str, Any]]", closing: threading.Event) -> Iterator[bytes]:
-    """Blanks while the node is loading, so that the starter knows it is alive; then the JSON answer."""
-    while not closing.is_set():
-        try:
-            yield json.dumps(answer.result(timeout=HEARTBEAT_S)).encode()
-            return
-        except FutureTimeout:
-            yield b" "
-        except MdiError as exc:
-            yield json.dumps({"error": str(exc), "retry": isinstance(exc, Busy)}).encode()
-            return
-    yield b'{"error": "the node ends", "retry": true}'
+        Loading can take minutes. The blanks tell the starter's client, whose timeout bounds a silence, that the node is
+        alive; JSON allows whitespace in front, so no framing is needed to tell them from the answer.
+        """
+        while not self._closing.is_set():
+            try:
+                yield json.dumps(init_answer_to_json(answer.result(timeout=self._timeouts.heartbeat_s))).encode()
+                return
+            except FutureTimeout:
+                yield b" "
+            except MdiError as exc:  # the status line was sent long ago: the body has to say it
+                yield json.dumps({"error": str(exc), "retry": isinstance(exc, NodeBusy)}).encode()
+                return
+        yield b'{"error": "the node ends", "retry": true}'
 
-
-class _Release:
-    exposed = True
-
-    def __init__(self, node: Node) -> None:
-        self._node = node
-
-    def PUT(self) -> bytes:
+    @cherrypy.expose  # type: ignore[untyped-decorator]
+    @cherrypy.tools.allow(methods=["PUT"])  # type: ignore[untyped-decorator]
+    def release(self) -> bytes:
         body = _read_json()
         if not isinstance(body, dict) or type(body.get("run")) is not int:
             raise cherrypy.HTTPError(400, 'expected {"run": number}')
         self._node.request_release(body["run"])
         return _json({"released": body["run"]})
 
-
-class _Stop:
-    exposed = True
-
-    def __init__(self, node: Node) -> None:
-        self._node = node
-
-    def PUT(self) -> bytes:
+    @cherrypy.expose  # type: ignore[untyped-decorator]
+    @cherrypy.tools.allow(methods=["PUT"])  # type: ignore[untyped-decorator]
+    def stop(self) -> bytes:
         body = _read_json() if _body_length() else {}
         run = body.get("run") if isinstance(body, dict) else body
         if run is not None and type(run) is not int:
@@ -221,18 +208,15 @@ class _Stop:
         self._node.request_stop(run)
         return _json({"stopping": True})
 
-
-class _Chunks:
-    exposed = True
-
-    def __init__(self, node: Node) -> None:
-        self._node = node
-
-    def HEAD(self, digest: str) -> bytes:
+    @cherrypy.expose  # type: ignore[untyped-decorator]
+    @cherrypy.tools.allow(methods=["HEAD", "PUT"])  # type: ignore[untyped-decorator]
+    def chunks(self, digest: str) -> bytes:
+        if cherrypy.request.method == "PUT":
+            return self._append(digest)
         cherrypy.response.headers["X-Held-Bytes"] = str(_checked(lambda: self._cache().held_bytes(digest)))
         return b""
 
-    def PUT(self, digest: str) -> bytes:
+    def _append(self, digest: str) -> bytes:
         headers = cherrypy.request.headers
         match = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", ""))
         length = _body_length()
@@ -259,7 +243,7 @@ def _checked(action: Callable[[], int]) -> int:
 
 
 def _body_length() -> int:
-    if cherrypy.request.wsgi_environ.get("wsgi.input_terminated"):  # chunks, which may not be what they say they are
+    if cherrypy.request.wsgi_environ.get("wsgi.input_terminated"):  # of a length that shows only when it was read
         raise cherrypy.HTTPError(400, "expected a body of known length, not Transfer-Encoding: chunked")
     text = cherrypy.request.headers.get("Content-Length", "0")
     if not text.isdecimal():
@@ -271,7 +255,7 @@ def _read_json() -> Any:
     length = _body_length()
     if length > MAX_JSON_BYTES:
         while cherrypy.request.rfile.read(MAX_JSON_BYTES):
-            pass  # a client that is still sending would not read why it is refused
+            pass  # closing with unread bytes makes the kernel send RST, which can discard our answer at the client
         raise cherrypy.HTTPError(413, f"a body of {length} bytes; {MAX_JSON_BYTES} are allowed")
     try:
         return json.loads(cherrypy.request.rfile.read(length))

@@ -1,7 +1,7 @@
-"""cheroot's HTTP server as a node needs it: logging to our log, with TLS, and with bounds on what strangers can hold.
+"""cheroot's HTTP server as a node needs it: our log, TLS, and limits on unauthenticated connections.
 
-A connection takes none of the server's threads before something has come from it, and a request that has begun
-must have its head complete in a few seconds; the gate behind it reads no body of a request that it does not let in.
+A connection takes none of the server's threads before something has come from it, and a request that has begun must
+have its head complete in a few seconds; the middleware behind it reads no body of a request that is not authorized.
 """
 
 import contextlib
@@ -18,12 +18,12 @@ from cheroot.ssl.builtin import BuiltinSSLAdapter
 
 from mdi import __version__
 from mdi.net.sockets import BACKLOG, wake
+from mdi.net.timeouts import DEFAULT_TIMEOUTS, Timeouts
 from mdi.net.tls import Tls
 
 log = logging.getLogger(__name__)
 
-HEAD_TIMEOUT_S = 5.0  # for TLS, the request line and all headers together
-MAX_STRANGERS = 64  # connections from which no request has come yet; beyond it the oldest has to go
+MAX_NEW_CONNECTIONS = 64  # from which no request has come yet; beyond it the oldest is closed
 MAX_HEADER_BYTES = 64 << 10
 MAX_IGNORED_BYTES = 1 << 20  # of a refused body that is read, so that the client reads the refusal
 N_THREADS = 8
@@ -36,7 +36,15 @@ class WebServer(wsgi.Server):
     expiration_interval = 0.1  # how often it looks whether it is to end
     max_request_header_size = MAX_HEADER_BYTES
 
-    def __init__(self, addr: str, port: int, application: Any, max_body_bytes: int, tls: Tls | None) -> None:
+    def __init__(
+        self,
+        addr: str,
+        port: int,
+        application: Any,
+        max_body_bytes: int,
+        tls: Tls | None,
+        timeouts: Timeouts = DEFAULT_TIMEOUTS,
+    ) -> None:
         super().__init__(
             (addr, port),
             application,
@@ -48,7 +56,8 @@ class WebServer(wsgi.Server):
         )
         self.ConnectionClass = _Connection
         self.max_request_body_size = max_body_bytes
-        self.strangers: dict[_Connection, None] = {}  # in the order in which they came
+        self.timeouts = timeouts
+        self.new_connections: dict[_Connection, None] = {}  # the oldest first
         if tls is not None:
             self.ssl_adapter = _TlsAdapter(tls)
 
@@ -56,14 +65,20 @@ class WebServer(wsgi.Server):
         log.log(level, "%s", msg, exc_info=traceback)
 
     def process_conn(self, conn: "_Connection") -> None:
-        """Called by the accepting thread with a new connection, and with any that has something to be read."""
-        if conn.waited_for:
+        """Called by the accepting thread with a new connection, and with any that has something to be read.
+
+        cheroot hands a new connection to a thread at once, and there it waits for its first byte: eight silent clients
+        would occupy all eight threads. So the first time it is put among the idle ones, which cost no thread; cheroot's
+        selector calls this again when something has come. This thread accepts all connections, so it must not block
+        here, in a TLS handshake for one: see `_TlsAdapter`.
+        """
+        if conn.was_idle:
             super().process_conn(conn)
             return
-        conn.waited_for = True
-        self.strangers[conn] = None
-        if len(self.strangers) > MAX_STRANGERS:
-            wake(next(iter(self.strangers)).socket)  # a thread will find it closed
+        conn.was_idle = True
+        self.new_connections[conn] = None
+        if len(self.new_connections) > MAX_NEW_CONNECTIONS:
+            wake(next(iter(self.new_connections)).socket)  # it becomes readable, and a thread closes it
         self.put_conn(conn)
 
 
@@ -81,12 +96,12 @@ class _Request(server.HTTPRequest):
 
     def parse_request(self) -> None:
         try:
-            with _cut_off(self.conn.socket, HEAD_TIMEOUT_S):
+            with _deadline(self.conn.socket, self.server.timeouts.request_head_s):
                 super().parse_request()
         except ssl.SSLError as exc:
             log.warning("refused a connection from %s, which does not agree on TLS: %s", self.conn.remote_addr, exc)
             raise errors.FatalSSLAlert(*exc.args) from exc
-        self.server.strangers.pop(self.conn, None)
+        self.server.new_connections.pop(self.conn, None)
 
     def read_request_line(self) -> bool:
         """cheroot takes HTTP/1.-1 for a version, and cherrypy fails on it."""
@@ -98,27 +113,30 @@ class _Request(server.HTTPRequest):
         return True
 
     def send_headers(self) -> None:
-        """cheroot reads what is left of a body first: not of one that is too long, nor for ever."""
+        """cheroot first reads what is left of a body, lest closing resets: but not megabytes, and not for ever."""
         if getattr(self.rfile, "remaining", 0) > MAX_IGNORED_BYTES:
             self.close_connection = True
-        with _cut_off(self.conn.socket, HEAD_TIMEOUT_S):
+        with _deadline(self.conn.socket, self.server.timeouts.request_head_s):
             super().send_headers()
 
 
 class _Connection(server.HTTPConnection):
     RequestHandlerClass = _Request
-    waited_for = False
+    was_idle = False
 
     def close(self) -> None:
-        self.server.strangers.pop(self, None)
+        self.server.new_connections.pop(self, None)
         super().close()
         with contextlib.suppress(OSError):
             self.wfile.close()  # cheroot leaves it, and with it the socket, to the garbage collector
 
 
 @contextlib.contextmanager
-def _cut_off(sock: socket.socket, after_s: float) -> Iterator[None]:
-    """End the connection unless the block is through in time: the timeout of a socket bounds each read alone."""
+def _deadline(sock: socket.socket, after_s: float) -> Iterator[None]:
+    """End the connection unless the block is through in time.
+
+    A socket's timeout bounds each read alone: a client that sends a byte a second would hold its thread for ever.
+    """
     timer = threading.Timer(after_s, wake, [sock])
     timer.start()
     try:
@@ -129,7 +147,9 @@ def _cut_off(sock: socket.socket, after_s: float) -> Iterator[None]:
 
 
 class _TlsAdapter(BuiltinSSLAdapter):
-    """Shakes hands where a request is read, in a thread of the pool: the accepting thread must not wait."""
+    """Leaves the TLS handshake to the first read, in a thread of the pool: cheroot wraps on the accepting thread, which
+    one client that connects and sends nothing would block for all others.
+    """
 
     def __init__(self, tls: Tls) -> None:  # not cheroot's: it builds a context that asks for no certificate
         self.context = tls.server

@@ -4,10 +4,14 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from mdi import __version__
+from mdi.control.checks import Check, is_digest, is_dtype, is_mode, is_span, is_string, optional, short, whole
 from mdi.errors import ControlError
-from mdi.formats import DTYPES, MODES, Mode
+from mdi.formats import Mode
+from mdi.ids import Rank
 from mdi.model.span import Span
 from mdi.net.sockets import Peer
+from mdi.net.timeouts import DEFAULT_TIMEOUTS, Timeouts
+from mdi.ring.config import LinkConfig
 from mdi.ring.wire import VERSION, Session
 
 FIRST_EPOCH = 1  # of a run
@@ -17,9 +21,9 @@ FIRST_EPOCH = 1  # of a run
 class SessionSpec:
     """One node's part in a session: the body of `POST /init`, and what the handshake compares."""
 
-    run: int  # whom the node serves: one starter's work from its first session to its last
+    run: int  # the work of one starter from its first session to its last
     epoch: int  # of the sessions of a run, one after the other; a greater one replaces what is left of a lower one
-    node: int  # place in the ring; the starter is 0
+    rank: Rank  # place in the ring; the starter is 0
     n_nodes: int
     starter: Peer  # where the starter answers HTTP
     model: str  # its name, for people
@@ -35,8 +39,8 @@ class SessionSpec:
     peer_timeout_s: float
     timeline: bool  # whether to record what the node does when
     nodes_on_host: int  # nodes that share this one's cores
-    previous: Peer
-    following: Peer
+    predecessor: Peer
+    successor: Peer
     protocol: int = VERSION
     version: str = __version__
 
@@ -46,12 +50,12 @@ class SessionSpec:
         n_embd = self.config["n_embd"]
         return Session(self.epoch, n_embd, self.wire_dtype, self.n_slots, self.context, self.max_rows)
 
-    def facts(self, node: int) -> dict[str, Any]:
-        """The handshake of node `node`: both ends must hold the same values."""
+    def facts(self, rank: Rank) -> dict[str, Any]:
+        """What the node of `rank` says in its HELLO: both ends must hold the same values."""
         return {
             "version": self.version,
             "run": self.run,
-            "node": node,
+            "rank": rank,
             "n_nodes": self.n_nodes,
             "model_digest": self.model_digest,
             "wire_dtype": self.wire_dtype,
@@ -62,13 +66,36 @@ class SessionSpec:
 
     @property
     def hello(self) -> dict[str, Any]:
-        """What this node says to the next one."""
-        return self.facts(self.node)
+        """The facts for the successor."""
+        return self.facts(self.rank)
 
     @property
     def expected(self) -> dict[str, Any]:
-        """What the previous node must say to this one."""
-        return self.facts((self.node - 1) % self.n_nodes)
+        """The facts that the predecessor must hold."""
+        return self.facts(self.predecessor_rank)
+
+    @property
+    def predecessor_rank(self) -> Rank:
+        """The rank of the node that connects to this one."""
+        return Rank((self.rank - 1) % self.n_nodes)
+
+    def link_config(self, source_port: int, timeouts: Timeouts = DEFAULT_TIMEOUTS) -> LinkConfig:
+        """How this node opens its two edges of the ring; its connection to the successor leaves from `source_port`."""
+        # As many messages travel as there are nodes. When many samples end at once, each slot may have a RELEASE and
+        # a FORK queued beside them (so hundreds of slots need hundreds of entries), and at the end FAULT and GOODBYE.
+        capacity = self.n_nodes + 2 * self.n_slots + 2
+        return LinkConfig(
+            session=self.session,
+            predecessor=self.predecessor,
+            successor=self.successor,
+            expected=self.expected,
+            hello=self.hello,
+            returning=self.rank == 0,
+            capacity=capacity,
+            peer_timeout_s=self.peer_timeout_s,
+            source_port=source_port,
+            timeouts=timeouts,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -80,82 +107,60 @@ class SessionSpec:
         if not isinstance(data, dict):
             raise ControlError("the session is not a JSON object")
         if data.get("protocol") != VERSION or data.get("version") != __version__:
-            theirs = _short(f"{data.get('version')} (protocol {data.get('protocol')})")
+            theirs = short(f"{data.get('version')} (protocol {data.get('protocol')})")
             raise ControlError(f"the starter runs version {theirs}, this node {__version__} (protocol {VERSION})")
         wanted = {item.name for item in fields(cls)}
         if set(data) != wanted:
-            raise ControlError(f"the session has wrong fields: {_short(', '.join(sorted(set(data) ^ wanted)))}")
+            raise ControlError(f"the session has wrong fields: {short(', '.join(sorted(set(data) ^ wanted)))}")
         for name, check in _CHECKS.items():
             if not check(data[name]):
-                raise ControlError(f"the session's {name} is not acceptable: {_short(repr(data[name]))}")
-        if data["node"] >= data["n_nodes"]:
-            raise ControlError(f"the session's node is not acceptable: {data['node']} of {data['n_nodes']} nodes")
+                raise ControlError(f"the session's {name} is not acceptable: {short(repr(data[name]))}")
+        if data["rank"] >= data["n_nodes"]:
+            raise ControlError(f"the session's rank is not acceptable: {data['rank']} of {data['n_nodes']} nodes")
         if data["span"][1] > (n_layer := data["config"]["n_layer"]):
             raise ControlError(f"the session's span is not acceptable: {data['span']} of {n_layer} layers")
         values = data | {
             "span": Span(*data["span"]),
             "starter": Peer(**data["starter"]),
-            "previous": Peer(**data["previous"]),
-            "following": Peer(**data["following"]),
+            "predecessor": Peer(**data["predecessor"]),
+            "successor": Peer(**data["successor"]),
         }
         return cls(**values)
-
-
-def _short(text: str) -> str:
-    """Whatever a stranger sent, fit to stand in one line."""
-    text = " ".join(text.split())
-    return text if len(text) <= 200 else f"{text[:200]}..."
-
-
-def _whole(least: int, most: int) -> Any:
-    return lambda value: type(value) is int and least <= value <= most
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and len(value) <= 1024
-
-
-def _is_digest(value: Any) -> bool:
-    return value == "" or (isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef"))
 
 
 def _is_peer(value: Any) -> bool:
     return (
         isinstance(value, dict)
         and set(value) == {"name", "addr", "port"}
-        and _is_text(value["name"])
-        and _is_text(value["addr"])
-        and _whole(1, 65535)(value["port"])
+        and is_string(value["name"])
+        and is_string(value["addr"])
+        and whole(1, 65535)(value["port"])
     )
 
 
-def _is_span(value: Any) -> bool:
-    return isinstance(value, list) and list(map(type, value)) == [int, int] and 0 <= value[0] < value[1] <= 10_000
-
-
 def _is_config(value: Any) -> bool:
-    return isinstance(value, dict) and all(_whole(1, 10_000_000)(value.get(key)) for key in ("n_embd", "n_layer"))
+    return isinstance(value, dict) and all(whole(1, 10_000_000)(value.get(key)) for key in ("n_embd", "n_layer"))
 
 
-_CHECKS = {
-    "run": _whole(0, 2**64 - 1),
-    "epoch": _whole(0, 2**64 - 1),
-    "node": _whole(1, 10_000),
-    "n_nodes": _whole(2, 10_000),
+_CHECKS: dict[str, Check] = {
+    "run": whole(0, 2**64 - 1),
+    "epoch": whole(0, 2**64 - 1),
+    "rank": whole(1, 10_000),
+    "n_nodes": whole(2, 10_000),
     "starter": _is_peer,
-    "model": _is_text,
-    "model_digest": _is_digest,
+    "model": is_string,
+    "model_digest": is_digest,
     "config": _is_config,
-    "span": _is_span,
-    "chunk_digest": _is_digest,
-    "n_slots": _whole(1, 1_000_000),
-    "context": _whole(1, 100_000_000),
-    "max_rows": _whole(1, 1_000_000),
-    "wire_dtype": lambda value: value in DTYPES,
-    "quantize": lambda value: value is None or (isinstance(value, str) and value in MODES),
+    "span": is_span,
+    "chunk_digest": is_digest,
+    "n_slots": whole(1, 1_000_000),
+    "context": whole(1, 100_000_000),
+    "max_rows": whole(1, 1_000_000),
+    "wire_dtype": is_dtype,
+    "quantize": optional(is_mode),
     "peer_timeout_s": lambda value: type(value) in (int, float) and 0.1 <= value <= 86_400,
     "timeline": lambda value: type(value) is bool,
-    "nodes_on_host": _whole(1, 10_000),
-    "previous": _is_peer,
-    "following": _is_peer,
+    "nodes_on_host": whole(1, 10_000),
+    "predecessor": _is_peer,
+    "successor": _is_peer,
 }

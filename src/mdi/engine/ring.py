@@ -8,9 +8,10 @@ from typing import NoReturn, Protocol
 import torch
 
 from mdi.errors import LinkError, RemoteProtocolError, RingBroken
+from mdi.ids import Rank
 from mdi.model.stage import kept_rows
 from mdi.model.tensors import from_buffer, to_buffer
-from mdi.ring.link import Link, LinkDown, LinkEvent, PreviousConnected, Received
+from mdi.ring.link import Link, LinkDown, LinkEvent, PredecessorConnected, Received
 from mdi.ring.messages import Activation, Fault, Goodbye
 from mdi.segments import Fork, Release, Segment
 
@@ -80,7 +81,7 @@ class LinkRing:
         except queue.Empty as exc:
             raise RingBroken("the ring did not close") from exc
         match event:
-            case PreviousConnected():
+            case PredecessorConnected():
                 return
             case LinkDown() as down:
                 self._break(down)
@@ -115,9 +116,10 @@ class LinkRing:
         except queue.Empty as exc:
             raise RingBroken(f"the ring returned nothing for {STEP_TIMEOUT_S:g} s, though it is alive") from exc
         match event:
-            case Received(_, Fault(place, reason)):
-                place %= len(self._names)
-                raise RingBroken(f"{self._names[place]} is lost: {reason}", place)
+            case Received(_, Fault(rank, reason)):
+                rank = Rank(rank % len(self._names))
+                name = self._names[rank]
+                raise RingBroken(f"{name} is lost: {reason}", rank, peer=name, reason=reason)
             case Received(_, Activation() | Release() | Fork() | Goodbye() as message):
                 return message
             case LinkDown() as down:
@@ -125,6 +127,8 @@ class LinkRing:
         raise RingBroken(f"unexpected on the ring: {event}")
 
     def _break(self, down: LinkDown) -> NoReturn:
-        if not isinstance(down.error, LinkError | RemoteProtocolError):
-            raise down.error
-        raise RingBroken(str(down.error), self._names.index(down.peer.name)) from down.error
+        error = down.error
+        if not isinstance(error, LinkError | RemoteProtocolError):
+            raise error
+        rank = Rank(self._names.index(down.peer.name))
+        raise RingBroken(str(error), rank, peer=error.peer, reason=error.reason) from error

@@ -1,4 +1,4 @@
-"""Who may speak to a node: whoever knows the ring's key, or without one, whoever calls from a node's address."""
+"""Which peers are authorized: those that know the ring's key or, without one, those at the address of a node."""
 
 import ipaddress
 import socket
@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mdi.net.keys import Key
+from mdi.net.timeouts import Clock
 from mdi.net.tls import Tls
 
 RESOLVED_S = 10.0  # how long the addresses of a name are believed
@@ -15,11 +16,11 @@ RESOLVED_S = 10.0  # how long the addresses of a name are believed
 
 @dataclass(frozen=True)
 class Access:
-    """What the configuration says of it, as one value that goes wherever connections are made or taken."""
+    """What the configuration says of it, as one value that goes wherever connections are made or accepted."""
 
     key: Key | None = None
     tls: Tls | None = None
-    addrs: tuple[str, ...] | None = ()  # of the nodes that may call where there is no key; None: anyone may
+    addrs: tuple[str, ...] | None = ()  # of the nodes that are authorized where there is no key; None: all are
 
     def check(self) -> None:
         """Raise `ConfigError` where a file that is named is missing or unusable."""
@@ -30,28 +31,28 @@ class Access:
 THIS_MACHINE = Access()
 
 
-class Callers:
+class AllowedHosts:
     """The machines of some nodes, by name or address. Called from any thread.
 
-    Names are resolved when somebody calls, not before: a machine may get its address later than we start.
+    Names are resolved when a connection comes, not before: a machine may get its address later than we start.
     """
 
-    def __init__(self, addrs: Iterable[str], local: str) -> None:
-        """`local` is the address that we listen on: to be called from it is to be called from this machine."""
-        self._addrs, self._local = tuple(addrs), local
-        self._places: set[str] = set()
-        self._fresh_until_s = 0.0
+    def __init__(self, addrs: Iterable[str], local: str, clock: Clock = time.monotonic) -> None:
+        """`local` is the address that we listen on: connections from it are local."""
+        self._addrs, self._local, self._clock = tuple(addrs), local, clock
+        self._hosts: set[str] = set()
+        self._fresh_until_s = -float("inf")
         self._lock = threading.Lock()
 
     def include(self, address: str) -> bool:
         """Whether a connection from `address` comes from one of the machines."""
         with self._lock:
-            if time.monotonic() >= self._fresh_until_s:
-                self._places = {self._place(ip) for addr in self._addrs for ip in _resolve(addr)}
-                self._fresh_until_s = time.monotonic() + RESOLVED_S
-            return self._place(address) in self._places
+            if self._clock() >= self._fresh_until_s:
+                self._hosts = {self._host(ip) for addr in self._addrs for ip in _resolve(addr)}
+                self._fresh_until_s = self._clock() + RESOLVED_S
+            return self._host(address) in self._hosts
 
-    def _place(self, address: str) -> str:
+    def _host(self, address: str) -> str:
         ip = _parse(address)
         return "here" if ip is not None and (ip.is_loopback or ip == _parse(self._local)) else str(ip)
 
@@ -74,4 +75,4 @@ def _parse(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None
         ip = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
         return None
-    return getattr(ip, "ipv4_mapped", None) or ip
+    return getattr(ip, "ipv4_mapped", None) or ip  # a dual-stack socket shows 10.0.0.1 as ::ffff:10.0.0.1

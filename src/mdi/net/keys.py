@@ -10,6 +10,7 @@ from collections import OrderedDict
 from pathlib import Path
 
 from mdi.errors import ConfigError
+from mdi.net.timeouts import Clock
 
 KEY_VARIABLE, KEY_FILE_VARIABLE = "MDI_KEY", "MDI_KEY_FILE"
 MIN_KEY_CHARACTERS = 16
@@ -22,7 +23,7 @@ class Key:
     """What all nodes of a ring know and nobody else. Not a dataclass: `repr` and `asdict` would show it."""
 
     def __init__(self, text: str, where: str) -> None:
-        """Blanks around the key do not count. Raises `ConfigError`, naming `where` it stands, if it is too short."""
+        """Surrounding whitespace is ignored. Raises `ConfigError`, naming `where` it stands, if it is too short."""
         text = text.strip()
         if len(text) < MIN_KEY_CHARACTERS:
             problem = f"the key has fewer than {MIN_KEY_CHARACTERS} characters" if text else "the key is empty"
@@ -46,7 +47,7 @@ class Key:
             digest.update(part)
         return digest.digest()
 
-    def proves(self, mac: bytes, *parts: bytes) -> bool:
+    def verify(self, mac: bytes, *parts: bytes) -> bool:
         """Whether `mac` is the proof over `parts`; takes as long for a wrong one as for the right one."""
         return hmac.compare_digest(mac, self.mac(*parts))
 
@@ -86,8 +87,8 @@ def new_nonce() -> bytes:
 class Nonces:
     """The challenges that a node has given out, each good for one answer. Called from HTTP threads."""
 
-    def __init__(self, limit: int = 512, lifetime_s: float = 30.0) -> None:
-        self._limit, self._lifetime_s = limit, lifetime_s
+    def __init__(self, limit: int = 512, lifetime_s: float = 30.0, clock: Clock = time.monotonic) -> None:
+        self._limit, self._lifetime_s, self._clock = limit, lifetime_s, clock
         self._deadlines_s: OrderedDict[bytes, float] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -95,7 +96,7 @@ class Nonces:
         """A new one; beyond the limit the oldest is forgotten."""
         nonce = new_nonce()
         with self._lock:
-            self._deadlines_s[nonce] = time.monotonic() + self._lifetime_s
+            self._deadlines_s[nonce] = self._clock() + self._lifetime_s
             while len(self._deadlines_s) > self._limit:
                 self._deadlines_s.popitem(last=False)
         return nonce
@@ -104,4 +105,4 @@ class Nonces:
         """Whether it was given out, lately, and never redeemed before."""
         with self._lock:
             deadline_s = self._deadlines_s.pop(nonce, None)
-        return deadline_s is not None and time.monotonic() < deadline_s
+        return deadline_s is not None and self._clock() < deadline_s

@@ -9,34 +9,42 @@ from dataclasses import dataclass
 from mdi.errors import ConfigError
 
 BACKLOG = 64  # connections that the system holds until we accept them
-GOODBYE_TIMEOUT_S = 2.0
 
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER on, for 0 s
 
 
 def configure(sock: socket.socket, timeout_s: float) -> None:
+    """Bound every step on `sock`, and send small frames at once: a token waits for each of them."""
     sock.settimeout(timeout_s)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def wake(sock: socket.socket) -> None:
-    """Let whatever waits on `sock` in another thread end.
+    """End whatever waits on `sock` in another thread: `close()` alone leaves a blocked `recv` waiting.
 
-    Not `SSLSocket.shutdown`: it drops the encryption first, and the other thread might just be sending.
+    Not by `SSLSocket.shutdown`: it first drops the TLS object, and the other thread, which might just be sending,
+    would go on in plain text. The base class's method leaves that object in place.
     """
     with contextlib.suppress(OSError):
         socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
-def await_close(sock: socket.socket) -> None:
-    """Wait until the peer, having read our last frame, closes; so that resetting loses nothing."""
-    sock.settimeout(GOODBYE_TIMEOUT_S)
+def await_close(sock: socket.socket, timeout_s: float) -> None:
+    """Wait until the peer, having read our last frame, closes.
+
+    A reset discards what the peer has not read yet, so `reset` right after the last frame could lose it.
+    """
+    sock.settimeout(timeout_s)
     with contextlib.suppress(OSError):
         sock.recv(1)
 
 
-def abandon(sock: socket.socket) -> None:
-    """Close with a reset, so that neither end's port lingers in TIME_WAIT."""
+def reset(sock: socket.socket) -> None:
+    """Close with RST instead of FIN.
+
+    After a FIN the side that closed first keeps its port in TIME_WAIT for a minute or more, and `port_out` is a fixed
+    port: the next session's connection to the same successor could not be made from it. RST leaves nothing behind.
+    """
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
     sock.close()
@@ -44,7 +52,7 @@ def abandon(sock: socket.socket) -> None:
 
 @dataclass(frozen=True)
 class Peer:
-    """Another node of the ring, and where it listens for its predecessor."""
+    """Another node, and where it listens: for its predecessor, or for HTTP."""
 
     name: str
     addr: str

@@ -18,15 +18,17 @@ class Tls:
 
     @cached_property
     def server(self) -> ssl.SSLContext:
-        """For whom we answer: the caller too has to show a certificate. Raises `ConfigError`."""
+        """For connections we accept: the client has to show a certificate too. Raises `ConfigError`."""
         context = self._context(ssl.PROTOCOL_TLS_SERVER)
         context.verify_mode = ssl.CERT_REQUIRED
-        context.num_tickets = 0  # nobody resumes, and a caller that never reads would be reset over them
+        # Tickets would be written after the handshake, unasked, and nobody resumes. A peer that only sends (as on the
+        # ring) never reads them, and closing a socket with unread bytes is a reset, which discards what it sent last.
+        context.num_tickets = 0
         return context
 
     @cached_property
     def client(self) -> ssl.SSLContext:
-        """For whom we call: the certificate has to carry the address that we call. Raises `ConfigError`."""
+        """For connections we make: the certificate has to carry the address we connect to. Raises `ConfigError`."""
         return self._context(ssl.PROTOCOL_TLS_CLIENT)
 
     def check(self) -> None:
@@ -36,7 +38,7 @@ class Tls:
                 path.open("rb").close()
             except OSError as exc:
                 raise ConfigError(f"tls: {path} cannot be read: {exc.strerror}; `make certs` makes one") from exc
-        assert self.server and self.client
+        _ = self.server, self.client  # made now: what is wrong with the contents of the files is raised here
 
     def _context(self, protocol: ssl._SSLMethod) -> ssl.SSLContext:
         context = ssl.SSLContext(protocol)

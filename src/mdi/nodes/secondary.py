@@ -14,13 +14,15 @@ from mdi import __version__
 from mdi.checkpoint.cache import ChunkCache
 from mdi.checkpoint.config import config_from_dict, config_to_dict
 from mdi.cluster.budget import free_for_a_session
-from mdi.cluster.rendezvous import open_link
 from mdi.config.network import NodeConfig
 from mdi.control.client import ControlClient
-from mdi.control.routes import Busy, ControlServer
+from mdi.control.protocol import NodeBusy
+from mdi.control.routes import ControlServer
 from mdi.control.session import SessionSpec
-from mdi.errors import ControlError, MdiError
+from mdi.control.status import InitAnswer, NeedsChunk, NodeState, Ready, SecondaryStatus
+from mdi.errors import ControlError, MdiError, RingError
 from mdi.formats import Mode
+from mdi.ids import Rank
 from mdi.model.build import Placement
 from mdi.model.devices import free_memory_bytes, peak_memory_bytes, pick_device, pick_dtype, share_threads
 from mdi.model.quant import mode_of, resolve
@@ -28,17 +30,15 @@ from mdi.model.stage import Stage, kept_rows
 from mdi.model.tensors import dtype_name, from_buffer, to_buffer
 from mdi.net.access import Access
 from mdi.net.sockets import Peer, listen
+from mdi.net.timeouts import DEFAULT_TIMEOUTS, Timeouts
 from mdi.nodes.sources import WeightSources
-from mdi.ring.link import Link, LinkDown, LinkEvent, PreviousConnected, Received
+from mdi.ring.link import Link, LinkDown, LinkEvent, PredecessorConnected, Received
 from mdi.ring.messages import Activation, Fault, Goodbye, Message
 from mdi.segments import Fork, Release, Segment
 from mdi.strings import one_line
 from mdi.trace import Timeline
 
 log = logging.getLogger(__name__)
-
-FAULT_DRAIN_S = 2.0  # to pass on the news of a fault before the link is closed
-READY_CHECK_S = 5.0  # how often a node that waits for its ring to close asks whether the starter still wants it
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class InitRequested:
 
     spec: SessionSpec
     replaces: int | None  # run that the node served when the request was let in
-    answer: "Future[dict[str, Any]]"
+    answer: "Future[InitAnswer]"
 
 
 @dataclass(frozen=True)
@@ -79,13 +79,14 @@ class Secondary:
         dtype: str | None = None,
         quantize: Mode | None = None,
         compile_stage: bool = False,
+        timeouts: Timeouts = DEFAULT_TIMEOUTS,
     ) -> None:
         """Raises `ConfigError` where a port is taken or the device is not there."""
         self.config = config
         self._sources = sources
         self._device = pick_device(device or config.device)
         self._dtype = pick_dtype(dtype, self._device)
-        self._quantize, self._compile = quantize, compile_stage
+        self._quantize, self._compile, self._timeouts = quantize, compile_stage, timeouts
         self._inbox: queue.Queue[Event] = queue.Queue()  # bounded by what the scheduler lets travel
         self._timeline = Timeline()
         self._spec: SessionSpec | None = None
@@ -94,12 +95,12 @@ class Secondary:
         self._link: Link | None = None
         self._stage: Stage | None = None
         self._stage_of: tuple[object, ...] = ()  # what the stage was loaded for
-        self._state = "idle"
+        self._state = NodeState.IDLE
         self._n_messages = 0
         self._last_error = ""
         self._listener = listen(config.addr, config.port_in)
         try:
-            self._control = ControlServer(config.addr, config.http_port, self, config.access)
+            self._control = ControlServer(config.addr, config.http_port, self, config.access, timeouts)
         except MdiError:
             self._listener.close()
             raise
@@ -109,10 +110,10 @@ class Secondary:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: object) -> None:
-        if self._state == "running" and self._spec is not None:
+        if self._state is NodeState.RUNNING and self._spec is not None:
             failed = isinstance(exc, Exception)
-            self._report_fault(self._spec.node, f"it failed: {one_line(exc)}" if exc and failed else "it was stopped")
-        self._end_session(drain_s=1.0)
+            self._report_fault(self._spec.rank, f"it failed: {one_line(exc)}" if exc and failed else "it was stopped")
+        self._end_session(drain_s=self._timeouts.stop_drain_s)
         self._control.close()
         self._listener.close()
 
@@ -132,45 +133,44 @@ class Secondary:
     def cache(self) -> ChunkCache:
         return self._sources.cache
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> SecondaryStatus:
         spec = self._spec
-        return {
-            "role": "secondary",
-            "version": __version__,
-            "state": self._state,
-            "device": str(self._device),
-            "dtype": dtype_name(self._dtype),
-            "quantize": self._quantize,
-            "starter": spec and f"{spec.starter.addr}:{spec.starter.port}",
-            "run": spec and spec.run,
-            "epoch": spec and spec.epoch,
-            "node": spec and spec.node,
-            "model": spec and spec.model,
-            "span": spec and list(spec.span),
-            "wire_dtype": spec and spec.wire_dtype,
-            "messages": self._n_messages,
-            "last_error": self._last_error,
-            "peak_memory_bytes": peak_memory_bytes(),
-            "free_memory_bytes": free_for_a_session(free_memory_bytes(self._device), self._stage),
-        }
+        return SecondaryStatus(
+            version=__version__,
+            state=self._state,
+            device=str(self._device),
+            dtype=dtype_name(self._dtype),
+            quantize=self._quantize,
+            starter=f"{spec.starter.addr}:{spec.starter.port}" if spec else None,
+            run=spec.run if spec else None,
+            epoch=spec.epoch if spec else None,
+            rank=spec.rank if spec else None,
+            model=spec.model if spec else None,
+            span=spec.span if spec else None,
+            wire_dtype=spec.wire_dtype if spec else None,
+            messages=self._n_messages,
+            last_error=self._last_error,
+            peak_memory_bytes=peak_memory_bytes(),
+            free_memory_bytes=free_for_a_session(free_memory_bytes(self._device), self._stage),
+        )
 
-    def request_init(self, spec: SessionSpec) -> "Future[dict[str, Any]]":
-        """Raises `Busy` while another run is served, unless its ring waits to be closed and its starter is gone."""
+    def request_init(self, spec: SessionSpec) -> "Future[InitAnswer]":
+        """Raises `NodeBusy` while another run is served, unless its ring waits to be closed and its starter is gone."""
         serving = self._spec or (self._last_spec if self._broke else None)
         if (
             serving is not None
             and serving.run != spec.run
-            and (self._is_at_work or _wants(serving, self.config.access))
+            and (self._is_at_work or _wants(serving, self.config.access, self._timeouts))
         ):
             starter = f"{serving.starter.addr}:{serving.starter.port}"
-            raise Busy(f"already serves the starter at {starter} with {serving.model} (run {serving.run})")
-        answer: Future[dict[str, Any]] = Future()
+            raise NodeBusy(f"already serves the starter at {starter} with {serving.model} (run {serving.run})")
+        answer: Future[InitAnswer] = Future()
         self._inbox.put_nowait(InitRequested(spec, serving.run if serving else None, answer))
         return answer
 
     @property
     def _is_at_work(self) -> bool:
-        return self._state in ("loading", "running")
+        return self._state in (NodeState.LOADING, NodeState.RUNNING)
 
     def timeline(self) -> dict[str, Any]:
         return self._timeline.to_json()
@@ -191,11 +191,12 @@ class Secondary:
     def _next_event(self) -> Event:
         """Wait for what happens next. A ring that waits to be closed is given up once its starter is gone."""
         n_unwanted = 0  # in a row: a starter that is busy may leave one question unanswered
-        while self._state == "ready" and self._spec is not None:
+        while self._state is NodeState.READY and self._spec is not None:
             try:
-                return self._inbox.get(timeout=READY_CHECK_S)
+                return self._inbox.get(timeout=self._timeouts.ready_check_s)
             except queue.Empty:
-                n_unwanted = 0 if _wants(self._spec, self.config.access, self._spec.epoch) else n_unwanted + 1
+                wanted = _wants(self._spec, self.config.access, self._timeouts, self._spec.epoch)
+                n_unwanted = 0 if wanted else n_unwanted + 1
                 if n_unwanted == 2:
                     self._fail("the starter is gone, or has formed its ring without this node")
         with self._timeline.during("idle"):
@@ -211,10 +212,10 @@ class Secondary:
             case InitRequested(spec, replaces, answer):
                 self._initialize(spec, replaces, answer)
             case ReleaseRequested(run):
-                if self._state == "ready" and self._spec is not None and self._spec.run == run:
+                if self._state is NodeState.READY and self._spec is not None and self._spec.run == run:
                     self._end_session()
-            case PreviousConnected(link) if link is self._link:
-                self._state = "running"
+            case PredecessorConnected(link) if link is self._link:
+                self._state = NodeState.RUNNING
                 link.connect()
             case Received(link, message) if link is self._link:
                 self._advance(link, message)
@@ -223,19 +224,19 @@ class Secondary:
             case _:
                 log.debug("an event of an earlier session: %s", event)
 
-    def _initialize(self, spec: SessionSpec, replaces: int | None, answer: "Future[dict[str, Any]]") -> None:
+    def _initialize(self, spec: SessionSpec, replaces: int | None, answer: "Future[InitAnswer]") -> None:
         if (refusal := self._refusal(spec, replaces)) is not None:
-            answer.set_exception(Busy(refusal))
+            answer.set_exception(NodeBusy(refusal))
             return
         self._drop_link()
         if self._last_spec is None or self._last_spec.run != spec.run:
             self._timeline.begin(spec.timeline)
         self._spec = self._last_spec = spec
-        self._state, self._broke = "loading", False
+        self._state, self._broke = NodeState.LOADING, False
         try:
             if not self._load(spec):
                 self._end_session()
-                answer.set_result({"state": "needs chunk", "held_bytes": self.cache.held_bytes(spec.chunk_digest)})
+                answer.set_result(NeedsChunk(self.cache.held_bytes(spec.chunk_digest)))
                 return
             self._open_link(spec)
         except MdiError as exc:
@@ -245,25 +246,29 @@ class Secondary:
         except BaseException as exc:
             answer.set_exception(ControlError(f"the node failed: {exc!r}"))
             raise
-        self._state = "ready"
-        answer.set_result(self.status())
+        self._state = NodeState.READY
+        answer.set_result(Ready(self.status()))
 
     def _refusal(self, spec: SessionSpec, replaces: int | None) -> str | None:
         """Why this node does not enter the session now. A run that is served may begin a new epoch at any time."""
         last = self._last_spec
         if last is not None and last.run == spec.run:
             # the request of an earlier attempt may arrive late, for one, after this node was stopped for a while
-            if spec.epoch < last.epoch or (spec.epoch == last.epoch and self._state == "running"):
+            if spec.epoch < last.epoch or (spec.epoch == last.epoch and self._state is NodeState.RUNNING):
                 return f"epoch {spec.epoch} of this run is over: this node has been in epoch {last.epoch}"
             return None
         serving = self._spec.run if self._spec else None
-        return "already serves another run" if self._state == "running" or serving not in (None, replaces) else None
+        return (
+            "already serves another run"
+            if self._state is NodeState.RUNNING or serving not in (None, replaces)
+            else None
+        )
 
     def _load(self, spec: SessionSpec) -> bool:
         """Make the stage ready; False where the starter has to send the weights first."""
         config = config_from_dict(spec.config)
         wanted = self._quantize or spec.quantize
-        stage_of = (config_to_dict(config), spec.span, spec.chunk_digest or spec.run, spec.node, wanted)
+        stage_of = (config_to_dict(config), spec.span, spec.chunk_digest or spec.run, spec.rank, wanted)
         share_threads(spec.nodes_on_host)
         if self._stage is None or self._stage_of != stage_of:
             self._stage, self._stage_of = None, ()  # the old weights go before the new ones come
@@ -280,11 +285,9 @@ class Secondary:
         return True
 
     def _open_link(self, spec: SessionSpec) -> None:
-        self._link = open_link(
-            spec,
+        self._link = Link(
+            spec.link_config(self.config.port_out, self._timeouts),
             listener=self._listener,
-            source_port=self.config.port_out,
-            returning=False,
             post=self._inbox.put_nowait,
             access=self.config.access,
             timeline=self._timeline,
@@ -303,15 +306,15 @@ class Secondary:
                 case Fork(source, target, n):
                     self._stage.fork(source, target, n)
                     link.send(message)
-                case Fault(node, reason):
+                case Fault(rank, reason):
                     link.send(message)
-                    self._fail(f"node {node} of the ring is lost: {reason}", drain_s=FAULT_DRAIN_S)
+                    self._fail(f"node {rank} of the ring is lost: {reason}", drain_s=self._timeouts.fault_drain_s)
                 case Goodbye():
                     link.send(message)
-                    self._end_session(drain_s=FAULT_DRAIN_S)
+                    self._end_session(drain_s=self._timeouts.fault_drain_s)
         except MdiError as exc:
-            self._report_fault(self._spec.node, str(exc))
-            self._fail(str(exc), drain_s=FAULT_DRAIN_S)
+            self._report_fault(self._spec.rank, str(exc))
+            self._fail(str(exc), drain_s=self._timeouts.fault_drain_s)
 
     def _compute(self, segments: tuple[Segment, ...], data: memoryview) -> memoryview:
         assert self._stage is not None and self._spec is not None
@@ -320,7 +323,7 @@ class Secondary:
         with self._timeline.during("compute", len(x)):
             y = self._stage.forward(x, segments)
         self._n_messages += 1
-        if spec.node == spec.n_nodes - 1:
+        if spec.rank == spec.n_nodes - 1:
             y = kept_rows(y, segments)
         return to_buffer(y, spec.wire_dtype)
 
@@ -328,13 +331,15 @@ class Secondary:
         if not isinstance(error, MdiError):
             raise error
         assert self._spec is not None
-        if peer is link.previous:
-            self._report_fault((self._spec.node - 1) % self._spec.n_nodes, str(error))
-        self._fail(str(error), drain_s=FAULT_DRAIN_S)
+        if peer is link.config.predecessor:
+            self._report_fault(
+                self._spec.predecessor_rank, error.reason if isinstance(error, RingError) else str(error)
+            )
+        self._fail(str(error), drain_s=self._timeouts.fault_drain_s)
 
-    def _report_fault(self, node: int, reason: str) -> None:
+    def _report_fault(self, rank: Rank, reason: str) -> None:
         if self._link is not None:
-            self._link.send(Fault(node, reason))
+            self._link.send(Fault(rank, reason))
 
     def _fail(self, reason: str, drain_s: float = 0.0) -> None:
         log.warning("the session ended: %s", reason)
@@ -348,7 +353,7 @@ class Secondary:
         if self._stage is not None:
             self._stage.free()
         self._spec = None
-        self._state = "idle"
+        self._state = NodeState.IDLE
 
     def _drop_link(self, drain_s: float = 0.0) -> None:
         if self._link is not None:
@@ -356,10 +361,10 @@ class Secondary:
         self._link = None
 
 
-def _wants(spec: SessionSpec, access: Access, epoch: int | None = None) -> bool:
+def _wants(spec: SessionSpec, access: Access, timeouts: Timeouts, epoch: int | None = None) -> bool:
     """Whether the starter of a session still works on that run, and on that `epoch` where it is given."""
     try:
-        status = ControlClient("the starter", spec.starter.addr, spec.starter.port, access).status()
+        status = ControlClient("the starter", spec.starter.addr, spec.starter.port, access, timeouts).status()
     except ControlError:
         return False
-    return status.get("run") == spec.run and epoch in (None, status.get("epoch"))
+    return status.run == spec.run and epoch in (None, status.epoch)

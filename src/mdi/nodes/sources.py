@@ -44,7 +44,7 @@ class WeightSources:
 
 def _load(path: Path, spec: SessionSpec, config: Config) -> Weights:
     log.info("weights of layers %d to %d from %s", spec.span.start, spec.span.stop - 1, path)
-    return select(open_weights(path), config, spec.node, spec.span)
+    return select(open_weights(path), config, spec.rank, spec.span)
 
 
 def _load_given(path: Path, spec: SessionSpec, config: Config) -> Weights:
@@ -59,7 +59,7 @@ def _load_given(path: Path, spec: SessionSpec, config: Config) -> Weights:
 
 
 def _load_from_folder(folder: Path, spec: SessionSpec, config: Config) -> Weights | None:
-    chunk = chunks_folder(folder, spec.n_nodes) / chunk_name(spec.node)
+    chunk = chunks_folder(folder, spec.n_nodes) / chunk_name(spec.rank)
     if chunk.is_file() and spec.chunk_digest in ("", file_digest(chunk)):
         return _load(chunk, spec, config)
     try:

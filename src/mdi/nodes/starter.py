@@ -20,6 +20,7 @@ from mdi.config.network import NetworkConfig
 from mdi.config.options import StarterOptions
 from mdi.control.routes import ControlServer
 from mdi.control.session import SessionSpec
+from mdi.control.status import InitAnswer, StarterStatus
 from mdi.engine.engine import Observer, generate
 from mdi.engine.sampler import Sampling, generator_for
 from mdi.engine.scheduler import Scheduler
@@ -31,6 +32,7 @@ from mdi.model.quant import mode_of, resolve
 from mdi.model.stage import Stage
 from mdi.model.tensors import dtype_name
 from mdi.net.sockets import listen
+from mdi.net.timeouts import DEFAULT_TIMEOUTS, Timeouts
 from mdi.trace import write_trace
 
 log = logging.getLogger(__name__)
@@ -44,9 +46,11 @@ class Starter:
     they end (unless they are to be kept); after a failure they wait for the next starter.
     """
 
-    def __init__(self, network: NetworkConfig, job: Job, options: StarterOptions) -> None:
+    def __init__(
+        self, network: NetworkConfig, job: Job, options: StarterOptions, timeouts: Timeouts = DEFAULT_TIMEOUTS
+    ) -> None:
         """Raises `ConfigError` where the device is not there."""
-        self._network, self._job, self._options = network, job, options
+        self._network, self._job, self._options, self._timeouts = network, job, options, timeouts
         self._device = pick_device(options.device or network.starter.device)
         self._dtype = pick_dtype(options.dtype, self._device)
         self._resources = contextlib.ExitStack()
@@ -73,7 +77,7 @@ class Starter:
                 listener = stack.enter_context(listen(starter.addr, starter.port_in))
             self._keeper = self._make_keeper(listener)
             if self._network.secondaries:
-                control = ControlServer(starter.addr, starter.http_port, self, starter.access)
+                control = ControlServer(starter.addr, starter.http_port, self, starter.access, self._timeouts)
                 stack.callback(control.close)
                 control.start()
             stack.callback(self._keeper.close)
@@ -89,6 +93,7 @@ class Starter:
             listener=listener,
             ready_stage=self._ready_stage,
             own_status=self.status,
+            timeouts=self._timeouts,
         )
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: object) -> None:
@@ -105,28 +110,27 @@ class Starter:
     def cache(self) -> ChunkCache | None:
         return None
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> StarterStatus:
         keeper = self._keeper
-        return {
-            "role": "starter",
-            "version": __version__,
-            "state": keeper.state,
-            "device": str(self._device),
-            "dtype": dtype_name(self._dtype),
-            "quantize": self._options.quantize,
-            "run": keeper.run,
-            "epoch": keeper.epoch,
-            "model": self._job.name,
-            "members": keeper.plan.names,
-            "span": list(keeper.plan.job.spans[0]),
-            "samples": len(self.scheduler.samples),
-            "tokens": self.scheduler.n_generated,
-            "recoveries": keeper.n_recoveries,
-            "peak_memory_bytes": peak_memory_bytes(),
-            "free_memory_bytes": free_for_a_session(free_memory_bytes(self._device), self._stage, self._ends),
-        }
+        return StarterStatus(
+            version=__version__,
+            state=keeper.state,
+            device=str(self._device),
+            dtype=dtype_name(self._dtype),
+            quantize=self._options.quantize,
+            run=keeper.run,
+            epoch=keeper.epoch,
+            model=self._job.name,
+            members=keeper.plan.names,
+            span=keeper.plan.job.spans[0],
+            samples=len(self.scheduler.samples),
+            tokens=self.scheduler.n_generated,
+            recoveries=keeper.n_recoveries,
+            peak_memory_bytes=peak_memory_bytes(),
+            free_memory_bytes=free_for_a_session(free_memory_bytes(self._device), self._stage, self._ends),
+        )
 
-    def request_init(self, spec: SessionSpec) -> "Future[dict[str, Any]]":
+    def request_init(self, spec: SessionSpec) -> "Future[InitAnswer]":
         raise ControlError("this is a starter; it takes no /init")
 
     def timeline(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Greet whoever connects to a node's ring port, many at a time, until one of them is the previous node.
+"""Accept incoming connections concurrently until the predecessor has authenticated.
 
-Everything here runs on the reader thread and never waits for one stranger alone: greeting each is a generator
-that yields what it waits for, so a silent one costs nothing but its place.
+Everything here runs on the reader thread and never waits for one connection alone: each handshake is a generator that
+yields what it waits for, so a silent peer costs nothing but its entry.
 """
 
 import contextlib
@@ -9,162 +9,153 @@ import logging
 import selectors
 import socket
 import ssl
-import time
 from collections.abc import Generator
 from selectors import EVENT_READ, EVENT_WRITE
-from typing import Any
 
 from mdi.errors import LinkClosed, LinkTimeout, MdiError, RemoteAbort, RemoteProtocolError
-from mdi.net.access import Access, Callers
-from mdi.net.sockets import abandon, configure
-from mdi.ring.handshake import Answerer
+from mdi.net.access import Access, AllowedHosts
+from mdi.net.sockets import configure, reset
+from mdi.ring.config import LinkConfig
+from mdi.ring.handshake import Responder
 from mdi.ring.messages import Hello, Message, Proof, Refuse
 from mdi.ring.transport import send
-from mdi.ring.wire import Decoder, Encoder, Session, State
+from mdi.ring.wire import Decoder, Encoder, State
 from mdi.strings import one_line
 
 log = logging.getLogger(__name__)
 
-STRANGER_TIMEOUT_S = 2.0  # for whoever connects to show who it is; the right node has its say ready
-MAX_STRANGERS = 16  # at a time; beyond it the one that came first has to go
+MAX_PENDING = 16  # connections that have not authenticated; beyond it the oldest is evicted
 
 
-class _Stranger:
-    """A connection that has not shown yet whose it is."""
+class _PendingConnection:
+    """A connection whose peer has not authenticated yet."""
 
-    def __init__(self, sock: socket.socket, address: str) -> None:
-        self.sock, self.address = sock, address
-        self.descriptor = sock.fileno()
-        self.deadline_s = time.monotonic() + STRANGER_TIMEOUT_S
-        self.refused = False
-        self.steps: Generator[int, None, Decoder | None]
+    def __init__(self, sock: socket.socket, address: str, deadline_s: float) -> None:
+        self.sock, self.address, self.deadline_s = sock, address, deadline_s
+        self.descriptor = sock.fileno()  # TLS puts another object around it, which takes it over
+        self._logged = False
 
-    def refuse(self, exc: Exception) -> None:
-        """Say so in the log, once."""
-        if not self.refused:
+    def log_refusal(self, exc: Exception) -> None:
+        """Write to the log, once, why this connection is closed."""
+        if not self._logged:
             log.warning("refused a connection from %s: %s", self.address, one_line(exc))
-        self.refused = True
+        self._logged = True
 
 
-class Reception:
-    """Where strangers wait. Use it as a context: whoever is not let in by its end is dropped."""
+_Handshake = Generator[int, None, Decoder | None]  # yields the event it waits for
 
-    def __init__(
-        self,
-        session: Session,
-        expected: dict[str, Any],
-        *,
-        listener: socket.socket,
-        woken: socket.socket,
-        previous_addr: str,
-        returning: bool,
-        access: Access,
-    ) -> None:
-        """`woken` becomes readable when nobody is waited for any more; the rest is as `Link` has it."""
-        self._session, self._expected, self._returning = session, expected, returning
-        self._listener, self._woken = listener, woken
-        self._access = access
-        self._callers = None if access.key else Callers([previous_addr], listener.getsockname()[0])
-        self._strangers: dict[int, _Stranger] = {}  # by descriptor, in the order in which they came
+
+class HandshakeAcceptor:
+    """The connections that are pending on a ring port. Use it as a context: at its end all of them are closed."""
+
+    def __init__(self, config: LinkConfig, *, listener: socket.socket, woken: socket.socket, access: Access) -> None:
+        """`woken` becomes readable when the predecessor is no longer waited for."""
+        self._config, self._timeouts = config, config.timeouts
+        self._listener, self._woken, self._access = listener, woken, access
+        local = listener.getsockname()[0]
+        self._allowed = None if access.key else AllowedHosts([config.predecessor.addr], local)
+        self._pending: dict[int, tuple[_PendingConnection, _Handshake]] = {}  # by descriptor, the oldest first
         self._selector = selectors.DefaultSelector()
         for sock in (listener, woken):
             self._selector.register(sock, EVENT_READ)
 
-    def __enter__(self) -> "Reception":
+    def __enter__(self) -> "HandshakeAcceptor":
         return self
 
     def __exit__(self, *_: object) -> None:
-        for stranger in list(self._strangers.values()):
-            self._drop(stranger)
+        for connection, _handshake in list(self._pending.values()):
+            self._close(connection)
         self._selector.close()
 
-    def admit(self) -> tuple[socket.socket, Decoder]:
-        """The connection of the previous node, past its handshake. Raises `LinkClosed` when woken."""
+    def accept(self) -> tuple[socket.socket, Decoder]:
+        """The connection of the predecessor, past its handshake. Raises `LinkClosed` when woken."""
         while True:
-            for ready, _ in self._selector.select(self._patience_s()):
+            for ready, _ in self._selector.select(self._timeout_s()):
                 if ready.fileobj is self._woken:
                     raise LinkClosed("is no longer waited for")
                 if ready.fileobj is self._listener:
-                    self._accept()
-                elif (stranger := self._strangers.get(ready.fd)) and (decoder := self._advance(stranger)):
-                    self._forget(stranger)
-                    return stranger.sock, decoder
+                    self._accept_one()
+                # one that was evicted or refused meanwhile may still be among the events of this round
+                elif (pending := self._pending.get(ready.fd)) and (decoder := self._advance(*pending)):
+                    self._forget(pending[0])
+                    return pending[0].sock, decoder
             self._expire()
 
-    def _patience_s(self) -> float | None:
-        if not self._strangers:
+    def _timeout_s(self) -> float | None:
+        if not self._pending:
             return None
-        return max(0.0, min(stranger.deadline_s for stranger in self._strangers.values()) - time.monotonic())
+        return self._timeouts.left_s(min(connection.deadline_s for connection, _ in self._pending.values()))
 
-    def _accept(self) -> None:
+    def _accept_one(self) -> None:
         try:
             sock, (address, *_) = self._listener.accept()
-        except ConnectionError:  # gone again
+        except ConnectionError:  # closed by its peer while it was in the backlog
             return
-        stranger = _Stranger(sock, address)
-        if self._callers is not None and not self._callers.include(address):
-            stranger.refuse(LinkClosed("it is not the previous node's address, and this ring has no key"))
-            abandon(sock)
+        connection = _PendingConnection(sock, address, self._timeouts.deadline_s(self._timeouts.authentication_s))
+        if self._allowed is not None and not self._allowed.include(address):
+            connection.log_refusal(LinkClosed("it is not the predecessor's address, and this ring has no key"))
+            reset(sock)
             return
-        if len(self._strangers) >= MAX_STRANGERS:
-            first = next(iter(self._strangers.values()))
-            first.refuse(LinkClosed("too many others wait to be greeted"))
-            self._drop(first)
-        stranger.steps = self._greet(stranger)
-        self._strangers[stranger.descriptor] = stranger
-        self._selector.register(stranger.descriptor, EVENT_READ)
+        if len(self._pending) >= MAX_PENDING:
+            oldest, _ = next(iter(self._pending.values()))
+            oldest.log_refusal(LinkClosed(f"more than {MAX_PENDING} connections have not authenticated"))
+            self._close(oldest)
+        self._pending[connection.descriptor] = connection, self._authenticate(connection)
+        self._selector.register(connection.descriptor, EVENT_READ)
 
-    def _advance(self, stranger: _Stranger) -> Decoder | None:
-        """Greet a stranger as far as it goes without waiting; its decoder once it is the previous node."""
+    def _advance(self, connection: _PendingConnection, handshake: _Handshake) -> Decoder | None:
+        """Take a handshake as far as it goes without waiting; its decoder once it is the predecessor's."""
         try:
-            self._selector.modify(stranger.descriptor, next(stranger.steps))
+            self._selector.modify(connection.descriptor, next(handshake))
         except StopIteration as end:
             decoder: Decoder | None = end.value
             if decoder is None:
-                self._drop(stranger)
+                self._close(connection)
             return decoder
         except (OSError, MdiError) as exc:
-            stranger.refuse(exc)
-            self._drop(stranger)
+            connection.log_refusal(exc)
+            self._close(connection)
         return None
 
     def _expire(self) -> None:
-        now_s = time.monotonic()
-        for stranger in [late for late in self._strangers.values() if late.deadline_s <= now_s]:
-            stranger.refuse(LinkTimeout(f"it did not show who it is within {STRANGER_TIMEOUT_S:g} s"))
-            self._drop(stranger)
+        now_s = self._timeouts.clock()
+        for connection in [late for late, _ in self._pending.values() if late.deadline_s <= now_s]:
+            connection.log_refusal(LinkTimeout(f"it did not authenticate within {self._timeouts.authentication_s:g} s"))
+            self._close(connection)
 
-    def _drop(self, stranger: _Stranger) -> None:
-        self._forget(stranger)
-        abandon(stranger.sock)
+    def _close(self, connection: _PendingConnection) -> None:
+        self._forget(connection)
+        reset(connection.sock)
 
-    def _forget(self, stranger: _Stranger) -> None:
-        del self._strangers[stranger.descriptor]
-        self._selector.unregister(stranger.descriptor)
+    def _forget(self, connection: _PendingConnection) -> None:
+        del self._pending[connection.descriptor]
+        self._selector.unregister(connection.descriptor)
 
-    def _greet(self, stranger: _Stranger) -> Generator[int, None, Decoder | None]:
-        """The handshake with one stranger; None where it ended in a refusal."""
-        configure(stranger.sock, timeout_s=0.0)
+    def _authenticate(self, connection: _PendingConnection) -> _Handshake:
+        """The handshake with one peer; None where it ended in a refusal."""
+        config = self._config
+        configure(connection.sock, timeout_s=0.0)
         if self._access.tls is not None:
             context = self._access.tls.server
-            stranger.sock = sock = context.wrap_socket(stranger.sock, server_side=True, do_handshake_on_connect=False)
-            yield from _agree_on_tls(sock)
-        decoder, encoder = Decoder(self._session, returning=self._returning), Encoder(self._session, backward=True)
-        answerer = Answerer(self._session, self._expected, self._access.key)
+            wrapped = context.wrap_socket(connection.sock, server_side=True, do_handshake_on_connect=False)
+            connection.sock = wrapped
+            yield from _agree_on_tls(wrapped)
+        sock, responder = connection.sock, Responder(config.session, config.expected, self._access.key)
+        decoder, encoder = Decoder(config.session, returning=config.returning), Encoder(config.session, backward=True)
         try:
-            hello = yield from _receive(stranger.sock, decoder)
-            assert isinstance(hello, Hello)
-            send(stranger.sock, encoder, answerer.welcome(hello))
-            proof = yield from _receive(stranger.sock, decoder)
+            hello = yield from _receive(sock, decoder)
+            assert isinstance(hello, Hello)  # the decoder lets nothing else through in this state
+            send(sock, encoder, responder.welcome(hello))
+            proof = yield from _receive(sock, decoder)
             if isinstance(proof, Refuse):
                 raise RemoteAbort(proof.reason)
             assert isinstance(proof, Proof)
-            answerer.check(proof)
+            responder.check(proof)
         except RemoteProtocolError as exc:
-            stranger.refuse(exc)
+            connection.log_refusal(exc)
             if encoder.state is State.HANDSHAKE:
-                send(stranger.sock, encoder, answerer.refusal(exc))
-                yield from _closed(stranger.sock)
+                send(sock, encoder, responder.refuse(exc))
+                yield from _closed(sock)
             return None
         return decoder
 
@@ -193,7 +184,7 @@ def _receive(sock: socket.socket, decoder: Decoder) -> Generator[int, None, Mess
 
 
 def _closed(sock: socket.socket) -> Generator[int, None, None]:
-    """Wait until the stranger, having read why it is refused, closes; so that resetting loses nothing."""
+    """Wait until the peer, having read why it is refused, closes: a reset before that could discard the REFUSE."""
     yield EVENT_READ
     with contextlib.suppress(OSError):
         sock.recv(1)

@@ -1,8 +1,8 @@
 """The handshake of two neighbours on the ring: do they hold the same facts, and the same key? Sans-I/O.
 
-    caller    HELLO    facts and, where the ring has a key, a nonce
-    answerer  WELCOME  a nonce of its own and its proof, or REFUSE
-    caller    PROOF    its proof, or REFUSE
+    initiator  HELLO    facts and, where the ring has a key, a nonce
+    responder  WELCOME  a nonce of its own and its proof, or REFUSE
+    initiator  PROOF    its proof, or REFUSE
 
 A proof is a MAC over the role, the epoch, both nonces and the facts: it fits no other session, connection or
 direction. Without a key nonces and proofs are empty.
@@ -24,12 +24,15 @@ class KeyMismatch(RemoteProtocolError):
     """One of the two has no key, or another one. The text says nothing of the session."""
 
 
-def proven(role: bytes, session: Session, facts: dict[str, Any], nonce: bytes) -> tuple[bytes, ...]:
-    """What a proof covers; the facts hold the caller's nonce, `nonce` is the answerer's."""
+def mac_input(role: bytes, session: Session, facts: dict[str, Any], nonce: bytes) -> tuple[bytes, ...]:
+    """What a proof is a MAC over; the facts hold the initiator's nonce, `nonce` is the responder's.
+
+    With the `role` in it, a proof cannot be reflected: sent back to whoever made it as if it were the answer.
+    """
     return b"mdi ring %d" % VERSION, role, session.epoch.to_bytes(8, "little"), nonce, pack_facts(facts)
 
 
-class Caller:
+class Initiator:
     """The side that connects."""
 
     def __init__(self, session: Session, facts: dict[str, Any], key: Key | None) -> None:
@@ -47,12 +50,12 @@ class Caller:
             return Proof()
         if not welcome.mac:
             raise KeyMismatch("the caller has a key and this node has none")
-        if not self._key.proves(welcome.mac, *proven(b"answerer", self._session, self._facts, welcome.nonce)):
+        if not self._key.verify(welcome.mac, *mac_input(b"answerer", self._session, self._facts, welcome.nonce)):
             raise KeyMismatch("the caller and this node have different keys")
-        return Proof(self._key.mac(*proven(b"caller", self._session, self._facts, welcome.nonce)))
+        return Proof(self._key.mac(*mac_input(b"caller", self._session, self._facts, welcome.nonce)))
 
 
-class Answerer:
+class Responder:
     """The side that listens: `welcome`, then `check`."""
 
     def __init__(self, session: Session, expected: dict[str, Any], key: Key | None) -> None:
@@ -73,22 +76,25 @@ class Answerer:
             raise KeyMismatch("this ring has a key and the caller has none")
         self._check_facts()
         self._nonce = new_nonce()
-        return Welcome(self._nonce, self._key.mac(*proven(b"answerer", self._session, self._facts, self._nonce)))
+        return Welcome(self._nonce, self._key.mac(*mac_input(b"answerer", self._session, self._facts, self._nonce)))
 
     def check(self, proof: Proof) -> None:
         """Raises `KeyMismatch` unless the PROOF shows the key."""
         if self._key is None:
             return
-        if not self._key.proves(proof.mac, *proven(b"caller", self._session, self._facts, self._nonce)):
+        if not self._key.verify(proof.mac, *mac_input(b"caller", self._session, self._facts, self._nonce)):
             raise KeyMismatch("the caller and this node have different keys")
 
-    def refusal(self, error: RemoteProtocolError) -> Refuse:
-        """What the caller is told: in a ring with a key, nothing about the session that it may not know."""
+    def refuse(self, error: RemoteProtocolError) -> Refuse:
+        """The frame that answers `error`. In a ring with a key it says nothing of the session to an unproven peer."""
         secret = self._key is not None and not isinstance(error, KeyMismatch)
         return Refuse("it does not fit this node's session; the node's log says why" if secret else str(error))
 
     def _check_facts(self) -> None:
-        """All facts that are expected and, but for the nonce, no others: what is unknown is not packed again."""
+        """All facts that are expected and, but for the nonce, no others.
+
+        The proof covers the facts packed again from what was parsed, so a fact that we do not check must not be there.
+        """
         for name, wanted in self._expected.items():
             if (got := self._facts.get(name)) != wanted:
                 raise RemoteProtocolError(f"{name} is {got!r}, this node expects {wanted!r}")

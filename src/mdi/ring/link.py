@@ -1,8 +1,8 @@
-"""Two sockets and two threads that move messages from the previous node and to the next.
+"""Two sockets and two threads that move messages from the predecessor and to the successor.
 
-The reader thread accepts the previous node and posts what it sends to the node's inbox. The writer
-thread connects to the next node and sends what `Link.send` was given. A thread that fails posts
-`LinkDown` and ends. Every blocking call has a deadline; an idle writer pings, so that silence means trouble.
+The reader thread accepts the predecessor and posts what it sends to the node's inbox. The writer thread connects to
+the successor and sends what `Link.send` was given. A thread that fails posts `LinkDown` and ends. Every blocking call
+has a deadline; an idle writer pings, so that silence means trouble.
 """
 
 import contextlib
@@ -17,12 +17,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from mdi.errors import LinkClosed, LinkTimeout, MdiError, RemoteAbort
+from mdi.errors import LinkClosed, LinkTimeout, MdiError, RemoteAbort, RingError
 from mdi.net.access import THIS_MACHINE, Access
-from mdi.net.sockets import Peer, abandon, await_close, configure, wake
+from mdi.net.sockets import Peer, await_close, configure, reset, wake
 from mdi.net.tls import host_name
-from mdi.ring.acceptor import Reception
-from mdi.ring.handshake import Caller, KeyMismatch
+from mdi.ring.acceptor import HandshakeAcceptor
+from mdi.ring.config import LinkConfig
+from mdi.ring.handshake import Initiator, KeyMismatch
 from mdi.ring.messages import Message, Ping, Refuse, Welcome, carried_rows
 from mdi.ring.transport import send
 from mdi.ring.wire import Decoder, Encoder, Session, State
@@ -31,23 +32,20 @@ from mdi.trace import Timeline
 
 log = logging.getLogger(__name__)
 
-PING_INTERVAL_S = 1.0
-HANDSHAKE_TIMEOUT_S = 5.0
-
 _EPHEMERAL_INSTEAD = (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES)
 
 
 @dataclass(frozen=True)
 class Received:
-    """The previous node sent `message`."""
+    """The predecessor sent `message`."""
 
     link: "Link"
     message: Message
 
 
 @dataclass(frozen=True)
-class PreviousConnected:
-    """The previous node connected and agreed on the session."""
+class PredecessorConnected:
+    """The predecessor connected and agreed on the session."""
 
     link: "Link"
 
@@ -61,70 +59,58 @@ class LinkDown:
     error: Exception  # an `MdiError`, or else a bug
 
 
-LinkEvent = Received | PreviousConnected | LinkDown
+LinkEvent = Received | PredecessorConnected | LinkDown
 
 
 class Link:
     """This node's two edges of the ring, for one session.
 
-    `accept()` starts waiting for the previous node, `connect()` starts calling the next one; both
+    `accept()` starts waiting for the predecessor, `connect()` starts connecting to the successor; both
     return at once and report through `post`. `send()` never blocks. `close()` ends both threads.
     The listener belongs to the caller and outlives the link.
     """
 
     def __init__(
         self,
-        session: Session,
+        config: LinkConfig,
         *,
         listener: socket.socket,
-        source_port: int,
-        previous: Peer,
-        following: Peer,
-        expected: dict[str, Any],
-        hello: dict[str, Any],
-        returning: bool,
         post: Callable[[LinkEvent], None],
-        capacity: int,
-        peer_timeout_s: float,
         access: Access = THIS_MACHINE,
         timeline: Timeline | None = None,
     ) -> None:
-        """
-        Args:
-            source_port: our port of the connection to the next node; 0 for any.
-            expected: the facts that the previous node's handshake must hold; `hello`: ours.
-            returning: whether we are the starter, to whom the last node sends the kept rows only.
-            capacity: messages that may wait to be sent; more is a bug.
-        """
-        self.session = session
-        self.previous, self.following = previous, following
-        self._listener, self._source_port = listener, source_port
-        self._expected, self._hello = expected, hello
-        self._returning, self._post, self._peer_timeout_s = returning, post, peer_timeout_s
-        self._access = access
+        """`post` takes what happens, and is called from both threads."""
+        self.config = config
+        self._listener, self._post, self._access = listener, post, access
         self._timeline = timeline or Timeline()
+        # Unbounded, and bounded by `send`: `close` must be able to end the writer where the queue is full.
         self._outbox: queue.Queue[Message | None] = queue.Queue()
-        self._capacity = capacity
-        self._reader = threading.Thread(target=self._run, args=(self._read, previous), name="ring-reader", daemon=True)
-        self._writer = threading.Thread(
-            target=self._run, args=(self._write, following), name="ring-writer", daemon=True
-        )
+        self._reader = self._thread("ring-reader", self._read, config.predecessor)
+        self._writer = self._thread("ring-writer", self._write, config.successor)
         self._wake, self._woken = socket.socketpair()
         self._sockets: list[socket.socket] = []
         self._lock = threading.Lock()
         self._closing = False
 
+    def _thread(self, name: str, loop: Callable[[], None], peer: Peer) -> threading.Thread:
+        return threading.Thread(target=self._run, args=(loop, peer), name=name, daemon=True)
+
+    @property
+    def session(self) -> Session:
+        """The numbers of the session."""
+        return self.config.session
+
     def accept(self) -> None:
-        """Start waiting for the previous node; `PreviousConnected` or `LinkDown` is posted."""
+        """Start waiting for the predecessor; `PredecessorConnected` or `LinkDown` is posted."""
         self._reader.start()
 
     def connect(self) -> None:
-        """Start calling the next node; only a failure is posted."""
+        """Start connecting to the successor; only a failure is posted."""
         self._writer.start()
 
     def send(self, message: Message) -> None:
-        """Queue `message` for the next node. Raises `queue.Full` where more wait than may travel: a bug."""
-        if self._outbox.qsize() >= self._capacity:
+        """Queue `message` for the successor. Raises `queue.Full` where more wait than may travel: a bug."""
+        if self._outbox.qsize() >= self.config.capacity:
             raise queue.Full
         self._outbox.put_nowait(message)
 
@@ -142,7 +128,7 @@ class Link:
         with self._lock:
             for sock in self._sockets:
                 wake(sock)
-        self._wake.close()
+        self._wake.close()  # the other end of the pair becomes readable: the acceptor's selector returns
         for thread in (self._reader, self._writer):
             if thread.ident is not None:
                 thread.join()
@@ -151,16 +137,24 @@ class Link:
     def _run(self, loop: Callable[[], None], peer: Peer) -> None:
         try:
             loop()
-        except MdiError as exc:
-            self._report(peer, type(exc)(f"{peer.name} ({peer.addr}:{peer.port}) {exc}"))
-        except TimeoutError:
-            silence = f"gave no sign of life for {self._peer_timeout_s:g} s"
-            self._report(peer, LinkTimeout(f"{peer.name} ({peer.addr}:{peer.port}) {silence}"))
-        except OSError as exc:
-            reason = exc.strerror or str(exc)
-            self._report(peer, LinkClosed(f"{peer.name} ({peer.addr}:{peer.port}): connection lost: {reason}"))
-        except Exception as exc:  # noqa: BLE001  a bug: it goes where it is seen
-            self._report(peer, exc)
+        except Exception as exc:  # noqa: BLE001  what is not an `MdiError` by now is a bug, raised on the main thread
+            self._report(peer, self._named(exc, peer))
+
+    def _named(self, exc: Exception, peer: Peer) -> Exception:
+        """The failure as one of the node at the other end; a bug as it is."""
+        who = f"{peer.name} ({peer.addr}:{peer.port})"
+        match exc:
+            case RingError():
+                return type(exc)(f"{who} {exc}", peer=peer.name, reason=exc.reason)
+            case MdiError():
+                return type(exc)(f"{who} {exc}")
+            case TimeoutError():
+                reason = f"gave no sign of life for {self.config.peer_timeout_s:g} s"
+                return LinkTimeout(f"{who} {reason}", peer=peer.name, reason=reason)
+            case OSError():
+                reason = f"connection lost: {exc.strerror or exc}"
+                return LinkClosed(f"{who}: {reason}", peer=peer.name, reason=reason)
+        return exc
 
     def _report(self, peer: Peer, error: Exception) -> None:
         if not self._closing:
@@ -170,26 +164,20 @@ class Link:
     # ---- reader thread
 
     def _read(self) -> None:
-        sock, decoder = self._accept_previous()
+        sock, decoder = self._accept_predecessor()
         with self._owned(sock):
-            self._post(PreviousConnected(self))
+            self._post(PredecessorConnected(self))
             while decoder.state is not State.CLOSED:
                 message = self._receive(sock, decoder)
                 if not isinstance(message, Ping):
                     self._post(Received(self, message))
 
-    def _accept_previous(self) -> tuple[socket.socket, Decoder]:
-        with Reception(
-            self.session,
-            self._expected,
-            listener=self._listener,
-            woken=self._woken,
-            previous_addr=self.previous.addr,
-            returning=self._returning,
-            access=self._access,
-        ) as reception:
-            sock, decoder = reception.admit()
-        sock.settimeout(self._peer_timeout_s)
+    def _accept_predecessor(self) -> tuple[socket.socket, Decoder]:
+        with HandshakeAcceptor(
+            self.config, listener=self._listener, woken=self._woken, access=self._access
+        ) as acceptor:
+            sock, decoder = acceptor.accept()
+        sock.settimeout(self.config.peer_timeout_s)
         return sock, decoder
 
     def _receive(self, sock: socket.socket, decoder: Decoder, deadline_s: float | None = None) -> Message:
@@ -197,7 +185,9 @@ class Link:
         began_s = None
         while True:
             if deadline_s is not None:
-                sock.settimeout(max(deadline_s - time.monotonic(), 0.001))
+                sock.settimeout(self.config.timeouts.left_s(deadline_s) or 0.001)  # 0 would not wait, nor time out
+            # Straight into the memory that becomes the rows' tensor. The decoder never offers room beyond the part of
+            # the frame that it knows the size of, so nothing of the next frame has to be moved afterwards.
             n_bytes = sock.recv_into(decoder.buffer())
             if n_bytes == 0:
                 decoder.end_of_file()
@@ -209,28 +199,30 @@ class Link:
     # ---- writer thread
 
     def _write(self) -> None:
-        with self._owned(self._call_next()) as sock:
-            encoder = self._introduce(sock)
+        timeouts = self.config.timeouts
+        with self._owned(self._connect_to_successor()) as sock:
+            encoder = self._handshake(sock)
             while encoder.state is not State.CLOSED:
                 try:
-                    message = self._outbox.get(timeout=min(PING_INTERVAL_S, self._peer_timeout_s / 3))
+                    message = self._outbox.get(timeout=timeouts.ping_every_s(self.config.peer_timeout_s))
                 except queue.Empty:
                     message = Ping()
                 if message is None:
                     return
                 with self._timeline.during("send", carried_rows(message)):
                     send(sock, encoder, message)
-            await_close(sock)
+            await_close(sock, timeouts.close_s)
 
-    def _call_next(self) -> socket.socket:
+    def _connect_to_successor(self) -> socket.socket:
         """Connect from our port, or from any port where that one cannot be had."""
+        source_port = self.config.source_port
         try:
             try:
-                return self._connect(self._source_port)
+                return self._connect(source_port)
             except OSError as exc:
-                if not self._source_port or exc.errno not in _EPHEMERAL_INSTEAD:
+                if not source_port or exc.errno not in _EPHEMERAL_INSTEAD:
                     raise
-                log.info("port %d for outgoing data is not free (%s): using another", self._source_port, exc.strerror)
+                log.info("port %d for outgoing data is not free (%s): using another", source_port, exc.strerror)
                 return self._connect(0)
         except (OSError, UnicodeError) as exc:
             reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else one_line(exc)
@@ -238,7 +230,7 @@ class Link:
             raise LinkClosed(f"{what}: {reason}") from exc
 
     def _connect(self, source_port: int) -> socket.socket:
-        peer, failure = self.following, OSError("the name has no address")
+        peer, failure = self.config.successor, OSError("the name has no address")
         for family, kind, protocol, _, address in socket.getaddrinfo(peer.addr, peer.port, type=socket.SOCK_STREAM):
             try:
                 return self._connect_to(self._new_socket(family, kind, protocol), address, source_port)
@@ -250,52 +242,54 @@ class Link:
         sock = socket.socket(family, kind, protocol)
         if self._access.tls is None:
             return sock
-        name = host_name(self.following.addr)
-        return self._access.tls.client.wrap_socket(sock, server_hostname=name)  # shakes hands when it connects
+        name = host_name(self.config.successor.addr)
+        return self._access.tls.client.wrap_socket(sock, server_hostname=name)  # TLS handshake within connect()
 
     def _connect_to(self, sock: socket.socket, address: Any, source_port: int) -> socket.socket:
         try:
             with self._closable(sock):
-                configure(sock, HANDSHAKE_TIMEOUT_S)
+                configure(sock, self.config.timeouts.handshake_s)
                 if source_port:
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                     sock.bind(("", source_port))
                 sock.connect(address)
         except (OSError, LinkClosed):
-            abandon(sock)
+            reset(sock)
             raise
         return sock
 
-    def _introduce(self, sock: socket.socket) -> Encoder:
-        encoder, caller = Encoder(self.session), Caller(self.session, self._hello, self._access.key)
-        deadline_s = time.monotonic() + HANDSHAKE_TIMEOUT_S
+    def _handshake(self, sock: socket.socket) -> Encoder:
+        """Agree with the successor on the session and show each other the key."""
+        config, timeouts = self.config, self.config.timeouts
+        encoder, initiator = Encoder(config.session), Initiator(config.session, config.hello, self._access.key)
+        deadline_s = timeouts.deadline_s(timeouts.handshake_s)
         try:
-            send(sock, encoder, caller.hello())
-            answer = self._receive(sock, Decoder(self.session, backward=True), deadline_s)
+            send(sock, encoder, initiator.hello())
+            answer = self._receive(sock, Decoder(config.session, backward=True), deadline_s)
         except LinkClosed as exc:
             raise LinkClosed("closed the connection during the handshake") from exc
         except TimeoutError as exc:
-            raise LinkTimeout(f"did not answer the handshake within {HANDSHAKE_TIMEOUT_S:g} s") from exc
+            raise LinkTimeout(f"did not answer the handshake within {timeouts.handshake_s:g} s") from exc
         if isinstance(answer, Refuse):
             raise RemoteAbort(f"refused the connection: {one_line(answer.reason)}")
-        assert isinstance(answer, Welcome)
+        assert isinstance(answer, Welcome)  # the decoder lets nothing else through in this state
         try:
-            send(sock, encoder, caller.prove(answer))
+            send(sock, encoder, initiator.prove(answer))
         except KeyMismatch as exc:
             send(sock, encoder, Refuse(str(exc)))
-            await_close(sock)
+            await_close(sock, timeouts.close_s)
             raise KeyMismatch(f"is not let in: {exc}") from exc
-        sock.settimeout(self._peer_timeout_s)
+        sock.settimeout(config.peer_timeout_s)
         return encoder
 
     @contextlib.contextmanager
     def _owned(self, sock: socket.socket) -> Iterator[socket.socket]:
-        """Hold `sock` where `close()` finds it; abandon it at the end."""
+        """Hold `sock` where `close()` finds it; reset it at the end."""
         try:
             with self._closable(sock):
                 yield sock
         finally:
-            abandon(sock)
+            reset(sock)
 
     @contextlib.contextmanager
     def _closable(self, sock: socket.socket) -> Iterator[None]:

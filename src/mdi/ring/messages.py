@@ -3,19 +3,20 @@
 from dataclasses import dataclass
 from typing import Any
 
+from mdi.ids import Rank
 from mdi.segments import Fork, Release, Segment, rows_of
 
 
 @dataclass(frozen=True)
 class Hello:
-    """The first frame: who calls, and everything both ends must agree on."""
+    """The first frame: who connects, and everything both ends must agree on."""
 
     facts: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Welcome:
-    """The handshake is accepted. In a ring with a key: the answerer's challenge, and the proof that it has the key."""
+    """The handshake is accepted. In a ring with a key: the responder's nonce, and its proof of the key."""
 
     nonce: bytes = b""
     mac: bytes = b""
@@ -23,7 +24,7 @@ class Welcome:
 
 @dataclass(frozen=True)
 class Proof:
-    """The caller's answer to WELCOME. In a ring with a key: the proof that it has the key."""
+    """The initiator's answer to WELCOME. In a ring with a key: its proof of the key."""
 
     mac: bytes = b""
 
@@ -45,14 +46,14 @@ class Activation:
 
 @dataclass(frozen=True)
 class Ping:
-    """Nothing to say, still alive."""
+    """Nothing to send, still alive."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """A node is lost: its place in the ring, and what was seen."""
+    """A node is lost: its rank, and what was seen of it."""
 
-    node: int
+    rank: Rank
     reason: str
 
 
@@ -65,5 +66,5 @@ Message = Hello | Welcome | Proof | Refuse | Activation | Release | Fork | Ping 
 
 
 def carried_rows(message: Message) -> int:
-    """Rows that a message stands for; 0 where it is none of hidden states."""
+    """Rows that a message stands for; 0 for those that carry no hidden states."""
     return rows_of(message.segments) if isinstance(message, Activation) else 0

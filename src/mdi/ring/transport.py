@@ -18,7 +18,10 @@ def send(sock: socket.socket, encoder: Encoder, message: Message) -> None:
 
 
 def _send_together(sock: socket.socket, parts: list[bytes | memoryview]) -> None:
-    """Send the parts side by side, without joining them; TLS, which copies anyway, has no such call."""
+    """Send the parts in one system call, without joining them: header and segments are tiny, the rows are megabytes.
+
+    TLS, which copies anyway, has no such call.
+    """
     buffers = [memoryview(part) for part in parts]
     while buffers:
         sent = sock.sendmsg(buffers)

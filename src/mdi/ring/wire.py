@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mdi.errors import LinkClosed, LocalProtocolError, RemoteProtocolError
+from mdi.ids import Rank
 from mdi.net.keys import MAC_BYTES, NONCE_BYTES
 from mdi.ring.messages import Activation, Fault, Goodbye, Hello, Message, Ping, Proof, Refuse, Welcome
 from mdi.segments import Fork, Release, Segment, check_segments, kept_rows_of, rows_of
@@ -35,9 +36,9 @@ VERSION = 2
 MAX_TEXT_BYTES = 4096  # of a handshake, a refusal or a fault
 
 _HEADER = struct.Struct("<4sBBBBQIII")
-_CRC = struct.Struct("<I")
+_U32 = struct.Struct("<I")
 _SEGMENT = struct.Struct("<IIII")
-HEADER_BYTES = _HEADER.size + _CRC.size
+HEADER_BYTES = _HEADER.size + _U32.size
 SEGMENT_BYTES = _SEGMENT.size
 
 DTYPE_CODES = {"float32": 1, "float16": 2, "bfloat16": 3}
@@ -48,7 +49,7 @@ _DTYPE_NAMES = {code: name for name, code in DTYPE_CODES.items()}
 class Kind(enum.IntEnum):
     """What a frame carries."""
 
-    HELLO = 1  # previous node -> next node, first frame of a connection
+    HELLO = 1  # predecessor -> successor, first frame of a connection
     WELCOME = 2  # the answer to HELLO
     REFUSE = 3  # the other answer to HELLO, or to WELCOME, with the reason
     ACTIVATION = 4
@@ -57,14 +58,14 @@ class Kind(enum.IntEnum):
     PING = 7
     FAULT = 8
     GOODBYE = 9
-    PROOF = 10  # previous node -> next node, the answer to WELCOME
+    PROOF = 10  # predecessor -> successor, the answer to WELCOME
 
 
 class State(enum.Enum):
     """Where one direction of a connection stands."""
 
     HANDSHAKE = enum.auto()
-    GREETED = enum.auto()
+    AWAITING_PROOF = enum.auto()
     OPEN = enum.auto()
     CLOSED = enum.auto()
 
@@ -79,14 +80,14 @@ _RUNNING = {
     Kind.GOODBYE: State.CLOSED,
 }
 FORWARD = {
-    State.HANDSHAKE: {Kind.HELLO: State.GREETED},
-    State.GREETED: {Kind.PROOF: State.OPEN, Kind.REFUSE: State.CLOSED},
+    State.HANDSHAKE: {Kind.HELLO: State.AWAITING_PROOF},
+    State.AWAITING_PROOF: {Kind.PROOF: State.OPEN, Kind.REFUSE: State.CLOSED},
     State.OPEN: _RUNNING,
     State.CLOSED: {},
 }
 BACKWARD: dict[State, dict[Kind, State]] = {
-    State.HANDSHAKE: {Kind.WELCOME: State.GREETED, Kind.REFUSE: State.CLOSED},
-    State.GREETED: {},
+    State.HANDSHAKE: {Kind.WELCOME: State.AWAITING_PROOF, Kind.REFUSE: State.CLOSED},
+    State.AWAITING_PROOF: {},
     State.OPEN: {},
     State.CLOSED: {},
 }
@@ -140,19 +141,19 @@ class Encoder:
         Raises `LocalProtocolError` where the message is not legal now, or its parts disagree.
         """
         kind = _KIND_OF[type(message)]
-        following = self._table[self.state].get(kind)
-        if following is None:
+        next_state = self._table[self.state].get(kind)
+        if next_state is None:
             raise LocalProtocolError(f"{kind.name} cannot be sent in state {self.state.name}")
         dtype, n_segments, parts = self._body(message)
         n_bytes = sum(len(part) for part in parts)
         if n_bytes > self._session.max_body_bytes or not (kind is Kind.ACTIVATION or n_bytes in _BODY_BYTES[kind]):
-            raise LocalProtocolError(f"{kind.name} of {n_bytes} bytes, which nobody would take")
+            raise LocalProtocolError(f"{kind.name} of {n_bytes} bytes is not of a legal size")
         crc = 0
         for part in parts:
             crc = zlib.crc32(part, crc)
         header = _HEADER.pack(MAGIC, VERSION, kind, dtype, 0, self._session.epoch, n_segments, n_bytes, crc)
-        self.state = following
-        return [header + _CRC.pack(zlib.crc32(header)), *parts]
+        self.state = next_state
+        return [header + _U32.pack(zlib.crc32(header)), *parts]
 
     def _body(self, message: Message) -> tuple[int, int, list[bytes | memoryview]]:
         match message:
@@ -173,8 +174,8 @@ class Encoder:
                 return 0, 0, [self._pack_slots(slot, 0, 0)]
             case Fork(source, target, n):
                 return 0, 0, [self._pack_slots(source, target, n)]
-            case Fault(node, reason):
-                return 0, 0, [_CRC.pack(node) + _short_text(reason)]
+            case Fault(rank, reason):
+                return 0, 0, [_U32.pack(rank) + _short_text(reason)]
             case _:
                 return 0, 0, []
 
@@ -202,7 +203,7 @@ def pack_facts(facts: dict[str, Any]) -> bytes:
 
 
 def _short_text(text: str) -> bytes:
-    return text.encode(errors="replace")[: MAX_TEXT_BYTES - _CRC.size].decode(errors="ignore").encode()
+    return text.encode(errors="replace")[: MAX_TEXT_BYTES - _U32.size].decode(errors="ignore").encode()
 
 
 class Decoder:
@@ -283,7 +284,7 @@ class Decoder:
             raise RemoteProtocolError(f"not a ring message: it begins with {bytes(magic)!r}")
         if version != VERSION:
             raise RemoteProtocolError(f"the peer speaks version {version} of the ring protocol, this node {VERSION}")
-        if _CRC.unpack(self._header[_HEADER.size :])[0] != zlib.crc32(fields):
+        if _U32.unpack(self._header[_HEADER.size :])[0] != zlib.crc32(fields):
             raise RemoteProtocolError("a damaged header: its checksum does not match")
         if kind not in self._table[self.state]:
             name = Kind(kind).name if kind in list(Kind) else f"kind {kind}"
@@ -354,7 +355,8 @@ class Decoder:
             case Kind.FORK:
                 return Fork(*self._read_slot_message(3))
             case Kind.FAULT:
-                return Fault(_CRC.unpack(self._parts[0][: _CRC.size])[0], _read_text(self._parts[0][_CRC.size :]))
+                (rank,) = _U32.unpack(self._parts[0][: _U32.size])
+                return Fault(Rank(rank), _read_text(self._parts[0][_U32.size :]))
             case Kind.PING:
                 return Ping()
             case Kind.GOODBYE:
@@ -381,7 +383,7 @@ _BODY_BYTES: dict[Kind, Container[int]] = {
     Kind.RELEASE: (SEGMENT_BYTES,),
     Kind.FORK: (SEGMENT_BYTES,),
     Kind.PING: (0,),
-    Kind.FAULT: range(_CRC.size, MAX_TEXT_BYTES + 1),
+    Kind.FAULT: range(_U32.size, MAX_TEXT_BYTES + 1),
     Kind.GOODBYE: (0,),
     Kind.PROOF: (0, MAC_BYTES),
 }
@@ -391,7 +393,7 @@ def _read_text(data: memoryview) -> str:
     try:
         return bytes(data).decode()
     except UnicodeDecodeError as exc:
-        raise RemoteProtocolError("a text that is not UTF-8") from exc
+        raise RemoteProtocolError("a string that is not UTF-8") from exc
 
 
 def _read_facts(data: memoryview) -> dict[str, Any]:

@@ -1,0 +1,46 @@
+"""What a JSON value from another node must be, as predicates, and how it is quoted where it is something else."""
+
+from collections.abc import Callable
+from typing import Any
+
+from mdi.formats import DTYPES, MODES
+
+MAX_STRING_CHARACTERS = 1024
+
+Check = Callable[[Any], bool]
+
+
+def short(text: str) -> str:
+    """What another node sent, fit to stand in one line."""
+    text = " ".join(text.split())
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def whole(least: int, most: int) -> Check:
+    """A whole number between two; True and 1.0, which are equal to 1, are none."""
+    return lambda value: type(value) is int and least <= value <= most
+
+
+def optional(check: Check) -> Check:
+    """Null, or what passes `check`."""
+    return lambda value: value is None or check(value)
+
+
+def is_string(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= MAX_STRING_CHARACTERS
+
+
+def is_digest(value: Any) -> bool:
+    return value == "" or (isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef"))
+
+
+def is_span(value: Any) -> bool:
+    return isinstance(value, list) and list(map(type, value)) == [int, int] and 0 <= value[0] < value[1] <= 10_000
+
+
+def is_dtype(value: Any) -> bool:
+    return isinstance(value, str) and value in DTYPES
+
+
+def is_mode(value: Any) -> bool:
+    return isinstance(value, str) and value in MODES

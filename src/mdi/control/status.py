@@ -1,0 +1,175 @@
+"""What a node answers to `GET /` and to `POST /init`, as values: JSON in, checked, JSON out.
+
+Keys that are not known here are ignored, so a newer node can be asked; a known one of a wrong type is a `ControlError`.
+"""
+
+import enum
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+from mdi.control.checks import Check, is_dtype, is_mode, is_span, is_string, optional, short, whole
+from mdi.errors import ControlError
+from mdi.formats import Mode
+from mdi.ids import Rank
+from mdi.model.span import Span
+
+MAX_ERROR_CHARACTERS = 4096
+
+
+class NodeState(enum.Enum):
+    """What a node is doing."""
+
+    # a secondary
+    IDLE = "idle"  # in no session
+    LOADING = "loading"
+    READY = "ready"  # waits for its ring to close
+    # both
+    RUNNING = "running"
+    # a starter
+    STARTING = "starting"  # no ring has been formed yet
+    RECOVERING = "recovering"  # the ring broke and is being formed again
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeStatus:
+    """What a node of either role says of itself."""
+
+    role: ClassVar[str]
+    _checks: ClassVar[Mapping[str, Check]]
+
+    version: str
+    state: NodeState
+    device: str
+    dtype: str  # that it computes in
+    quantize: Mode | None  # that it was started with; None: what the starter or the chunk says
+    run: int | None
+    epoch: int | None
+    model: str | None
+    span: Span | None
+    peak_memory_bytes: int
+    free_memory_bytes: int | None  # for a session; None: it cannot tell
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        span = self.span and list(self.span)
+        return {"role": self.role} | asdict(self) | {"state": self.state.value, "span": span}
+
+    @staticmethod
+    def from_json(data: Any) -> "NodeStatus":
+        """Check what came over the network; raises `ControlError` naming the field."""
+        role = data.get("role") if isinstance(data, dict) else None
+        for kind in (SecondaryStatus, StarterStatus):
+            if role == kind.role:
+                return kind(**_checked(kind, data))
+        raise ControlError(f"not the status of a node of a known role: {short(repr(data))}")
+
+
+_SIZE = whole(0, 2**63 - 1)
+_RUN_NUMBER = optional(whole(0, 2**64 - 1))
+_NODE_CHECKS: dict[str, Check] = {
+    "version": is_string,
+    "state": lambda value: isinstance(value, str) and value in {state.value for state in NodeState},
+    "device": is_string,
+    "dtype": is_dtype,
+    "quantize": optional(is_mode),
+    "run": _RUN_NUMBER,
+    "epoch": _RUN_NUMBER,
+    "model": optional(is_string),
+    "span": optional(is_span),
+    "peak_memory_bytes": _SIZE,
+    "free_memory_bytes": optional(_SIZE),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecondaryStatus(NodeStatus):
+    """What a secondary says of itself. What belongs to a session is None while it is in none."""
+
+    role: ClassVar[str] = "secondary"
+    _checks: ClassVar[Mapping[str, Check]] = _NODE_CHECKS | {
+        "starter": optional(is_string),
+        "rank": optional(whole(0, 10_000)),
+        "wire_dtype": optional(is_dtype),
+        "messages": _SIZE,
+        "last_error": lambda value: isinstance(value, str) and len(value) <= MAX_ERROR_CHARACTERS,
+    }
+
+    starter: str | None  # where its starter answers HTTP, as `addr:port`
+    rank: Rank | None
+    wire_dtype: str | None
+    messages: int  # computed since it was started
+    last_error: str  # why its last session ended; empty: none has failed
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, with an error that the other side accepts."""
+        return super().to_json() | {"last_error": self.last_error[:MAX_ERROR_CHARACTERS]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StarterStatus(NodeStatus):
+    """What a starter says of itself."""
+
+    role: ClassVar[str] = "starter"
+    _checks: ClassVar[Mapping[str, Check]] = _NODE_CHECKS | {
+        "members": lambda value: isinstance(value, list) and len(value) <= 10_000 and all(map(is_string, value)),
+        "samples": _SIZE,
+        "tokens": _SIZE,
+        "recoveries": _SIZE,
+    }
+
+    members: list[str]  # names of the nodes in the ring, by rank
+    samples: int
+    tokens: int
+    recoveries: int
+
+
+def _checked(kind: type[NodeStatus], data: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments for a status of that kind."""
+    values = {}
+    for name, check in kind._checks.items():
+        if name not in data:
+            raise ControlError(f"the status lacks {name}")
+        if not check(data[name]):
+            raise ControlError(f"the status's {name} is not acceptable: {short(repr(data[name]))}")
+        values[name] = data[name]
+    span = values["span"]
+    return values | {"state": NodeState(values["state"]), "span": None if span is None else Span(*span)}
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The node has loaded its span, has empty slots, and waits for its ring to close."""
+
+    status: SecondaryStatus
+
+
+@dataclass(frozen=True)
+class NeedsChunk:
+    """The node has none of its weights, or a part of them; it is idle again until they were sent."""
+
+    held_bytes: int
+
+
+InitAnswer = Ready | NeedsChunk
+
+
+def init_answer_to_json(answer: InitAnswer) -> dict[str, Any]:
+    """`{"ready": status}` or `{"needs_chunk": {"held_bytes": n}}`."""
+    match answer:
+        case Ready(status):
+            return {"ready": status.to_json()}
+        case NeedsChunk(held_bytes):
+            return {"needs_chunk": {"held_bytes": held_bytes}}
+
+
+def init_answer_from_json(data: Any) -> InitAnswer:
+    """Check what came over the network; raises `ControlError`."""
+    match data:
+        case {"ready": status}:
+            if isinstance(found := NodeStatus.from_json(status), SecondaryStatus):
+                return Ready(found)
+        case {"needs_chunk": {"held_bytes": held_bytes}} if _SIZE(held_bytes):
+            return NeedsChunk(held_bytes)
+    raise ControlError(f"not an answer to /init: {short(repr(data))}")

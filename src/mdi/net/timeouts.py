@@ -1,0 +1,52 @@
+"""How long nodes wait for one another: every deadline of the ring, of HTTP between nodes, and of forming a ring."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+Clock = Callable[[], float]  # seconds; only differences count
+
+
+@dataclass(frozen=True)
+class Timeouts:
+    """One value that is passed down to whatever waits. Links and HTTP are slow machines' as much as fast ones': these
+    bound a silence, not the work. What users can set (`--peer-timeout`, `--node-timeout`) is not among them.
+    """
+
+    # on the ring
+    ping_interval_s: float = 1.0  # after which a writer with nothing to send pings
+    handshake_s: float = 5.0  # to connect to the successor, and again to agree with it
+    authentication_s: float = 2.0  # for a pending connection; the real predecessor sends its HELLO immediately
+    close_s: float = 2.0  # for a peer to read our last frame and close
+    fault_drain_s: float = 2.0  # to forward a FAULT or GOODBYE before the link is closed
+    stop_drain_s: float = 1.0  # to send a FAULT of our own when a node ends
+
+    # over HTTP
+    connect_s: float = 3.0
+    answer_s: float = 15.0  # of silence within an answer, not for the whole of it
+    min_answer_s: float = 3.0  # the least of that, however near the deadline of a node is
+    status_s: float = 2.0
+    heartbeat_s: float = 1.0  # between two signs of life while /init loads
+    request_head_s: float = 5.0  # for TLS, the request line and all headers together
+
+    # forming a ring
+    retry_s: float = 0.5  # between two requests to a node that is not up
+    ready_check_s: float = 5.0  # how often a node that waits for its ring asks whether its starter still wants it
+    dismiss_s: float = 1.5  # for all nodes to hear that the run is over
+
+    clock: Clock = time.monotonic  # by which deadlines are computed; a test can set its own
+
+    def deadline_s(self, wait_s: float) -> float:
+        """The moment `wait_s` from now, by `clock`."""
+        return self.clock() + wait_s
+
+    def left_s(self, deadline_s: float) -> float:
+        """What is left until a deadline, and never less than 0."""
+        return max(0.0, deadline_s - self.clock())
+
+    def ping_every_s(self, peer_timeout_s: float) -> float:
+        """The ping interval of a link: two pings may be lost before its peer calls it silent."""
+        return min(self.ping_interval_s, peer_timeout_s / 3)
+
+
+DEFAULT_TIMEOUTS = Timeouts()
