@@ -97,7 +97,7 @@ def test_help_imports_nothing_slow(script: str) -> None:
 
 
 @pytest.mark.parametrize("script", OPTIONS)
-def test_every_option_of_the_contract_is_told(script: str) -> None:
+def test_every_option_of_the_contract_is_in_the_help(script: str) -> None:
     text = run_help(script).stdout
     told = set(re.findall(r"(?<![\w-])(--?[a-z][\w-]*|[A-Z]{3,})", text))
     assert set(OPTIONS[script].split()) <= told

@@ -50,7 +50,7 @@ def test_slots_are_as_many_as_the_tightest_node_holds() -> None:
     assert fit_slots([budget(None)], 100, fixed=True) == 100
 
 
-def test_a_shortage_is_told_with_numbers_and_advice() -> None:
+def test_a_shortage_is_reported_with_numbers_and_advice() -> None:
     with pytest.raises(ConfigError, match=r"secondary 0: the weights take 10\.00 MB, 100 slots .*--max-slots.*int8"):
         fit_slots([budget(None), budget(20 * MB, name="secondary 0")], 100, fixed=True)
     with pytest.raises(ConfigError, match=r"starter: .* 1 slot of 1\.00 MB 1\.00 MB .* free memory of 5\.00 MB"):
@@ -107,7 +107,7 @@ def test_samples_wait_where_memory_is_short(
 
 
 @pytest.mark.parametrize(("options", "slots"), [({}, "1 slot of"), ({"max_slots": 5}, "5 slots of")])
-def test_too_little_memory_is_told_before_anything_is_loaded(
+def test_too_little_memory_is_reported_before_anything_is_loaded(
     options: dict[str, int], slots: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mdi.nodes.starter.free_memory_bytes", lambda device: 100_000)

@@ -404,7 +404,7 @@ def test_a_tensor_without_a_place_is_named(tmp_path: Path, folder: Path) -> None
     assert_refused(source, folder, "one tensor has no place", "blk.0.attn_output.bias")
 
 
-def test_numbers_that_are_none_are_refused(tmp_path: Path, folder: Path) -> None:
+def test_values_that_are_not_finite_are_refused(tmp_path: Path, folder: Path) -> None:
     architecture, model = tiny_model("llama")
     values = hyperparameters(architecture, model.config) | byte_level_tokenizer()
     stored = tensors(architecture, model)

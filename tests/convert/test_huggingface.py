@@ -415,7 +415,7 @@ def test_a_folder_without_weights(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"weight_map": 3}', '{"weight_map": {"x": "../../secret.safetensors"}}'])
-def test_an_index_that_is_none(folder: Path, text: str) -> None:
+def test_a_malformed_index_is_refused(folder: Path, text: str) -> None:
     write_shards(folder, llama_tensors(), n=2, suffix="safetensors")
     (folder / "model.safetensors.index.json").write_text(text)
     assert "model.safetensors.index.json" in refused(folder)
