@@ -15,6 +15,7 @@ from mdi.checkpoint.config import config_from_dict, find_models, load_config
 from mdi.checkpoint.weights import Weights, digest_of, file_digest, open_weights, select
 from mdi.errors import CheckpointError, StorageError
 from mdi.model.span import Span, spans_of
+from support.files import small_files_only
 from support.models import BASE, TRAITS, make_model
 
 SPANS = spans_of([1, 2, 3])
@@ -113,12 +114,18 @@ def test_an_interrupted_split_leaves_nothing_that_looks_finished(model: Path) ->
     assert not list(folder.glob(".*"))
 
 
-def test_a_full_disk_is_told_before_anything_is_written(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_before_anything_is_written(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(model)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(StorageError, match=r"the chunks take 0\.27 MB and 1000 B are free"):
         split_model(model, SPANS)
     assert not list(chunks_folder(model, 3).glob("*.pth"))
+
+
+def test_a_disk_that_fills_up_leaves_no_chunk(model: Path) -> None:
+    with small_files_only(), pytest.raises(StorageError, match=r"chunk.*\.pth cannot be written: is the disk full\?"):
+        split_model(model, SPANS)
+    assert not any(path.is_file() for path in chunks_folder(model, 3).iterdir())
 
 
 def published(weights: Weights, span: Span, config: object) -> Weights:

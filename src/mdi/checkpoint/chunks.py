@@ -12,7 +12,15 @@ import torch
 from litgpt.utils import incremental_save
 
 from mdi.checkpoint.config import MOST, load_config
-from mdi.checkpoint.weights import MODEL_FILE, Weights, digest_of_lines, open_weights, select, tensor_line
+from mdi.checkpoint.weights import (
+    MODEL_FILE,
+    Weights,
+    digest_of_lines,
+    open_weights,
+    select,
+    tensor_line,
+    write_errors,
+)
 from mdi.errors import CheckpointError, StorageError
 from mdi.files import atomic_path, storage_error, write_text
 from mdi.formats import MODES, Mode
@@ -20,7 +28,7 @@ from mdi.model.quant import mode_for, quantize, weight_bytes
 from mdi.model.span import Span, spans_of
 from mdi.model.tensors import DTYPES, dtype_name, mapped_empty, page_out
 from mdi.progress import progress_bar
-from mdi.strings import format_bytes, one_line
+from mdi.strings import format_bytes
 
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
@@ -137,25 +145,20 @@ def _write_chunk(
     lines: dict[str, str] = {}
     proxies: dict[str, Any] = {}
     stored: dict[tuple[int, torch.Size, Mode], dict[str, tuple[Any, str]]] = {}
-    with atomic_path(path) as partial_path:
-        try:
-            with incremental_save(partial_path) as saver:
-                for name, tensor in weights.items():
-                    mode = mode_for(name, quantization)
-                    key = (tensor.data_ptr(), tensor.shape, mode)
-                    if key not in stored:
-                        parts = quantize(tensor, mode).parts if mode != "none" else {"": _cast(tensor, dtype)}
-                        stored[key] = {
-                            suffix: (saver.store_early(_own_storage(part)), tensor_line(part))
-                            for suffix, part in parts.items()
-                        }
-                        page_out(tensor)
-                        advance(tensor.nbytes)
-                    for suffix, (proxy, line) in stored[key].items():
-                        proxies[name + suffix], lines[name + suffix] = proxy, line
-                saver.save(proxies)
-        except RuntimeError as exc:
-            raise StorageError(f"{path}: could not be written ({one_line(exc)}); is the disk full?") from exc
+    with atomic_path(path) as partial_path, write_errors(path), incremental_save(partial_path) as saver:
+        for name, tensor in weights.items():
+            mode = mode_for(name, quantization)
+            key = (tensor.data_ptr(), tensor.shape, mode)
+            if key not in stored:
+                parts = quantize(tensor, mode).parts if mode != "none" else {"": _cast(tensor, dtype)}
+                stored[key] = {
+                    suffix: (saver.store_early(_own_storage(part)), tensor_line(part)) for suffix, part in parts.items()
+                }
+                page_out(tensor)
+                advance(tensor.nbytes)
+            for suffix, (proxy, line) in stored[key].items():
+                proxies[name + suffix], lines[name + suffix] = proxy, line
+        saver.save(proxies)
     return lines
 
 

@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -27,6 +27,20 @@ MODEL_FILE = "lit_model.pth"
 
 Weights = dict[str, torch.Tensor]
 _LAYER = re.compile(r"transformer\.h\.(\d+)\.(.+)")
+
+
+@contextlib.contextmanager
+def write_errors(path: Path) -> Iterator[None]:
+    """Turn what torch raises where it cannot write the file `path` into a `StorageError`."""
+    try:
+        yield
+    except OSError as exc:
+        raise storage_error(path, exc) from exc
+    except RuntimeError as exc:
+        # torch's file writer knows no class of its own for a full disk, only these words.
+        if "PytorchStreamWriter" not in str(exc) and "inline_container" not in str(exc):
+            raise
+        raise StorageError(f"{path} cannot be written: is the disk full? ({one_line(exc)})") from exc
 
 
 def open_weights(path: Path) -> Weights:

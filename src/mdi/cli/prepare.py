@@ -17,12 +17,11 @@ from mdi.convert.hf_configs import resolve_config_name
 from mdi.convert.hub import download, download_config, read_config
 from mdi.convert.huggingface import convert_folder, link_or_copy
 from mdi.convert.random import make_random
-from mdi.errors import ConfigError, StorageError
+from mdi.errors import ConfigError
 from mdi.files import partial_folder, write_text
 from mdi.model.shapes import head_weight, layer_weights
 from mdi.model.span import Span
 from mdi.progress import progress_bar
-from mdi.strings import one_line
 
 log = logging.getLogger(__name__)
 
@@ -123,14 +122,9 @@ def _unless_ready(target: Path, source: str, *, keep_on_error: bool = False) -> 
         log.warning("%s is prepared already", target)
         yield None
         return
-    try:
-        with partial_folder(target, keep_on_error=keep_on_error) as folder:
-            yield folder
-            write_text(folder / SOURCE_FILE, json.dumps({"source": source}))
-    except RuntimeError as exc:  # torch's file writer says so when a disk is full
-        if "PytorchStreamWriter" not in str(exc):
-            raise
-        raise StorageError(f"{target}: could not be written ({one_line(exc)}); is the disk full?") from exc
+    with partial_folder(target, keep_on_error=keep_on_error) as folder:
+        yield folder
+        write_text(folder / SOURCE_FILE, json.dumps({"source": source}))
     log.warning("%s is ready", target)
 
 

@@ -27,12 +27,13 @@ from litgpt.model import GPT
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from mdi.checkpoint.weights import MODEL_FILE, write_errors
 from mdi.convert.hf_configs import check_config, check_convertible, config_by_name
 from mdi.convert.hub import is_weight_file, read_config, wanted_files
 from mdi.errors import CheckpointError, ConfigError, StorageError
 from mdi.files import flush, storage_error
 from mdi.model.tensors import DTYPES, mapped_empty
-from mdi.strings import format_bytes, one_line
+from mdi.strings import one_line
 
 # What torch.load raises for bytes that are not a checkpoint, or a truncated one.
 _DAMAGE = (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError)
@@ -78,8 +79,8 @@ def convert_folder(folder: Path, *, model_name: str, dtype: str | None = None) -
     check_config(hf_config, config)
     _normalize_weight_files(folder, hf_config)
     _run_litgpt(folder, config, dtype)
-    _verify(folder / "lit_model.pth", config)
-    flush(folder / "lit_model.pth")  # durable before the weights that it was made from are removed
+    _verify(folder / MODEL_FILE, config)
+    flush(folder / MODEL_FILE)  # durable before the weights that it was made from are removed
     _remove_sources(folder)
 
 
@@ -187,24 +188,17 @@ def _unshared(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def _run_litgpt(folder: Path, config: Config, dtype: str | None) -> None:
     """Run litgpt's conversion; its failures become one line."""
-    target = folder / "lit_model.pth"
+    target = folder / MODEL_FILE
     target.unlink(missing_ok=True)
     try:
-        with _silent(), _flat_memory(DTYPES[dtype] if dtype else None):
+        with write_errors(target), _silent(), _flat_memory(DTYPES[dtype] if dtype else None):
             litgpt_convert.convert_hf_checkpoint(folder.absolute(), model_name=config.name)
     except KeyError as exc:
         raise CheckpointError(
             f"{folder}: litgpt's conversion for {config.name} stumbles over the tensor {exc.args[0]}: "
             "choose another --model-name"
         ) from exc
-    except OSError as exc:
-        raise storage_error(target, exc) from exc
-    except RuntimeError as exc:
-        if "inline_container" in str(exc) or "PytorchStreamWriter" in str(exc):
-            free = format_bytes(shutil.disk_usage(folder).free)
-            raise StorageError(f"{target} cannot be written; {free} are free there") from exc
-        raise CheckpointError(f"{folder} cannot be converted as {config.name}: {one_line(exc)}") from exc
-    except (SafetensorError, ValueError, TypeError, AttributeError, NotImplementedError) as exc:
+    except (SafetensorError, RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError) as exc:
         raise CheckpointError(f"{folder} cannot be converted as {config.name}: {one_line(exc)}") from exc
 
 

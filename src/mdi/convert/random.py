@@ -13,9 +13,10 @@ from litgpt.config import Config
 from litgpt.model import GPT
 from litgpt.utils import incremental_save, save_config
 
+from mdi.checkpoint.weights import MODEL_FILE, write_errors
 from mdi.convert.hf_configs import config_by_name
-from mdi.errors import ConfigError, StorageError
-from mdi.files import storage_error, write_text
+from mdi.errors import ConfigError
+from mdi.files import write_text
 from mdi.model.tensors import DTYPES, mapped_empty
 from mdi.text.byte_level import byte_alphabet
 
@@ -54,17 +55,11 @@ def make_random(config_name: str, folder: Path, *, seed: int, dtype: str | None 
     config = NANO_LLAMA if config_name == NANO_LLAMA.name else config_by_name(config_name, flag="--random")
     if config.padded_vocab_size <= _BOS_ID:
         raise ConfigError(f"{config_name} has {config.padded_vocab_size} tokens; bytes and BOS need {_BOS_ID + 1}")
-    target = folder / "lit_model.pth"
-    try:
+    target = folder / MODEL_FILE
+    with write_errors(target):
         target.unlink(missing_ok=True)
         save_config(config, folder)
         _write_weights(target, config, seed, DTYPES[dtype or "bfloat16"])
-    except OSError as exc:
-        raise storage_error(target, exc) from exc
-    except RuntimeError as exc:
-        if "inline_container" not in str(exc) and "PytorchStreamWriter" not in str(exc):
-            raise
-        raise StorageError(f"{target} cannot be written: is the disk full?") from exc
     write_byte_tokenizer(folder, config.padded_vocab_size)
 
 

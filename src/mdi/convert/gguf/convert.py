@@ -16,6 +16,7 @@ from litgpt.config import Config
 from litgpt.model import GPT
 from litgpt.utils import incremental_save, save_config
 
+from mdi.checkpoint.weights import MODEL_FILE, write_errors
 from mdi.convert.gguf.config import Architecture, architecture_of, build_config
 from mdi.convert.gguf.file import GgufFile, TensorInfo, open_gguf
 from mdi.convert.gguf.tokenizer import write_tokenizer
@@ -99,7 +100,7 @@ def import_gguf(
     recipes = _recipes(file, config)
     torch_dtype = DTYPES[dtype] if dtype else _own_dtype(file)
     _require_space(folder, recipes, torch_dtype)
-    _write_weights(file, folder / "lit_model.pth", recipes, torch_dtype, advance)
+    _write_weights(file, folder / MODEL_FILE, recipes, torch_dtype, advance)
     save_config(config, folder)
 
 
@@ -219,15 +220,14 @@ def _write_weights(
     """Write every tensor as soon as it is whole; tensors tied in the model share one storage in the file."""
     stored: dict[str, Any] = {}
     try:
-        with incremental_save(target) as saver:
+        with write_errors(target), incremental_save(target) as saver:
             for name, parts in recipes.items():
                 stored[name] = saver.store_early(_assemble(file, parts, dtype))
                 advance(1)
             stored.setdefault("lm_head.weight", stored["transformer.wte.weight"])
             saver.save(stored)
-    except (RuntimeError, MemoryError) as exc:  # PyTorch's file writer and allocator know no other class
-        reason = str(exc).splitlines()[0] if str(exc) else "out of memory"
-        raise StorageError(f"{target}: the weights could not be written; is the disk full? ({reason})") from exc
+    except (RuntimeError, MemoryError) as exc:  # of the allocators of torch and numpy
+        raise CheckpointError(f"{file.path}: the weights cannot be converted: {one_line(exc)}") from exc
 
 
 def _assemble(file: GgufFile, parts: tuple[_Part, ...], dtype: torch.dtype) -> torch.Tensor:
