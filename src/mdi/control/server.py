@@ -51,8 +51,8 @@ class WebServer(wsgi.Server):
             numthreads=N_THREADS,
             server_name=f"mdi-llm/{__version__}",
             request_queue_size=BACKLOG,
-            timeout=30,
-            shutdown_timeout=1,
+            timeout=timeouts.request_read_s,  # type: ignore[arg-type]  # its stubs say int, its code takes both
+            shutdown_timeout=timeouts.server_stop_s,  # type: ignore[arg-type]
         )
         self.ConnectionClass = _Connection
         self.max_request_body_size = max_body_bytes

@@ -1,4 +1,4 @@
-"""How long nodes wait for one another: every deadline of the ring, of HTTP between nodes, and of forming a ring."""
+"""How long nodes wait for one another: on the ring, over HTTP, and while a ring is formed."""
 
 import time
 from collections.abc import Callable
@@ -9,8 +9,9 @@ Clock = Callable[[], float]  # seconds; only differences count
 
 @dataclass(frozen=True)
 class Timeouts:
-    """One value that is passed down to whatever waits. Links and HTTP are slow machines' as much as fast ones': these
-    bound a silence, not the work. What users can set (`--peer-timeout`, `--node-timeout`) is not among them.
+    """One value, passed down to whatever waits. Most of them bound a silence, not the work: machines may be slow.
+
+    What a user sets (`--peer-timeout`, `--node-timeout`) is not among them.
     """
 
     # on the ring
@@ -28,6 +29,8 @@ class Timeouts:
     status_s: float = 2.0
     heartbeat_s: float = 1.0  # between two signs of life while /init loads
     request_head_s: float = 5.0  # for TLS, the request line and all headers together
+    request_read_s: float = 30.0  # for each read of a body; then the connection is closed
+    server_stop_s: float = 1.0  # for requests under way when a server stops
 
     # forming a ring
     retry_s: float = 0.5  # between two requests to a node that is not up
@@ -41,11 +44,11 @@ class Timeouts:
         return self.clock() + wait_s
 
     def left_s(self, deadline_s: float) -> float:
-        """What is left until a deadline, and never less than 0."""
+        """The time left until a deadline, never less than 0."""
         return max(0.0, deadline_s - self.clock())
 
     def ping_every_s(self, peer_timeout_s: float) -> float:
-        """The ping interval of a link: two pings may be lost before its peer calls it silent."""
+        """The ping interval of a link: two of them may be late before the peer takes the link for lost."""
         return min(self.ping_interval_s, peer_timeout_s / 3)
 
 
