@@ -16,7 +16,7 @@ RESOLVED_S = 10.0  # how long the addresses of a name are believed
 
 @dataclass(frozen=True)
 class Access:
-    """What the configuration says of it, as one value that goes wherever connections are made or accepted."""
+    """Key, TLS files and allowed addresses of the configuration, as one value for all connections of a node."""
 
     key: Key | None = None
     tls: Tls | None = None
@@ -58,7 +58,7 @@ class AllowedHosts:
 
 
 def is_loopback(addr: str) -> bool:
-    """Whether nobody but this machine can reach what listens on `addr`."""
+    """Whether only this machine can reach what listens on `addr`."""
     ips = [_parse(text) for text in _resolve(addr)]
     return bool(ips) and all(ip is not None and ip.is_loopback for ip in ips)
 

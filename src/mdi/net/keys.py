@@ -20,7 +20,7 @@ MAC_BYTES = 32
 
 
 class Key:
-    """What all nodes of a ring know and nobody else. Not a dataclass: `repr` and `asdict` would show it."""
+    """The secret that the nodes of a ring share. Not a dataclass: `repr` and `asdict` would show it."""
 
     def __init__(self, text: str, where: str) -> None:
         """Surrounding whitespace is ignored. Raises `ConfigError`, naming `where` it stands, if it is too short."""

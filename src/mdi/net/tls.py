@@ -21,8 +21,8 @@ class Tls:
         """For connections we accept: the client has to show a certificate too. Raises `ConfigError`."""
         context = self._context(ssl.PROTOCOL_TLS_SERVER)
         context.verify_mode = ssl.CERT_REQUIRED
-        # Tickets would be written after the handshake, unasked, and nobody resumes. A peer that only sends (as on the
-        # ring) never reads them, and closing a socket with unread bytes is a reset, which discards what it sent last.
+        # Session tickets are sent after the handshake, unasked, and nobody here resumes a session. A client that closes
+        # without having read them closes with unread data, which is a reset: it can discard what was sent just before.
         context.num_tickets = 0
         return context
 
