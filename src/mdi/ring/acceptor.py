@@ -15,6 +15,7 @@ from selectors import EVENT_READ, EVENT_WRITE
 from mdi.errors import LinkClosed, LinkTimeout, MdiError, RemoteAbort, RemoteProtocolError
 from mdi.net.access import Access, AllowedHosts
 from mdi.net.sockets import configure, reset
+from mdi.net.tls import Tls
 from mdi.ring.config import LinkConfig
 from mdi.ring.handshake import Responder
 from mdi.ring.messages import Hello, Message, Proof, Refuse
@@ -136,10 +137,7 @@ class HandshakeAcceptor:
         config = self._config
         configure(connection.sock, timeout_s=0.0)
         if self._access.tls is not None:
-            context = self._access.tls.server
-            wrapped = context.wrap_socket(connection.sock, server_side=True, do_handshake_on_connect=False)
-            connection.sock = wrapped
-            yield from _agree_on_tls(wrapped)
+            yield from _start_tls(connection, self._access.tls)
         sock, responder = connection.sock, Responder(config.session, config.expected, self._access.key)
         decoder, encoder = Decoder(config.session, returning=config.returning), Encoder(config.session, backward=True)
         try:
@@ -160,7 +158,9 @@ class HandshakeAcceptor:
         return decoder
 
 
-def _agree_on_tls(sock: ssl.SSLSocket) -> Generator[int, None, None]:
+def _start_tls(connection: _PendingConnection, tls: Tls) -> Generator[int, None, None]:
+    sock = tls.server.wrap_socket(connection.sock, server_side=True, do_handshake_on_connect=False)
+    connection.sock = sock
     while True:
         try:
             return sock.do_handshake()
