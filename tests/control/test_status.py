@@ -49,7 +49,7 @@ def test_a_key_that_is_not_known_yet_is_ignored() -> None:
 
 def test_every_field_is_checked() -> None:
     for kind in (SecondaryStatus, StarterStatus):
-        assert set(kind._checks) == {item.name for item in fields(kind)}
+        assert set(kind.checks) == {item.name for item in fields(kind)}
 
 
 BAD_SIZES = [None, "1", 1.0, True, -1, 10**30, [1]]
@@ -82,7 +82,7 @@ BAD_VALUES: dict[str, list[Any]] = {
 
 @pytest.mark.parametrize("name", BAD_VALUES)
 def test_a_wrong_value_is_an_error_that_names_it(name: str) -> None:
-    status = STARTING if name in StarterStatus._checks.keys() - SecondaryStatus._checks.keys() else READY.status
+    status = STARTING if name in StarterStatus.checks.keys() - SecondaryStatus.checks.keys() else READY.status
     for value in BAD_VALUES[name]:
         with pytest.raises(ControlError) as caught:
             NodeStatus.from_json(through_json(status.to_json() | {name: value}))

@@ -59,7 +59,7 @@ def _sha256(body: bytes) -> str:
 
 @dataclass(frozen=True)
 class Challenge:
-    """A nonce that a node gave out; `stale` says that it did so because the last one was no longer known."""
+    """A nonce that a node gave out; `stale`: because the one that was signed with is no longer known."""
 
     nonce: str
     stale: bool
@@ -77,7 +77,7 @@ class Challenge:
         return f'{SCHEME} nonce="{self.nonce}", body="{digest}", mac="{mac}"'
 
     def answered(self, key: Key, status: int, body: bytes, header: str) -> bool:
-        """Whether the header Authentication-Info of an answer shows that whoever gave it has the key."""
+        """Whether the header Authentication-Info of an answer shows that the other side has the key."""
         match = _ANSWER.fullmatch(header)
         if match is None or match[1] not in (_STREAM, _sha256(body)):
             return False

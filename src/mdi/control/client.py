@@ -36,7 +36,7 @@ class ControlClient:
         self.url = f"{scheme}://{f'[{addr}]' if ':' in addr else addr}:{port}"
 
     def status(self) -> NodeStatus:
-        """What the node says of itself."""
+        """The status of the node."""
         return self._checked(NodeStatus.from_json, self._call("GET", "/", answer_timeout_s=self._timeouts.status_s))
 
     def timeline(self) -> dict[str, Any]:
@@ -63,7 +63,7 @@ class ControlClient:
         self._call("PUT", "/stop", json={} if run is None else {"run": run})
 
     def send_chunk(self, path: Path, digest: str, advance: Callable[[int], object] = lambda n_bytes: None) -> None:
-        """Send the part of a chunk that the node does not hold yet; `advance` is told the bytes of each step."""
+        """Send the part of a chunk that the node does not hold yet; `advance` gets the bytes of each step."""
         url = f"/chunks/{digest}"
         try:
             total_bytes = path.stat().st_size
@@ -136,7 +136,7 @@ class ControlClient:
     def _send_signed(
         self, send: Callable[..., requests.Response], request: requests.PreparedRequest, key: Key
     ) -> requests.Response:
-        """Ask for a nonce, without the body; sign with it; check that whoever answers has the key too."""
+        """Ask for a nonce, without the body; sign with it; check that the other side has the key too."""
         body = request.body or b""
         body = body.encode() if isinstance(body, str) else body
         answer = send(requests.Request("HEAD", f"{self.url}/", headers={"Authorization": SCHEME}).prepare())

@@ -74,7 +74,7 @@ class ControlServer:
         timeouts: Timeouts = DEFAULT_TIMEOUTS,
     ) -> None:
         """Raises `ConfigError` where the port is taken or the address is not one of this machine."""
-        with listen(addr, port) as probe:  # for its errors: cheroot's do not tell the reason
+        with listen(addr, port) as probe:  # for its errors: cheroot's lack the reason
             local = probe.getsockname()[0]
         _warn_if_unauthenticated(addr, access)
         self._closing = threading.Event()
@@ -106,8 +106,8 @@ class ControlServer:
 
 def _warn_if_unauthenticated(addr: str, access: Access) -> None:
     if access.key is None and not is_loopback(addr):
-        whoever = "everyone" if access.addrs is None else f"whoever calls from {', '.join(access.addrs)}"
-        log.warning("this ring has no key: %s may use this node, see docs/running.md", whoever)
+        clients = "everyone" if access.addrs is None else f"whoever calls from {', '.join(access.addrs)}"
+        log.warning("this ring has no key: %s may use this node, see docs/running.md", clients)
 
 
 def application_of(node: Node, closing: threading.Event, timeouts: Timeouts = DEFAULT_TIMEOUTS) -> cherrypy.Application:
@@ -131,7 +131,7 @@ _NO_PRIVATE_NAMES = str.maketrans(dict.fromkeys(string.punctuation, "-"))
 _CONFIG = {
     "/": {
         "request.dispatch": cherrypy.dispatch.Dispatcher(translate=_NO_PRIVATE_NAMES),
-        "request.process_request_body": False,  # it would take a chunk for a form, or keep it in memory
+        "request.process_request_body": False,  # its form parsers would read the body before we check the length
         "request.show_tracebacks": False,
         "error_page.default": _error_page,
         "response.stream": True,
@@ -175,8 +175,8 @@ class _Routes:
     def _wait_for(self, answer: "Future[InitAnswer]") -> Iterator[bytes]:
         """Blanks while the node is loading, then the JSON answer.
 
-        Loading can take minutes. The blanks tell the starter's client, whose timeout bounds a silence, that the node is
-        alive; JSON allows whitespace in front, so no framing is needed to tell them from the answer.
+        Loading can take minutes, and the client's timeout bounds a silence: each blank is a sign of life. JSON allows
+        whitespace in front of a value, so the body as a whole is still plain JSON, for curl too.
         """
         while not self._closing.is_set():
             try:
@@ -184,7 +184,7 @@ class _Routes:
                 return
             except FutureTimeout:
                 yield b" "
-            except MdiError as exc:  # the status line was sent long ago: the body has to say it
+            except MdiError as exc:  # the status line was sent long ago, so the error goes into the body
                 yield json.dumps({"error": str(exc), "retry": isinstance(exc, NodeBusy)}).encode()
                 return
         yield b'{"error": "the node ends", "retry": true}'

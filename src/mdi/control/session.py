@@ -1,4 +1,4 @@
-"""What a starter tells a secondary about a session, as a value: JSON in, checked, JSON out."""
+"""One node's part in a session, as a value: JSON in, checked, JSON out."""
 
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -35,7 +35,9 @@ class SessionSpec:
     context: int
     max_rows: int
     wire_dtype: str
-    quantize: Mode | None  # for weights that are not quantized already, unless the node has its own say; None: none
+    quantize: (
+        Mode | None
+    )  # for weights that are not quantized already, unless the node was started with another; None: none
     peer_timeout_s: float
     timeline: bool  # whether to record what the node does when
     nodes_on_host: int  # nodes that share this one's cores

@@ -34,22 +34,22 @@ class NodeState(enum.Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class NodeStatus:
-    """What a node of either role says of itself."""
+    """The status of a node of either role."""
 
     role: ClassVar[str]
-    _checks: ClassVar[Mapping[str, Check]]
+    checks: ClassVar[Mapping[str, Check]]
 
     version: str
     state: NodeState
     device: str
     dtype: str  # that it computes in
-    quantize: Mode | None  # that it was started with; None: what the starter or the chunk says
+    quantize: Mode | None  # that it was started with; None: as the starter or the chunk has it
     run: int | None
     epoch: int | None
     model: str | None
     span: Span | None
     peak_memory_bytes: int
-    free_memory_bytes: int | None  # for a session; None: it cannot tell
+    free_memory_bytes: int | None  # for a session; None: unknown
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -85,10 +85,10 @@ _NODE_CHECKS: dict[str, Check] = {
 
 @dataclass(frozen=True, kw_only=True)
 class SecondaryStatus(NodeStatus):
-    """What a secondary says of itself. What belongs to a session is None while it is in none."""
+    """The status of a secondary. What belongs to a session is None while there is none."""
 
     role: ClassVar[str] = "secondary"
-    _checks: ClassVar[Mapping[str, Check]] = _NODE_CHECKS | {
+    checks: ClassVar[Mapping[str, Check]] = _NODE_CHECKS | {
         "starter": optional(is_string),
         "rank": optional(whole(0, 10_000)),
         "wire_dtype": optional(is_dtype),
@@ -109,10 +109,10 @@ class SecondaryStatus(NodeStatus):
 
 @dataclass(frozen=True, kw_only=True)
 class StarterStatus(NodeStatus):
-    """What a starter says of itself."""
+    """The status of a starter."""
 
     role: ClassVar[str] = "starter"
-    _checks: ClassVar[Mapping[str, Check]] = _NODE_CHECKS | {
+    checks: ClassVar[Mapping[str, Check]] = _NODE_CHECKS | {
         "members": lambda value: isinstance(value, list) and len(value) <= 10_000 and all(map(is_string, value)),
         "samples": _SIZE,
         "tokens": _SIZE,
@@ -128,7 +128,7 @@ class StarterStatus(NodeStatus):
 def _checked(kind: type[NodeStatus], data: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments for a status of that kind."""
     values = {}
-    for name, check in kind._checks.items():
+    for name, check in kind.checks.items():
         if name not in data:
             raise ControlError(f"the status lacks {name}")
         if not check(data[name]):
