@@ -31,4 +31,4 @@ def test_a_signal_whose_exception_is_lost_ends_the_script_all_the_same(number: s
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         process.send_signal(number)
-        assert process.wait(10) == code
+        assert process.wait(60) == code

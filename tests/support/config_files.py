@@ -44,3 +44,29 @@ def error_of(action: Callable[[], object]) -> str:
 
 def files_of(folder: Path) -> Tls:
     return Tls(folder / "node.pem", folder / "node.key", folder / "ca.pem")
+
+
+def without_key(*path: str) -> Callable[[Any], Any]:
+    """A change of JSON data: the key at the end of `path` is gone."""
+
+    def change(data: Any) -> Any:
+        place = data
+        for key in path[:-1]:
+            place = place[key]
+        del place[path[-1]]
+        return data
+
+    return change
+
+
+def with_key(value: Any, *path: str) -> Callable[[Any], Any]:
+    """A change of JSON data: the key at the end of `path` is `value`."""
+
+    def change(data: Any) -> Any:
+        place = data
+        for key in path[:-1]:
+            place = place[key]
+        place[path[-1]] = value
+        return data
+
+    return change

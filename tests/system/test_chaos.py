@@ -175,7 +175,7 @@ def test_a_starter_that_is_killed_leaves_secondaries_that_wait(
         if moment == "recovering":
             secondaries[0] = start_secondary(scripts, network, 0)
         for node in (1, 2):
-            wait_until(lambda node=node: call(network.http_port(node)).get("state") == "idle", 20, f"node {node} waits")
+            wait_until(lambda node=node: call(network.http_port(node)).get("state") == "idle", 60, f"node {node} waits")
         assert tokens_of(start(scripts, network, model, tmp_path / "out.jsonl", greedy=True)) == undisturbed[True]
         assert all(process.alive for process in secondaries)
     assert ports_in_use(network.ports) == []
@@ -196,6 +196,6 @@ def test_a_node_that_wakes_after_the_others_took_over_is_refused_and_waits(
         summary = read_samples(run[1])[1]
         assert summary["recoveries"] == 1
         for node in (1, 2):
-            wait_until(lambda node=node: call(network.http_port(node)).get("state") == "idle", 20, f"node {node} waits")
+            wait_until(lambda node=node: call(network.http_port(node)).get("state") == "idle", 60, f"node {node} waits")
         assert tokens_of(start(scripts, network, model, tmp_path / "again.jsonl", greedy=True)) == undisturbed[True]
         assert "Traceback" not in secondaries[1].stderr

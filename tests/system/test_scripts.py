@@ -98,7 +98,7 @@ def cold_network(tmp_path_factory: pytest.TempPathFactory) -> Network:
 def run_cold(scripts: Scripts, network: Network, model: Path, *arguments: object) -> tuple[Result, list[Result]]:
     secondaries = scripts.secondaries(network, cold=True)
     starter = start(scripts, network, model, "--n-tokens", N_TOKENS, *arguments, cold=True)
-    return starter.result(120), [secondary.result(10) for secondary in secondaries]
+    return starter.result(120), [secondary.result() for secondary in secondaries]
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +200,7 @@ def test_a_ring_with_a_key_serves_who_has_it_and_shows_it_to_nobody(
         stranger = start(scripts, network, tiny, *SEEDED).result()
         one_line_error(stranger, 1, "secondary 0 at .* refused: this ring has a key and the caller has none")
         result = run(scripts, network, tiny, "-v", "-d", *SEEDED, env={"MDI_KEY": f" {secret}\n"})
-        ended = secondary.result(10)
+        ended = secondary.result()
         said = [text for done in (stranger, result, ended) for text in (done.stdout, done.stderr)]
         said += [log.read_text() for log in logs]
     assert ended.code == 0
@@ -349,7 +349,7 @@ def test_a_reader_that_has_seen_enough_is_no_failure(kept: Kept, scripts: Script
     assert (result.code, result.stderr) == (0, "")
     for node in (1, 2):
         port = kept.network.http_port(node)
-        wait_until(lambda port=port: state_of(port) == "idle", 10, "the secondaries wait again")
+        wait_until(lambda port=port: state_of(port) == "idle", 60, "the secondaries wait again")
 
 
 @pytest.mark.parametrize("script", ["starter.py", "sample.py", "secondary.py", "prepare_model.py"])
@@ -366,7 +366,7 @@ def test_help_that_nobody_reads_is_no_failure(script: str, scripts: Scripts) -> 
 def test_secondaries_that_are_not_kept_end(kept: Kept, scripts: Scripts, tiny: Path) -> None:
     """The last test of these secondaries."""
     run(scripts, kept.network, tiny, *SEEDED)
-    assert [secondary.result(5).code for secondary in kept.secondaries] == [0, 0]
+    assert [secondary.result().code for secondary in kept.secondaries] == [0, 0]
     assert not any("Traceback" in secondary.stderr for secondary in kept.secondaries)
     assert ports_in_use(kept.network.ports) == []
 
@@ -389,7 +389,7 @@ def test_chunks_from_a_file_from_a_folder_and_a_file_of_one_node(
         options = ("--ckpt", tiny, "--cache-dir", tmp_path / "cache", "--dtype", "float32")
         second = scripts.start("secondary.py", *options, "--nodes-config", network.path, 1)
         result = run(scripts, network, tiny, "-v", *SEEDED)
-        assert [first.result(5).code, second.result(5).code] == [0, 0]
+        assert [first.result().code, second.result().code] == [0, 0]
         assert "weights of layers" in log.read_text()
     assert "sending" not in result.stderr
     assert not (tmp_path / "cache").exists()
@@ -526,8 +526,8 @@ def test_two_hundred_sessions_on_kept_nodes_leave_nothing_behind(tiny: Path, tmp
         settled = threading.active_count(), process.num_fds()
         for session in range(200):
             assert ring.generate(tiny, n_tokens=2) == expected, f"session {session}"
-        wait_until(lambda: threading.active_count() <= settled[0], 5, "threads of the last session end")
-        wait_until(lambda: process.num_fds() <= settled[1], 5, "descriptors of the last session are closed")
+        wait_until(lambda: threading.active_count() <= settled[0], 60, "threads of the last session end")
+        wait_until(lambda: process.num_fds() <= settled[1], 60, "descriptors of the last session are closed")
         assert not any(secondary.status().last_error for secondary in ring.secondaries)
 
 
@@ -537,4 +537,4 @@ def test_a_secondary_says_its_state_over_http(scripts: Scripts, tmp_path: Path) 
     secondary.wait_for("waiting for a starter")
     assert state_of(network.http_port(1)) == "idle"
     secondary.send_signal(signal.SIGTERM)
-    assert secondary.result(5).code == 143
+    assert secondary.result().code == 143
