@@ -80,7 +80,7 @@ def from_json(name: str, data: Any, asked_s: float, answered_s: float) -> NodeTi
             Span(ACTIVITIES[activity], float(start_s) + shift_s, float(duration_s), int(rows))
             for activity, start_s, duration_s, rows in data["spans"]
         ]
-    except (KeyError, TypeError, ValueError, IndexError) as exc:
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError) as exc:
         raise ControlError(f"{name} sent something else than a timeline") from exc
     return NodeTimeline(name, spans, (answered_s - asked_s) / 2)
 

@@ -499,6 +499,12 @@ def answering(*answers: bytes) -> Iterator[ControlClient]:
         (answer_of(b'"error"', status="500 Oops"), "refused: HTTP 500"),
         (answer_of(b'{"error": "it is me"}', status="500 Oops"), "refused: it is me"),
         (answer_of(b"{}")[:-1], "secondary 0"),
+        (answer_of(b"[" * 100_000), "answered something that is not JSON"),
+        (answer_of(b"9" * 5000), "answered something that is not JSON"),
+        (answer_of(b"[" * 100_000, status="500 Oops"), "refused: HTTP 500"),
+        (answer_of(json.dumps({"error": "two\nlines " + "x" * 5000}).encode()), "two lines"),
+        (answer_of(json.dumps({"error": "two\nlines " + "x" * 5000}).encode(), status="400 No"), "two lines"),
+        (answer_of(json.dumps(["two\nlines" * 1000]).encode()), r"\['two"),
         (answer_of(b"{}"), "not the status of a node"),
         (answer_of(json.dumps(IDLE.to_json() | {"state": 5}).encode()), "the status's state is not acceptable: 5"),
     ],
@@ -507,6 +513,7 @@ def test_every_strange_answer_is_a_control_error(answer: bytes, words: str) -> N
     with answering(answer) as client, pytest.raises(ControlError, match=words) as caught:
         client.status()
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1200
     assert "secondary 0" in str(caught.value)
 
 
@@ -515,6 +522,9 @@ def test_every_strange_answer_is_a_control_error(answer: bytes, words: str) -> N
     [
         [answer_of(b"", "X-Held-Bytes: many")],
         [answer_of(b"", "X-Held-Bytes: -5")],
+        [answer_of(b"", "X-Held-Bytes: " + "9" * 5000)],
+        [answer_of(b""), answer_of(b'{"held_bytes": 999999999999999999999}')],
+        [answer_of(b""), answer_of(b'{"held_bytes": true}')],
         [answer_of(b""), answer_of(b"{}")],
         [answer_of(b""), answer_of(b'{"held_bytes": null}')],
         [answer_of(b""), answer_of(b'{"held_bytes": 0}')],

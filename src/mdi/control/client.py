@@ -1,6 +1,7 @@
 """The client's side of the routes in `mdi.control.routes`."""
 
 import functools
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +22,9 @@ from mdi.strings import one_line
 
 T = TypeVar("T")
 
+MAX_QUOTED_CHARACTERS = 1000  # of an error of another node
+_BYTE_COUNT = re.compile(r"[0-9]{1,18}")
+_MAX_BYTES = 10**18
 SIGNING_ATTEMPTS = 3  # a busy node may have forgotten the nonce it gave us
 
 
@@ -67,7 +71,7 @@ class ControlClient:
         url = f"/chunks/{digest}"
         try:
             total_bytes = path.stat().st_size
-            held = self._held_bytes(self._request("HEAD", url).headers.get("X-Held-Bytes", 0), 0)
+            held = self._held_bytes(self._request("HEAD", url).headers.get("X-Held-Bytes", 0), 0, _MAX_BYTES)
             if held > total_bytes:  # the rest of another file with the same content: it begins anew
                 held = 0
             advance(held)
@@ -77,15 +81,17 @@ class ControlClient:
                     block = file.read(UPLOAD_BYTES)
                     headers = {"Content-Range": f"bytes {held}-{held + len(block) - 1}/{total_bytes}"}
                     answer = self._call("PUT", url, data=block, headers=headers)
-                    before, held = held, self._held_bytes(answer.get("held_bytes"), held + 1)
+                    before, held = held, self._held_bytes(answer.get("held_bytes"), held + 1, total_bytes)
                     advance(held - before)
         except OSError as exc:
             raise storage_error(path, exc) from exc
 
-    def _held_bytes(self, value: object, least: int) -> int:
-        if not str(value).isdecimal() or int(str(value)) < least:
-            raise ControlError(f"{self.name} at {self.url} says it holds {value} bytes of a chunk, not {least} or more")
-        return int(str(value))
+    def _held_bytes(self, value: object, least: int, most: int) -> int:
+        text = str(value)
+        if not _BYTE_COUNT.fullmatch(text) or not least <= int(text) <= most:
+            claim = f"says it holds {one_line(text, 40)} bytes of a chunk, not {least} or more"
+            raise ControlError(f"{self.name} at {self.url} {claim}")
+        return int(text)
 
     def _checked(self, parse: Callable[[Any], T], answer: dict[str, Any]) -> T:
         try:
@@ -96,13 +102,13 @@ class ControlClient:
     def _call(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
         try:
             answer = self._request(method, path, **arguments).json()
-        except requests.JSONDecodeError as exc:
+        except (ValueError, RecursionError) as exc:  # also an integer of 5000 digits, and 100 000 brackets
             raise ControlError(f"{self.name} at {self.url} answered something that is not JSON") from exc
         if not isinstance(answer, dict):
-            raise ControlError(f"{self.name} at {self.url}: {answer}")
+            raise ControlError(f"{self.name} at {self.url}: {_quote(answer)}")
         if "error" in answer:
             kind = NodeBusy if answer.get("retry") is True else ControlError
-            raise kind(f"{self.name} at {self.url}: {answer['error']}")
+            raise kind(f"{self.name} at {self.url}: {_quote(answer['error'])}")
         return answer
 
     def _request(
@@ -165,8 +171,13 @@ class Unreachable(NoAnswer):
     """Nobody answers at the node's address."""
 
 
+def _quote(answer: object) -> str:
+    """What a node sent, fit to stand in an error: it may be of any length."""
+    return one_line(str(answer), MAX_QUOTED_CHARACTERS)
+
+
 def _reason(response: requests.Response) -> str:
     try:
-        return str(response.json()["error"])
-    except (ValueError, KeyError, TypeError):
+        return _quote(response.json()["error"])
+    except (ValueError, KeyError, TypeError, RecursionError):
         return f"HTTP {response.status_code}"
