@@ -28,6 +28,7 @@ from mdi.model.stage import Stage
 from mdi.net.sockets import listen
 from mdi.net.timeouts import Timeouts
 from mdi.nodes.starter import Starter
+from support.logs import whenever_logged
 from support.models import make_model
 from support.relay import Fault, Relay
 from support.rings import ANY_PORT, Machine, with_prompts
@@ -40,6 +41,7 @@ N_TOKENS = 16
 TIMEOUTS = Timeouts(handshake_s=0.5, answer_s=2.0, retry_s=0.1, ready_check_s=0.3)
 PEER_TIMEOUT_S = 0.8  # shorter than a stall of the relay
 GREEDY = {"temperature": 0.0}
+SUPERVISOR = "mdi.cluster.supervisor"
 SEEDED = {"temperature": 0.9, "seed": 7}
 
 
@@ -99,7 +101,7 @@ class Bench:
         """All secondaries that live are idle and have given their slots back."""
         for machine in self.machines.values():
             if machine._secondary is not None:
-                wait_until(lambda m=machine: m.secondary.status().state is NodeState.IDLE, 10, "a secondary is idle")
+                wait_until(lambda m=machine: m.secondary.status().state is NodeState.IDLE, 60, "a secondary is idle")
                 stage = machine.secondary._stage
                 assert stage is None or stage.slots == (0, 0)
 
@@ -162,7 +164,7 @@ def test_a_fault_of_a_ring_link_changes_no_token(
         case "handshake":
             relay.strike(fault)
         case "idle":
-            hooks["before"] = lambda: (relay.strike(fault), relay.struck.wait(10))
+            hooks["before"] = lambda: (relay.strike(fault), relay.struck.wait(60))
         case "prefill":
             hooks["before"] = lambda: relay.strike(fault, after_bytes=400)
         case "decode":
@@ -218,7 +220,7 @@ def test_a_node_that_is_gone_while_it_is_sent_its_weights_gets_the_rest_when_it_
     with contextlib.ExitStack() as stack:
 
         def vanish() -> None:
-            assert relay.struck.wait(20)
+            assert relay.struck.wait(60)
             with relay.refusing():
                 time.sleep(0.5)
 
@@ -238,17 +240,12 @@ def test_a_node_that_comes_back_goes_on_from_where_it_was(
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     bench = make_bench(3)
-    back = threading.Timer(0.5, bench.machines[lost].start)
-
-    def pull_the_plug() -> None:
-        bench.machines[lost].kill()
-        back.start()
-
+    machine = bench.machines[lost]
     options = {"greedy": GREEDY, "seeded": SEEDED}[style]
-    assert bench.run(tiny, on_token=once(25, pull_the_plug), **options) == expected[style]
-    back.join()
+    with whenever_logged(SUPERVISOR, "is lost: ", machine.start):
+        assert bench.run(tiny, on_token=once(25, machine.kill), **options) == expected[style]
     assert bench.n_recoveries == 1
-    messages = [record.getMessage() for record in caplog.records if record.name == "mdi.cluster.supervisor"]
+    messages = [record.getMessage() for record in caplog.records if record.name == SUPERVISOR]
     address = rf"secondary {lost - 1} (127.0.0.1:{bench.ring[lost].port})"
     assert messages[0].startswith(f"{address} is lost: ")
     assert messages[0].endswith("; waiting up to 20 s for it")
@@ -330,12 +327,11 @@ def test_a_node_that_fails_three_times_is_left_out(
     def fail(n_tokens: int) -> None:
         if n_tokens in (10, 20, 30):
             machine.kill()
-            threading.Timer(0.3, machine.start).start()
 
-    assert bench.run(tiny, on_token=fail) == expected["greedy"]
+    with whenever_logged(SUPERVISOR, "is lost: ", machine.start):
+        assert bench.run(tiny, on_token=fail) == expected["greedy"]
     assert bench.n_recoveries == 3
     assert "going on without secondary 0, which failed 3 times in 10 minutes: layers" in caplog.text
-    wait_until(lambda: machine._secondary is not None, 5, "the last timer has run")
 
 
 def test_a_second_node_that_is_lost_during_the_recovery(
@@ -363,7 +359,7 @@ def test_a_link_that_fails_while_the_ring_is_formed_anew(
 
     def twice() -> None:
         relay.strike(Fault.RESET)
-        relay.struck.wait(5)
+        relay.struck.wait(60)
         relay.strike(fault)  # of the next connection: its handshake
 
     assert three.run(tiny, on_token=once(20, twice)) == expected["greedy"]
@@ -492,7 +488,7 @@ def test_a_node_whose_session_broke_is_kept_for_its_starter(three: Bench, tiny: 
     def steal() -> None:
         three.ring[2].strike(Fault.RESET)
         secondary = three.machines[1].secondary
-        wait_until(lambda: secondary.status().state is NodeState.IDLE, 5, "the session broke")
+        wait_until(lambda: secondary.status().state is NodeState.IDLE, 60, "the session broke")
         try:
             secondary.request_init(replace(spec_of(three, 1), run=77))
         except ControlError as exc:
@@ -519,7 +515,7 @@ def test_an_interrupt_during_a_recovery_ends_the_run_at_once(
     began_s = [0.0]
     with pytest.raises(KeyboardInterrupt):
         bench.run(tiny, on_token=once(20, lambda: (kill(), began_s.__setitem__(0, time.monotonic()))))
-    assert time.monotonic() - began_s[0] < 5.0
+    assert time.monotonic() - began_s[0] < 15.0  # --node-timeout is 20 s here
     bench.assert_at_rest()
 
 

@@ -375,13 +375,13 @@ def test_a_node_warns_once_that_it_has_no_key(
 # ---- connections that are held open
 
 
-def test_silent_connections_do_not_keep_the_right_client_out(server: ControlServer) -> None:
-    with contextlib.ExitStack() as stack:
+def test_silent_connections_do_not_keep_the_right_client_out(node: FakeNode) -> None:
+    with serving(node, Access(KEY), Timeouts(request_head_s=60.0)) as server, contextlib.ExitStack() as stack:
         for _ in range(40):
             stack.enter_context(socket.create_connection((HOST, server.port), timeout=10))
         began = time.monotonic()
         assert client_of(server).status() == IDLE
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 30
 
 
 def test_of_too_many_silent_connections_the_oldest_has_to_go(
@@ -395,7 +395,7 @@ def test_of_too_many_silent_connections_the_oldest_has_to_go(
 
 
 def test_a_request_that_drips_is_cut_off(node: FakeNode) -> None:
-    with serving(node, Access(KEY), Timeouts(request_head_s=0.3)) as server, contextlib.ExitStack() as stack:
+    with serving(node, Access(KEY), Timeouts(request_head_s=1.0)) as server, contextlib.ExitStack() as stack:
         socks = [stack.enter_context(socket.create_connection((HOST, server.port), timeout=10)) for _ in range(20)]
         for sock in socks:
             sock.sendall(b"GET / HT")
@@ -404,7 +404,7 @@ def test_a_request_that_drips_is_cut_off(node: FakeNode) -> None:
             with contextlib.suppress(ConnectionError):
                 while sock.recv(1000):
                     pass
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 10  # one after the other they would take 20 s
         assert client_of(server).status() == IDLE
 
 

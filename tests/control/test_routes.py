@@ -26,8 +26,9 @@ from mdi.control.protocol import MAX_JSON_BYTES, NodeBusy
 from mdi.control.routes import ControlServer
 from mdi.errors import CheckpointError, ConfigError, ControlError, StorageError
 from mdi.net.sockets import listen
-from mdi.net.timeouts import Timeouts
+from mdi.net.timeouts import DEFAULT_TIMEOUTS, Timeouts
 from support.control import CHUNK, DIGEST, HOST, SPEC, FakeNode, answer_of, sha256_of
+from support.scripts import wait_until
 from support.statuses import IDLE, READY
 
 
@@ -188,8 +189,14 @@ def test_a_node_that_turns_out_to_be_busy_may_be_asked_again(client: ControlClie
         client.init(SPEC)
 
 
-def test_a_node_that_ends_while_it_loads_may_be_asked_again(server: ControlServer, client: ControlClient) -> None:
-    closing = threading.Timer(0.3, server.close)
+def test_a_node_that_ends_while_it_loads_may_be_asked_again(
+    server: ControlServer, client: ControlClient, node: FakeNode
+) -> None:
+    def close_while_it_loads() -> None:
+        wait_until(lambda: node.asked, 60, "the node is asked to load")
+        server.close()
+
+    closing = threading.Thread(target=close_while_it_loads)
     closing.start()
     with pytest.raises((NodeBusy, NoAnswer)):
         client.init(SPEC)
@@ -581,7 +588,8 @@ def server_threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
 
 
-def assert_closes(server: ControlServer, within_s: float) -> None:
+def assert_closes(server: ControlServer) -> None:
+    within_s = 10 * DEFAULT_TIMEOUTS.server_stop_s
     closing = threading.Thread(target=server.close, daemon=True)
     began = time.monotonic()
     closing.start()
@@ -594,7 +602,7 @@ def assert_closes(server: ControlServer, within_s: float) -> None:
 
 def test_a_server_that_never_started_closes(node: FakeNode) -> None:
     server = ControlServer(HOST, 0, node)
-    assert_closes(server, 2.0)
+    assert_closes(server)
     listen(HOST, server.port).close()
 
 
@@ -605,7 +613,7 @@ def test_a_server_closes_and_its_port_is_free_at_once(node: FakeNode) -> None:
         server.start()
         port = server.port
         assert ControlClient("n", HOST, port).status() == IDLE
-        assert_closes(server, 3.0)
+        assert_closes(server)
 
 
 def test_a_server_closes_beside_an_idle_connection(node: FakeNode) -> None:
@@ -614,7 +622,7 @@ def test_a_server_closes_beside_an_idle_connection(node: FakeNode) -> None:
     with contextlib.closing(http.client.HTTPConnection(HOST, server.port, timeout=10)) as connection:
         connection.request("GET", "/")
         connection.getresponse().read()
-        assert_closes(server, 4.0)
+        assert_closes(server)
 
 
 def test_a_server_closes_while_an_upload_has_stopped(node: FakeNode) -> None:
@@ -623,7 +631,7 @@ def test_a_server_closes_while_an_upload_has_stopped(node: FakeNode) -> None:
     request = f"PUT /chunks/{DIGEST} HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\nContent-Range: bytes 0-9/10\r\n\r\n"
     with socket.create_connection((HOST, server.port), timeout=10) as sock:
         sock.sendall(request.encode() + b"12345")
-        assert_closes(server, 4.0)
+        assert_closes(server)
 
 
 def test_a_server_closes_while_an_init_is_never_answered(lively: ControlServer, node: FakeNode) -> None:
@@ -633,7 +641,7 @@ def test_a_server_closes_while_an_init_is_never_answered(lively: ControlServer, 
         response = connection.getresponse()
         assert response.read(3) == b"   "
         try:
-            assert_closes(server, 4.0)
+            assert_closes(server)
         finally:
             node.answer.set_result(READY)  # so that a server that waits for it ends with the test
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from mdi.net.access import THIS_MACHINE, Access
 from mdi.net.sockets import Peer, listen
-from mdi.net.timeouts import DEFAULT_TIMEOUTS, Timeouts
+from mdi.net.timeouts import Timeouts
 from mdi.ring.config import LinkConfig
 from mdi.ring.link import Link, LinkDown, LinkEvent, PredecessorConnected, Received
 from mdi.ring.messages import Activation, Message
@@ -21,7 +21,8 @@ HOST = "127.0.0.1"
 FACTS = {"n_slots": 3}
 HELLO = frame(1, json.dumps(FACTS).encode())
 WELCOME = frame(2)
-PATIENCE_S = 20.0  # of a test that waits for what must happen
+PATIENCE_S = 60.0  # of a test that waits for what must happen, and of its links unless it says otherwise
+PATIENT = Timeouts(handshake_s=PATIENCE_S)
 
 
 @dataclass
@@ -71,7 +72,7 @@ class Bench:
         successor_host: str | None = None,
         predecessor_addr: str | None = None,
         access: Access = THIS_MACHINE,
-        timeouts: Timeouts = DEFAULT_TIMEOUTS,
+        timeouts: Timeouts = PATIENT,
     ) -> End:
         listener = listener or self.listener(host=host)
         inbox: queue.Queue[LinkEvent] = queue.Queue()
