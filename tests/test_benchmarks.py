@@ -192,14 +192,14 @@ def test_the_relay_adds_its_delay_each_way(delay_s: float) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server, Relay(0, server.getsockname(), delay_s) as relay:
         seconds = trips_through(relay, server, b"x" * 1000, 9)
     assert min(seconds) >= 2 * delay_s
-    assert statistics.median(seconds) < 2 * delay_s + 0.02
+    assert statistics.median(seconds) < 2 * delay_s + 0.2
 
 
 def test_the_relay_limits_the_rate() -> None:
     """Two times 50 kB at 1 MB/s are 0.1 s."""
     with socket.create_server(("127.0.0.1", 0)) as server, Relay(0, server.getsockname(), 0.0, 1e6) as relay:
         seconds = trips_through(relay, server, bytes(50_000), 1)
-    assert 0.1 <= seconds[0] < 0.3
+    assert 0.1 <= seconds[0] < 1.0
 
 
 # ---- processes
