@@ -12,7 +12,6 @@ STUBBORN = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
 from mdi.cli import script
-script.GRACE_S = 0.2
 def main():
     print("ready", flush=True)
     while True:
@@ -20,7 +19,7 @@ def main():
             time.sleep(60)
         except BaseException:
             pass
-script.run_script(main)
+script.run_script(main, grace_s=0.2)
 """
 
 
