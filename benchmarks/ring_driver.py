@@ -6,16 +6,16 @@ it holds, starts the run; the second answer has the time of every token.
 
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.workers import answer, requests
-from mdi.cluster.plan import Job, plan_job
+from mdi.checkpoint.folder import open_folder
+from mdi.cli.requests import samples_for
 from mdi.config.network import NetworkConfig, NodeConfig, load_network
 from mdi.config.options import StarterOptions, defaults_of
-from mdi.engine.engine import Observer
-from mdi.engine.sample import Sample
+from mdi.engine.sample import Outcome, Sample
 from mdi.model.devices import peak_memory_bytes
 from mdi.nodes.starter import Starter
 
@@ -41,14 +41,6 @@ def network_of(request: dict[str, Any]) -> NetworkConfig:
     return RelayedNetwork(network.starter, network.secondaries, load_network(Path(request["seen_as"])).nodes)
 
 
-def job_of(request: dict[str, Any], options: StarterOptions, network: NetworkConfig) -> Job:
-    """The job for a prompt that is given as token ids, the same for every sample."""
-    job = plan_job(options, network)
-    prompt = request["prompt"]
-    context = request["sequence_length"] or len(prompt) + options.n_tokens
-    return replace(job, prompt_ids=[prompt] * options.n_samples, context=context)
-
-
 def options_of(request: dict[str, Any]) -> StarterOptions:
     values = {
         "ckpt": Path(request["ckpt"]),
@@ -70,21 +62,25 @@ def options_of(request: dict[str, Any]) -> StarterOptions:
 
 
 def measure(request: dict[str, Any]) -> None:
-    options, network = options_of(request), network_of(request)
-    job = job_of(request, options, network)
-    times: list[list[float]] = [[] for _ in job.prompt_ids]
-    tokens: list[list[int]] = [[] for _ in job.prompt_ids]
+    options, network, prompt = options_of(request), network_of(request), request["prompt"]
+    times: list[list[float]] = [[] for _ in range(options.n_samples)]
 
-    def on_token(sample: Sample, token: int) -> None:
-        times[sample.number].append(time.monotonic())
-        tokens[sample.number].append(token)
+    def on_tokens(sample: Sample, outcome: Outcome) -> None:
+        times[sample.number] += [time.monotonic()] * outcome.n_accepted
 
-    with Starter(network, job, options) as starter:
+    model = open_folder(Path(request["ckpt"]), len(network.nodes))
+    samples = samples_for(options.sampling, [prompt] * options.n_samples)  # the same prompt for every sample
+    context = request["sequence_length"] or len(prompt) + options.n_tokens
+    with Starter(network, model, options, context=context, n_slots=len(samples)) as starter:
+        for sample in samples:
+            sample.sink = on_tokens
+            starter.add(sample)
         starter.prepare()
         answer({"ready": True})
         sys.stdin.readline()
         start = time.monotonic()
-        starter.run(Observer(on_token, lambda sample: None))
+        starter.run()
+    tokens = [sample.tokens for sample in samples]
     answer({"start": start, "times": times, "tokens": tokens, "peak_bytes": peak_memory_bytes()})
 
 

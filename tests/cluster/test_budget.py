@@ -9,15 +9,13 @@ import torch
 from mdi.checkpoint.chunks import split_model
 from mdi.checkpoint.config import load_config
 from mdi.checkpoint.weights import open_weights
-from mdi.cluster.budget import Budget, Need, budgets_of, facts_of, fit_slots, free_for_a_session, need_of
+from mdi.cluster.budget import Budget, Need, budgets_of, facts_of, fit_slots, need_of
 from mdi.control.status import NodeStatus
 from mdi.errors import ConfigError
 from mdi.formats import Mode
-from mdi.model.build import Placement
 from mdi.model.devices import free_memory_bytes
-from mdi.model.head import Ends
+from mdi.model.runner import StageRunner, StageSpec
 from mdi.model.span import Span
-from mdi.model.stage import Stage
 from support.models import make_model
 from support.rings import ring_of
 from support.statuses import IDLE
@@ -100,7 +98,7 @@ def test_samples_wait_where_memory_is_short(
         (both,) = budgets_of(facts, config, [Span(0, 2), Span(2, 6)], context=16, max_rows=128)
         free = int((both.need.weights + both.need.message + (n_fitting + 0.5) * both.need.slot) / 0.9)
         monkeypatch.setattr("mdi.nodes.secondary.free_memory_bytes", lambda device: free)
-        ring.secondaries[0]._stage = None  # whose memory would count as free
+        ring.secondaries[0]._runner.unload()  # its memory would count as free
         caplog.clear()
         assert ring.generate(model, prompts, split="2,4") == wanted
         assert f"memory allows {n_fitting} samples in the ring at once" in caplog.text
@@ -114,16 +112,17 @@ def test_too_little_memory_is_reported_before_anything_is_loaded(
     with ring_of(2, tmp_path / "cache") as ring:
         with pytest.raises(ConfigError, match=f"starter and secondary 0: the weights take .* {slots}.* 90000 B may"):
             ring.generate(model, [[1, 2, 3]] * 5, **options)
-        assert ring.secondaries[0]._stage is None
+        assert ring.secondaries[0]._runner.weights_bytes == 0
         monkeypatch.undo()
         assert len(ring.generate(model, [[1, 2, 3]] * 5, **options)) == 5
 
 
-def test_what_is_held_for_the_last_session_is_free_for_the_next(model: Path) -> None:
+def test_what_is_held_for_the_last_session_is_counted_as_weights(model: Path) -> None:
+    """So a node that is asked before its next session can say what that would find free."""
     config, weights = load_config(model), open_weights(model / "lit_model.pth")
-    placement = Placement(torch.device("cpu"), torch.float32, "int8")
-    stage, ends = Stage(config, Span(0, 2), weights, placement), Ends(config, weights, placement)
+    runner = StageRunner(torch.device("cpu"), torch.float32)
+    assert runner.weights_bytes == 0
+    spec = StageSpec(config, Span(0, 2), has_head=True, weights_id=0, quantize="int8", rows=1)
+    assert runner.load(spec, lambda: weights, "the model")
     need = need_of(config, Span(0, 2), has_ends=True, dtype=torch.float32, mode="int8", context=10, max_rows=1)
-    assert free_for_a_session(MB, stage, ends) == MB + need.weights
-    assert free_for_a_session(MB, None, None) == MB
-    assert free_for_a_session(None, stage) is None
+    assert runner.weights_bytes == need.weights

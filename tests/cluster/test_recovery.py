@@ -13,14 +13,12 @@ from typing import Any
 import pytest
 
 import mdi.nodes.starter
-from mdi.cluster.plan import plan_job
 from mdi.cluster.recovery import GiveUp, GoOnWithout, Recovery, Retry, RunState
 from mdi.config.network import NetworkConfig
 from mdi.config.options import StarterOptions
 from mdi.control.client import ControlClient
 from mdi.control.status import NodeState, Ready
-from mdi.engine.engine import Observer
-from mdi.engine.sample import Sample
+from mdi.engine.sample import Outcome, Sample
 from mdi.errors import ConfigError, ControlError, RingBroken
 from mdi.ids import Rank
 from mdi.model.span import Span
@@ -31,7 +29,7 @@ from mdi.nodes.starter import Starter
 from support.logs import whenever_logged
 from support.models import make_model
 from support.relay import Fault, Relay
-from support.rings import ANY_PORT, Machine, with_prompts
+from support.rings import ANY_PORT, Machine, starter_for
 from support.scripts import free_ports, wait_until
 
 pytestmark = pytest.mark.slow
@@ -75,22 +73,20 @@ class Bench:
             "peer_timeout_s": PEER_TIMEOUT_S, "node_timeout_s": 20.0, **GREEDY, **options,
         }  # fmt: skip
         arguments = StarterOptions(ckpt=folder, **values)
-        job = with_prompts(plan_job(arguments, self.network), PROMPTS, arguments)
-        self.ended: list[Sample] = []
         self.n_tokens = 0
 
-        def count(sample: Sample, token: int) -> None:
-            self.n_tokens += 1
+        def count(sample: Sample, outcome: Outcome) -> None:
+            self.n_tokens += outcome.n_accepted
             if on_token is not None:
                 on_token(self.n_tokens)
 
-        with Starter(self.network, job, arguments, TIMEOUTS) as self.starter:
+        with starter_for(self.network, arguments, PROMPTS, sink=count, timeouts=TIMEOUTS) as (self.starter, samples):
             self.starter.prepare()
             if before is not None:
                 before()
-            self.starter.run(Observer(count, self.ended.append))
+            self.starter.run()
         assert self.n_tokens == N_TOKENS * len(PROMPTS), "a token was shown twice, or not at all"
-        return [sample.tokens for sample in sorted(self.ended, key=lambda sample: sample.number)]
+        return [sample.tokens for sample in samples]
 
     @property
     def n_recoveries(self) -> int:
@@ -102,8 +98,7 @@ class Bench:
         for machine in self.machines.values():
             if machine._secondary is not None:
                 wait_until(lambda m=machine: m.secondary.status().state is NodeState.IDLE, 60, "a secondary is idle")
-                stage = machine.secondary._stage
-                assert stage is None or stage.slots == (0, 0)
+                assert machine.secondary.slots == (0, 0)
 
 
 @pytest.fixture
@@ -448,8 +443,8 @@ def test_a_starter_with_chunks_alone_says_at_once_that_nobody_can_take_over(
 
 def spec_of(bench: Bench, epoch: int) -> Any:
     assert bench.starter is not None
-    keeper = bench.starter._keeper
-    return keeper._formation.spec(keeper.plan, Rank(1), epoch)
+    supervisor = bench.starter._supervisor
+    return supervisor._rendezvous.spec(supervisor.plan, supervisor.model, Rank(1), epoch)
 
 
 def test_an_earlier_epoch_of_a_run_is_refused_and_a_later_one_taken_in_any_state(three: Bench, tiny: Path) -> None:
@@ -461,11 +456,11 @@ def test_an_earlier_epoch_of_a_run_is_refused_and_a_later_one_taken_in_any_state
             for epoch in (0, 1):  # of the past, and the one that runs
                 with pytest.raises(ControlError, match=rf"epoch {epoch} of this run is over"):
                     client.init(spec_of(three, epoch))
-            slots = three.machines[1].secondary._stage.slots  # type: ignore[union-attr]
+            slots = three.machines[1].secondary.slots
             answers.append(client.init(spec_of(three, 2)))
-            assert three.machines[1].secondary._stage.slots == slots  # type: ignore[union-attr]
+            assert three.machines[1].secondary.slots == slots
             answers.append(client.init(spec_of(three, 3)))
-            three.starter._keeper.epoch = 3  # type: ignore[union-attr]
+            three.starter._supervisor.epoch = 3  # type: ignore[union-attr]
 
     tokens = three.run(tiny, on_token=ask)
     assert [type(answer) for answer in answers] == [Ready, Ready]
@@ -489,10 +484,8 @@ def test_a_node_whose_session_broke_is_kept_for_its_starter(three: Bench, tiny: 
         three.ring[2].strike(Fault.RESET)
         secondary = three.machines[1].secondary
         wait_until(lambda: secondary.status().state is NodeState.IDLE, 60, "the session broke")
-        try:
-            secondary.request_init(replace(spec_of(three, 1), run=77))
-        except ControlError as exc:
-            refusals.append(str(exc))
+        answer = secondary.request_init(replace(spec_of(three, 1), run=77))
+        refusals.append(str(answer.exception(timeout=60)))
 
     three.run(tiny, on_token=once(20, steal))
     assert len(refusals) == 1
@@ -505,12 +498,12 @@ def test_an_interrupt_during_a_recovery_ends_the_run_at_once(
 ) -> None:
     bench = make_bench(3)
 
-    def interrupt(pending: object) -> None:
+    def interrupt(rendezvous: object, calls: object) -> None:
         raise KeyboardInterrupt
 
     def kill() -> None:
         bench.machines[1].kill()
-        monkeypatch.setattr("mdi.cluster.supervisor.await_members", interrupt)
+        monkeypatch.setattr(mdi.cluster.rendezvous.Rendezvous, "await_all", interrupt)
 
     began_s = [0.0]
     with pytest.raises(KeyboardInterrupt):

@@ -5,17 +5,23 @@ import math
 import pytest
 import torch
 
-from mdi.engine.sampler import Sampling, choose, generator_for
+from mdi.engine.sample import SamplingParams
+from mdi.engine.sampler import choose, generator_for
+
+
+def params_of(temperature: float = 0.8, top_k: int = 200, top_p: float = 1.0) -> SamplingParams:
+    return SamplingParams(1, (), temperature, top_k, top_p)
+
 
 LOGITS = torch.tensor([1.0, -2.0, 0.5, 2.0, -0.5, 0.0])
-EVERY = Sampling(temperature=1.0, top_k=0, top_p=1.0)
+EVERY = params_of(temperature=1.0, top_k=0, top_p=1.0)
 OPTIONS = [
-    EVERY, Sampling(), Sampling(0.01), Sampling(5.0, 3, 0.7), Sampling(1.0, 1), Sampling(1.0, 0, 1e-9),
-    Sampling(1.0, 6), Sampling(1.0, 1000, 0.999),
+    EVERY, params_of(), params_of(0.01), params_of(5.0, 3, 0.7), params_of(1.0, 1), params_of(1.0, 0, 1e-9),
+    params_of(1.0, 6), params_of(1.0, 1000, 0.999),
 ]  # fmt: skip
 
 
-def draws(logits: torch.Tensor, sampling: Sampling, n: int, seed: int = 1) -> list[int]:
+def draws(logits: torch.Tensor, sampling: SamplingParams, n: int, seed: int = 1) -> list[int]:
     generator = generator_for(seed, 0)
     return [choose(logits, sampling, generator) for _ in range(n)]
 
@@ -40,14 +46,14 @@ def assert_drawn_from(tokens: list[int], expected: dict[int, float]) -> None:
 def test_temperature_zero_takes_the_largest_and_draws_nothing() -> None:
     generator = generator_for(1, 0)
     before = generator.get_state()
-    for sampling in (Sampling(0.0), Sampling(0.0, 1, 0.1)):
+    for sampling in (params_of(0.0), params_of(0.0, 1, 0.1)):
         assert choose(LOGITS, sampling, generator) == 3
     assert torch.equal(generator.get_state(), before)
 
 
 def test_top_k_one_and_a_tiny_nucleus_take_the_largest() -> None:
-    assert set(draws(LOGITS, Sampling(1.0, 1), 200)) == {3}
-    assert set(draws(LOGITS, Sampling(5.0, 0, 1e-9), 200)) == {3}
+    assert set(draws(LOGITS, params_of(1.0, 1), 200)) == {3}
+    assert set(draws(LOGITS, params_of(5.0, 0, 1e-9), 200)) == {3}
 
 
 # ---- the distribution
@@ -55,13 +61,13 @@ def test_top_k_one_and_a_tiny_nucleus_take_the_largest() -> None:
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_tokens_are_drawn_with_their_probabilities(temperature: float) -> None:
-    tokens = draws(LOGITS, Sampling(temperature, 0, 1.0), 20_000)
+    tokens = draws(LOGITS, params_of(temperature, 0, 1.0), 20_000)
     assert_drawn_from(tokens, probabilities(LOGITS, temperature, list(range(6))))
 
 
 @pytest.mark.parametrize(("top_k", "kept"), [(2, [0, 3]), (4, [0, 2, 3, 5]), (6, [*range(6)]), (0, [*range(6)])])
 def test_top_k_keeps_the_k_largest(top_k: int, kept: list[int]) -> None:
-    assert_drawn_from(draws(LOGITS, Sampling(1.0, top_k), 5000), probabilities(LOGITS, 1.0, kept))
+    assert_drawn_from(draws(LOGITS, params_of(1.0, top_k), 5000), probabilities(LOGITS, 1.0, kept))
 
 
 # With temperature 1 the tokens in descending order are 3, 0, 2, 5, 4, 1 and reach 0.55, 0.75, 0.87, 0.94, 0.99, 1.
@@ -69,13 +75,13 @@ def test_top_k_keeps_the_k_largest(top_k: int, kept: list[int]) -> None:
     ("top_p", "kept"), [(0.5, [3]), (0.56, [3, 0]), (0.74, [3, 0]), (0.8, [3, 0, 2]), (0.9999, [*range(6)])]
 )
 def test_top_p_keeps_the_smallest_set_that_reaches_p(top_p: float, kept: list[int]) -> None:
-    assert_drawn_from(draws(LOGITS, Sampling(1.0, 0, top_p), 5000), probabilities(LOGITS, 1.0, kept))
+    assert_drawn_from(draws(LOGITS, params_of(1.0, 0, top_p), 5000), probabilities(LOGITS, 1.0, kept))
 
 
 def test_top_p_applies_to_what_top_k_left() -> None:
     # Of the two largest, 3 has 0.73.
-    assert set(draws(LOGITS, Sampling(1.0, 2, 0.72), 500)) == {3}
-    assert set(draws(LOGITS, Sampling(1.0, 2, 0.75), 500)) == {3, 0}
+    assert set(draws(LOGITS, params_of(1.0, 2, 0.72), 500)) == {3}
+    assert set(draws(LOGITS, params_of(1.0, 2, 0.75), 500)) == {3, 0}
 
 
 def test_a_forbidden_token_is_never_drawn() -> None:
@@ -91,7 +97,7 @@ def test_logits_of_every_dtype_are_taken(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("temperature", [1e-4, 1e-30, 1e-300, 1e-310])
 def test_a_tiny_temperature_is_greedy(temperature: float) -> None:
     logits = torch.tensor([30.0, -20.0, 31.0, 5.0])
-    assert set(draws(logits, Sampling(temperature), 50)) == {2}
+    assert set(draws(logits, params_of(temperature), 50)) == {2}
 
 
 def test_huge_logits_do_not_overflow() -> None:
@@ -126,7 +132,7 @@ def test_the_global_generator_is_left_alone() -> None:
 
 
 @pytest.mark.parametrize("sampling", OPTIONS)
-def test_each_token_takes_one_draw_whatever_the_options(sampling: Sampling) -> None:
+def test_each_token_takes_one_draw_whatever_the_options(sampling: SamplingParams) -> None:
     generator, counted = generator_for(3, 0), generator_for(3, 0)
     for _ in range(5):
         choose(LOGITS, sampling, generator)
@@ -137,8 +143,8 @@ def test_each_token_takes_one_draw_whatever_the_options(sampling: Sampling) -> N
 # ---- rounding
 
 
-@pytest.mark.parametrize("sampling", [EVERY, Sampling(0.8, 40), Sampling(1.0, 0, 0.999), Sampling(1.0, 40, 0.999)])
-def test_rounding_that_swaps_near_equal_tokens_does_not_change_the_text(sampling: Sampling) -> None:
+@pytest.mark.parametrize("sampling", [EVERY, params_of(0.8, 40), params_of(1.0, 0, 0.999), params_of(1.0, 40, 0.999)])
+def test_rounding_that_swaps_near_equal_tokens_does_not_change_the_text(sampling: SamplingParams) -> None:
     chance = torch.Generator().manual_seed(4)
     # Levels that lie well apart, each of three tokens that differ by rounding only: their ranks are noise. The
     # limits of top_k and top_p fall between the levels and a tail without weight.

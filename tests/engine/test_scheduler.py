@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mdi.engine.sample import Sample
-from mdi.engine.scheduler import Scheduler, Step
+from mdi.engine.sample import Outcome, Sample, SamplingParams
+from mdi.engine.scheduler import Batch, Scheduler
 from mdi.errors import RemoteProtocolError
 from mdi.segments import Segment, SlotLedger
 from support.wire import few_examples
@@ -36,27 +36,27 @@ class Play:
     n_slots: int | None = None
     max_rows: int = 512
     token_of: TokenOf = any_token
-    steps: list[Step] = field(default_factory=list)
+    steps: list[Batch] = field(default_factory=list)
     numbers: list[list[int]] = field(default_factory=list)  # the samples of each step
     ended: list[int] = field(default_factory=list)
     most_in_flight: int = 0
 
     def __post_init__(self) -> None:
+        n_slots = len(self.prompts) if self.n_slots is None else self.n_slots
         self.scheduler = Scheduler(
-            self.prompts,
-            n_tokens=self.n_tokens,
-            context=self.context,
-            stops=self.stops,
-            n_nodes=self.n_nodes,
-            n_slots=self.n_slots,
-            max_rows=self.max_rows,
+            context=self.context, n_nodes=self.n_nodes, n_slots=n_slots, max_batch_tokens=self.max_rows
         )
-        self.ledger = SlotLedger(len(self.prompts) if self.n_slots is None else self.n_slots, self.context)
-        self.ring: deque[Step] = deque()
+        params = SamplingParams(self.n_tokens, self.stops)
+        self.samples = [Sample(number, tuple(prompt), params) for number, prompt in enumerate(self.prompts)]
+        for sample in self.samples:
+            self.scheduler.add(sample)
+        self.ledger = SlotLedger(n_slots, self.context)
+        self.ring: deque[Batch] = deque()
         self.sent: list[list[tuple[int, int]]] = [[] for _ in self.prompts]  # (position, id) in order
         self.raw: list[list[int]] = [[] for _ in self.prompts]  # every token accepted, stop sequences included
+        self.final: list[list[int]] = [[] for _ in self.prompts]  # what the sinks were given
 
-    def fill(self) -> list[Step]:
+    def fill(self) -> list[Batch]:
         """Send as much as the scheduler wants to."""
         sent = []
         while (step := self.send_one()) is not None:
@@ -64,15 +64,15 @@ class Play:
         self.most_in_flight = max(self.most_in_flight, len(self.ring))
         return sent
 
-    def send_one(self) -> Step | None:
+    def send_one(self) -> Batch | None:
         """Send one message, if the scheduler wants to."""
-        if (step := self.scheduler.next_step()) is not None:
+        if (step := self.scheduler.schedule()) is not None:
             self._check(step)
         return step
 
-    def _check(self, step: Step) -> None:
+    def _check(self, step: Batch) -> None:
         assert 1 <= len(step.ids) == sum(s.n for s in step.segments) <= self.max_rows
-        in_slot = {sample.slot: sample for sample in self.scheduler.samples if sample.slot is not None}
+        in_slot = {sample.slot: sample for sample in self.samples if sample.slot is not None}
         for fork in step.forks:
             self.ledger.fork(fork.source, fork.target, fork.n)
             source, target = in_slot[fork.source].number, in_slot[fork.target].number
@@ -92,33 +92,41 @@ class Play:
     def return_one(self) -> None:
         """Let the oldest message come back and accept a token for each sample that it carries."""
         segments = self.ring.popleft().segments
-        samples = self.scheduler.returned(segments)
-        assert [sample.slot for sample in samples] == [s.slot for s in segments if s.keep]
-        for sample in samples:
+        returned = self.scheduler.complete(segments)
+        assert [sample.slot for sample, _ in returned] == [s.slot for s in segments if s.keep]
+        for sample, rows in returned:
+            assert rows.stop - rows.start == 1
             token = self.token_of(sample)
             self.raw[sample.number].append(token)
-            if (slot := self.scheduler.accept(sample, token)) is not None:
-                self.ledger.release(slot)
-                self.ended.append(sample.number)
+            self.take(sample, self.scheduler.accept(sample, [token]))
+
+    def take(self, sample: Sample, outcome: Outcome) -> None:
+        """Do what the engine does with an outcome."""
+        self.final[sample.number] += outcome.tokens
+        if outcome.freed_slot is not None:
+            self.ledger.release(outcome.freed_slot)
+        if outcome.finish_reason is not None:
+            self.ended.append(sample.number)
 
     def rewind(self, n_nodes: int, n_slots: int | None = None) -> None:
         """The ring is lost with all that travels and all that its slots hold; another one takes its place."""
         self.ring.clear()
         self.ledger = SlotLedger(n_slots or self.ledger.n_slots, self.context)
-        for sample in self.scheduler.samples:
+        for sample in self.samples:
             if sample.slot is not None:
                 self.sent[sample.number] = []
         self.n_nodes = n_nodes
-        self.scheduler.rewind(n_nodes, self.ledger.n_slots)
+        self.scheduler.requeue_all(n_nodes, self.ledger.n_slots)
 
     def to_the_end(self, most_steps: int = 10_000) -> "Play":
-        while not self.scheduler.done:
+        while self.scheduler.has_unfinished:
             self.fill()
             assert self.ring, "nothing travels and nothing is done: the scheduler is stuck"
             assert len(self.steps) < most_steps
             self.return_one()
         assert not self.ring
-        assert self.scheduler.next_step() is None
+        assert self.scheduler.schedule() is None
+        assert self.final == [sample.tokens for sample in self.samples]
         return self
 
 
@@ -141,21 +149,21 @@ def test_a_prompt_enters_whole_and_its_tokens_follow_one_by_one() -> None:
         (Segment(0, 0, 3, 1),), (Segment(0, 3, 1, 1),), (Segment(0, 4, 1, 1),)
     ]  # fmt: skip
     assert [step.ids for step in play.steps] == [[5, 6, 7], [1000], [1000]]
-    assert play.scheduler.samples[0].tokens == [1000] * 3
-    assert play.scheduler.samples[0].finish_reason == "length"
+    assert play.samples[0].tokens == [1000] * 3
+    assert play.samples[0].finish_reason == "length"
 
 
 def test_a_sample_that_travels_is_not_sent_again() -> None:
     play = Play([[5, 6, 7]], n_nodes=3)
     assert len(play.fill()) == 1
-    assert play.scheduler.next_step() is None
-    assert not play.scheduler.done
+    assert play.scheduler.schedule() is None
+    assert play.scheduler.has_unfinished
 
 
 def test_nothing_to_do_is_done() -> None:
     play = Play([])
-    assert play.scheduler.done
-    assert play.scheduler.next_step() is None
+    assert not play.scheduler.has_unfinished
+    assert play.scheduler.schedule() is None
     assert play.scheduler.n_generated == 0
 
 
@@ -166,8 +174,8 @@ def test_one_token_is_generated_from_the_prompt_alone() -> None:
 
 
 def test_ids_run_over_from_the_prompt_into_the_tokens() -> None:
-    sample = Sample(0, (1, 2, 3), tokens=[4, 5])
-    assert sample.known == 5
+    sample = Sample(0, (1, 2, 3), SamplingParams(9), tokens=[4, 5])
+    assert sample.n_known == 5
     assert sample.ids(0, 5) == [1, 2, 3, 4, 5]
     assert sample.ids(2, 4) == [3, 4]
     assert sample.ids(4, 5) == [5]
@@ -180,8 +188,8 @@ def test_ids_run_over_from_the_prompt_into_the_tokens() -> None:
 @pytest.mark.parametrize("length", [1, 5, 9])
 def test_a_sample_ends_at_the_context(length: int) -> None:
     play = Play(prompts_of(length), n_tokens=100, context=10).to_the_end()
-    sample = play.scheduler.samples[0]
-    assert (sample.known, sample.finish_reason) == (10, "length")
+    sample = play.samples[0]
+    assert (sample.n_known, sample.finish_reason) == (10, "length")
 
 
 @pytest.mark.parametrize(
@@ -200,26 +208,26 @@ def test_a_stop_sequence_ends_a_sample_and_is_not_part_of_it(
     continuation: list[int], stops: tuple[tuple[int, ...], ...], tokens: list[int]
 ) -> None:
     play = Play([[1, 2]], n_tokens=50, stops=stops, token_of=lambda sample: continuation[len(sample.tokens)])
-    sample = play.to_the_end().scheduler.samples[0]
+    sample = play.to_the_end().samples[0]
     assert (sample.tokens, sample.finish_reason) == (tokens, "stop")
     assert play.raw[0] == continuation
-    assert play.scheduler.n_generated == len(tokens)
+    assert play.scheduler.n_generated == len(continuation)
 
 
 def test_a_stop_sequence_is_not_completed_by_the_end_of_the_prompt() -> None:
     play = Play([[1, 2]], n_tokens=3, stops=((2, 3),), token_of=lambda sample: 3).to_the_end()
-    assert play.scheduler.samples[0].finish_reason == "length"
+    assert play.samples[0].finish_reason == "length"
 
 
 def test_a_stop_sequence_counts_before_the_length() -> None:
     play = Play([[1, 2]], n_tokens=2, stops=((8, 9),), token_of=lambda sample: [8, 9][len(sample.tokens)])
-    sample = play.to_the_end().scheduler.samples[0]
+    sample = play.to_the_end().samples[0]
     assert (sample.tokens, sample.finish_reason) == ([], "stop")
 
 
 def test_a_stop_sequence_cut_by_the_length_stays() -> None:
     play = Play([[1, 2]], n_tokens=2, stops=((8, 9, 10),), token_of=lambda sample: [8, 9][len(sample.tokens)])
-    sample = play.to_the_end().scheduler.samples[0]
+    sample = play.to_the_end().samples[0]
     assert (sample.tokens, sample.finish_reason) == ([8, 9], "length")
 
 
@@ -289,8 +297,8 @@ def test_a_freed_slot_goes_to_the_next_in_line_at_once() -> None:
     assert play.ended == [0]
     (step,) = play.fill()
     assert step.segments == (Segment(0, 0, 2, 1),)
-    assert play.scheduler.samples[2].slot == 0
-    assert play.scheduler.samples[0].slot is None
+    assert play.samples[2].slot == 0
+    assert play.samples[0].slot is None
 
 
 def test_never_more_messages_travel_than_there_are_nodes() -> None:
@@ -405,23 +413,23 @@ def test_another_message_than_the_one_due_is_refused() -> None:
         (*first.segments, *second.segments),
     ):
         with pytest.raises(RemoteProtocolError, match="another message than the one due"):
-            play.scheduler.returned(wrong)
-    assert [sample.number for sample in play.scheduler.returned(list(first.segments))] == [0]
+            play.scheduler.complete(wrong)
+    assert [sample.number for sample, _ in play.scheduler.complete(list(first.segments))] == [0]
     with pytest.raises(RemoteProtocolError):
-        play.scheduler.returned(first.segments)  # a second time
+        play.scheduler.complete(first.segments)  # a second time
 
 
 def test_a_message_that_was_never_sent_is_refused() -> None:
     with pytest.raises(RemoteProtocolError):
-        Play(prompts_of(3)).scheduler.returned((Segment(0, 0, 3, 1),))
+        Play(prompts_of(3)).scheduler.complete((Segment(0, 0, 3, 1),))
 
 
 def test_a_piece_without_kept_rows_returns_as_an_acknowledgement() -> None:
     play = Play(prompts_of(8), max_rows=4, n_nodes=2)
     first, second = play.fill()
-    assert play.scheduler.returned(first.segments) == []
-    assert not play.scheduler.done
-    assert [sample.number for sample in play.scheduler.returned(second.segments)] == [0]
+    assert play.scheduler.complete(first.segments) == []
+    assert play.scheduler.has_unfinished
+    assert [sample.number for sample, _ in play.scheduler.complete(second.segments)] == [0]
 
 
 # ---- another ring
@@ -486,7 +494,7 @@ def test_what_travelled_before_a_rewind_is_refused_after_it() -> None:
     old, _ = play.fill()
     play.rewind(n_nodes=2)
     with pytest.raises(RemoteProtocolError):
-        play.scheduler.returned(old.segments)
+        play.scheduler.complete(old.segments)
 
 
 # ---- anything at all
@@ -524,14 +532,14 @@ def test_every_position_is_sent_once_in_order_and_every_sample_ends(
     assert play.most_in_flight <= n_nodes
     assert_every_position_was_sent_once(play)
     assert [play.ledger.filled(slot) for slot in range(play.ledger.n_slots)] == [0] * play.ledger.n_slots
-    for sample, raw in zip(play.scheduler.samples, play.raw, strict=True):
+    for sample, raw in zip(play.samples, play.raw, strict=True):
         assert sample.finish_reason is not None
         assert raw[: len(sample.tokens)] == sample.tokens
         removed = tuple(raw[len(sample.tokens) :])
         assert removed in stops if sample.finish_reason == "stop" else not removed
         assert len(raw) <= n_tokens
-        assert sample.known <= 40
-    assert play.scheduler.n_generated == sum(len(sample.tokens) for sample in play.scheduler.samples)
+        assert sample.n_known <= 40
+    assert play.scheduler.n_generated == sum(map(len, play.raw))
 
 
 def token_of_slot(play: Play, sample: Sample) -> int:
@@ -576,6 +584,6 @@ def test_a_ring_lost_at_any_point_changes_no_token(
     disturbed.to_the_end()
     assert disturbed.raw == undisturbed.raw
     assert sorted(disturbed.ended) == sorted(undisturbed.ended)
-    for one, other in zip(disturbed.scheduler.samples, undisturbed.scheduler.samples, strict=True):
+    for one, other in zip(disturbed.samples, undisturbed.samples, strict=True):
         assert (one.tokens, one.finish_reason) == (other.tokens, other.finish_reason)
     assert_every_position_was_sent_once(disturbed)

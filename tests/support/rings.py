@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from mdi.checkpoint.cache import ChunkCache
+from mdi.checkpoint.folder import open_folder
 from mdi.checkpoint.weights import content_digest
-from mdi.cluster.plan import Job, plan_job
+from mdi.cli.requests import load_requests, samples_for
 from mdi.config.network import NetworkConfig, NodeConfig
 from mdi.config.options import StarterOptions
-from mdi.engine.engine import Observer
-from mdi.engine.sample import Sample
+from mdi.engine.sample import Sample, Sink, discard
 from mdi.net.access import THIS_MACHINE, Access
 from mdi.net.timeouts import DEFAULT_TIMEOUTS, Timeouts
 from mdi.nodes.secondary import Secondary
@@ -41,30 +41,40 @@ class Ring:
         """The tokens of each sample. Greedy in float32 and without stopping early, unless `options` say otherwise."""
         values = {"temperature": 0.0, "dtype": "float32", "ignore_eos": True, "keep_nodes": True, "n_tokens": 12}
         arguments = StarterOptions(ckpt=folder, **{**values, **options})
-        job = plan_job(arguments, self.network)
-        if prompts is not None:
-            job = with_prompts(job, prompts, arguments)
-        if stops is not None:
-            job = replace(job, stops=stops)
-        return run_job(self.network, job, arguments)
+        with starter_for(self.network, arguments, prompts, stops) as (starter, samples):
+            starter.prepare()
+            starter.run()
+            if arguments.timeline is not None:
+                starter.write_timeline(arguments.timeline)
+        assert all(sample.finish_reason for sample in samples)
+        return [sample.tokens for sample in samples]
 
 
-def with_prompts(job: Job, prompts: Sequence[Sequence[int]], options: StarterOptions) -> Job:
-    """The same job for prompts given as token ids."""
-    ids = [list(prompt) for prompt in prompts]
-    context = options.sequence_length or min(max(map(len, ids)) + options.n_tokens, job.config.block_size)
-    return replace(job, prompts=["" for _ in ids], prompt_ids=ids, context=context)
-
-
-def run_job(network: NetworkConfig, job: Job, options: StarterOptions) -> list[list[int]]:
-    ended: list[Sample] = []
-    with Starter(network, job, options) as starter:
-        starter.prepare()
-        starter.run(Observer(lambda sample, token: None, ended.append))
-        if options.timeline is not None:
-            starter.write_timeline(options.timeline)
-    assert len(ended) == len(job.prompt_ids)
-    return [sample.tokens for sample in sorted(ended, key=lambda sample: sample.number)]
+@contextlib.contextmanager
+def starter_for(
+    network: NetworkConfig,
+    options: StarterOptions,
+    prompts: Sequence[Sequence[int]] | None = None,
+    stops: StopSequences | None = None,
+    sink: Sink = discard,
+    timeouts: Timeouts = DEFAULT_TIMEOUTS,
+) -> Iterator[tuple[Starter, list[Sample]]]:
+    """A starter with its samples queued: those of the options, or of prompts given as token ids."""
+    assert options.ckpt is not None
+    model = open_folder(options.ckpt, len(network.nodes))
+    requests = load_requests(options, model)
+    samples, context = requests.samples, requests.context
+    if prompts is not None:
+        own_stops = samples[0].params.stops if stops is None else stops
+        samples = samples_for(options.sampling, prompts, own_stops)
+        needed = max(map(len, prompts)) + options.n_tokens
+        context = options.sequence_length or min(needed, model.config.block_size)
+    n_slots = len(samples)
+    with Starter(network, model, options, context=context, n_slots=n_slots, timeouts=timeouts) as starter:
+        for sample in samples:
+            sample.sink = sink
+            starter.add(sample)
+        yield starter, samples
 
 
 @contextlib.contextmanager
@@ -129,7 +139,8 @@ class Machine:
         if self._secondary is None:
             return
         secondary, self._secondary = self._secondary, None
-        secondary._report_fault = lambda rank, reason: None  # type: ignore[method-assign]
+        if secondary._link is not None:
+            secondary._link.send = lambda message: None  # type: ignore[method-assign]
         secondary.request_stop(None)
         self._thread.join()
         secondary.__exit__(None, None, None)

@@ -705,72 +705,54 @@ class CountingBackend:
         return (b" a", b"\xe2\x9c", b"\x93", b"z")[token_id]
 
 
-def stream(stops: StopSequences = (), **options: Any) -> TextStream:
-    return TextStream(Tokenizer(CountingBackend()), stops, **options)
+def stream(**options: Any) -> TextStream:
+    return TextStream(Tokenizer(CountingBackend()), **options)
 
 
 def test_half_a_character_waits_for_its_other_half() -> None:
     text = stream()
-    assert [text.push(i) for i in (0, 1, 2, 1)] == [" a", "", "✓", ""]
-    assert text.finish(stopped=False) == "\ufffd"
+    assert [text.push([i]) for i in (0, 1, 2, 1)] == [" a", "", "✓", ""]
+    assert text.finish() == "\ufffd"
 
 
-def test_what_may_be_a_stop_waits_and_is_dropped_when_it_is_one() -> None:
-    text = stream(((3, 3),))
-    assert [text.push(i) for i in (0, 3, 0, 3, 3)] == [" a", "", "z a", "", ""]
-    assert text.finish(stopped=True) == ""
-
-
-def test_half_a_stop_is_shown_when_the_sample_ends_for_another_reason() -> None:
-    text = stream(((3, 3),))
-    assert text.push(3) == ""
-    assert text.finish(stopped=False) == "z"
+def test_several_tokens_may_come_at_once_or_none() -> None:
+    text = stream()
+    assert [text.push(ids) for ids in ([0, 1], [], [2, 3])] == [" a", "", "✓z"]
+    assert text.finish() == ""
 
 
 def test_the_space_before_the_first_word_is_dropped_only_where_nothing_stands_before() -> None:
     alone = stream(continues=False)
-    assert [alone.push(0), alone.push(0), alone.finish(stopped=False)] == ["a", " a", ""]
-    assert stream(continues=True).push(0) == " a"
+    assert [alone.push([0]), alone.push([0]), alone.finish()] == ["a", " a", ""]
+    assert stream(continues=True).push([0]) == " a"
 
 
 def test_each_token_is_looked_at_once() -> None:
     backend = CountingBackend()
-    text = TextStream(Tokenizer(backend), ((3, 3, 3, 3), (1, 2)))
+    text = TextStream(Tokenizer(backend))
     for _ in range(300):
-        text.push(3)
-        text.push(0)
-    text.finish(stopped=False)
+        text.push([3])
+        text.push([0])
+    text.finish()
     assert backend.n_calls == 600
 
 
-def run_stream(
-    tokenizer: Tokenizer, ids: list[int], stops: StopSequences, *, continues: bool
-) -> tuple[str, list[int], bool]:
-    """What a stream shows of `ids` up to the first stop; the ids taken; whether a stop ended them."""
-    text = TextStream(tokenizer, stops, continues=continues)
-    shown, taken = "", list[int]()
-    for token_id in ids:
-        taken.append(token_id)
-        shown += text.push(token_id)
-        if match_stop(taken, stops):
-            return shown + text.finish(stopped=True), taken, True
-    return shown + text.finish(stopped=False), taken, False
+def streamed(tokenizer: Tokenizer, parts: list[list[int]], *, continues: bool) -> str:
+    text = TextStream(tokenizer, continues=continues)
+    return "".join(map(text.push, parts)) + text.finish()
 
 
 @ALL_KINDS
 @given(data=st.data(), continues=st.booleans())
 @settings(deadline=None, max_examples=150)
-def test_what_was_shown_is_the_decoded_text_without_the_stop(kind: str, data: st.DataObject, continues: bool) -> None:
+def test_what_was_shown_is_the_decoded_text(kind: str, data: st.DataObject, continues: bool) -> None:
     tokenizer = shared_tokenizer(kind)
-    # Mostly bytes of unfinished characters, from a few tokens, so that stops and their beginnings occur.
+    # Mostly bytes of unfinished characters.
     some = [i for i in range(tokenizer.vocab_size) if len(tokenizer.token_bytes(i)) == 1][::23]
     token = st.sampled_from(some) | st.integers(0, tokenizer.vocab_size + 3)
-    stop = st.lists(st.sampled_from(some), min_size=1, max_size=4).map(tuple)
-    stops = data.draw(st.lists(stop, max_size=3).map(tuple))
-    ids = data.draw(st.lists(token, max_size=25))
-    shown, taken, stopped = run_stream(tokenizer, ids, stops, continues=continues)
-    kept = taken[: len(taken) - match_stop(taken, stops)] if stopped else taken
-    assert shown == tokenizer.decode(kept, continues=continues)
+    parts = data.draw(st.lists(st.lists(token, max_size=4), max_size=12))
+    ids = [token_id for part in parts for token_id in part]
+    assert streamed(tokenizer, parts, continues=continues) == tokenizer.decode(ids, continues=continues)
 
 
 @ALL_KINDS
@@ -778,5 +760,4 @@ def test_what_was_shown_is_the_decoded_text_without_the_stop(kind: str, data: st
 @settings(deadline=None)
 def test_a_streamed_text_is_the_text(kind: str, text: str) -> None:
     tokenizer = shared_tokenizer(kind)
-    shown, _, _ = run_stream(tokenizer, tokenizer.encode(text), (), continues=False)
-    assert shown == text
+    assert streamed(tokenizer, [[i] for i in tokenizer.encode(text)], continues=False) == text

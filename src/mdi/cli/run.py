@@ -6,13 +6,14 @@ import logging
 import sys
 
 from mdi.checkpoint.cache import ChunkCache, default_cache_dir
+from mdi.checkpoint.folder import ModelFolder, find_folder, open_folder
 from mdi.checkpoint.weights import content_digest
 from mdi.cli.plots import plot_token_times
+from mdi.cli.requests import load_requests
 from mdi.cli.run_statistics import RunStats, append_run_csv, check_run_csv
 from mdi.cli.sample_records import RunSummary, SampleWriter
 from mdi.cli.token_times import run_names, write_token_csv
 from mdi.cli.transcript import Transcript
-from mdi.cluster.plan import Job, plan_job
 from mdi.config.network import NetworkConfig, NodeConfig
 from mdi.config.options import SecondaryOptions, StarterOptions
 from mdi.config.paths import IMAGES_DIR, LOGS_DIR
@@ -29,36 +30,40 @@ def run_starter(options: StarterOptions, network: NetworkConfig) -> None:
     if options.time_run is not None:
         check_run_csv(options.time_run)
     gc.freeze()  # what torch and litgpt have imported is never collected, at exit neither
-    job = plan_job(options, network)
+    model = open_folder(find_folder(options.ckpt, options.chunk), len(network.nodes))
+    requests = load_requests(options, model)
     stream = sys.stdout.isatty() if options.stream is None else options.stream
     with contextlib.ExitStack() as stack:
         writer = stack.enter_context(SampleWriter(options.output)) if options.output else None
-        transcript = Transcript(job, stream=stream, writer=writer)
-        starter = stack.enter_context(Starter(network, job, options))
+        transcript = Transcript(requests, stream=stream, writer=writer)
+        n_slots = len(requests.samples)
+        starter = stack.enter_context(Starter(network, model, options, context=requests.context, n_slots=n_slots))
+        for sample in requests.samples:
+            sample.sink = transcript.update
+            starter.add(sample)
         starter.prepare()
         transcript.start()
         try:
-            starter.run(transcript.observer)
+            starter.run()
         except (MdiError, KeyboardInterrupt, SystemExit):
-            transcript.give_up(starter.scheduler.samples)
+            transcript.give_up()
             raise
         finally:
-            _summarize(options, network, job, transcript, writer, starter.n_recoveries)
+            _summarize(options, network, transcript, writer, starter.n_recoveries)
         if options.timeline is not None:
             starter.write_timeline(options.timeline)
-        _record(options, network, job, transcript)
+        _record(options, network, model, transcript, requests.context)
 
 
 def _summarize(
     options: StarterOptions,
     network: NetworkConfig,
-    job: Job,
     transcript: Transcript,
     writer: SampleWriter | None,
     n_recoveries: int,
 ) -> None:
     """Say how much was generated in which time, also of a run that broke."""
-    n_nodes, n_samples = len(network.nodes), len(job.prompts)
+    n_nodes, n_samples = len(network.nodes), options.n_samples
     n_tokens, gen_time_s = transcript.n_tokens, transcript.gen_time_s
     tokens_per_s = n_tokens / gen_time_s if gen_time_s else 0.0
     if writer is not None:
@@ -68,13 +73,15 @@ def _summarize(
     print(f"Generated {n_tokens} tokens in {gen_time_s:.2f} s: {tokens_per_s:.2f} tokens/s", flush=True)
 
 
-def _record(options: StarterOptions, network: NetworkConfig, job: Job, transcript: Transcript) -> None:
+def _record(
+    options: StarterOptions, network: NetworkConfig, model: ModelFolder, transcript: Transcript, context: int
+) -> None:
     """Write what researchers measure, of a run that finished."""
-    n_nodes, n_samples, gen_time_s = len(network.nodes), len(job.prompts), transcript.gen_time_s
+    n_nodes, n_samples, gen_time_s = len(network.nodes), options.n_samples, transcript.gen_time_s
     if options.time_run is not None:
-        append_run_csv(options.time_run, RunStats(n_samples, job.config.n_layer, job.context, gen_time_s))
+        append_run_csv(options.time_run, RunStats(n_samples, model.config.n_layer, context, gen_time_s))
     if options.plots:
-        csv, png = run_names(LOGS_DIR, IMAGES_DIR, n_nodes, job.name, n_samples)
+        csv, png = run_names(LOGS_DIR, IMAGES_DIR, n_nodes, model.name, n_samples)
         write_token_csv(csv, transcript.times.points)
         plot_token_times(png, {f"{n_nodes} nodes": transcript.times.points})
         print(f"Tokens over time: {csv} and {png}", file=sys.stderr)

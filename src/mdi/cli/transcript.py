@@ -4,11 +4,10 @@ import sys
 import time
 from typing import TextIO
 
+from mdi.cli.requests import Requests
 from mdi.cli.sample_records import SampleRecord, SampleWriter
 from mdi.cli.token_times import TokenTimes
-from mdi.cluster.plan import Job
-from mdi.engine.engine import Observer
-from mdi.engine.sample import Sample
+from mdi.engine.sample import Outcome, Sample
 from mdi.text.stream import TextStream
 
 
@@ -19,22 +18,20 @@ class Transcript:
     are shown whole when their turn comes.
     """
 
-    def __init__(self, job: Job, *, stream: bool, writer: SampleWriter | None, out: TextIO | None = None) -> None:
+    def __init__(
+        self, requests: Requests, *, stream: bool, writer: SampleWriter | None, out: TextIO | None = None
+    ) -> None:
         """`out` is stdout unless given; each sample is written with `writer` when it ends."""
-        self._job, self._stream, self._writer, self._out = job, stream, writer, out or sys.stdout
-        self._decoders = [TextStream(job.tokenizer, job.stops, continues=job.continues) for _ in job.prompts]
-        self._texts = [""] * len(job.prompts)
+        self._requests, self._stream, self._writer, self._out = requests, stream, writer, out or sys.stdout
+        continues = requests.is_completion
+        self._decoders = [TextStream(requests.tokenizer, continues=continues) for _ in requests.prompts]
+        self._texts = [""] * len(requests.prompts)
         self._shown: dict[int, int] = {}  # characters shown of each sample that has begun to be shown
-        self._ended = [False] * len(job.prompts)
+        self._ended = [False] * len(requests.prompts)
         self._current = 0
         self.times = TokenTimes()
         self._start_s = time.monotonic()
         self.gen_time_s = 0.0
-
-    @property
-    def observer(self) -> Observer:
-        """What the engine is to call."""
-        return Observer(self._on_token, self._on_end)
 
     @property
     def n_tokens(self) -> int:
@@ -45,25 +42,26 @@ class Transcript:
         """The generation begins now."""
         self._start_s = time.monotonic()
 
-    def _on_token(self, sample: Sample, token: int) -> None:
+    def update(self, sample: Sample, outcome: Outcome) -> None:
+        """The sink of every sample."""
+        number = sample.number
         self.gen_time_s = time.monotonic() - self._start_s
-        self.times.add(self.gen_time_s)
-        self._texts[sample.number] += self._decoders[sample.number].push(token)
-        if self._stream and sample.number == self._current:
-            self._show(sample.number)
+        self.times.add(self.gen_time_s, outcome.n_accepted)
+        self._texts[number] += self._decoders[number].push(outcome.tokens)
+        if outcome.finish_reason is not None:
+            self._texts[number] += self._decoders[number].finish()
+            self._ended[number] = True
+            self._write(sample, outcome.finish_reason)
+            self._show_ready()
+        elif self._stream and number == self._current:
+            self._show(number)
 
-    def _on_end(self, sample: Sample) -> None:
-        self._ended[sample.number] = True
-        stopped = sample.finish_reason == "stop"
-        self._texts[sample.number] += self._decoders[sample.number].finish(stopped=stopped)
-        self._write(sample, sample.finish_reason or "error")
-        self._show_ready()
-
-    def give_up(self, samples: list[Sample]) -> None:
+    def give_up(self) -> None:
         """The run broke: show and write what there is of every sample."""
-        for sample in samples:
+        for sample in self._requests.samples:
             if not self._ended[sample.number]:
-                self._texts[sample.number] += self._decoders[sample.number].finish(stopped=False)
+                decoder = self._decoders[sample.number]
+                self._texts[sample.number] += decoder.push(sample.tokens[sample.n_final :]) + decoder.finish()
                 self._ended[sample.number] = True
                 self._write(sample, "error")
                 if self._texts[sample.number]:
@@ -76,7 +74,7 @@ class Transcript:
             self._writer.write_sample(
                 SampleRecord(
                     sample=number,
-                    prompt=self._job.prompts[number],
+                    prompt=self._requests.prompts[number],
                     completion=self._texts[number],
                     prompt_tokens=len(sample.prompt),
                     tokens=sample.tokens,
@@ -97,7 +95,7 @@ class Transcript:
     def _show(self, number: int) -> None:
         text = self._texts[number]
         if number not in self._shown:
-            self._print(f"--- sample {number + 1} ---\n{self._job.prompts[number]}\n>>> ")
+            self._print(f"--- sample {number + 1} ---\n{self._requests.prompts[number]}\n>>> ")
             self._shown[number] = 0
         self._print(text[self._shown[number] :])
         self._shown[number] = len(text)

@@ -12,11 +12,9 @@ from litgpt.config import Config
 from mdi.control.status import NodeStatus
 from mdi.errors import ConfigError
 from mdi.formats import Mode
-from mdi.model.head import Ends
 from mdi.model.quant import held_bytes
 from mdi.model.shapes import ends_shapes, stage_shapes
 from mdi.model.span import Span
-from mdi.model.stage import Stage
 from mdi.model.tensors import DTYPES
 from mdi.strings import format_bytes
 
@@ -114,13 +112,6 @@ def need_of(
         config.n_embd, 2 * config.intermediate_size, (config.n_head + 2 * config.n_query_groups) * config.head_size
     )
     return Need(weights, slot, 4 * max_rows * widest * dtype.itemsize)
-
-
-def free_for_a_session(free_bytes: int | None, *held: Stage | Ends | None) -> int | None:
-    """What a node's session may take: what is free, and what the weights of the last one would give back."""
-    if free_bytes is None:
-        return None
-    return free_bytes + sum(part.weights_bytes for part in held if part is not None)
 
 
 def fit_slots(budgets: Sequence[Budget], wanted: int, *, fixed: bool) -> int:

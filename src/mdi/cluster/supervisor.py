@@ -1,22 +1,24 @@
-"""Keeps a ring formed for as long as a run lasts: mends it where it breaks, with the same nodes or with fewer.
+"""Keeps a ring formed for as long as a run lasts: forms it anew where it breaks, with the same nodes or with fewer.
 
-Here `recovery`, which decides, and `formation`, which acts, meet; and the user is told.
+Here `recovery`, which decides, and `rendezvous`, which acts, meet; and the user is told.
 """
 
+import contextlib
 import logging
+import queue
 import secrets
 import socket
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
+from mdi.checkpoint.chunks import MANIFEST_FILE, chunks_folder
+from mdi.checkpoint.folder import ModelFolder
 from mdi.checkpoint.weights import MODEL_FILE
-from mdi.cluster.budget import budgets_of, facts_of, fit_slots
-from mdi.cluster.plan import Job, Plan, can_resplit, resplit
+from mdi.cluster.plan import Member, Plan, PlanOptions, plan
 from mdi.cluster.recovery import Decision, GiveUp, GoOnWithout, Recovery, RunState
-from mdi.cluster.rendezvous import Formation, Missing, Statuses, await_members, describe
+from mdi.cluster.rendezvous import Call, PeersTimedOut, Rendezvous, Statuses, describe
 from mdi.config.network import NetworkConfig, node_name
-from mdi.config.options import StarterOptions
+from mdi.config.options import RingOptions
 from mdi.control.client import ControlClient, Unreachable
 from mdi.control.session import FIRST_EPOCH
 from mdi.control.status import NodeState, NodeStatus
@@ -32,48 +34,68 @@ from mdi.errors import (
     StorageError,
 )
 from mdi.ids import NodeId
-from mdi.net.timeouts import DEFAULT_TIMEOUTS, Timeouts
+from mdi.inbox import Inbox
+from mdi.net.timeouts import Timeouts
 from mdi.trace import NodeTimeline, Timeline
 
 log = logging.getLogger(__name__)
 
-MENDABLE = (LinkError, RemoteProtocolError, Missing)  # by another ring; anything else ends the run
+RECOVERABLE = (LinkError, RemoteProtocolError, PeersTimedOut)  # by another ring; anything else ends the run
 
 
-class RingKeeper:
+@dataclass(frozen=True)
+class Attempt:
+    """A ring that is being formed: the secondaries get ready meanwhile, each in a thread of its own."""
+
+    plan: Plan
+    model: ModelFolder  # with the chunks of the plan
+    epoch: int
+    calls: Sequence[Call[None]]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why there is no ring now, and whether a token was generated since it had been formed."""
+
+    error: MdiError
+    progressed: bool
+
+
+class RingSupervisor:
     """The ring of one run. Called from the main thread."""
 
     def __init__(
         self,
         network: NetworkConfig,
-        job: Job,
-        options: StarterOptions,
+        model: ModelFolder,
+        options: RingOptions,
+        plan_options: PlanOptions,
+        inbox: Inbox,
+        timeline: Timeline,
         *,
         wire_dtype: str,
         listener: socket.socket | None,
-        ready_stage: Callable[[Plan], None],
-        own_status: Callable[[], NodeStatus],
-        timeouts: Timeouts = DEFAULT_TIMEOUTS,
+        timeouts: Timeouts,
     ) -> None:
         """
         Args:
             listener: for the last node; None on a network of one.
-            ready_stage: has this node hold its own span of a plan, with empty slots.
-            own_status: what this node says of itself.
+
+        Raises `ConfigError` or `CheckpointError` where the split that was asked for cannot be had.
         """
-        self.ring: Ring = LocalRing()
-        self.plan = Plan(
-            tuple(map(NodeId, range(len(network.nodes)))),
-            job,
-            min(len(job.prompts), options.max_slots or len(job.prompts)),
-        )
+        self.ring: Ring = LocalRing(inbox)
         self.run, self.epoch = secrets.randbits(63), FIRST_EPOCH - 1
-        self._network, self._options, self._listener = network, options, listener
-        self._ready_stage, self._own_status = ready_stage, own_status
-        self._formation = Formation(network, options, run=self.run, wire_dtype=wire_dtype, timeouts=timeouts)
-        self._timeouts = timeouts
+        self._network, self._options, self._plan_options = network, options, plan_options
+        self._inbox, self._listener = inbox, listener
+        self._rendezvous = Rendezvous(
+            network, options, inbox, timeline, run=self.run, wire_dtype=wire_dtype, timeouts=timeouts
+        )
         self._recovery = Recovery(len(network.nodes), options.node_timeout_s)
-        self._told: set[NodeId] = set()  # secondaries of whose silence the user knows
+        self._failure: Failure | None = None
+        self._timeouts = timeouts
+        self._reported_down: set[NodeId] = set()  # secondaries that the user knows to be unresponsive
+        self.model = model
+        self.plan = plan(model, self._members({}, None), plan_options)  # nothing is known of anybody's memory yet
 
     @property
     def state(self) -> NodeState:
@@ -82,154 +104,173 @@ class RingKeeper:
 
     @property
     def n_recoveries(self) -> int:
-        """How often the ring was mended."""
+        """How often the ring was formed anew."""
         return self._recovery.n_recoveries
-
-    def form(self) -> None:
-        """Form the first ring. A node that is missing is an error: which nodes there are is the user's to say."""
-        if self._network.secondaries and not can_resplit(self.plan.job):
-            advice = "a node that is lost for good ends the run: no other can take over its layers"
-            log.warning("%s has no %s: %s", self.plan.job.folder, MODEL_FILE, advice)
-        try:
-            self.plan = self._fitted(
-                self.plan, self._formation.survey(self.plan, self._deadlines_s(), self._tell_silence)
-            )
-            self._form()
-        except MENDABLE as exc:
-            self.mend(exc, progressed=False, n_samples=0)
-        self._told.clear()
-
-    def mend(self, exc: MdiError, *, progressed: bool, n_samples: int) -> None:
-        """Form a ring that holds, in place of one that broke. Raises what ends the run where there is none.
-
-        Args:
-            progressed: whether a token has been generated since the ring was formed.
-            n_samples: how many are to be replayed, for the user.
-        """
-        while True:
-            self.ring.close()
-            self._follow(self._decide(exc, progressed), exc)
-            try:
-                self._form()
-            except MENDABLE as another:
-                exc, progressed = another, False
-                time.sleep(self._timeouts.retry_s)
-                continue
-            if n_samples:
-                for number in sorted(self._told):
-                    log.warning("%s is back: replaying %d samples", node_name(number), n_samples)
-            self._told.clear()
-            return
-
-    def dismiss(self, *, stop: bool) -> None:
-        """Tell all secondaries that the run is over: they are to stop, or to wait for the next starter."""
-        self._formation.dismiss(ControlClient.stop if stop else ControlClient.release, self._timeouts.dismiss_s)
-
-    @property
-    def timeline(self) -> Timeline:
-        """What this node did when."""
-        return self._formation.timeline
 
     def timelines(self) -> list[NodeTimeline]:
         """What all nodes did when."""
-        return self._formation.timelines(self.plan)
+        return self._rendezvous.timelines(self.plan)
+
+    @contextlib.contextmanager
+    def attempt(self, own_status: NodeStatus, n_to_replay: int = 0) -> Iterator[Attempt]:
+        """Begin to form a ring, with a new epoch. The block loads this node's part of the plan, then closes the ring.
+
+        A failure in the block that another ring may recover from ends the block, not the run: it counts when the
+        next attempt begins. Raises what ends the run where no ring can be formed any more.
+
+        Args:
+            own_status: what this node says of itself.
+            n_to_replay: samples that are sent anew, for the user.
+        """
+        if self._failure is not None:
+            self._recover(self._failure, own_status)
+        elif self.epoch < FIRST_EPOCH:
+            self._survey(own_status)
+        self.epoch += 1
+        calls = self._rendezvous.initialize(
+            self.plan, self.model, self.epoch, self._deadlines_s(), self._report_unresponsive_once
+        )
+        try:
+            yield Attempt(self.plan, self.model, self.epoch, calls)
+        except RECOVERABLE as exc:
+            self.report_failure(exc, progressed=False)
+            self._pause()
+        else:
+            for node in sorted(self._reported_down) if n_to_replay else ():
+                log.warning("%s is back: replaying %d samples", node_name(node), n_to_replay)
+            self._reported_down.clear()
+
+    def close_ring(self, attempt: Attempt) -> Ring:
+        """Wait until all members are ready, then connect them. Raises `RECOVERABLE` errors and others."""
+        self._rendezvous.await_all(attempt.calls)
+        self.ring = self._rendezvous.close_ring(attempt.plan, attempt.model, attempt.epoch, self._listener)
+        self._recovery.formed()
+        self._failure = None
+        return self.ring
+
+    def report_failure(self, error: MdiError, *, progressed: bool) -> None:
+        """The ring broke, or could not be formed. `progressed`: a token was generated since it had been formed."""
+        self.ring.close()
+        self._failure = Failure(error, progressed)
+
+    def dismiss(self, *, stop: bool) -> None:
+        """Tell all secondaries that the run is over: they are to stop, or to wait for the next starter."""
+        self._rendezvous.dismiss(ControlClient.stop if stop else ControlClient.release, self._timeouts.dismiss_s)
 
     def close(self) -> None:
         """Give up the ring."""
         self.ring.close()
 
-    def _form(self) -> None:
-        """Begin a new epoch: all members get ready side by side, then the ring is closed."""
-        plan = self.plan
-        self.epoch += 1
-        pending = self._formation.initialize(plan, self.epoch, self._deadlines_s(), self._tell_silence)
-        self._ready_stage(plan)
-        await_members(pending)
-        self.ring = self._formation.close_ring(plan, self.epoch, self._listener)
-        self._recovery.formed()
+    # ---- planning
+
+    def _survey(self, own_status: NodeStatus) -> None:
+        """Plan with what the nodes say of themselves. A node that is missing is an error: which nodes there are is
+        the user's to say.
+        """
+        if self._network.secondaries and not self._can_resplit():
+            advice = "a node that is lost for good ends the run: no other can take over its layers"
+            log.warning("%s has no %s: %s", self.model.path, MODEL_FILE, advice)
+        try:
+            statuses = self._rendezvous.wait_until_up(
+                self.plan.members[1:], self._deadlines_s(), self._report_unresponsive_once
+            )
+        except PeersTimedOut as exc:
+            self._recovery.expired(exc.nodes)
+            raise
+        self._adopt(self._members(statuses, own_status), self._plan_options)
+
+    def _can_resplit(self) -> bool:
+        """Whether the layers can be spread over one node less: from the whole model, or as chunks that lie ready."""
+        fewer = len(self.plan.members) - 1
+        return self.model.has_weights or (chunks_folder(self.model.path, fewer) / MANIFEST_FILE).is_file()
+
+    def _members(self, statuses: Statuses, own_status: NodeStatus | None) -> list[Member]:
+        nodes = self._network.nodes
+        return [Member(i, nodes[i], statuses.get(i) if i else own_status) for i in self._recovery.members]
+
+    def _adopt(self, members: Sequence[Member], options: PlanOptions) -> None:
+        """Plan for these members, and write the chunks that the plan needs."""
+        new_plan = plan(self.model, members, options)
+        model = self.model.with_chunks(list(new_plan.spans), options.quantize)
+        if len(members) > 1 and len(members) < len(self._network.nodes) and len(members) not in model.manifests:
+            raise CheckpointError(f"{model.path}: without {MODEL_FILE} its layers cannot be spread anew")
+        if new_plan.n_slots < options.n_slots:
+            log.warning("memory allows %d samples in the ring at once; the others wait", new_plan.n_slots)
+        self.plan, self.model = new_plan, model
 
     def _deadlines_s(self) -> dict[NodeId, float]:
         now_s = self._timeouts.clock()
-        return {number: self._recovery.deadline_s(number, now_s) for number in self.plan.members}
+        return {node: self._recovery.deadline_s(node, now_s) for node in self.plan.members}
 
-    def _fitted(self, plan: Plan, statuses: Statuses) -> Plan:
-        """The plan with as many slots as the members have memory for.
+    # ---- recovery
 
-        Raises `ConfigError` with the numbers where not even one fits, or not as many as the user asked for.
-        """
-        options, job = self._options, plan.job
-        stored = job.manifest.quantization if job.manifest else "none"
-        nodes = [
-            facts_of(
-                node_name(number),
-                self._network.nodes[number].host,
-                statuses.get(number) if number else self._own_status(),
-                stored,
-                options.quantize,
-            )
-            for number in plan.members
-        ]
-        budgets = budgets_of(nodes, job.config, job.spans, context=job.context, max_rows=options.max_batch_tokens)
-        n_slots = fit_slots(budgets, plan.n_slots, fixed=options.max_slots is not None)
-        if n_slots < plan.n_slots:
-            log.warning("memory allows %d samples in the ring at once; the others wait", n_slots)
-        return replace(plan, n_slots=n_slots)
+    def _recover(self, failure: Failure, own_status: NodeStatus) -> None:
+        """Decide how to go on after a failure, and plan for it. Raises what ends the run."""
+        match self._decide(failure):
+            case GoOnWithout(nodes, why):
+                self._plan_without(nodes, why, own_status)
+            case GiveUp() if isinstance(failure.error, PeersTimedOut):
+                raise failure.error
+            case GiveUp(why):
+                states = describe(self._rendezvous.statuses(self.plan.members[1:]))
+                raise RingBroken(f"{failure.error}; {why}; {states}") from failure.error
 
-    def _decide(self, exc: MdiError, progressed: bool) -> Decision:
-        if isinstance(exc, Missing):
-            return self._recovery.expired(exc.nodes)
-        statuses = self._formation.statuses(self.plan)
-        silent = [number for number, status in statuses.items() if status is None]
+    def _decide(self, failure: Failure) -> Decision:
+        error = failure.error
+        if isinstance(error, PeersTimedOut):
+            return self._recovery.expired(error.nodes)
+        statuses = self._rendezvous.statuses(self.plan.members[1:])
+        silent = [node for node, status in statuses.items() if status is None]
         decision = self._recovery.broke(
-            self._timeouts.clock(), silent=silent, suspect=self._suspect(exc, statuses), progressed=progressed
+            self._timeouts.clock(), silent=silent, suspect=self._suspect(error, statuses), progressed=failure.progressed
         )
-        for number in set(silent).intersection(self._recovery.members):  # the others are left out
-            self._tell_silence(number, exc)
+        for node in set(silent).intersection(self._recovery.members):  # the others are left out
+            self._report_unresponsive_once(node, error)
         if not silent:
-            log.warning("the ring broke: %s; forming it anew", exc)
+            log.warning("the ring broke: %s; forming it anew", error)
         return decision
 
-    def _suspect(self, exc: MdiError, statuses: Statuses) -> NodeId | None:
-        """Where a ring did not close, the first node that its predecessor did not reach; else whom the others lost."""
-        for number, status in statuses.items():
+    def _suspect(self, error: MdiError, statuses: Statuses) -> NodeId | None:
+        """Where a ring did not close, the first node that its predecessor did not reach; else whom the others lost.
+
+        A secondary stays "ready" until its predecessor has connected to it. So the first one that still is marks the
+        gap, whatever error travelled back from behind it.
+        """
+        for node, status in statuses.items():
             if status is not None and status.state is NodeState.READY:
-                return number
-        rank = exc.rank if isinstance(exc, RingBroken) else None
+                return node
+        rank = error.rank if isinstance(error, RingBroken) else None
         return None if rank is None else self.plan.members[rank]
 
-    def _follow(self, decision: Decision, exc: MdiError) -> None:
-        match decision:
-            case GoOnWithout(nodes, why):
-                self._plan_without(nodes, why)
-            case GiveUp() if isinstance(exc, Missing):
-                raise exc
-            case GiveUp(why):
-                raise RingBroken(f"{exc}; {why}; {describe(self._formation.statuses(self.plan))}") from exc
-
-    def _plan_without(self, nodes: Sequence[NodeId], why: str) -> None:
+    def _plan_without(self, nodes: Sequence[NodeId], why: str, own_status: NodeStatus) -> None:
         """Adopt a plan in which the remaining nodes take over."""
-        names, members = ", ".join(map(node_name, nodes)), self._recovery.members
-        rest = NetworkConfig(self._network.starter, tuple(self._network.nodes[number] for number in members[1:]))
+        names = ", ".join(map(node_name, nodes))
         try:
-            plan = Plan(members, resplit(self.plan.job, rest, self._options), self.plan.n_slots)
-            self.plan = self._fitted(plan, self._formation.statuses(plan))
-        except (CheckpointError, StorageError, ConfigError) as impossible:
+            statuses = self._rendezvous.statuses(self._recovery.members[1:])
+            options = replace(self._plan_options, split="auto", n_slots=self.plan.n_slots)
+            self._adopt(self._members(statuses, own_status), options)
+        except (CheckpointError, ConfigError, StorageError) as impossible:
             self._recovery.give_up()
             raise RingBroken(f"{names} {why}, and no other node can take over: {impossible}") from impossible
-        self._told.difference_update(nodes)
-        self._formation.let_go(nodes)
-        log.warning("going on without %s, which %s: layers %s", names, why, plan)
+        self._reported_down.difference_update(nodes)
+        self._rendezvous.drop_members(nodes)
+        log.warning("going on without %s, which %s: layers %s", names, why, self.plan)
 
-    def _tell_silence(self, number: NodeId, exc: MdiError) -> None:
-        """Say once that a node does not answer. Also called from the threads that call the nodes."""
-        if number in self._told:
+    def _pause(self) -> None:
+        """Between two attempts, so that a ring which fails at once is not formed in a busy loop."""
+        with contextlib.suppress(queue.Empty):
+            self._inbox.wait_for(timeout_s=self._timeouts.retry_s)
+
+    def _report_unresponsive_once(self, node: NodeId, error: MdiError) -> None:
+        """Also called from the threads that call the nodes."""
+        if node in self._reported_down:
             return
-        self._told.add(number)
-        node, name = self._network.nodes[number], node_name(number)
-        who = f"{name} ({node.addr}:{node.port_in})"
+        self._reported_down.add(node)
+        config, name = self._network.nodes[node], node_name(node)
+        who = f"{name} ({config.addr}:{config.port_in})"
         if self._recovery.state is RunState.STARTING:
-            reason = "" if isinstance(exc, Unreachable) else f": {exc}"
-            log.warning("waiting for %s at %s%s", name, self._formation.clients[number].url, reason)
+            reason = "" if isinstance(error, Unreachable) else f": {error}"
+            log.warning("waiting for %s at %s%s", name, self._rendezvous.clients[node].url, reason)
         else:
-            reason = exc.reason if isinstance(exc, RingError) and exc.peer == name else str(exc)
+            reason = error.reason if isinstance(error, RingError) and error.peer == name else str(error)
             log.warning("%s is lost: %s; waiting up to %g s for it", who, reason, self._options.node_timeout_s)

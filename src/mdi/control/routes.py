@@ -12,6 +12,7 @@ Bodies are JSON, but for the chunk's bytes. An error has the body {"error": reas
 Which clients are authorized is decided before, in `mdi.control.auth`.
 """
 
+import contextlib
 import html
 import json
 import logging
@@ -164,6 +165,7 @@ class _Routes:
         try:
             spec = SessionSpec.from_json(_read_json())
             answer = self._node.request_init(spec)
+            self._raise_if_refused(answer)
         except NodeBusy as exc:
             raise cherrypy.HTTPError(409, str(exc)) from exc
         except ControlError as exc:
@@ -171,6 +173,16 @@ class _Routes:
         cherrypy.response.headers["Content-Type"] = "application/json"
         cherrypy.request.wsgi_environ[STREAMED] = True
         return self._wait_for(answer)
+
+    def _raise_if_refused(self, answer: "Future[InitAnswer]") -> None:
+        """Give the node a moment to refuse the session, so that the refusal has a status of its own; raises `NodeBusy`.
+
+        A node that is loading weights takes longer to decide. By then the status line was sent, and the body tells.
+        """
+        with contextlib.suppress(FutureTimeout):
+            error = answer.exception(timeout=self._timeouts.heartbeat_s)
+            if isinstance(error, NodeBusy):
+                raise error
 
     def _wait_for(self, answer: "Future[InitAnswer]") -> Iterator[bytes]:
         """Blanks while the node is loading, then the JSON answer.

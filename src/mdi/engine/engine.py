@@ -1,68 +1,128 @@
-"""The starter's loop: fill the ring, choose tokens from what returns, feed them back.
+"""The loop that generates tokens: fill the ring, choose tokens from what returns, feed them back.
 
-The loop does not know whether the ring is a link to other machines or the starter alone.
+The loop knows neither whether the ring is made of links or of this node alone, nor whether the samples are all
+there at the start or come one by one.
 """
 
-from collections.abc import Callable, Sequence
+import queue
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from mdi.engine.ring import Ring
-from mdi.engine.sample import Sample
-from mdi.engine.sampler import Sampling, choose
-from mdi.engine.scheduler import Scheduler
-from mdi.model.head import Ends
-from mdi.model.stage import Stage
-from mdi.segments import Release
+from mdi.engine.ring import LocalRing, Ring
+from mdi.engine.sample import Outcome, Sample
+from mdi.engine.sampler import choose
+from mdi.engine.scheduler import Batch, Scheduler
+from mdi.errors import RingBroken
+from mdi.inbox import Inbox, Stopped, StopRequested
+from mdi.model.runner import StageRunner
+from mdi.segments import Release, Segment
 from mdi.trace import Timeline
+
+STEP_TIMEOUT_S = 600.0  # a ring whose nodes all ping but that returns nothing for so long is stuck
 
 
 @dataclass(frozen=True)
-class Observer:
-    """Whom to tell about each token (before it is known to end its sample) and each finished sample."""
+class AddRequested:
+    """A sample is to be generated; posted by any thread."""
 
-    on_token: Callable[[Sample, int], None]
-    on_end: Callable[[Sample], None]
+    sample: Sample
 
 
-def generate(
-    ring: Ring,
-    stage: Stage,
-    ends: Ends,
-    scheduler: Scheduler,
-    sampling: Sampling,
-    generators: Sequence[torch.Generator],
-    observer: Observer,
-    timeline: Timeline,
-) -> None:
-    """Run every sample of `scheduler` to its end.
+@dataclass(frozen=True)
+class CancelRequested:
+    """Nobody wants a sample any more; posted by any thread."""
 
-    Where the ring breaks, a call with another ring and the same `generators` goes on from what the scheduler
-    knows: a number is drawn only for a token that is accepted at once.
+    sample: Sample
 
-    Args:
-        generators: one for each sample, by number.
+
+class Engine:
+    """Generates samples on a ring. Called only from the compute thread; other threads post to its inbox."""
+
+    def __init__(self, scheduler: Scheduler, runner: StageRunner, inbox: Inbox, timeline: Timeline) -> None:
+        self.scheduler = scheduler
+        self._runner, self._inbox, self._timeline = runner, inbox, timeline
+        self._ring: Ring = LocalRing(inbox)
+
+    @property
+    def has_unfinished(self) -> bool:
+        """Whether there is anything to be generated."""
+        return self.scheduler.has_unfinished
+
+    def begin(self, ring: Ring, n_nodes: int, n_slots: int) -> None:
+        """Go on with a ring whose slots are empty: samples that were in flight are sent anew."""
+        self._ring = ring
+        self.scheduler.requeue_all(n_nodes, n_slots)
+
+    def add(self, sample: Sample) -> None:
+        """Queue a sample; see `Scheduler.add`."""
+        self.scheduler.add(sample)
+
+    def cancel(self, sample: Sample) -> None:
+        """End a sample in any phase of its life, and tell its sink. Nothing happens where it has ended."""
+        if (outcome := self.scheduler.cancel(sample)) is not None:
+            self._apply(sample, outcome)
+
+    def step(self) -> None:
+        """Send what can be sent, then handle one event: rows that return, or a request.
+
+        Where the ring breaks, `begin` with another ring lets the samples go on: a number is drawn only for a token
+        that is accepted at once, so a replay changes no text. Raises `RingBroken`, and `Stopped` on a stop request.
+        """
+        while (batch := self.scheduler.schedule()) is not None:
+            self._ring.send(batch.segments, self._forward(batch))
+        match event := self._next_event():
+            case AddRequested(sample):
+                self.add(sample)
+            case CancelRequested(sample):
+                self.cancel(sample)
+            case StopRequested():
+                raise Stopped
+            case _ if (returned := self._ring.receive(event)) is not None:
+                self._complete(returned.segments, returned.rows)
+
+    def _forward(self, batch: Batch) -> torch.Tensor:
+        """The batch's rows (N, C) after the starter's stage."""
+        for fork in batch.forks:
+            self._runner.fork(fork)
+            self._ring.control(fork)
+        with self._timeline.during("compute", len(batch.ids)):
+            return self._runner.forward(self._runner.embed(batch.ids, batch.positions), batch.segments)
+
+    def _next_event(self) -> object:
+        is_waiting = self.scheduler.n_in_flight > 0
+        try:
+            with self._timeline.during("idle"):
+                return self._inbox.get(STEP_TIMEOUT_S if is_waiting else None)
+        except queue.Empty as exc:
+            raise RingBroken(f"the ring returned nothing for {STEP_TIMEOUT_S:g} s, though it is alive") from exc
+
+    def _complete(self, segments: Sequence[Segment], rows: torch.Tensor) -> None:
+        returned = self.scheduler.complete(segments)
+        if not returned:
+            return
+        with self._timeline.during("compute", len(rows)):
+            logits = self._runner.logits(rows)
+            for sample, part in returned:
+                self._apply(sample, self.scheduler.accept(sample, choose_tokens(logits[part], sample)))
+
+    def _apply(self, sample: Sample, outcome: Outcome) -> None:
+        if outcome.freed_slot is not None:
+            self._runner.release(outcome.freed_slot)
+            self._ring.control(Release(outcome.freed_slot))
+        sample.sink(sample, outcome)
+
+
+def choose_tokens(logits: torch.Tensor, sample: Sample) -> list[int]:
+    """The tokens that follow from the last rows of a sample: logits (1 + length of its draft, vocabulary).
+
+    Row i is the choice after i right guesses, so it counts only while each guess before it is the token chosen
+    (speculative decoding by exact match, arXiv 2211.17192, with one draw for each token).
     """
-    while not scheduler.done:
-        while (step := scheduler.next_step()) is not None:
-            for fork in step.forks:
-                stage.fork(fork.source, fork.target, fork.n)
-                ring.control(fork)
-            with timeline.during("compute", len(step.ids)):
-                hidden = stage.forward(ends.embed(step.ids), step.segments)
-            ring.send(step.segments, hidden)
-        with timeline.during("idle"):
-            segments, rows = ring.receive()
-        samples = scheduler.returned(segments)
-        if not samples:
-            continue
-        with timeline.during("compute", len(samples)):
-            for sample, logits in zip(samples, ends.logits(rows), strict=True):
-                token = choose(logits, sampling, generators[sample.number])
-                observer.on_token(sample, token)
-                freed_slot = scheduler.accept(sample, token)
-                if freed_slot is not None:
-                    stage.release(freed_slot)
-                    ring.control(Release(freed_slot))
-                    observer.on_end(sample)
+    tokens: list[int] = []
+    for row, guess in zip(logits, [*sample.draft, None], strict=True):
+        tokens.append(choose(row, sample.params, sample.generator))
+        if tokens[-1] != guess:
+            break
+    return tokens

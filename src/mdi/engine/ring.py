@@ -1,130 +1,145 @@
 """The way from the starter's stage through all other nodes and back: links to other machines, or this node alone."""
 
 import queue
-from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NoReturn, Protocol
 
 import torch
 
 from mdi.errors import LinkError, RemoteProtocolError, RingBroken
 from mdi.ids import Rank
+from mdi.inbox import Inbox
 from mdi.model.stage import kept_rows
 from mdi.model.tensors import from_buffer, to_buffer
-from mdi.ring.link import Link, LinkDown, LinkEvent, PredecessorConnected, Received
+from mdi.ring.link import Link, LinkDown, PredecessorConnected, Received
 from mdi.ring.messages import Activation, Fault, Goodbye
 from mdi.segments import Fork, Release, Segment
 
-STEP_TIMEOUT_S = 600.0  # a ring whose nodes all ping but that returns nothing for so long is stuck
+GOODBYE_TIMEOUT_S = 60.0  # for one last trip round the ring, behind whatever still travels
 
-Returned = tuple[Sequence[Segment], torch.Tensor]
+
+@dataclass(frozen=True)
+class Returned:
+    """A message is back from its trip: its segments, and the rows (K, C) that each of them keeps."""
+
+    segments: tuple[Segment, ...]
+    rows: torch.Tensor
 
 
 class Ring(Protocol):
-    """The way from the starter's stage through all other nodes and back."""
+    """What the engine sends batches into. What comes back, and whatever breaks the ring, arrives in the inbox."""
 
     def send(self, segments: tuple[Segment, ...], rows: torch.Tensor) -> None:
         """Send a message: hidden states (N, C) after the starter's stage."""
 
-    def receive(self) -> Returned:
-        """Wait for the next message to return: its segments and the kept rows (K, C)."""
+    def receive(self, event: object) -> Returned | None:
+        """What an event of the inbox returns to the starter; None where it returns no rows.
+
+        Raises `RingBroken` where the event says that the ring cannot go on.
+        """
 
     def control(self, message: Release | Fork) -> None:
         """Have the other nodes free or copy a slot, in order with the messages."""
 
-    def say_goodbye(self) -> None:
+    def close_gracefully(self) -> None:
         """End the session as planned."""
 
     def close(self) -> None:
-        """Give up whatever still travels. Idempotent."""
+        """Give up whatever is still in flight. Idempotent."""
 
 
 class LocalRing:
     """A ring of one node."""
 
-    def __init__(self) -> None:
-        self._messages: deque[Returned] = deque()
+    def __init__(self, inbox: Inbox) -> None:
+        self._inbox = inbox
 
     def send(self, segments: tuple[Segment, ...], rows: torch.Tensor) -> None:
-        self._messages.append((segments, kept_rows(rows, segments)))
+        self._inbox.post(Returned(segments, kept_rows(rows, segments)))
 
-    def receive(self) -> Returned:
-        return self._messages.popleft()
+    def receive(self, event: object) -> Returned | None:
+        return event if isinstance(event, Returned) else None
 
     def control(self, message: Release | Fork) -> None:
         pass
 
-    def say_goodbye(self) -> None:
+    def close_gracefully(self) -> None:
         pass
 
     def close(self) -> None:
-        self._messages.clear()
+        pass
 
 
 class LinkRing:
     """A ring of several nodes, for one session. Whatever breaks it is raised as `RingBroken`."""
 
-    def __init__(self, link: Link, inbox: "queue.Queue[LinkEvent]", names: Sequence[str]) -> None:
+    def __init__(self, link: Link, inbox: Inbox, names: Sequence[str]) -> None:
         """
         Args:
             inbox: where everything that happens on `link` arrives.
-            names: what the nodes are called, in ring order.
+            names: what the nodes are called, by rank.
         """
         self._link, self._inbox, self._names = link, inbox, names
 
     def connect(self, timeout_s: float) -> None:
-        """Call the next node, which calls the one after it, and so on until the last one calls us."""
+        """Connect to the successor, which connects to its own, and so on until the last node connects to us."""
         self._link.accept()
         self._link.connect()
-        try:
-            event = self._inbox.get(timeout=timeout_s)
-        except queue.Empty as exc:
-            raise RingBroken("the ring did not close") from exc
-        match event:
+        match self._next_link_event(timeout_s, "the ring did not close"):
             case PredecessorConnected():
                 return
             case LinkDown() as down:
                 self._break(down)
-        raise AssertionError(f"{event} before the ring closed")
+        raise AssertionError("a message before the ring closed")
 
     def send(self, segments: tuple[Segment, ...], rows: torch.Tensor) -> None:
         self._link.send(Activation(segments, to_buffer(rows, self._link.session.wire_dtype)))
 
-    def receive(self) -> Returned:
-        while isinstance(message := self._next_message(), Release | Fork):
-            pass  # our own, back from its trip round the ring
-        if not isinstance(message, Activation):
-            raise RingBroken(f"{type(message).__name__} while samples travel")
+    def receive(self, event: object) -> Returned | None:
+        match event:
+            case Received(link, message) if link is self._link:
+                return self._returned(message)
+            case LinkDown(link) if link is self._link:
+                self._break(event)
+        return None  # of an earlier link: nothing to this session
+
+    def _returned(self, message: object) -> Returned | None:
         session = self._link.session
-        return message.segments, from_buffer(message.data, session.wire_dtype, session.n_embd)
+        match message:
+            case Activation(segments, data):
+                return Returned(segments, from_buffer(data, session.wire_dtype, session.n_embd))
+            case Release() | Fork():  # our own, back from its trip round the ring
+                return None
+            case Fault(sent_rank, reason):
+                rank = Rank(sent_rank % len(self._names))
+                name = self._names[rank]
+                raise RingBroken(f"{name} is lost: {reason}", rank, peer=name, reason=reason)
+        raise RingBroken(f"{type(message).__name__} while samples are in flight")
 
     def control(self, message: Release | Fork) -> None:
         self._link.send(message)
 
-    def say_goodbye(self) -> None:
+    def close_gracefully(self) -> None:
         """End the session as planned: the goodbye goes round the ring and comes back."""
         self._link.send(Goodbye())
-        while not isinstance(self._next_message(), Goodbye):
-            pass
+        while True:
+            event = self._next_link_event(GOODBYE_TIMEOUT_S, "the goodbye did not come back")
+            if isinstance(event, Received) and isinstance(event.message, Goodbye):
+                return
+            self.receive(event)
 
     def close(self) -> None:
         self._link.close()
 
-    def _next_message(self) -> object:
+    def _next_link_event(self, timeout_s: float, otherwise: str) -> object:
         try:
-            event = self._inbox.get(timeout=STEP_TIMEOUT_S)
+            while True:
+                event = self._inbox.wait_for(PredecessorConnected, Received, LinkDown, timeout_s=timeout_s)
+                if getattr(event, "link", None) is self._link:
+                    return event
         except queue.Empty as exc:
-            raise RingBroken(f"the ring returned nothing for {STEP_TIMEOUT_S:g} s, though it is alive") from exc
-        match event:
-            case Received(_, Fault(rank, reason)):
-                rank = Rank(rank % len(self._names))
-                name = self._names[rank]
-                raise RingBroken(f"{name} is lost: {reason}", rank, peer=name, reason=reason)
-            case Received(_, Activation() | Release() | Fork() | Goodbye() as message):
-                return message
-            case LinkDown() as down:
-                self._break(down)
-        raise RingBroken(f"unexpected on the ring: {event}")
+            raise RingBroken(otherwise) from exc
 
     def _break(self, down: LinkDown) -> NoReturn:
         error = down.error

@@ -1,28 +1,75 @@
-"""A prompt and its continuation."""
+"""A prompt and its continuation, with everything that decides how it is generated. No tensors."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-FinishReason = Literal["stop", "length"]
+from mdi.errors import ConfigError
+from mdi.text.stops import StopSequences
+
+if TYPE_CHECKING:  # the scheduler passes the generator on without looking at it
+    import torch
+
+FinishReason = Literal["stop", "length", "abort"]
 
 
-@dataclass
+@dataclass(frozen=True)
+class SamplingParams:
+    """How one sample is generated. Temperature 0 is greedy; top_k 0 and top_p 1 keep every token."""
+
+    max_tokens: int
+    stops: StopSequences = ()  # token sequences that end the sample and do not belong to it
+    temperature: float = 0.8
+    top_k: int = 200
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one step brought a sample."""
+
+    tokens: tuple[int, ...]  # final now: they belong to the sample, whatever comes next
+    n_accepted: int  # tokens chosen in this step, those included that a stop sequence took away
+    finish_reason: FinishReason | None = None
+    freed_slot: int | None = None  # the slot to release on every node
+
+
+Sink = Callable[["Sample", Outcome], None]
+
+
+def discard(sample: "Sample", outcome: Outcome) -> None:
+    """The sink of a sample that nobody listens to."""
+
+
+@dataclass(eq=False)
 class Sample:
-    """A prompt and its continuation."""
+    """One prompt on its way through the engine. `Scheduler` owns all fields but the first five."""
 
-    number: int
-    prompt: tuple[int, ...]
+    number: int  # names the sample for its owner
+    prompt: tuple[int, ...]  # token ids
+    params: SamplingParams
+    generator: "torch.Generator | None" = None  # yields one number for each token; outlives any ring
+    sink: Sink = discard
+    draft: Sequence[int] = ()  # guesses of the next tokens, to be verified in one message (speculative decoding)
     tokens: list[int] = field(default_factory=list)  # generated so far, without a stop sequence at the end
+    n_final: int = 0  # of `tokens`, those that the sink has
     finish_reason: FinishReason | None = None
     slot: int | None = None
-    sent: int = 0  # positions that have entered the ring
+    n_sent: int = 0  # positions that have entered the ring
+
+    def __post_init__(self) -> None:
+        if not self.prompt:
+            raise ConfigError("a sample needs at least one token to begin with")
 
     @property
-    def known(self) -> int:
+    def n_known(self) -> int:
         """Positions whose token is known."""
         return len(self.prompt) + len(self.tokens)
 
     def ids(self, start: int, stop: int) -> list[int]:
-        """The token ids of the positions `start <= p < stop`."""
+        """The token ids of the positions `start <= p < stop`; those of the draft follow the known ones."""
         n_prompt = len(self.prompt)
-        return [*self.prompt[start:stop], *self.tokens[max(0, start - n_prompt) : max(0, stop - n_prompt)]]
+        if stop <= n_prompt:
+            return list(self.prompt[start:stop])
+        continuation = [*self.tokens, *self.draft] if self.draft else self.tokens
+        return [*self.prompt[start:], *continuation[max(0, start - n_prompt) : stop - n_prompt]]

@@ -2,20 +2,11 @@
 
 import hashlib
 import math
-from dataclasses import dataclass
 
 import torch
 
-from mdi.errors import NumericsError
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How a token is chosen. Temperature 0 is greedy; top_k 0 and top_p 1 keep every token."""
-
-    temperature: float = 0.8
-    top_k: int = 200
-    top_p: float = 1.0
+from mdi.engine.sample import SamplingParams
+from mdi.errors import CheckpointError
 
 
 def generator_for(seed: int, sample: int) -> torch.Generator:
@@ -24,31 +15,31 @@ def generator_for(seed: int, sample: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
 
 
-def choose(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> int:
+def choose(logits: torch.Tensor, params: SamplingParams, generator: torch.Generator | None) -> int:
     """Choose a token from `logits` (vocabulary) on the CPU; uses one draw, or none when greedy.
 
     The draw is turned into a token by the inverse of the cumulative distribution in the order of the
     token ids, not of the probabilities: so rounding that lets two near-equal tokens swap ranks does
-    not change the text. Raises `NumericsError` where the logits are no numbers.
+    not change the text. Raises `CheckpointError` where the logits are no numbers.
     """
-    if sampling.temperature == 0:
+    if params.temperature == 0:
         best, token = logits.max(dim=0)
-        _refuse_nonsense(best)
+        _check_finite(best)
         return int(token)
-    kept, ids = _largest(logits, sampling.top_k)
-    best = _refuse_nonsense(kept.max())
-    probabilities = torch.softmax((kept.double() - best) / sampling.temperature, dim=0)  # no overflow at a tiny one
-    if sampling.top_p < 1:
-        probabilities = _nucleus(probabilities, sampling.top_p)
+    kept, ids = _largest(logits, params.top_k)
+    best = _check_finite(kept.max())
+    probabilities = torch.softmax((kept.double() - best) / params.temperature, dim=0)  # no overflow at a tiny one
+    if params.top_p < 1:
+        probabilities = _nucleus(probabilities, params.top_p)
     cumulative = probabilities.cumsum(0)
     draw = torch.rand((), dtype=torch.float64, generator=generator) * cumulative[-1]
     return int(ids[torch.searchsorted(cumulative, draw, right=True).clamp_max(len(ids) - 1)])
 
 
-def _refuse_nonsense(best: torch.Tensor) -> torch.Tensor:
+def _check_finite(best: torch.Tensor) -> torch.Tensor:
     """The largest logit, which is NaN where any is."""
     if not math.isfinite(best):
-        raise NumericsError("the model computes no numbers (NaN or infinity): try --dtype float32 on all nodes")
+        raise CheckpointError("the model computes no numbers (NaN or infinity): try --dtype float32 on all nodes")
     return best
 
 

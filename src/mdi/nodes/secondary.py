@@ -1,52 +1,51 @@
-"""The loop of a secondary: wait for a starter, load a span, pass messages through it, wait again.
+"""A secondary: wait for a starter, load a span, pass messages through it, wait again.
 
-Ring messages, control requests and faults all arrive in one inbox; the main thread handles them one
-by one, so everything below runs on it, but for the few methods that HTTP threads call.
+Everything that happens arrives in one inbox, and the main thread handles it. HTTP threads only post and wait.
 """
 
 import logging
 import queue
+import threading
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
 from mdi import __version__
 from mdi.checkpoint.cache import ChunkCache
-from mdi.checkpoint.config import config_from_dict, config_to_dict
-from mdi.cluster.budget import free_for_a_session
+from mdi.checkpoint.config import config_from_dict
 from mdi.config.network import NodeConfig
 from mdi.control.client import ControlClient
 from mdi.control.protocol import NodeBusy
 from mdi.control.routes import ControlServer
 from mdi.control.session import SessionSpec
-from mdi.control.status import InitAnswer, NeedsChunk, NodeState, Ready, SecondaryStatus
+from mdi.control.status import InitAnswer, NeedsChunk, Ready, SecondaryStatus
 from mdi.errors import ControlError, MdiError, RingError
 from mdi.formats import Mode
 from mdi.ids import Rank
-from mdi.model.build import Placement
+from mdi.inbox import Inbox, StopRequested
 from mdi.model.devices import free_memory_bytes, peak_memory_bytes, pick_device, pick_dtype, share_threads
-from mdi.model.quant import mode_of, resolve
-from mdi.model.stage import Stage, kept_rows
+from mdi.model.runner import StageRunner, StageSpec
+from mdi.model.stage import kept_rows
 from mdi.model.tensors import dtype_name, from_buffer, to_buffer
 from mdi.net.access import Access
 from mdi.net.sockets import Peer, listen
 from mdi.net.timeouts import DEFAULT_TIMEOUTS, Timeouts
+from mdi.nodes.session_state import Action, Admit, AskStarter, Event, Phase, Refuse, Session, admission, busy_with
 from mdi.nodes.sources import WeightSources
-from mdi.ring.link import Link, LinkDown, LinkEvent, PredecessorConnected, Received
+from mdi.ring.link import Link, LinkDown, PredecessorConnected, Received
 from mdi.ring.messages import Activation, Fault, Goodbye, Message
-from mdi.segments import Fork, Release, Segment
+from mdi.segments import Fork, Release
 from mdi.strings import one_line
 from mdi.trace import Timeline
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class InitRequested:
     """A starter wants this node in its session."""
 
     spec: SessionSpec
-    replaces: int | None  # run that the node served when the request was let in
     answer: "Future[InitAnswer]"
 
 
@@ -57,18 +56,17 @@ class ReleaseRequested:
     run: int
 
 
-@dataclass(frozen=True)
-class StopRequested:
-    """The node is to end, unless it serves another run than `run` by now."""
+@dataclass(frozen=True, eq=False)
+class StarterAnswered:
+    """Whether the starter of a session still works on it, asked because of a request or for want of news."""
 
-    run: int | None
-
-
-Event = LinkEvent | InitRequested | ReleaseRequested | StopRequested
+    spec: SessionSpec
+    is_wanted: bool
+    because_of: InitRequested | None
 
 
 class Secondary:
-    """One secondary node. Use it as a context: ports are bound on entry, everything is closed on exit."""
+    """One secondary node. Use it as a context: ports are bound on creation, everything is closed on exit."""
 
     def __init__(
         self,
@@ -83,19 +81,14 @@ class Secondary:
     ) -> None:
         """Raises `ConfigError` where a port is taken or the device is not there."""
         self.config = config
-        self._sources = sources
-        self._device = pick_device(device or config.device)
-        self._dtype = pick_dtype(dtype, self._device)
-        self._quantize, self._compile, self._timeouts = quantize, compile_stage, timeouts
-        self._inbox: queue.Queue[Event] = queue.Queue()  # bounded by what the scheduler lets travel
+        self._sources, self._quantize, self._timeouts = sources, quantize, timeouts
+        torch_device = pick_device(device or config.device)
+        self._runner = StageRunner(torch_device, pick_dtype(dtype, torch_device), compile_stage=compile_stage)
+        self._inbox = Inbox()
         self._timeline = Timeline()
-        self._spec: SessionSpec | None = None
-        self._last_spec: SessionSpec | None = None  # of the session that this node was in last
-        self._broke = False  # whether that session broke: its starter is about to begin another one
+        self._session = Session()
         self._link: Link | None = None
-        self._stage: Stage | None = None
-        self._stage_of: tuple[object, ...] = ()  # what the stage was loaded for
-        self._state = NodeState.IDLE
+        self._n_refusals = 0  # in a row, by a starter that was asked whether it wants this node
         self._n_messages = 0
         self._last_error = ""
         self._listener = listen(config.addr, config.port_in)
@@ -110,10 +103,11 @@ class Secondary:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: object) -> None:
-        if self._state is NodeState.RUNNING and self._spec is not None:
-            failed = isinstance(exc, Exception)
-            self._report_fault(self._spec.rank, f"it failed: {one_line(exc)}" if exc and failed else "it was stopped")
-        self._end_session(drain_s=self._timeouts.stop_drain_s)
+        if self._session.phase is Phase.RUNNING and self._session.spec is not None and self._link is not None:
+            reason = f"it failed: {one_line(exc)}" if isinstance(exc, Exception) else "it was stopped"
+            self._link.send(Fault(self._session.spec.rank, reason))
+        self._drop_link(self._timeouts.stop_drain_s)
+        self._runner.free()
         self._control.close()
         self._listener.close()
 
@@ -127,6 +121,11 @@ class Secondary:
         """The HTTP port in use."""
         return self._control.port
 
+    @property
+    def slots(self) -> tuple[int, int]:
+        """The number of slots that have memory, and the positions of each."""
+        return self._runner.slots
+
     # ---- called from HTTP threads
 
     @property
@@ -134,12 +133,14 @@ class Secondary:
         return self._sources.cache
 
     def status(self) -> SecondaryStatus:
-        spec = self._spec
+        session, runner = self._session, self._runner
+        spec = session.current
+        free_bytes = free_memory_bytes(runner.device)
         return SecondaryStatus(
             version=__version__,
-            state=self._state,
-            device=str(self._device),
-            dtype=dtype_name(self._dtype),
+            state=session.phase.state,
+            device=str(runner.device),
+            dtype=dtype_name(runner.dtype),
             quantize=self._quantize,
             starter=f"{spec.starter.addr}:{spec.starter.port}" if spec else None,
             run=spec.run if spec else None,
@@ -151,209 +152,232 @@ class Secondary:
             messages=self._n_messages,
             last_error=self._last_error,
             peak_memory_bytes=peak_memory_bytes(),
-            free_memory_bytes=free_for_a_session(free_memory_bytes(self._device), self._stage),
+            # what is free, and what the weights of the last session would give back
+            free_memory_bytes=None if free_bytes is None else free_bytes + runner.weights_bytes,
         )
 
     def request_init(self, spec: SessionSpec) -> "Future[InitAnswer]":
-        """Raises `NodeBusy` while another run is served, unless its ring waits to be closed and its starter is gone."""
-        serving = self._spec or (self._last_spec if self._broke else None)
-        if (
-            serving is not None
-            and serving.run != spec.run
-            and (self._is_at_work or _wants(serving, self.config.access, self._timeouts))
-        ):
-            starter = f"{serving.starter.addr}:{serving.starter.port}"
-            raise NodeBusy(f"already serves the starter at {starter} with {serving.model} (run {serving.run})")
+        """The answer comes when the node is ready; it is the error `NodeBusy` where the session is not let in."""
         answer: Future[InitAnswer] = Future()
-        self._inbox.put_nowait(InitRequested(spec, serving.run if serving else None, answer))
+        self._inbox.post(InitRequested(spec, answer))
         return answer
-
-    @property
-    def _is_at_work(self) -> bool:
-        return self._state in (NodeState.LOADING, NodeState.RUNNING)
 
     def timeline(self) -> dict[str, Any]:
         return self._timeline.to_json()
 
     def request_release(self, run: int) -> None:
-        self._inbox.put_nowait(ReleaseRequested(run))
+        self._inbox.post(ReleaseRequested(run))
 
     def request_stop(self, run: int | None) -> None:
-        self._inbox.put_nowait(StopRequested(run))
+        self._inbox.post(StopRequested(run))
 
     # ---- the loop
 
     def serve(self) -> None:
         """Serve one session after another until a stop is requested."""
-        while not self._ends(event := self._next_event()):
+        while not self._is_stop(event := self._next_event()):
             self._handle(event)
 
-    def _next_event(self) -> Event:
-        """Wait for what happens next. A ring that waits to be closed is given up once its starter is gone."""
-        n_unwanted = 0  # in a row: a starter that is busy may leave one question unanswered
-        while self._state is NodeState.READY and self._spec is not None:
+    def _next_event(self) -> object:
+        """Wait for what happens next. A node that waits for its ring to close keeps asking whether it is wanted."""
+        while self._session.phase is Phase.READY and self._session.spec is not None:
             try:
-                return self._inbox.get(timeout=self._timeouts.ready_check_s)
+                return self._inbox.get(self._timeouts.ready_check_s)
             except queue.Empty:
-                wanted = _wants(self._spec, self.config.access, self._timeouts, self._spec.epoch)
-                n_unwanted = 0 if wanted else n_unwanted + 1
-                if n_unwanted == 2:
-                    self._fail("the starter is gone, or has formed its ring without this node")
+                self._ask_starter(self._session.spec, None)
         with self._timeline.during("idle"):
             return self._inbox.get()
 
-    def _ends(self, event: Event) -> bool:
+    def _is_stop(self, event: object) -> bool:
+        current = self._session.current
         return isinstance(event, StopRequested) and not (
-            event.run is not None and self._spec is not None and self._spec.run != event.run
+            event.run is not None and current is not None and current.run != event.run
         )
 
-    def _handle(self, event: Event) -> None:
+    def _handle(self, event: object) -> None:
         match event:
-            case InitRequested(spec, replaces, answer):
-                self._initialize(spec, replaces, answer)
+            case InitRequested():
+                self._admit(event)
+            case StarterAnswered():
+                self._weigh(event)
             case ReleaseRequested(run):
-                if self._state is NodeState.READY and self._spec is not None and self._spec.run == run:
-                    self._end_session()
+                if self._session.spec is not None and self._session.spec.run == run:
+                    self._apply(Event.RELEASED)
             case PredecessorConnected(link) if link is self._link:
-                self._state = NodeState.RUNNING
-                link.connect()
+                self._apply(Event.CONNECTED)
             case Received(link, message) if link is self._link:
-                self._advance(link, message)
+                self._take(message)
             case LinkDown(link, peer, error) if link is self._link:
-                self._lose(link, peer, error)
+                self._lose(peer, error)
             case _:
                 log.debug("an event of an earlier session: %s", event)
 
-    def _initialize(self, spec: SessionSpec, replaces: int | None, answer: "Future[InitAnswer]") -> None:
-        if (refusal := self._refusal(spec, replaces)) is not None:
-            answer.set_exception(NodeBusy(refusal))
-            return
-        self._drop_link()
-        if self._last_spec is None or self._last_spec.run != spec.run:
+    # ---- who is let in
+
+    def _admit(self, request: InitRequested) -> None:
+        match admission(self._session, request.spec):
+            case Admit():
+                self._initialize(request)
+            case Refuse(reason):
+                request.answer.set_exception(NodeBusy(reason))
+            case AskStarter(spec):
+                self._ask_starter(spec, request)
+
+    def _ask_starter(self, spec: SessionSpec, request: InitRequested | None) -> None:
+        """Ask in a thread of its own: an answer may take seconds, and the ring may close meanwhile."""
+
+        def ask() -> None:
+            epoch = spec.epoch if request is None else None
+            self._inbox.post(StarterAnswered(spec, _wants(spec, self.config.access, self._timeouts, epoch), request))
+
+        threading.Thread(target=ask, name="ask-starter", daemon=True).start()
+
+    def _weigh(self, answered: StarterAnswered) -> None:
+        """Act on what the starter of a session said, if the node is still in that session."""
+        request, session = answered.because_of, self._session
+        if request is None:
+            if session.current is answered.spec:
+                self._count_refusals(answered.is_wanted)
+        elif session.spec is not answered.spec or session.phase is Phase.RUNNING:
+            self._admit(request)  # things have changed meanwhile
+        elif answered.is_wanted:
+            request.answer.set_exception(NodeBusy(busy_with(answered.spec).reason))
+        else:
+            self._initialize(request)
+
+    def _count_refusals(self, is_wanted: bool) -> None:
+        self._n_refusals = 0 if is_wanted else self._n_refusals + 1
+        if self._n_refusals == 2:  # a starter that is busy may leave one question unanswered
+            self._fail(Event.UNWANTED, "the starter is gone, or has formed its ring without this node")
+
+    def _initialize(self, request: InitRequested) -> None:
+        spec, answer = request.spec, request.answer
+        if self._session.spec is None or self._session.spec.run != spec.run:
             self._timeline.begin(spec.timeline)
-        self._spec = self._last_spec = spec
-        self._state, self._broke = NodeState.LOADING, False
+        self._n_refusals = 0
         try:
-            if not self._load(spec):
-                self._end_session()
-                answer.set_result(NeedsChunk(self.cache.held_bytes(spec.chunk_digest)))
-                return
-            self._open_link(spec)
+            self._apply(Event.ADMITTED, spec=spec)
         except MdiError as exc:
-            self._fail(str(exc))
+            self._fail(Event.LOAD_FAILED, str(exc))
             answer.set_exception(exc)
-            return
         except BaseException as exc:
             answer.set_exception(ControlError(f"the node failed: {exc!r}"))
             raise
-        self._state = NodeState.READY
-        answer.set_result(Ready(self.status()))
+        else:
+            answer.set_result(self._init_answer(spec))
 
-    def _refusal(self, spec: SessionSpec, replaces: int | None) -> str | None:
-        """Why this node does not enter the session now. A run that is served may begin a new epoch at any time."""
-        last = self._last_spec
-        if last is not None and last.run == spec.run:
-            # the request of an earlier attempt may arrive late, for one, after this node was stopped for a while
-            if spec.epoch < last.epoch or (spec.epoch == last.epoch and self._state is NodeState.RUNNING):
-                return f"epoch {spec.epoch} of this run is over: this node has been in epoch {last.epoch}"
-            return None
-        serving = self._spec.run if self._spec else None
-        return (
-            "already serves another run"
-            if self._state is NodeState.RUNNING or serving not in (None, replaces)
-            else None
-        )
+    def _init_answer(self, spec: SessionSpec) -> InitAnswer:
+        if self._session.phase is Phase.READY:
+            return Ready(self.status())
+        return NeedsChunk(self.cache.held_bytes(spec.chunk_digest))
+
+    # ---- a session
+
+    def _apply(self, event: Event, message: Message | None = None, spec: SessionSpec | None = None) -> None:
+        """Move to the next phase, and do what belongs to it.
+
+        HTTP threads read the phase. So a session that ends does so when its slots have been freed, and not before.
+        """
+        session, actions = self._session.after(event, spec)
+        if session.current is not None:
+            self._session = session
+        for action in actions:
+            self._do(action, message)
+        if session.current is None:
+            self._session = session
+
+    def _do(self, action: Action, message: Message | None) -> None:
+        spec, link = self._session.spec, self._link
+        if spec is None:
+            return
+        match action:
+            case Action.DROP_LINK:
+                self._drop_link()
+            case Action.LOAD:
+                self._apply(Event.LOADED if self._load(spec) else Event.NEEDS_CHUNK)
+            case Action.OPEN_LINK:
+                self._open_link(spec)
+            case Action.CONNECT if link is not None:
+                link.connect()
+            case Action.COMPUTE if link is not None and message is not None:
+                link.send(self._compute(spec, message))
+            case Action.FORWARD if link is not None and message is not None:
+                link.send(message)
+            case Action.END:
+                self._drop_link(self._timeouts.fault_drain_s)
+                self._runner.free()
 
     def _load(self, spec: SessionSpec) -> bool:
         """Make the stage ready; False where the starter has to send the weights first."""
         config = config_from_dict(spec.config)
-        wanted = self._quantize or spec.quantize
-        stage_of = (config_to_dict(config), spec.span, spec.chunk_digest or spec.run, spec.rank, wanted)
         share_threads(spec.nodes_on_host)
-        if self._stage is None or self._stage_of != stage_of:
-            self._stage, self._stage_of = None, ()  # the old weights go before the new ones come
-            weights = self._sources.find(spec, config)
-            if weights is None:
-                return False
-            mode = resolve(mode_of(weights), wanted, "the chunk")
-            rows = -(-spec.n_slots // spec.n_nodes)
-            self._stage = Stage(config, spec.span, weights, Placement(self._device, self._dtype, mode, rows))
-            self._stage_of = stage_of
-            if self._compile:
-                self._stage.compile()
-        self._stage.begin(spec.n_slots, spec.context)
+        stage = StageSpec(
+            config=config,
+            span=spec.span,
+            has_head=False,
+            weights_id=(spec.chunk_digest or spec.run, spec.rank),
+            quantize=self._quantize or spec.quantize,
+            rows=-(-spec.n_slots // spec.n_nodes),
+        )
+        if not self._runner.load(stage, lambda: self._sources.find(spec, config), "the chunk"):
+            return False
+        self._runner.begin(spec.n_slots, spec.context)
         return True
 
     def _open_link(self, spec: SessionSpec) -> None:
         self._link = Link(
             spec.link_config(self.config.port_out, self._timeouts),
             listener=self._listener,
-            post=self._inbox.put_nowait,
+            post=self._inbox.post,
             access=self.config.access,
             timeline=self._timeline,
         )
         self._link.accept()
 
-    def _advance(self, link: Link, message: Message) -> None:
-        assert self._stage is not None and self._spec is not None
-        try:
-            match message:
-                case Activation(segments, data):
-                    link.send(Activation(segments, self._compute(segments, data)))
-                case Release(slot):
-                    self._stage.release(slot)
-                    link.send(message)
-                case Fork(source, target, n):
-                    self._stage.fork(source, target, n)
-                    link.send(message)
-                case Fault(rank, reason):
-                    link.send(message)
-                    self._fail(f"node {rank} of the ring is lost: {reason}", drain_s=self._timeouts.fault_drain_s)
-                case Goodbye():
-                    link.send(message)
-                    self._end_session(drain_s=self._timeouts.fault_drain_s)
-        except MdiError as exc:
-            self._report_fault(self._spec.rank, str(exc))
-            self._fail(str(exc), drain_s=self._timeouts.fault_drain_s)
+    def _take(self, message: Message) -> None:
+        """Handle what the predecessor sent."""
+        match message:
+            case Fault(rank, reason):
+                self._fail(Event.FAULT, f"node {rank} of the ring is lost: {reason}", message)
+            case Goodbye():
+                self._apply(Event.GOODBYE, message)
+            case _:
+                try:
+                    self._apply(Event.MESSAGE, message)
+                except MdiError as exc:
+                    rank = self._session.spec.rank if self._session.spec else Rank(0)
+                    self._fail(Event.STAGE_FAILED, str(exc), Fault(rank, str(exc)))
 
-    def _compute(self, segments: tuple[Segment, ...], data: memoryview) -> memoryview:
-        assert self._stage is not None and self._spec is not None
-        spec = self._spec
-        x = from_buffer(data, spec.wire_dtype, spec.config["n_embd"])
-        with self._timeline.during("compute", len(x)):
-            y = self._stage.forward(x, segments)
-        self._n_messages += 1
-        if spec.rank == spec.n_nodes - 1:
-            y = kept_rows(y, segments)
-        return to_buffer(y, spec.wire_dtype)
+    def _compute(self, spec: SessionSpec, message: Message) -> Message:
+        """Apply a message to the stage; returns what goes on to the successor."""
+        match message:
+            case Release(slot):
+                self._runner.release(slot)
+            case Fork():
+                self._runner.fork(message)
+            case Activation(segments, data):
+                x = from_buffer(data, spec.wire_dtype, spec.config["n_embd"])
+                with self._timeline.during("compute", len(x)):
+                    y = self._runner.forward(x, segments)
+                self._n_messages += 1
+                is_last = spec.rank == spec.n_nodes - 1
+                return Activation(segments, to_buffer(kept_rows(y, segments) if is_last else y, spec.wire_dtype))
+        return message
 
-    def _lose(self, link: Link, peer: Peer, error: Exception) -> None:
+    def _lose(self, peer: Peer, error: Exception) -> None:
+        """One side of the link failed. Nobody but this node can see that its predecessor is gone, so it says so."""
+        link, spec = self._link, self._session.spec
         if not isinstance(error, MdiError):
             raise error
-        assert self._spec is not None
-        if peer is link.config.predecessor:
-            self._report_fault(
-                self._spec.predecessor_rank, error.reason if isinstance(error, RingError) else str(error)
-            )
-        self._fail(str(error), drain_s=self._timeouts.fault_drain_s)
+        fault = None
+        if link is not None and spec is not None and peer is link.config.predecessor:
+            fault = Fault(spec.predecessor_rank, error.reason if isinstance(error, RingError) else str(error))
+        self._fail(Event.LINK_DOWN, str(error), fault)
 
-    def _report_fault(self, rank: Rank, reason: str) -> None:
-        if self._link is not None:
-            self._link.send(Fault(rank, reason))
-
-    def _fail(self, reason: str, drain_s: float = 0.0) -> None:
+    def _fail(self, event: Event, reason: str, fault: Message | None = None) -> None:
         log.warning("the session ended: %s", reason)
         self._last_error = reason
-        self._broke = self._is_at_work
-        self._end_session(drain_s)
-
-    def _end_session(self, drain_s: float = 0.0) -> None:
-        """Give up the link and the slots; the weights stay for the next session."""
-        self._drop_link(drain_s)
-        if self._stage is not None:
-            self._stage.free()
-        self._spec = None
-        self._state = NodeState.IDLE
+        self._apply(event, fault)
 
     def _drop_link(self, drain_s: float = 0.0) -> None:
         if self._link is not None:
@@ -361,7 +385,7 @@ class Secondary:
         self._link = None
 
 
-def _wants(spec: SessionSpec, access: Access, timeouts: Timeouts, epoch: int | None = None) -> bool:
+def _wants(spec: SessionSpec, access: Access, timeouts: Timeouts, epoch: int | None) -> bool:
     """Whether the starter of a session still works on that run, and on that `epoch` where it is given."""
     try:
         status = ControlClient("the starter", spec.starter.addr, spec.starter.port, access, timeouts).status()

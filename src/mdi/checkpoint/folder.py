@@ -1,0 +1,117 @@
+"""A prepared model's folder: its configuration, the whole model's file where it is there, and its chunks."""
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from litgpt.config import Config
+
+from mdi.checkpoint.chunks import (
+    MANIFEST_FILE,
+    Manifest,
+    chunk_name,
+    chunks_folder,
+    is_fresh,
+    read_manifest,
+    write_chunks,
+)
+from mdi.checkpoint.config import CONFIG_FILE, find_models, load_config
+from mdi.checkpoint.weights import MODEL_FILE
+from mdi.config.paths import CHECKPOINTS_DIR
+from mdi.errors import CheckpointError, ConfigError
+from mdi.formats import Mode
+from mdi.model.span import Span
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """What lies in the folder of one model, as it was when it was read."""
+
+    path: Path
+    config: Config
+    has_weights: bool  # the whole model is there, so its layers can be split anew
+    manifests: Mapping[int, Manifest] = field(default_factory=dict)  # by number of nodes
+
+    @property
+    def name(self) -> str:
+        """The model's name, `org/name` where it lies two folders deep."""
+        return "/".join(self.path.resolve().parts[-2:])
+
+    def chunk(self, n_nodes: int, rank: int) -> Path:
+        """The chunk file of one node, where this machine has it."""
+        return chunks_folder(self.path, n_nodes) / chunk_name(rank)
+
+    def with_chunks(self, spans: list[Span], quantize: Mode | None) -> "ModelFolder":
+        """The same folder with chunks for a split: written where they are missing, stale or of another kind.
+
+        Without the whole model nothing can be written, and the manifest may be missing still.
+        """
+        n_nodes = len(spans)
+        manifest = self.manifests.get(n_nodes)
+        if n_nodes == 1 or not self.has_weights:
+            return self
+        if manifest is not None and serves(manifest, spans, quantize) and is_fresh(self.path, manifest):
+            return self
+        return replace(self, manifests={**self.manifests, n_nodes: write_chunks(self.path, spans)})
+
+    def starter_weights(self, spans: Sequence[Span], quantize: Mode | None) -> Path:
+        """The file with the starter's tensors: its chunk, unless that is of another split, or else the whole model.
+
+        Raises `CheckpointError` where there is neither.
+        """
+        n_nodes = len(spans)
+        chunk, model = self.chunk(n_nodes, 0), self.path / MODEL_FILE
+        manifest = self.manifests.get(n_nodes)
+        is_chunk_of_split = manifest is None or serves(manifest, list(spans), quantize)
+        prefers_chunk = is_chunk_of_split if n_nodes > 1 else self._is_quantized(quantize)
+        for path in (chunk, model) if prefers_chunk else (model, chunk):
+            if path.is_file():
+                return path
+        raise CheckpointError(
+            f"{self.path}: neither {MODEL_FILE} nor chunks for {n_nodes} nodes; run prepare_model.py first"
+        )
+
+    def _is_quantized(self, mode: Mode | None) -> bool:
+        """Whether a chunk of the whole model has the quantization that was asked for."""
+        manifest = self.manifests.get(1) if mode not in (None, "none") else None
+        return manifest is not None and manifest.quantization == mode
+
+
+def serves(manifest: Manifest, spans: list[Span], mode: Mode | None) -> bool:
+    """Whether the chunks have the split, and weights that are or can be made what was asked for."""
+    return list(manifest.spans) == spans and (manifest.quantization == "none" or mode in (None, manifest.quantization))
+
+
+def open_folder(path: Path, n_nodes: int) -> ModelFolder:
+    """Read a model folder for a network of `n_nodes`. Raises `CheckpointError` where something in it is damaged."""
+    config = load_config(path)
+    manifests = {}
+    for n in range(1, n_nodes + 1):
+        # chunks for fewer nodes are of interest only after a loss, and can be written anew then
+        with contextlib.suppress(*() if n == n_nodes else (CheckpointError,)):
+            if (manifest := read_manifest(chunks_folder(path, n))) is not None:
+                _check_spans(path, manifest, n, config.n_layer)
+                manifests[n] = manifest
+    return ModelFolder(path, config, (path / MODEL_FILE).is_file(), manifests)
+
+
+def _check_spans(path: Path, manifest: Manifest, n_nodes: int, n_layer: int) -> None:
+    if (len(manifest.spans), manifest.spans[-1].stop) != (n_nodes, n_layer):
+        file = chunks_folder(path, n_nodes) / MANIFEST_FILE
+        raise CheckpointError(f"{file}: damaged: its spans are not {n_layer} layers on {n_nodes} nodes")
+
+
+def find_folder(ckpt: Path | None, chunk: Path | None = None) -> Path:
+    """The model folder: `ckpt`, or the one that `chunk` lies in. Raises `ConfigError` listing what there is."""
+    if ckpt is None and chunk is not None and len(chunk.resolve().parents) > 3:
+        ckpt = chunk.resolve().parents[2]  # <folder>/chunks/<N>nodes/<chunk>
+    if ckpt is not None and (ckpt / CONFIG_FILE).is_file():
+        return ckpt
+    root = ckpt if ckpt is not None and ckpt.is_dir() else CHECKPOINTS_DIR
+    models = [str(path) for path in find_models(root)]
+    if models:
+        advice = f"choose one of these with --ckpt: {', '.join(models)}"
+    else:
+        advice = "prepare one with prepare_model.py first"
+    raise ConfigError(f"{'no model given' if ckpt is None else f'{ckpt}: no prepared model there'}; {advice}")

@@ -1,0 +1,122 @@
+"""The only owner of a stage, for both roles: loads weights, begins sessions, computes, gives memory back."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from litgpt.config import Config
+
+from mdi.errors import LocalProtocolError
+from mdi.formats import Mode
+from mdi.model.build import Placement
+from mdi.model.head import Ends
+from mdi.model.quant import mode_of, resolve
+from mdi.model.span import Span
+from mdi.model.stage import Stage
+from mdi.segments import Fork, Segment
+
+Weights = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """What a stage is loaded for."""
+
+    config: Config
+    span: Span
+    has_head: bool  # the starter's: the embedding and the head besides the blocks
+    weights_id: object  # equal for equal weights: a digest, or else what names the run
+    quantize: Mode | None  # for weights that are not quantized already; None: none
+    rows: int = field(compare=False)  # that a message usually carries; decides between layouts
+
+
+class StageRunner:
+    """One node's stage. Called only from the compute thread."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype, *, compile_stage: bool = False) -> None:
+        self.device, self.dtype = device, dtype
+        self._compile = compile_stage
+        self._spec: StageSpec | None = None
+        self._stage: Stage | None = None
+        self._head: Ends | None = None
+
+    def load(self, spec: StageSpec, find: Callable[[], Weights | None], source: str) -> bool:
+        """Hold the stage of `spec`. What is loaded stays where it is the same; else it goes before the new one comes.
+
+        Args:
+            find: the weights, mapped and checked; None where they are not here.
+            source: what they are called in an error.
+
+        Returns whether there are weights. Raises as `Stage` and `resolve` do.
+        """
+        if self._stage is not None and self._spec == spec:
+            return True
+        if self._spec is None or (self._spec.config, self._spec.weights_id) != (spec.config, spec.weights_id):
+            self._head = None
+        self._stage, self._spec = None, None
+        if (weights := find()) is None:
+            return False
+        mode = resolve(mode_of(weights), spec.quantize, source)
+        placement = Placement(self.device, self.dtype, mode, spec.rows)
+        if spec.has_head and self._head is None:  # before the blocks: while it is packed, the head is held twice
+            self._head = Ends(spec.config, weights, placement)
+        self._stage = Stage(spec.config, spec.span, weights, placement)
+        if self._compile:
+            self._stage.compile()
+        self._spec = spec
+        return True
+
+    def begin(self, n_slots: int, context: int) -> None:
+        """Begin a session with empty slots."""
+        self._loaded_stage.begin(n_slots, context)
+
+    def forward(self, x: torch.Tensor, segments: Sequence[Segment]) -> torch.Tensor:
+        """Hidden states (N, C) -> (N, C) after this node's span; see `Stage.forward`."""
+        return self._loaded_stage.forward(x, segments)
+
+    def release(self, slot: int) -> None:
+        """Empty a slot."""
+        self._loaded_stage.release(slot)
+
+    def fork(self, fork: Fork) -> None:
+        """Copy the first positions of one slot to another."""
+        self._loaded_stage.fork(fork.source, fork.target, fork.n)
+
+    def embed(self, ids: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
+        """Token ids (N) -> hidden states (N, C)."""
+        return self._loaded_head.embed(ids)
+
+    def logits(self, rows: torch.Tensor) -> torch.Tensor:
+        """Hidden states (N, C) after the last block -> logits (N, vocabulary), float32 on the CPU."""
+        return self._loaded_head.logits(rows)
+
+    def free(self) -> None:
+        """Give the memory of all slots back; the weights stay for the next session."""
+        if self._stage is not None:
+            self._stage.free()
+
+    def unload(self) -> None:
+        """Give everything back."""
+        self._stage, self._head, self._spec = None, None, None
+
+    @property
+    def slots(self) -> tuple[int, int]:
+        """The number of slots that have memory, and the positions of each."""
+        return (0, 0) if self._stage is None else self._stage.slots
+
+    @property
+    def weights_bytes(self) -> int:
+        """What the loaded weights hold."""
+        return sum(part.weights_bytes for part in (self._stage, self._head) if part is not None)
+
+    @property
+    def _loaded_stage(self) -> Stage:
+        if self._stage is None:
+            raise LocalProtocolError("no stage is loaded")
+        return self._stage
+
+    @property
+    def _loaded_head(self) -> Ends:
+        if self._head is None:
+            raise LocalProtocolError("this node holds no head")
+        return self._head
