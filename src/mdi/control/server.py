@@ -147,8 +147,9 @@ def _deadline(sock: socket.socket, after_s: float) -> Iterator[None]:
 
 
 class _TlsAdapter(BuiltinSSLAdapter):
-    """Leaves the TLS handshake to the first read, in a thread of the pool: cheroot wraps on the accepting thread, which
-    one client that connects and sends nothing would block for all others.
+    """Leaves the TLS handshake to the first read, in a thread of the pool.
+
+    cheroot wraps on the accepting thread, which one client that connects and sends nothing would block for all others.
     """
 
     def __init__(self, tls: Tls) -> None:  # not cheroot's: it builds a context that asks for no certificate
