@@ -91,14 +91,19 @@ class Play:
 
     def return_one(self) -> None:
         """Let the oldest message come back and accept a token for each sample that it carries."""
-        segments = self.ring.popleft().segments
-        returned = self.scheduler.complete(segments)
-        assert [sample.slot for sample, _ in returned] == [s.slot for s in segments if s.keep]
+        kept = [segment.slot for segment in self.ring[0].segments if segment.keep]
+        assert self.return_rows() == kept
+
+    def return_rows(self) -> list[int | None]:
+        """The same; returns the slots of the samples that are still wanted."""
+        returned = self.scheduler.complete(self.ring.popleft().segments)
+        slots = [sample.slot for sample, _ in returned]
         for sample, rows in returned:
             assert rows.stop - rows.start == 1
             token = self.token_of(sample)
             self.raw[sample.number].append(token)
             self.take(sample, self.scheduler.accept(sample, [token]))
+        return slots
 
     def take(self, sample: Sample, outcome: Outcome) -> None:
         """Do what the engine does with an outcome."""
@@ -587,3 +592,83 @@ def test_a_ring_lost_at_any_point_changes_no_token(
     for one, other in zip(disturbed.samples, undisturbed.samples, strict=True):
         assert (one.tokens, one.finish_reason) == (other.tokens, other.finish_reason)
     assert_every_position_was_sent_once(disturbed)
+
+
+# ---- several tokens of one sample at once
+
+
+def test_a_draft_is_sent_behind_the_known_tokens_and_all_its_rows_are_kept() -> None:
+    play = Play([[5, 6, 7]], n_tokens=9)
+    play.samples[0].draft = (20, 21)
+    batch = play.scheduler.schedule()
+    assert batch is not None
+    assert (batch.segments, batch.ids) == ((Segment(0, 0, 5, 3),), [5, 6, 7, 20, 21])
+    assert batch.positions == [0, 1, 2, 3, 4]
+    assert play.scheduler.complete(batch.segments) == [(play.samples[0], slice(0, 3))]
+
+
+@pytest.mark.parametrize("tokens", [[20, 21, 22], [20, 30], [30]])
+def test_positions_of_wrong_guesses_are_sent_again(tokens: list[int]) -> None:
+    play = Play([[5, 6, 7]], n_tokens=9)
+    (sample,) = play.samples
+    sample.draft = (20, 21)
+    batch = play.scheduler.schedule()
+    assert batch is not None
+    play.scheduler.complete(batch.segments)
+    outcome = play.scheduler.accept(sample, tokens)
+    assert (outcome.tokens, outcome.n_accepted) == (tuple(tokens), len(tokens))
+    after = play.scheduler.schedule()
+    assert after is not None
+    assert (after.segments, after.ids) == ((Segment(0, 2 + len(tokens), 1, 1),), tokens[-1:])
+
+
+def test_tokens_behind_the_one_that_ends_a_sample_are_dropped() -> None:
+    for params, tokens, reason in (
+        (SamplingParams(2), [1, 2], "length"),
+        (SamplingParams(9, stops=((2, 3),)), [1], "stop"),
+    ):
+        scheduler, sample = Scheduler(context=50), Sample(0, (5,), params)
+        scheduler.add(sample)
+        sample.draft = (1, 2, 3, 4)
+        batch = scheduler.schedule()
+        assert batch is not None
+        scheduler.complete(batch.segments)
+        outcome = scheduler.accept(sample, [1, 2, 3, 4, 5])
+        assert (sample.tokens, sample.finish_reason, outcome.freed_slot) == (tokens, reason, 0)
+        assert (list(outcome.tokens), scheduler.has_unfinished) == (tokens, False)
+
+
+def test_a_draft_does_not_reach_beyond_the_context_or_the_message() -> None:
+    for scheduler, n_rows in ((Scheduler(context=6), 5), (Scheduler(context=50, max_batch_tokens=4), 4)):
+        sample = Sample(0, (5, 6, 7), SamplingParams(9), draft=(1, 2, 3, 4))
+        scheduler.add(sample)
+        batch = scheduler.schedule()
+        assert batch is not None
+        assert batch.segments == (Segment(0, 0, n_rows, n_rows - 2),)
+
+
+# ---- samples that come and go
+
+
+@given(data=st.data(), n_nodes=st.integers(1, 4), n_slots=st.integers(1, 3), max_rows=st.integers(1, 6))
+@few_examples
+def test_whoever_is_cancelled_the_others_end_and_every_slot_is_free(
+    data: st.DataObject, n_nodes: int, n_slots: int, max_rows: int
+) -> None:
+    lengths = data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=6))
+    play = Play(prompts_of(*lengths), n_tokens=3, n_nodes=n_nodes, n_slots=n_slots, max_rows=max_rows, context=40)
+    doomed = [sample for sample in play.samples if data.draw(st.booleans())]
+    while play.scheduler.has_unfinished:
+        play.fill()
+        if doomed and data.draw(st.booleans()):
+            sample = doomed.pop()
+            if (outcome := play.scheduler.cancel(sample)) is not None:
+                play.take(sample, outcome)
+                assert sample.finish_reason == "abort"
+            assert play.scheduler.cancel(sample) is None
+        elif play.ring:
+            play.return_rows()
+    assert all(sample.finish_reason is not None and sample.slot is None for sample in play.samples)
+    assert all(len(s.tokens) == 3 for s in play.samples if s.finish_reason == "length")
+    assert (play.scheduler.n_running, play.scheduler.n_waiting, play.scheduler.n_in_flight) == (0, 0, 0)
+    assert sorted(play.scheduler._free_slots) == list(range(n_slots))

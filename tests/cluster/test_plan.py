@@ -1,0 +1,98 @@
+"""The plan: layers and slots from what is known of the model and the nodes, and nothing else."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mdi.checkpoint.chunks import split_model
+from mdi.checkpoint.folder import ModelFolder, open_folder
+from mdi.cluster.plan import Member, Plan, PlanOptions, plan
+from mdi.config.network import NodeConfig
+from mdi.errors import CheckpointError, ConfigError
+from mdi.ids import NodeId
+from mdi.model.span import Span
+from support.models import make_model
+from support.statuses import IDLE
+
+OPTIONS = PlanOptions(context=20, n_slots=4, max_batch_tokens=8)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("org") / "tiny")
+
+
+def members(*shares: float, free_bytes: int | None = None) -> list[Member]:
+    status = replace(IDLE, free_memory_bytes=free_bytes)
+    nodes = [NodeConfig(f"10.0.0.{i}", 1, 2, 3, share=share) for i, share in enumerate(shares)]
+    return [Member(NodeId(i), node, status) for i, node in enumerate(nodes)]
+
+
+def counts(planned: Plan) -> list[int]:
+    return [len(span) for span in planned.spans]
+
+
+def test_layers_go_to_the_members_by_their_shares(folder: Path) -> None:
+    model = open_folder(folder, 3)
+    assert sum(counts(plan(model, members(1, 1, 1), OPTIONS))) == 6
+    assert counts(plan(model, members(1, 1, 1000), OPTIONS)) == [1, 1, 4]
+    assert counts(plan(model, members(1), OPTIONS)) == [6]
+
+
+def test_nothing_is_known_of_nodes_that_were_not_asked(folder: Path) -> None:
+    unasked = [replace(member, status=None) for member in members(1, 1)]
+    planned = plan(open_folder(folder, 2), unasked, OPTIONS)
+    assert (planned.n_slots, planned.context, planned.names) == (4, 20, ["starter", "secondary 0"])
+
+
+def fits(model: ModelFolder, free_bytes: int) -> bool:
+    try:
+        plan(model, members(1, 1, free_bytes=free_bytes), OPTIONS)
+    except ConfigError:
+        return False
+    return True
+
+
+def test_slots_fit_into_the_memory_that_the_nodes_report(folder: Path) -> None:
+    model = open_folder(folder, 2)
+    assert plan(model, members(1, 1, free_bytes=10**9), OPTIONS).n_slots == 4
+    with pytest.raises(ConfigError, match="the weights take"):
+        plan(model, members(1, 1, free_bytes=1000), OPTIONS)
+    needed = next(free for free in range(1000, 10**6, 1000) if fits(model, free))
+    assert 1 <= plan(model, members(1, 1, free_bytes=needed), OPTIONS).n_slots < 4
+    with pytest.raises(ConfigError, match="4 slots of"):
+        plan(model, members(1, 1, free_bytes=needed), replace(OPTIONS, is_fixed=True))
+
+
+def test_a_plan_after_a_loss_covers_all_layers_with_those_who_are_left(folder: Path) -> None:
+    first, _, last = members(1, 1, 1)
+    planned = plan(open_folder(folder, 3), [first, last], OPTIONS)
+    assert planned.members == (0, 2)
+    assert [layer for span in planned.spans for layer in range(*span)] == list(range(6))
+    cut = planned.spans[1].start
+    assert str(planned) == f"0 to {cut - 1} on starter, {cut} to 5 on secondary 1"
+
+
+def test_auto_takes_the_split_of_the_chunks_and_an_explicit_one_wins(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "org" / "tiny")
+    split_model(folder, [Span(0, 1), Span(1, 6)])
+    model = open_folder(folder, 2)
+    assert counts(plan(model, members(1, 1), OPTIONS)) == [1, 5]
+    assert counts(plan(model, members(1, 1), replace(OPTIONS, split="4,2"))) == [4, 2]
+    (folder / "lit_model.pth").unlink()
+    without = open_folder(folder, 2)
+    assert counts(plan(without, members(1, 1), OPTIONS)) == [1, 5]
+    with pytest.raises(CheckpointError, match=r"the split 1,5 with quantization none, not 4,2 .* leave out --split"):
+        plan(without, members(1, 1), replace(OPTIONS, split="4,2"))
+
+
+def test_planning_touches_no_file_and_chunks_are_written_after_it(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "org" / "tiny")
+    model = open_folder(folder, 2)
+    planned = plan(model, members(1, 1), OPTIONS)
+    assert not (folder / "chunks").exists()
+    written = model.with_chunks(list(planned.spans), None)
+    assert written.manifests[2].spans == planned.spans
+    assert written.chunk(2, 1).is_file()
+    assert written.with_chunks(list(planned.spans), None) is written, "they are fresh: nothing to write"

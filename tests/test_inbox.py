@@ -1,0 +1,58 @@
+"""The inbox of a node: the order of events, and waiting for some of them."""
+
+import queue
+
+import pytest
+
+from mdi.inbox import Inbox, Stopped, StopRequested
+
+
+def inbox_with(*events: object) -> Inbox:
+    inbox = Inbox()
+    for event in events:
+        inbox.post(event)
+    return inbox
+
+
+def test_events_come_in_the_order_in_which_they_were_posted() -> None:
+    inbox = inbox_with(1, "a", 2)
+    assert [inbox.get(), inbox.get(), inbox.get()] == [1, "a", 2]
+
+
+def test_what_is_not_waited_for_stays_in_its_order() -> None:
+    inbox = inbox_with(1, "a", 2, "b", 3)
+    assert [inbox.wait_for(str), inbox.wait_for(str)] == ["a", "b"]
+    assert [inbox.get() for _ in range(3)] == [1, 2, 3]
+
+
+def test_an_event_that_was_passed_over_is_found_before_newer_ones() -> None:
+    inbox = inbox_with(1, "a")
+    assert inbox.wait_for(str) == "a"
+    inbox.post(2)
+    assert [inbox.wait_for(int), inbox.wait_for(int)] == [1, 2]
+
+
+def test_waiting_has_a_deadline() -> None:
+    inbox = inbox_with(1)
+    with pytest.raises(queue.Empty):
+        inbox.wait_for(str, timeout_s=0.0)
+    with pytest.raises(queue.Empty):
+        inbox.wait_for(timeout_s=0.0)  # for nothing at all: a pause
+    assert inbox.get() == 1
+    with pytest.raises(queue.Empty):
+        inbox.get(0.0)
+
+
+def test_a_stop_request_ends_every_wait_but_is_an_event_like_others_for_get() -> None:
+    stop = StopRequested(None)
+    with pytest.raises(Stopped):
+        inbox_with(1, stop, "a").wait_for(str)
+    assert inbox_with(stop).get() is stop
+    assert inbox_with(stop).wait_for(StopRequested) is stop
+
+
+def test_each_of_two_equal_events_is_taken_once() -> None:
+    inbox = inbox_with("a", "a")
+    assert [inbox.wait_for(str), inbox.wait_for(str)] == ["a", "a"]
+    with pytest.raises(queue.Empty):
+        inbox.get(0.0)
