@@ -1,0 +1,39 @@
+"""Chat templates in their sandbox."""
+
+from pathlib import Path
+
+import pytest
+
+from mdi.errors import CheckpointError
+from mdi.text.chat_template import ChatTemplate
+
+
+def render(source: str, content: str = "Hi", **special_tokens: str) -> str:
+    template = ChatTemplate(source, Path("tokenizer_config.json"), special_tokens)
+    return template.render([{"role": "user", "content": content}])
+
+
+def test_templates_see_what_hugging_face_gives_them() -> None:
+    assert render("{{ bos_token }}{{ tools is none }}{{ missing }}", bos_token="<s>") == "<s>True"
+    assert render("{{ messages | tojson }}", "<é>") == '[{"role": "user", "content": "<é>"}]'
+    assert render("{% for m in messages %}{% break %}{% endfor %}.") == "."
+    assert len(render("{{ strftime_now('%Y-%m-%d') }}")) == 10
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ raise_exception('only\nwith a system prompt') }}",
+        "{{ messages.append(1) }}",
+        "{{ messages.__class__.__mro__[1].__subclasses__() }}",
+        "{{ messages[0] + 1 }}",
+        "{{ messages[7].content }}",
+        "{{ 1 / 0 }}",
+        "{% for %}",
+        "{{ 'x' | nosuchfilter }}",
+    ],
+)
+def test_a_template_that_fails_or_breaks_out_is_one_line(source: str) -> None:
+    with pytest.raises(CheckpointError, match=r"tokenizer_config\.json") as caught:
+        render(source)
+    assert "\n" not in str(caught.value)
