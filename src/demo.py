@@ -1,54 +1,7 @@
 #!/usr/bin/env python3
 """Run a ring of processes on this machine: three samples on three nodes, or a comparison of 1, 2 and 3 nodes."""
 
-import subprocess
-import sys
-from pathlib import Path
-
-from mdi.cli.local_ring import failure_of, script, secondaries
-from mdi.cli.script import Parser, run_script
-from mdi.config.paths import SETTINGS_DIR, SOURCE_DIR
-from mdi.errors import ControlError
-
-CONFIGS = {1: "standalone.json", 2: "configuration_2.json", 3: "configuration.json"}
-PROMPTS = SOURCE_DIR / "prompts" / "demo_3samples.txt"
-
-
-def build_parser() -> Parser:
-    parser = Parser(__doc__ or "")
-    parser.add_argument("--ckpt", type=Path, required=True, metavar="DIR", help="the model's folder")
-    parser.add_argument("--n-tokens", default="80", metavar="N", help="tokens per sample (default: 80)")
-    parser.add_argument("--compare", action="store_true", help="run 1, 2 and 3 nodes and draw one plot")
-    return parser
-
-
-def main() -> None:
-    arguments = build_parser().parse_args()
-    if not arguments.compare:
-        run_ring(3, arguments.ckpt, arguments.n_tokens)
-        return
-    from mdi.model.devices import n_cores  # imports torch
-
-    if (cores := n_cores()) < max(CONFIGS):
-        print(f"This machine has {cores} cores: more than {cores} nodes cannot be faster here.", file=sys.stderr)
-    for n_nodes in CONFIGS:
-        print(f"=== {n_nodes} node{'s' if n_nodes > 1 else ''} ===", flush=True)
-        run_ring(n_nodes, arguments.ckpt, arguments.n_tokens, "--ignore-eos")
-    subprocess.run(script("plot_tok_time.py", arguments.ckpt.name, "--n-samples", "3"), check=True)
-
-
-def run_ring(n_nodes: int, ckpt: Path, n_tokens: str, *options: str) -> None:
-    """Run one ring to its end. Raises `ControlError` with what a secondary said, where one failed."""
-    config = SETTINGS_DIR / CONFIGS[n_nodes]
-    command = script("starter.py", "-v", "-p", "--ckpt", str(ckpt), "--nodes-config", str(config), "--n-samples", "3")
-    command += ["--prompt", f"FILE:{PROMPTS}", "--n-tokens", n_tokens, *options]
-    with secondaries(config, "-v") as processes:
-        status = subprocess.run(command, check=False).returncode
-        if failure := failure_of(processes):
-            raise ControlError(failure)
-    if status:
-        raise SystemExit(status)
-
+from mdi.cli.commands.demo import run
 
 if __name__ == "__main__":
-    run_script(main)
+    run()

@@ -1,38 +1,7 @@
 #!/usr/bin/env python3
 """Draw the tokens over time of runs with 1, 2, ... nodes into one plot, from what `starter.py -p` wrote."""
 
-from mdi.cli.plots import plot_token_times
-from mdi.cli.script import Parser, run_script
-from mdi.cli.token_times import comparison_image, read_token_csv, run_names
-from mdi.config.paths import IMAGES_DIR, LOGS_DIR
-from mdi.errors import ConfigError
-
-MAX_NODES = 64
-
-
-def build_parser() -> Parser:
-    parser = Parser(__doc__ or "")
-    parser.add_argument("model", metavar="MODEL", help="name of the model, as in the file names")
-    parser.add_argument("--n-samples", type=int, default=3, metavar="N", help="samples of the runs (default: 3)")
-    return parser
-
-
-def main() -> None:
-    arguments = build_parser().parse_args()
-    curves = {}
-    for n_nodes in range(1, MAX_NODES + 1):
-        csv, _ = run_names(LOGS_DIR, IMAGES_DIR, n_nodes, arguments.model, arguments.n_samples)
-        if csv.is_file():
-            curves[f"{n_nodes} nodes" if n_nodes > 1 else "1 node"] = read_token_csv(csv)
-    if not curves:
-        pattern, _ = run_names(LOGS_DIR, IMAGES_DIR, 1, arguments.model, arguments.n_samples)
-        raise ConfigError(
-            f"no runs of {arguments.model} to draw: there is no file like {pattern}; run starter.py -p first"
-        )
-    image = comparison_image(IMAGES_DIR, arguments.model, arguments.n_samples)
-    plot_token_times(image, curves)
-    print(image)
-
+from mdi.cli.commands.plot_tok_time import run
 
 if __name__ == "__main__":
-    run_script(main)
+    run()

@@ -1,9 +1,7 @@
 #!/usr/bin/env python3
 """Generate on this machine alone: the starter as a ring of one node."""
 
-from mdi.cli.script import run_script
-from mdi.config.options import SampleOptions
-from starter import main
+from mdi.cli.commands.sample import run
 
 if __name__ == "__main__":
-    run_script(lambda: main(SampleOptions))
+    run()

@@ -11,11 +11,7 @@ from pathlib import Path
 
 import pytest
 
-import mem_monitor
-import plot_tok_time
-import prepare_model
-import secondary
-import starter
+from mdi.cli.commands import mem_monitor, plot_tok_time, prepare_model, secondary, starter
 from mdi.config.options import PrepareOptions, SampleOptions, StarterOptions
 from mdi.net.keys import Key
 from mdi.ring.handshake import mac_input

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mdi.checkpoint.cache import ChunkCache, default_cache_dir
+from mdi.checkpoint.cache import ChunkCache
+from mdi.config.paths import chunk_cache_dir
 from mdi.errors import CheckpointError, ControlError, StorageError
 from support.wire import few_examples
 
@@ -262,11 +263,14 @@ def test_what_is_no_digest_never_becomes_a_path(cache: ChunkCache, tmp_path: Pat
 
 
 def test_the_cache_lies_where_caches_lie(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("MDI_HOME", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_cache_dir() == tmp_path / "mdi-llm" / "chunks"
+    assert chunk_cache_dir() == tmp_path / "mdi-llm" / "chunks"
     monkeypatch.setenv("XDG_CACHE_HOME", "")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert default_cache_dir() == tmp_path / ".cache" / "mdi-llm" / "chunks"
+    assert chunk_cache_dir() == tmp_path / ".cache" / "mdi-llm" / "chunks"
+    monkeypatch.setenv("MDI_HOME", str(tmp_path / "home"))
+    assert chunk_cache_dir() == tmp_path / "home" / "chunks"
 
 
 @few_examples

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import starter
+from mdi.cli.commands import starter
 from mdi.config.network import NetworkConfig, NodeConfig, load_network, load_node, node_name
 from mdi.config.options import (
     ModelOptions,

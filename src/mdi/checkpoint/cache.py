@@ -18,12 +18,6 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 _BLOCK_BYTES = 1 << 20
 
 
-def default_cache_dir() -> Path:
-    """`$XDG_CACHE_HOME/mdi-llm/chunks`, by default under `~/.cache`."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "mdi-llm" / "chunks"
-
-
 class ChunkCache:
     """A folder of chunk files. Called from HTTP threads and the compute thread; a file lock keeps
     two writers of one chunk apart, also across processes that share the folder.

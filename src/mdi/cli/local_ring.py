@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO
 
 from mdi.config.network import load_network
-from mdi.config.paths import LOGS_DIR, SOURCE_DIR
+from mdi.config.paths import IS_INSTALLED, LOGS_DIR, SOURCE_DIR
 from mdi.files import storage_error
 
 STOP_TIMEOUT_S = 5.0
@@ -24,16 +24,18 @@ def secondaries(nodes_config: Path, *options: str) -> Iterator[list["subprocess.
         processes = []
         for index in range(len(load_network(nodes_config).secondaries)):
             log = stack.enter_context(_open_log(log_path(index)))
-            command = script("secondary.py", *options, "--nodes-config", str(nodes_config), str(index))
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            secondary = command("secondary", *options, "--nodes-config", str(nodes_config), str(index))
+            process = subprocess.Popen(secondary, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
             stack.callback(_end, process)
             processes.append(process)
         yield processes
 
 
-def script(name: str, *options: str) -> list[str]:
-    """The command line of one of our scripts under this Python."""
-    return [sys.executable, str(SOURCE_DIR / name), *options]
+def command(name: str, *options: str) -> list[str]:
+    """The command line of a module of `mdi.cli.commands` under this Python."""
+    # In a checkout through its script: a new Python would not find the package by `-m`.
+    program = ["-m", f"mdi.cli.commands.{name}"] if IS_INSTALLED else [str(SOURCE_DIR / f"{name}.py")]
+    return [sys.executable, *program, *options]
 
 
 def log_path(index: int) -> Path:

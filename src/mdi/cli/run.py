@@ -5,7 +5,7 @@ import gc
 import logging
 import sys
 
-from mdi.checkpoint.cache import ChunkCache, default_cache_dir
+from mdi.checkpoint.cache import ChunkCache
 from mdi.checkpoint.folder import ModelFolder, find_folder, open_folder
 from mdi.checkpoint.weights import content_digest
 from mdi.cli.plots import plot_token_times
@@ -16,7 +16,7 @@ from mdi.cli.token_times import run_names, write_token_csv
 from mdi.cli.transcript import Transcript
 from mdi.config.network import NetworkConfig, NodeConfig
 from mdi.config.options import SecondaryOptions, StarterOptions
-from mdi.config.paths import IMAGES_DIR, LOGS_DIR
+from mdi.config.paths import IMAGES_DIR, LOGS_DIR, chunk_cache_dir
 from mdi.errors import MdiError
 from mdi.nodes.secondary import Secondary
 from mdi.nodes.sources import WeightSources
@@ -90,7 +90,7 @@ def _record(
 def run_secondary(options: SecondaryOptions, config: NodeConfig) -> None:
     """Serve starters until one of them, or the user, says stop."""
     gc.freeze()
-    cache = ChunkCache(options.cache_dir or default_cache_dir(), content_digest)
+    cache = ChunkCache(options.cache_dir or chunk_cache_dir(), content_digest)
     sources = WeightSources(cache, options.chunk, options.ckpt)
     with Secondary(
         config,

@@ -1,9 +1,52 @@
-"""Where the program's files lie by default."""
+"""Where the program's files lie by default: in a source checkout below `src/`, otherwise in the user's folders."""
 
+import os
 from pathlib import Path
+from typing import Literal
 
-SOURCE_DIR = Path(__file__).resolve().parents[2]
-SETTINGS_DIR = SOURCE_DIR / "settings_distr"
-CHECKPOINTS_DIR = SOURCE_DIR / "checkpoints"
-LOGS_DIR = SOURCE_DIR / "logs"
-IMAGES_DIR = SOURCE_DIR / "img"
+APP_NAME = "mdi-llm"
+HOME_VARIABLE = "MDI_HOME"
+
+_PACKAGE_DIR = Path(__file__).resolve().parents[1]
+_PACKAGED_DATA_DIR = _PACKAGE_DIR / "_data"  # in a wheel alone: setup.py puts it there
+
+SOURCE_DIR = _PACKAGE_DIR.parent
+IS_INSTALLED = _PACKAGED_DATA_DIR.is_dir()  # not where `pip install -e` points into a checkout
+
+_DATA_DIR = _PACKAGED_DATA_DIR if IS_INSTALLED else SOURCE_DIR
+SETTINGS_DIR = _DATA_DIR / "settings_distr"
+PROMPTS_DIR = _DATA_DIR / "prompts"
+
+
+def _home() -> Path | None:
+    """The folder that the user gave for everything that is written, or None."""
+    given = os.environ.get(HOME_VARIABLE)
+    return Path(given).expanduser().absolute() if given else None
+
+
+def user_dir(kind: Literal["cache", "config", "data", "log"]) -> Path:
+    """The user's folder for one kind of files, as the platform has it (XDG on Linux)."""
+    # Imported here: in a checkout --help has to answer with nothing installed.
+    from platformdirs import PlatformDirs
+
+    folders = PlatformDirs(APP_NAME, appauthor=False)
+    return Path(getattr(folders, f"user_{kind}_path"))
+
+
+def _output_dir(name: str, kind: Literal["config", "data", "log"]) -> Path:
+    if home := _home():
+        return home / name
+    if not IS_INSTALLED:
+        return SOURCE_DIR / name
+    return user_dir(kind) if kind == "log" else user_dir(kind) / name
+
+
+def chunk_cache_dir() -> Path:
+    """Where received chunks are kept: in the user's cache, for a checkout too."""
+    return (_home() or user_dir("cache")) / "chunks"
+
+
+CHECKPOINTS_DIR = _output_dir("checkpoints", "data")
+LOGS_DIR = _output_dir("logs", "log")
+IMAGES_DIR = _output_dir("img", "data")
+CERTIFICATES_DIR = _output_dir("certs", "config")

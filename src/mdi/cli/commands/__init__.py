@@ -1,0 +1,1 @@
+"""The commands that people type, one module each: arguments, read before anything slow is imported."""

@@ -1,0 +1,33 @@
+"""Make a private certificate authority, and a certificate for every machine of a network file."""
+
+from pathlib import Path
+from typing import NoReturn
+
+from mdi.cli.script import Parser, run_script
+from mdi.config.network import load_network
+from mdi.config.paths import CERTIFICATES_DIR, SETTINGS_DIR
+from mdi.net.certificates import make_certificates
+
+
+def build_parser() -> Parser:
+    parser = Parser(__doc__ or "")
+    configuration = SETTINGS_DIR / "configuration.json"
+    parser.add_argument("--nodes-config", type=Path, default=configuration, metavar="FILE", help="the network")
+    parser.add_argument("--out", type=Path, default=CERTIFICATES_DIR, metavar="DIR", help="where the certificates go")
+    return parser
+
+
+def main() -> None:
+    arguments = build_parser().parse_args()
+    nodes = load_network(arguments.nodes_config).nodes
+    for folder in make_certificates([node.addr for node in nodes], arguments.out):
+        print(folder)
+
+
+def run() -> NoReturn:
+    """What `make_certs.py` and `mdi-certs` call."""
+    run_script(main)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,47 @@
+"""Fetch or convert a model, and split it into one chunk per node."""
+
+from pathlib import Path
+from typing import NoReturn
+
+from mdi.cli.script import Parser, options_from, run_script, set_up_logging
+from mdi.config.options import PrepareOptions
+
+
+def build_parser() -> Parser:
+    parser = Parser("Make a model ready: fetch it, convert it to litGPT's format, split it.", PrepareOptions)
+    option = parser.option
+    option("model", nargs="?", metavar="MODEL", help="a Hugging Face repo id, a folder, or a .gguf file")
+    option("--random", metavar="CONFIG", help="make a random model of this litGPT shape, or NanoLlama, instead")
+    option("--ckpt-folder", type=Path, metavar="DIR", help="where the models are kept")
+    option("--model-name", metavar="NAME", help="the litGPT configuration to use (default: by the model's name)")
+    option("--n-nodes", type=int, metavar="N", help="split the model over N nodes")
+    option("--nodes-config", type=Path, metavar="FILE", help="split the model for this network")
+    option("--split", metavar="SPLIT", help="auto, table, or layers per node such as 6,8,8")
+    option("--hf-token", metavar="TOKEN", help="for gated models (default: HF_TOKEN)")
+    option("--dtype", help="float32, float16 or bfloat16 (default: as stored)")
+    option("--quantize", metavar="MODE", help="none, int8 or int4: how the chunks hold the weights of linear layers")
+    option("--device", help="kept for old command lines: the work is done on the CPU")
+    option("--seed", type=int, help="seed of --random")
+    return parser
+
+
+def main() -> None:
+    options = options_from(PrepareOptions, build_parser().parse_args())
+    set_up_logging(verbose=False)
+    from mdi.cli.prepare import prepare  # torch and litgpt take seconds to import
+
+    folder, manifest = prepare(options)
+    if manifest is not None:
+        layers = ", ".join(f"{len(span)}" for span in manifest.spans)
+        print(f"{folder}: layers per node {layers}")
+    else:
+        print(folder)
+
+
+def run() -> NoReturn:
+    """What `prepare_model.py` and `mdi-prepare` call."""
+    run_script(main)
+
+
+if __name__ == "__main__":
+    run()

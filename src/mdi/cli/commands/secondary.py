@@ -1,0 +1,54 @@
+"""Run one secondary node: wait for a starter, hold a part of its model, serve until told to stop."""
+
+from pathlib import Path
+from typing import NoReturn
+
+from mdi.cli.script import Parser, add_node_options, options_from, run_script, set_up_logging
+from mdi.config.network import load_node
+from mdi.config.options import SecondaryOptions
+
+
+def build_parser() -> Parser:
+    parser = Parser("Serve a part of a model to a starter.", SecondaryOptions)
+    add_node_options(parser)
+    parser.option(
+        "--nodes-config",
+        nargs="+",
+        metavar=("FILE", "INDEX"),
+        help="the network and which of its secondaries this is, from 0; or a file with this node alone",
+    )
+    parser.option("--cache-dir", type=Path, metavar="DIR", help="where received chunks are kept")
+    return parser
+
+
+def parse(arguments: list[str] | None = None) -> SecondaryOptions:
+    """Raises `ConfigError` for a value that is not allowed."""
+    parser = build_parser()
+    values = parser.parse_args(arguments)
+    given = values.nodes_config
+    if isinstance(given, list):
+        if len(given) > 2 or (len(given) == 2 and not given[1].isdecimal()):
+            parser.error("--nodes-config takes a file, and the index of a secondary where it describes several")
+        values.nodes_config = Path(given[0])
+        values.index = int(given[1]) if len(given) == 2 else None
+    return options_from(SecondaryOptions, values)
+
+
+def main() -> None:
+    options = parse()
+    node = load_node(options.nodes_config, options.index)
+    node.access.check()
+    name = "" if options.index is None else options.index
+    set_up_logging(options.verbose, f"logs_secondary{name}.log" if options.debug else None)
+    from mdi.cli.run import run_secondary  # after the arguments are known to be good: torch and litgpt take seconds
+
+    run_secondary(options, node)
+
+
+def run() -> NoReturn:
+    """What `secondary.py` and `mdi-secondary` call."""
+    run_script(main)
+
+
+if __name__ == "__main__":
+    run()

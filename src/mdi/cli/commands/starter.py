@@ -1,0 +1,69 @@
+"""Run the head of the ring: generate samples with a model spread over the nodes of a network file."""
+
+from argparse import BooleanOptionalAction
+from pathlib import Path
+from typing import NoReturn
+
+from mdi.cli.script import Parser, add_node_options, options_from, run_script, set_up_logging
+from mdi.config.network import load_network
+from mdi.config.options import StarterOptions
+
+
+def build_parser(options: type[StarterOptions] = StarterOptions) -> Parser:
+    parser = Parser("Generate samples with a model spread over several nodes.", options)
+    add_node_options(parser)
+    option = parser.option
+    option("-p", "--plots", action="store_true", help="write a CSV and a plot of the tokens over time")
+    option("--nodes-config", type=Path, metavar="FILE", help="the network")
+    option("--prompt", help="one prompt for all samples, or FILE:path with one paragraph for each")
+    option("--n-samples", type=int, help="number of samples")
+    option("--n-tokens", type=int, help="most tokens generated per sample")
+    option(
+        "--sequence-length",
+        "--context-length",
+        "--block-size",
+        type=int,
+        metavar="N",
+        help="context kept per sample (default: what the run needs)",
+    )
+    option("--max-slots", type=int, metavar="N", help="samples in the ring at once (default: as memory allows)")
+    option(
+        "--max-batch-tokens",
+        "--prefill-rows",
+        type=int,
+        metavar="N",
+        help="tokens in one message; a longer prompt goes in pieces",
+    )
+    option("--time-run", type=Path, metavar="FILE", help="append the run's statistics to this CSV file")
+    option("--temperature", type=float, help="0 is greedy")
+    option("--top-k", type=int, help="sample from the k most likely tokens; 0: from all")
+    option("--top-p", type=float, help="sample from the smallest set of tokens that reaches this probability")
+    option("--ignore-eos", action="store_true", help="generate --n-tokens tokens whatever they are")
+    option("--keep-nodes", action="store_true", help="leave the secondaries waiting for the next run")
+    option("--prompt-style", metavar="NAME", help="none, chat-template, or a style of litgpt (default: the model's)")
+    option("--split", metavar="SPLIT", help="auto, table, or layers per node such as 6,8,8")
+    option("--stream", action=BooleanOptionalAction, help="show the first sample as it grows (default: on a terminal)")
+    option("--output", type=Path, metavar="FILE", help="write one JSON object per sample, and a summary")
+    option("--timeline", type=Path, metavar="FILE", help="write what every node did when, for a trace viewer")
+    option("--peer-timeout", type=float, dest="peer_timeout_s", metavar="S", help="a node silent for so long is lost")
+    option("--node-timeout", type=float, dest="node_timeout_s", metavar="S", help="how long to wait for a secondary")
+    return parser
+
+
+def main(kind: type[StarterOptions] = StarterOptions) -> None:
+    options = options_from(kind, build_parser(kind).parse_args())
+    set_up_logging(options.verbose, "logs_starter.log" if options.debug else None)
+    network = load_network(options.nodes_config)
+    network.starter.access.check()
+    from mdi.cli.run import run_starter  # after the arguments are known to be good: torch and litgpt take seconds
+
+    run_starter(options, network)
+
+
+def run() -> NoReturn:
+    """What `starter.py` and `mdi-starter` call."""
+    run_script(main)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,112 @@
+"""The wheel, installed: its commands run from any folder, with packaged settings and the user's folders."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from support.paths import ROOT, SRC
+
+pytestmark = pytest.mark.slow
+
+SHOW_PATHS = """
+from mdi.config import paths
+from mdi.config.network import load_network
+print(len(load_network(paths.SETTINGS_DIR / "configuration.json").nodes))
+for folder in (paths.SETTINGS_DIR, paths.CHECKPOINTS_DIR, paths.LOGS_DIR, paths.IMAGES_DIR, paths.CERTIFICATES_DIR):
+    print(folder)
+print(paths.chunk_cache_dir())
+"""
+
+
+def build_wheel(folder: Path) -> Path:
+    """Built from a copy, because the build writes into its tree."""
+    tree = folder / "tree"
+    skipped = shutil.ignore_patterns("__pycache__", "checkpoints", "logs", "img", "certs", "*.egg-info")
+    shutil.copytree(SRC, tree / "src", ignore=lambda path, names: skipped(path, names) if path == str(SRC) else set())
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tree)
+    pip(sys.executable, "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", folder, tree)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def pip(python: object, *arguments: object) -> None:
+    subprocess.run([str(python), "-m", "pip", "--quiet", *map(str, arguments)], check=True)
+
+
+@pytest.fixture(scope="module")
+def bin_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The commands of an environment that holds the wheel, and sees our own packages through a .pth file."""
+    folder = tmp_path_factory.mktemp("installed")
+    environment = folder / "environment"
+    venv.create(environment, with_pip=False)
+    (site_packages,) = environment.glob("lib/python*/site-packages")
+    (site_packages / "outer.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    python = environment / "bin" / "python"
+    pip(python, "install", "--no-deps", "--no-index", build_wheel(folder))
+    return python.parent
+
+
+def output_of(command: list[object], home: Path, **variables: str) -> str:
+    """What it prints, run by a user with an empty home, from there."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("XDG_", "MDI_", "PYTHON"))}
+    environment |= {"HOME": str(home), **variables}
+    done = subprocess.run(
+        list(map(str, command)), cwd=home, env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def declared_commands() -> Mapping[str, str]:
+    return dict(re.findall(r'^(mdi-[\w-]+) = "([\w.]+):run"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE))
+
+
+@pytest.mark.parametrize("name", declared_commands())
+def test_every_installed_command_answers_for_help(bin_folder: Path, name: str, tmp_path: Path) -> None:
+    assert output_of([bin_folder / name, "--help"], tmp_path).startswith(f"usage: {name} ")
+
+
+def test_there_is_a_command_for_every_script() -> None:
+    called = {module.removeprefix("mdi.cli.commands.") for module in declared_commands().values()}
+    assert called == {path.stem for path in SRC.glob("*.py")}
+
+
+def test_the_settings_are_packaged_and_the_rest_is_the_users(bin_folder: Path, tmp_path: Path) -> None:
+    n_nodes, settings, *written = output_of([bin_folder / "python", "-c", SHOW_PATHS], tmp_path).splitlines()
+    assert n_nodes == "3"
+    assert Path(settings).is_relative_to(bin_folder.parent)
+    assert sorted(p.relative_to(settings) for p in Path(settings).rglob("*.json")) == sorted(
+        p.relative_to(SRC / "settings_distr") for p in (SRC / "settings_distr").rglob("*.json")
+    )
+    assert [Path(path) for path in written] == [
+        tmp_path / place
+        for place in (
+            ".local/share/mdi-llm/checkpoints",
+            ".local/state/mdi-llm/log",
+            ".local/share/mdi-llm/img",
+            ".config/mdi-llm/certs",
+            ".cache/mdi-llm/chunks",
+        )
+    ]
+
+
+def test_mdi_home_takes_all_that_is_written(bin_folder: Path, tmp_path: Path) -> None:
+    home = tmp_path / "all of it"
+    _, _, *written = output_of([bin_folder / "python", "-c", SHOW_PATHS], tmp_path, MDI_HOME=str(home)).splitlines()
+    assert [Path(path) for path in written] == [
+        home / name for name in ("checkpoints", "logs", "img", "certs", "chunks")
+    ]
+
+
+def test_the_packaged_parts_start_each_other(bin_folder: Path, tmp_path: Path) -> None:
+    code = "import os; from mdi.cli.local_ring import command as c; a = c('starter', '--help'); os.execv(a[0], a)"
+    assert output_of([bin_folder / "python", "-c", code], tmp_path).startswith("usage: ")
