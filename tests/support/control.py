@@ -1,19 +1,28 @@
-"""A node as its HTTP routes see it, and a session to ask of it."""
+"""A node as its HTTP routes see it, a session to ask of it, and raw requests and answers."""
 
+import contextlib
 import hashlib
+import http.client
+import json
+import socket
+import threading
+from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 from mdi.checkpoint.cache import ChunkCache
+from mdi.control.client import ControlClient
+from mdi.control.routes import ControlServer
 from mdi.control.session import SessionSpec
 from mdi.control.status import InitAnswer, NodeStatus
 from mdi.ids import Rank
 from mdi.model.span import Span
-from mdi.net.sockets import Peer
+from mdi.net.sockets import Peer, listen
 from support.statuses import IDLE
 
 HOST = "127.0.0.1"
+Answer = tuple[int, str, bytes]
 CHUNK = bytes(range(256)) * 20
 DIGEST = hashlib.sha256(CHUNK).hexdigest()
 
@@ -83,3 +92,53 @@ SPEC = SessionSpec(
     predecessor=Peer("starter", "::1", 5088),
     successor=Peer("secondary 1", "box.local", 5092),
 )
+
+
+def ask(
+    server: ControlServer, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
+) -> Answer:
+    """Status, content type and body of the answer to one request."""
+    with contextlib.closing(http.client.HTTPConnection(HOST, server.port, timeout=10)) as connection:
+        connection.request(method, path, body, headers or {})
+        response = connection.getresponse()
+        return response.status, response.headers.get("Content-Type", ""), response.read()
+
+
+def ask_raw(server: ControlServer, request: bytes) -> bytes:
+    """What the server sends before it waits for more, or closes."""
+    with socket.create_connection((HOST, server.port), timeout=10) as sock:
+        sock.sendall(request)
+        return sock.recv(10_000)
+
+
+def reason_of(answer: Answer, status: int) -> str:
+    """The reason in an error's body: JSON, and one line."""
+    assert answer[0] == status
+    assert answer[1].startswith("application/json")
+    error = json.loads(answer[2])
+    assert set(error) == {"error"}
+    assert "\n" not in error["error"]
+    return str(error["error"])
+
+
+@contextlib.contextmanager
+def answering(*answers: bytes) -> Iterator[ControlClient]:
+    """A client of a server that gives these answers, one a connection, whatever it is asked."""
+    with listen(HOST, 0) as listener:
+        listener.settimeout(10)
+
+        def serve() -> None:
+            for answer in answers:
+                sock, _ = listener.accept()
+                with sock, sock.makefile("rb") as file:
+                    length = 0
+                    while (line := file.readline()) not in (b"\r\n", b""):
+                        if line.lower().startswith(b"content-length:"):
+                            length = int(line.split(b":")[1])
+                    file.read(length)
+                    sock.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield ControlClient("secondary 0", HOST, listener.getsockname()[1])
+        thread.join()
