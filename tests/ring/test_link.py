@@ -3,10 +3,7 @@
 import contextlib
 import dataclasses
 import logging
-import queue
 import socket
-import struct
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,43 +11,27 @@ from pathlib import Path
 import pytest
 
 from mdi.errors import ConfigError, LinkClosed, LinkTimeout, LocalProtocolError, RemoteAbort, RemoteProtocolError
-from mdi.net.sockets import listen
 from mdi.net.timeouts import Timeouts
 from mdi.ring.link import PredecessorConnected
 from mdi.ring.messages import Activation, Fault, Goodbye, Message
 from mdi.segments import Fork, Release, Segment
-from support.links import FLOOD, FOREIGN, HELLO, HOST, LARGE, PATIENCE_S, WELCOME, Bench, End, read
-from support.wire import GOODBYE, HEADER_BYTES, ROW_BYTES, SESSION, activation, frame, rows
+from support.links import (
+    FLOOD,
+    HELLO,
+    HOST,
+    LARGE,
+    ONE_ROW,
+    PATIENCE_S,
+    SHORT_HANDSHAKE,
+    WELCOME,
+    Bench,
+    free_port,
+    read,
+    reset,
+)
+from support.wire import HEADER_BYTES, ROW_BYTES, SESSION, activation, frame, rows
 
-ONE_ROW = Activation((Segment(0, 0, 1, 1),), memoryview(rows(1)))
-
-
-def ring_threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("ring-")]
-
-
-@pytest.fixture
-def bench() -> Iterator[Bench]:
-    bench = Bench()
-    try:
-        yield bench
-    finally:
-        bench.close()
-    assert ring_threads() == []
-
-
-SHORT_HANDSHAKE = Timeouts(handshake_s=0.3)
 FREQUENT_PINGS = Timeouts(ping_interval_s=0.02)
-
-
-def reset(sock: socket.socket) -> None:
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    sock.close()
-
-
-def free_port() -> int:
-    with socket.create_server((HOST, 0)) as sock:
-        return int(sock.getsockname()[1])
 
 
 def in_time_wait(ports: list[int]) -> list[str]:
@@ -278,95 +259,6 @@ def test_a_successor_that_answers_nonsense_is_an_error(bench: Bench, answer: byt
         assert "closed the connection during the handshake" in str(error)
 
 
-# ---- connections of others
-
-
-@pytest.mark.parametrize("how", ["closes", "resets", "goes"])
-@pytest.mark.parametrize("data", FOREIGN.values(), ids=FOREIGN)
-def test_a_foreign_connection_does_not_keep_the_predecessor_out(bench: Bench, data: bytes, how: str) -> None:
-    end = bench.end(1, timeouts=SHORT_HANDSHAKE)
-    end.link.accept()
-    intruder = bench.dial(end.port)
-    with contextlib.suppress(ConnectionError):
-        intruder.sendall(data)
-    if how == "closes":
-        intruder.close()
-    elif how == "resets":
-        reset(intruder)
-    sock = bench.predecessor(end)
-    sock.sendall(frame(5, struct.pack("<IIII", 1, 0, 0, 0)))
-    assert end.message() == Release(1)
-
-
-class ManualClock:
-    """A clock that a test sets."""
-
-    def __init__(self) -> None:
-        self.now_s = 1000.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
-def assert_refused(bench: Bench, end: End) -> None:
-    """By then the acceptor has also done everything that was due when this connection came."""
-    sock = bench.dial(end.port)
-    sock.sendall(GOODBYE)
-    assert read(sock, HEADER_BYTES)[5] == 3
-
-
-def test_a_silent_connection_is_closed_exactly_at_its_deadline(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
-    clock = ManualClock()
-    end = bench.end(1, timeouts=Timeouts(authentication_s=2.0, clock=clock))
-    end.link.accept()
-    silent = bench.dial(end.port)
-    assert_refused(bench, end)
-    clock.now_s += 1.99
-    for _ in range(2):
-        assert_refused(bench, end)
-    assert "did not authenticate" not in caplog.text
-    clock.now_s += 0.01
-    assert_refused(bench, end)
-    with contextlib.suppress(ConnectionError):
-        assert silent.recv(1) == b""
-    assert "it did not authenticate within 2 s" in caplog.text
-
-
-@pytest.mark.parametrize("data", [FOREIGN["other epoch"], FOREIGN["other facts"], FOREIGN["not hello"]])
-def test_a_foreign_connection_is_answered_why_it_is_refused(bench: Bench, data: bytes) -> None:
-    end = bench.end(1)
-    end.link.accept()
-    intruder = bench.dial(end.port)
-    intruder.sendall(data)
-    header = read(intruder, HEADER_BYTES)
-    assert header[5] == 3
-    assert len(read(intruder, int.from_bytes(header[20:24], "little"))) > 10
-
-
-def test_a_peer_that_drips_does_not_keep_the_predecessor_out(bench: Bench) -> None:
-    end = bench.end(1, timeouts=SHORT_HANDSHAKE)
-    end.link.accept()
-    intruder, done = bench.dial(end.port), threading.Event()
-
-    def drip() -> None:
-        with contextlib.suppress(OSError):
-            for byte in frame(1, b'{"a": "' + b"x" * 4000 + b'"}'):
-                intruder.sendall(bytes([byte]))
-                if done.wait(0.05):
-                    return
-
-    thread = threading.Thread(target=drip)
-    thread.start()
-    try:
-        sock = bench.dial(end.port)
-        sock.settimeout(4)
-        sock.sendall(HELLO)
-        assert read(sock, HEADER_BYTES) == WELCOME
-    finally:
-        done.set()
-        thread.join()
-
-
 # ---- a predecessor that is lost
 
 
@@ -459,16 +351,6 @@ def test_our_own_mistake_is_reported_as_ours(bench: Bench) -> None:
     assert isinstance(end.down().error, LocalProtocolError)
 
 
-def test_more_messages_than_can_travel_are_a_bug_that_still_lets_the_link_close(bench: Bench) -> None:
-    end = bench.end(1)
-    end.link.accept()
-    for _ in range(10):
-        end.link.send(ONE_ROW)
-    with pytest.raises(queue.Full):
-        end.link.send(ONE_ROW)
-    assert_closes_at_once(end)
-
-
 # ---- silence
 
 
@@ -505,169 +387,3 @@ def test_a_short_peer_timeout_does_not_outrun_the_pings() -> None:
     assert timeouts.ping_every_s(60.0) == 1.0
     assert timeouts.ping_every_s(1.5) == 0.5
     assert timeouts.ping_every_s(0.1) < 0.1 / 2
-
-
-# ---- closing
-
-
-def assert_closes_at_once(end: End) -> None:
-    """close() ends every thread well before any timeout does, may be repeated, and lets nothing be posted."""
-    while not end.inbox.empty():
-        end.inbox.get_nowait()
-    began = time.monotonic()
-    end.link.close()
-    assert time.monotonic() - began < PATIENCE_S / 2
-    assert ring_threads() == []
-    end.link.close()
-    assert all(isinstance(event, PredecessorConnected) for event in end.inbox.queue)
-
-
-def test_a_link_that_never_started_closes(bench: Bench) -> None:
-    assert_closes_at_once(bench.end(1))
-
-
-def test_a_link_that_waits_for_its_predecessor_closes(bench: Bench) -> None:
-    end = bench.end(1)
-    end.link.accept()
-    assert_closes_at_once(end)
-    with bench.dial(end.port):  # the listener is the caller's and still open
-        pass
-
-
-def test_a_link_that_greets_a_silent_stranger_closes(bench: Bench) -> None:
-    end = bench.end(1)
-    end.link.accept()
-    intruder = bench.dial(end.port)
-    intruder.sendall(HELLO[:5])
-    assert_closes_at_once(end)
-
-
-def test_a_link_with_a_silent_predecessor_closes(bench: Bench) -> None:
-    end = bench.end(1)
-    end.link.accept()
-    bench.predecessor(end)
-    assert_closes_at_once(end)
-
-
-def test_a_link_that_calls_a_black_hole_closes(bench: Bench) -> None:
-    end = bench.end(bench.black_hole())
-    end.link.connect()
-    assert_closes_at_once(end)
-
-
-def test_a_link_whose_handshake_is_not_answered_closes(bench: Bench) -> None:
-    listener = bench.listener()
-    end = bench.end(listener.getsockname()[1])
-    end.link.connect()
-    sock, _ = listener.accept()
-    with sock:
-        assert read(sock, len(HELLO)) == HELLO
-        assert_closes_at_once(end)
-
-
-def test_an_idle_link_closes(bench: Bench) -> None:
-    listener = bench.listener()
-    end = bench.end(listener.getsockname()[1])
-    end.link.connect()
-    bench.successor(listener)
-    assert_closes_at_once(end)
-
-
-def test_a_link_that_is_blocked_in_sending_closes(bench: Bench) -> None:
-    listener = bench.listener()
-    end = bench.end(listener.getsockname()[1], session=LARGE)
-    end.link.connect()
-    sock = bench.successor(listener)
-    end.link.send(FLOOD)
-    assert read(sock, 1) == b"M"  # it is sending, and no more of it is read
-    assert_closes_at_once(end)
-
-
-def test_a_ring_in_use_closes(bench: Bench) -> None:
-    a, b = bench.ring()
-    for _ in range(5):
-        a.link.send(ONE_ROW)
-        b.link.send(ONE_ROW)
-    a.link.close()
-    b.link.close()
-    assert ring_threads() == []
-
-
-def test_a_link_that_is_down_closes(bench: Bench) -> None:
-    end = bench.end(free_port())
-    end.link.connect()
-    end.down()
-    assert_closes_at_once(end)
-
-
-def test_draining_sends_what_is_queued(bench: Bench) -> None:
-    listener = bench.listener()
-    end = bench.end(listener.getsockname()[1])
-    end.link.connect()
-    sock = bench.successor(listener)
-    for message in (ONE_ROW, Release(1), Fault(1, "the end")):
-        end.link.send(message)
-    closing = threading.Thread(target=end.link.close, args=(PATIENCE_S,))
-    closing.start()
-    expected = [
-        activation([(0, 0, 1, 1)], rows(1)),
-        frame(5, struct.pack("<IIII", 1, 0, 0, 0)),
-        frame(8, b"\1\0\0\0the end"),
-    ]
-    assert read(sock, sum(map(len, expected))) == b"".join(expected)
-    sock.close()
-    closing.join()
-
-
-def test_a_connection_stays_open_until_the_goodbye_was_read(bench: Bench) -> None:
-    listener = bench.listener()
-    end = bench.end(listener.getsockname()[1])
-    end.link.connect()
-    sock = bench.successor(listener)
-    end.link.send(Goodbye())
-    assert read(sock, HEADER_BYTES) == GOODBYE
-    sock.settimeout(0.2)
-    with pytest.raises(TimeoutError):
-        sock.recv(1)
-    sock.close()
-    end.link.close(drain_s=PATIENCE_S)
-    assert end.inbox.empty()
-
-
-def test_draining_does_not_wait_for_a_node_that_takes_nothing(bench: Bench) -> None:
-    listener = bench.listener()
-    end = bench.end(listener.getsockname()[1], session=LARGE)
-    end.link.connect()
-    bench.successor(listener)
-    end.link.send(FLOOD)
-    end.link.send(Goodbye())
-    began = time.monotonic()
-    end.link.close(drain_s=0.2)
-    assert time.monotonic() - began < PATIENCE_S / 2
-    assert ring_threads() == []
-
-
-# ---- listen
-
-
-def test_a_listener_takes_any_free_port() -> None:
-    with listen(HOST, 0) as one, listen("localhost", 0) as other:
-        assert one.getsockname()[1] != other.getsockname()[1]
-
-
-def test_a_port_in_use_is_refused_with_advice() -> None:
-    with listen(HOST, 0) as taken:
-        port = taken.getsockname()[1]
-        with pytest.raises(ConfigError) as caught:
-            listen(HOST, port)
-    assert str(caught.value) == (
-        f"cannot listen on {HOST} port {port}: another program uses this port; stop it or choose another port in the"
-        " nodes configuration"
-    )
-    listen(HOST, port).close()
-
-
-@pytest.mark.parametrize("addr", ["192.0.2.1", "10.7..48.46", "a" * 64])
-def test_an_address_of_another_machine_is_refused_with_advice(addr: str) -> None:
-    with pytest.raises(ConfigError, match=f"cannot listen on {addr} port 0: this is not an address of this machine"):
-        listen(addr, 0)

@@ -5,6 +5,8 @@ import dataclasses
 import json
 import queue
 import socket
+import struct
+import threading
 from dataclasses import dataclass
 
 from mdi.net.access import THIS_MACHINE, Access
@@ -15,7 +17,7 @@ from mdi.ring.link import Link, LinkDown, LinkEvent, PredecessorConnected, Recei
 from mdi.ring.messages import Activation, Message
 from mdi.ring.wire import Session
 from mdi.segments import Segment
-from support.wire import GOODBYE, HEADER_BYTES, PROOF, SESSION, frame
+from support.wire import GOODBYE, HEADER_BYTES, PROOF, SESSION, frame, rows
 
 HOST = "127.0.0.1"
 FACTS = {"n_slots": 3}
@@ -23,6 +25,7 @@ HELLO = frame(1, json.dumps(FACTS).encode())
 WELCOME = frame(2)
 PATIENCE_S = 60.0  # of a test that waits for what must happen, and of its links unless it says otherwise
 PATIENT = Timeouts(handshake_s=PATIENCE_S)
+SHORT_HANDSHAKE = Timeouts(handshake_s=0.3)
 
 
 @dataclass
@@ -162,3 +165,18 @@ FOREIGN = {
 
 LARGE = dataclasses.replace(SESSION, n_embd=4096, context=4096, max_rows=4096)
 FLOOD = Activation((Segment(0, 0, 4000, 1),), memoryview(bytes(4000 * 4096 * 4)))  # more than sockets hold
+ONE_ROW = Activation((Segment(0, 0, 1, 1),), memoryview(rows(1)))
+
+
+def ring_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("ring-")]
+
+
+def reset(sock: socket.socket) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+def free_port() -> int:
+    with socket.create_server((HOST, 0)) as sock:
+        return int(sock.getsockname()[1])
