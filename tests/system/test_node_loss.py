@@ -1,0 +1,207 @@
+"""Whichever nodes are lost, the text is that of an undisturbed run, or the error names the node."""
+
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import mdi.cluster.rendezvous
+from mdi.errors import ConfigError, ControlError, RingBroken
+from mdi.model.span import Span
+from mdi.model.stage import Stage
+from support.bench import GREEDY, SEEDED, Bench, once
+from support.logs import whenever_logged
+
+pytestmark = pytest.mark.slow
+
+SUPERVISOR = "mdi.cluster.supervisor"
+
+
+@pytest.mark.parametrize("style", ["greedy", "seeded"])
+@pytest.mark.parametrize("lost", [1, 2])
+def test_a_node_that_comes_back_goes_on_from_where_it_was(
+    lost: int, style: str, make_bench: Callable[[int], Bench], tiny: Path, expected: dict[str, list[list[int]]],
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    bench = make_bench(3)
+    machine = bench.machines[lost]
+    options = {"greedy": GREEDY, "seeded": SEEDED}[style]
+    with whenever_logged(SUPERVISOR, "is lost: ", machine.start):
+        assert bench.run(tiny, on_token=once(25, machine.kill), **options) == expected[style]
+    assert bench.n_recoveries == 1
+    messages = [record.getMessage() for record in caplog.records if record.name == SUPERVISOR]
+    address = rf"secondary {lost - 1} (127.0.0.1:{bench.ring[lost].port})"
+    assert messages[0].startswith(f"{address} is lost: ")
+    assert messages[0].endswith("; waiting up to 20 s for it")
+    assert messages[1:] == [f"secondary {lost - 1} is back: replaying 4 samples"]
+    assert not list(bench.machines[lost].cache_dir.glob("*.partial"))
+    bench.assert_at_rest()
+
+
+def test_a_node_that_is_killed_again_and_again_does_no_harm_within_the_limit(
+    make_bench: Callable[[int], Bench], tiny: Path, expected: dict[str, list[list[int]]]
+) -> None:
+    bench = make_bench(3)
+
+    def restart(n_tokens: int) -> None:
+        if n_tokens in (9, 31):
+            machine = bench.machines[2]
+            machine.kill()
+            machine.start()
+
+    assert bench.run(tiny, on_token=restart) == expected["greedy"]
+    assert bench.n_recoveries == 2
+
+
+@pytest.mark.parametrize("style", ["greedy", "seeded"])
+def test_the_other_nodes_take_over_down_to_the_starter_alone(
+    style: str, make_bench: Callable[[int], Bench], tiny: Path, expected: dict[str, list[list[int]]],
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    bench = make_bench(3)
+    kills = {15: 1, 40: 2}
+    options = {"greedy": GREEDY, "seeded": SEEDED}[style] | {"node_timeout_s": 1.0}
+
+    def kill(n_tokens: int) -> None:
+        if n_tokens in kills:
+            bench.machines[kills[n_tokens]].kill()
+
+    assert bench.run(tiny, on_token=kill, **options) == expected[style]
+    assert bench.n_recoveries == 2
+    assert bench.starter is not None
+    assert bench.starter.status().members == ["starter"]
+    assert bench.starter.status().span == Span(0, 6)
+    said = [record.getMessage() for record in caplog.records if record.getMessage().startswith("going on without")]
+    gone = "which did not come back within 1 s (--node-timeout)"
+    assert said[0].startswith(f"going on without secondary 0, {gone}: layers 0 to ")
+    assert said[0].endswith("to 5 on secondary 1")
+    assert said[1] == f"going on without secondary 1, {gone}: layers 0 to 5 on starter"
+
+
+def test_two_nodes_that_vanish_at_once(
+    make_bench: Callable[[int], Bench], tiny: Path, expected: dict[str, list[list[int]]]
+) -> None:
+    bench = make_bench(3)
+    kill = once(20, lambda: [machine.kill() for machine in bench.machines.values()])
+    assert bench.run(tiny, on_token=kill, node_timeout_s=1.0) == expected["greedy"]
+    assert bench.n_recoveries == 1
+
+
+def test_a_node_given_the_chunk_of_its_first_span_takes_over_too(
+    make_bench: Callable[[int], Bench], tiny: Path, expected: dict[str, list[list[int]]]
+) -> None:
+    bench = make_bench(3)
+    bench.run(tiny)
+    machine = bench.machines[2]
+    machine.kill()
+    machine.give_chunk(tiny / "chunks" / "3nodes" / "model_secondary1.pth")
+    machine.start()
+    assert bench.run(tiny, on_token=once(20, bench.machines[1].kill), node_timeout_s=1.0) == expected["greedy"]
+    assert bench.starter is not None
+    assert bench.starter.status().members == ["starter", "secondary 1"]
+
+
+def test_a_node_that_fails_three_times_is_left_out(
+    make_bench: Callable[[int], Bench], tiny: Path, expected: dict[str, list[list[int]]],
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    bench = make_bench(3)
+    machine = bench.machines[1]
+
+    def fail(n_tokens: int) -> None:
+        if n_tokens in (10, 20, 30):
+            machine.kill()
+
+    with whenever_logged(SUPERVISOR, "is lost: ", machine.start):
+        assert bench.run(tiny, on_token=fail) == expected["greedy"]
+    assert bench.n_recoveries == 3
+    assert "going on without secondary 0, which failed 3 times in 10 minutes: layers" in caplog.text
+
+
+def test_a_second_node_that_is_lost_during_the_recovery(
+    make_bench: Callable[[int], Bench], tiny: Path, expected: dict[str, list[list[int]]]
+) -> None:
+    """The first is down; while it is waited for, the second goes down too; then both come back."""
+    bench = make_bench(3)
+    one, other = bench.machines[1], bench.machines[2]
+
+    def disaster() -> None:
+        one.kill()
+        for delay_s, action in ((0.4, other.kill), (1.0, one.start), (1.6, other.start)):
+            threading.Timer(delay_s, action).start()
+
+    assert bench.run(tiny, on_token=once(20, disaster)) == expected["greedy"]
+    assert bench.n_recoveries >= 1
+    bench.assert_at_rest()
+
+
+def test_where_nobody_can_take_over_all_that_was_generated_is_delivered(
+    make_bench: Callable[[int], Bench], tiny: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny, tmp_path / "org" / "tiny", ignore=shutil.ignore_patterns("chunks")))
+    bench = make_bench(3)
+    bench.run(folder)
+    (folder / "lit_model.pth").unlink()
+    seen: list[int] = []
+
+    def kill(n_tokens: int) -> None:
+        seen.append(n_tokens)
+        if n_tokens == 20:
+            bench.machines[2].kill()
+
+    with pytest.raises(RingBroken, match=r"secondary 1 did not come back within 1 s \(--node-timeout\), and no other"):
+        bench.run(folder, on_token=kill, node_timeout_s=1.0)
+    assert len(seen) >= 20
+    bench.assert_at_rest()
+
+
+def test_a_node_that_has_no_room_for_more_layers_ends_the_run_and_is_named(
+    make_bench: Callable[[int], Bench], tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = make_bench(3)
+
+    allocate = Stage.allocate
+
+    def allocate_little(stage: Stage, n_slots: int, context: int) -> None:
+        if len(stage.span) > 3:
+            raise ConfigError(f"out of memory for {n_slots} slots")
+        allocate(stage, n_slots, context)
+
+    monkeypatch.setattr(Stage, "allocate", allocate_little)
+    with pytest.raises(ControlError, match=r"secondary 1 at .*: out of memory for 4 slots"):
+        bench.run(tiny, on_token=once(20, bench.machines[1].kill), node_timeout_s=1.0)
+    bench.assert_at_rest()
+
+
+def test_a_starter_with_chunks_alone_says_at_once_that_nobody_can_take_over(
+    three: Bench, tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    three.run(tiny)
+    assert "no other can take over" not in caplog.text
+    folder = Path(shutil.copytree(tiny, tmp_path / "org" / "tiny"))
+    (folder / "lit_model.pth").unlink()
+    shutil.rmtree(folder / "chunks" / "2nodes", ignore_errors=True)
+    three.run(folder)
+    assert caplog.text.count("no other can take over its layers") == 1
+
+
+def test_an_interrupt_during_a_recovery_ends_the_run_at_once(
+    make_bench: Callable[[int], Bench], tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = make_bench(3)
+
+    def interrupt(rendezvous: object, calls: object) -> None:
+        raise KeyboardInterrupt
+
+    def kill() -> None:
+        bench.machines[1].kill()
+        monkeypatch.setattr(mdi.cluster.rendezvous.Rendezvous, "await_all", interrupt)
+
+    began_s = [0.0]
+    with pytest.raises(KeyboardInterrupt):
+        bench.run(tiny, on_token=once(20, lambda: (kill(), began_s.__setitem__(0, time.monotonic()))))
+    assert time.monotonic() - began_s[0] < 15.0  # --node-timeout is 20 s here
+    bench.assert_at_rest()
