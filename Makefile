@@ -1,4 +1,4 @@
-# Targets for people: demo, demo-compare, certs, test, test-quick, soak, chaos, fuzz, bench, bench-quick, clean. All of them work in .venv.
+# Targets for people are those with a `## ` comment: `make help` lists them. All of them work in .venv.
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,16 +9,20 @@ NETWORK := src/settings_distr/configuration.json
 LLAMA_PYTHON ?= $(BIN)/python
 MODEL := $(CHECKPOINTS)/local/SmolLM2-135M-Instruct
 
-.PHONY: demo demo-compare certs test test-quick lint types pytest soak chaos fuzz bench bench-quick venv model clean
+.PHONY: help demo demo-compare certs test test-quick lint types pytest soak chaos fuzz bench bench-quick venv model clean
 .DELETE_ON_ERROR:
+.DEFAULT_GOAL := demo
 
-demo: $(MODEL)/chunks/3nodes/manifest.json
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(MODEL)/chunks/3nodes/manifest.json  ## three samples on a ring of three nodes on this machine
 	$(BIN)/python src/demo.py --ckpt $(MODEL)
 
-demo-compare: $(MODEL)/model_config.yaml
+demo-compare: $(MODEL)/model_config.yaml  ## the same on 1, 2 and 3 nodes, in one plot
 	$(BIN)/python src/demo.py --ckpt $(MODEL) --compare
 
-certs: | $(VENV)/.installed
+certs: | $(VENV)/.installed  ## a certificate authority, and a certificate for every node of NETWORK
 	$(BIN)/python src/make_certs.py --nodes-config $(NETWORK)
 
 test: lint types pytest  ## lint, types, and all tests
@@ -26,37 +30,37 @@ test: lint types pytest  ## lint, types, and all tests
 test-quick: lint types $(VENV)/.dev  ## lint, types, unit tests and small rings, in a minute or so
 	$(BIN)/python -m pytest -n 2 -m 'not slow and not soak and not chaos'
 
-lint: $(VENV)/.dev
+lint: $(VENV)/.dev  ## ruff: rules and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(VENV)/.dev
+types: $(VENV)/.dev  ## mypy in strict mode
 	$(BIN)/mypy
 
-pytest: $(VENV)/.dev $(GGUF)
+pytest: $(VENV)/.dev $(GGUF)  ## all tests but soak and chaos
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # An hour of long-lived nodes and 200 cold runs; SOAK_SECONDS and SOAK_COLD_RUNS say otherwise.
-soak: $(VENV)/.dev $(GGUF)
+soak: $(VENV)/.dev $(GGUF)  ## an hour of long-lived nodes and 200 cold runs
 	$(BIN)/python -m pytest -m soak -o faulthandler_timeout=0 tests/system/test_soak.py
 
 # About nine minutes, FUZZ_SECONDS for a target of ordinary share. Guided by coverage where atheris has a wheel.
-fuzz: $(VENV)/.fuzz
+fuzz: $(VENV)/.fuzz  ## damaged input for every parser, about nine minutes
 	PYTHONPATH=src:tests $(BIN)/python -m fuzz
 
 # Beside llama.cpp: pip install llama-cpp-python into .venv, or LLAMA_PYTHON=<a Python that has it>.
-bench: $(MODEL)/model_config.yaml
+bench: $(MODEL)/model_config.yaml  ## measure this machine, beside llama.cpp where it is installed
 	$(BIN)/python benchmarks/bench.py --ckpt $(MODEL) --llama-python $(LLAMA_PYTHON)
 
-bench-quick: $(MODEL)/model_config.yaml
+bench-quick: $(MODEL)/model_config.yaml  ## the same with fewer settings
 	$(BIN)/python benchmarks/bench.py --quick --ckpt $(MODEL) --llama-python $(LLAMA_PYTHON)
 
-chaos: $(VENV)/.dev
+chaos: $(VENV)/.dev  ## processes killed and stopped at random
 	$(BIN)/python -m pytest -m chaos tests/system/test_chaos.py
 
-venv: $(VENV)/.installed
+venv: $(VENV)/.installed  ## create .venv with the requirements
 
-model: $(MODEL)/model_config.yaml
+model: $(MODEL)/model_config.yaml  ## fetch and convert the default model
 
 $(VENV)/.installed: requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -87,5 +91,5 @@ $(MODEL)/chunks/3nodes/manifest.json: $(MODEL)/model_config.yaml | $(VENV)/.inst
 	$(BIN)/python src/prepare_model.py $(MODEL) --n-nodes 3
 	touch -c $@
 
-clean:
+clean:  ## remove .venv and everything that was made
 	rm -rf $(VENV) .cache $(CHECKPOINTS) src/logs src/img
