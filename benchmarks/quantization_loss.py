@@ -30,6 +30,7 @@ from mdi.checkpoint.config import CONFIG_FILE, load_config  # noqa: E402
 from mdi.checkpoint.weights import MODEL_FILE, open_weights  # noqa: E402
 from mdi.config.paths import CHECKPOINTS_DIR  # noqa: E402
 from mdi.formats import MODES, Mode  # noqa: E402
+from mdi.model.backends.select import make_span_engine  # noqa: E402
 from mdi.model.build import Placement  # noqa: E402
 from mdi.model.head import Ends  # noqa: E402
 from mdi.model.span import Span  # noqa: E402
@@ -61,7 +62,7 @@ class Model:
     def __init__(self, folder: Path, chunk: Path) -> None:
         config, weights = load_config(folder), open_weights(chunk)
         placement = Placement(torch.device("cpu"), torch.float32, rows=N_PROMPTS)
-        self._stage = Stage(config, Span(0, config.n_layer), weights, placement)
+        self._stage = Stage(make_span_engine(config, Span(0, config.n_layer), weights, placement))
         self._ends = Ends(config, weights, placement)
 
     def logits(self, ids: Sequence[int], segments: Sequence[Segment]) -> torch.Tensor:

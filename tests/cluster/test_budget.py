@@ -13,6 +13,7 @@ from mdi.cluster.budget import Budget, Need, budgets_of, facts_of, fit_slots, ne
 from mdi.control.status import NodeStatus
 from mdi.errors import ConfigError
 from mdi.formats import Mode
+from mdi.model.backends.select import make_span_engine
 from mdi.model.devices import free_memory_bytes
 from mdi.model.runner import StageRunner, StageSpec
 from mdi.model.span import Span
@@ -120,7 +121,7 @@ def test_too_little_memory_is_reported_before_anything_is_loaded(
 def test_what_is_held_for_the_last_session_is_counted_as_weights(model: Path) -> None:
     """So a node that is asked before its next session can say what that would find free."""
     config, weights = load_config(model), open_weights(model / "lit_model.pth")
-    runner = StageRunner(torch.device("cpu"), torch.float32)
+    runner = StageRunner(torch.device("cpu"), torch.float32, make_span_engine)
     assert runner.weights_bytes == 0
     spec = StageSpec(config, Span(0, 2), has_head=True, weights_id=0, quantize="int8", rows=1)
     assert runner.load(spec, lambda: weights, "the model")

@@ -10,6 +10,7 @@ from mdi.checkpoint.config import load_config
 from mdi.checkpoint.weights import open_weights, select
 from mdi.errors import CheckpointError, ConfigError
 from mdi.formats import Mode
+from mdi.model.backends.select import make_span_engine
 from mdi.model.build import Placement
 from mdi.model.head import Ends
 from mdi.model.linear import (
@@ -196,7 +197,7 @@ def test_a_quantized_chunk_and_quantizing_while_loading_are_the_same(mode: Mode,
         assert mode_of(stored) == mode
         outputs = []
         for own, placement in ((stored, Placement(CPU, torch.float32)), (weights, Placement(CPU, torch.float32, mode))):
-            stage = Stage(config, span, own, placement)
+            stage = Stage(make_span_engine(config, span, own, placement))
             stage.allocate(1, 16)
             outputs.append(stage.forward(x, segments))
             if node == 0:

@@ -14,6 +14,9 @@ from mdi.checkpoint.config import load_config
 from mdi.checkpoint.weights import open_weights
 from mdi.errors import CheckpointError, ConfigError, RemoteProtocolError
 from mdi.model.attention import make_plan
+from mdi.model.backends import torch_compile
+from mdi.model.backends.select import BACKENDS, Backend, make_span_engine
+from mdi.model.backends.torch_span import TorchSpan
 from mdi.model.build import Placement
 from mdi.model.devices import memory_errors
 from mdi.model.head import Ends
@@ -32,11 +35,12 @@ IDS = torch.randint(0, 320, (3, 60), generator=torch.Generator().manual_seed(3))
 class Model:
     """Two stages and the ends, driven without a ring, beside litgpt's whole model."""
 
-    def __init__(self, folder: Path, **traits: object) -> None:
+    def __init__(self, folder: Path, placement: Placement = CPU, **traits: object) -> None:
         make_model(folder, **traits)
         self.config = load_config(folder)
         weights = open_weights(folder / "lit_model.pth")
-        self.stages = [Stage(self.config, span, weights, CPU) for span in (Span(0, 2), Span(2, 6))]
+        self.engines = [TorchSpan(self.config, span, weights, placement) for span in (Span(0, 2), Span(2, 6))]
+        self.stages = [Stage(engine) for engine in self.engines]
         self.ends = Ends(self.config, weights, CPU)
         self.reference = GPT(self.config)
         self.reference.load_state_dict(weights)
@@ -89,11 +93,10 @@ def test_only_the_kept_rows_return(model: Model) -> None:
 def test_a_stage_that_is_reset_has_empty_slots_in_the_same_memory(model: Model) -> None:
     model.allocate()
     model.logits(Segment(0, 0, 10, 1))
-    stage = model.stages[0]
-    before = stage._blocks[0].attn.k_slots.data_ptr()
+    before = model.engines[0].blocks[0].attn.k_slots.data_ptr()
     for one in model.stages:
         one.reset()
-    assert stage._blocks[0].attn.k_slots.data_ptr() == before
+    assert model.engines[0].blocks[0].attn.k_slots.data_ptr() == before
     with pytest.raises(RemoteProtocolError, match="no segment may start at 10"):
         model.logits(Segment(0, 10, 1, 1))
     torch.testing.assert_close(model.logits(Segment(0, 0, 4, 4)), model.expected(Segment(0, 0, 4, 4)))
@@ -104,7 +107,8 @@ def test_a_stage_that_is_freed_keeps_its_weights_and_nothing_else(model: Model) 
     model.allocate()
     stage.free()
     assert stage.slots == (0, 0)
-    assert all(block.attn.k_slots.nbytes + block.attn.v_slots.nbytes == 0 for block in stage._blocks.values())
+    blocks = model.engines[0].blocks.values()
+    assert all(block.attn.k_slots.nbytes + block.attn.v_slots.nbytes == 0 for block in blocks)
     with pytest.raises(RemoteProtocolError):
         model.logits(Segment(0, 0, 1, 1))
     model.allocate()
@@ -173,7 +177,7 @@ def test_a_row_does_not_depend_on_what_was_left_in_its_neighbours_slots(trait: s
     for stale in (0.0, 300.0, -300.0):
         model.allocate()
         model.logits(*prompts)
-        for segment, block in product(message, chain(*(stage._blocks.values() for stage in model.stages))):
+        for segment, block in product(message, chain(*(engine.blocks.values() for engine in model.engines))):
             block.attn.k_slots[segment.slot, :, segment.start :] = stale
             block.attn.v_slots[segment.slot, :, segment.start :] = stale
         outputs.append(model.logits(*message))
@@ -195,7 +199,7 @@ def test_a_long_segment_is_cut_into_pieces(tmp_path: Path) -> None:
 def test_half_precision_stays_near(dtype: torch.dtype, trait: str, tmp_path: Path) -> None:
     model = Model(tmp_path, **TRAITS[trait])
     weights = open_weights(tmp_path / "lit_model.pth")
-    stage = Stage(model.config, Span(0, 2), weights, Placement(torch.device("cpu"), dtype))
+    stage = Stage(TorchSpan(model.config, Span(0, 2), weights, Placement(torch.device("cpu"), dtype)))
     stage.allocate(2, 64)
     x = torch.randn(5, 32, generator=torch.Generator().manual_seed(0))
     near = stage.forward(x, [Segment(0, 0, 5, 1)])
@@ -218,17 +222,18 @@ def test_a_missing_or_misshapen_tensor_is_named(tmp_path: Path) -> None:
     weights = open_weights(tmp_path / "lit_model.pth")
     lacking = {name: tensor for name, tensor in weights.items() if name != "transformer.h.1.norm_2.weight"}
     with pytest.raises(CheckpointError, match=r"layer 1 .*norm_2\.weight"):
-        Stage(config, Span(0, 2), lacking, CPU)
+        TorchSpan(config, Span(0, 2), lacking, CPU)
     with pytest.raises(CheckpointError, match=r"embedding.*lm_head\.weight"):
         Ends(config, weights | {"lm_head.weight": torch.zeros(3, 3)}, CPU)
 
 
 def test_weights_and_slots_go_with_the_stage(tmp_path: Path) -> None:
     model = Model(tmp_path)
-    packed = weakref.ref(model.stages[0]._blocks[0].mlp)
+    packed = weakref.ref(model.engines[0].blocks[0].mlp)
     gc.disable()
     try:
         model.stages.clear()
+        model.engines.clear()
         assert packed() is None
     finally:
         gc.enable()
@@ -253,12 +258,11 @@ def test_shapes_and_weights_of_a_model() -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, about itself
 @pytest.mark.parametrize("pays", [True, False])
 def test_compiling_changes_no_result(pays: bool, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seconds = iter([1.0, 9.0, 9.0, 0.5 if pays else 1.0])
-    monkeypatch.setattr(Stage, "_step_s", lambda self, n_rows=1: next(seconds))
-    compiled = Model(tmp_path)
-    stage = compiled.stages[0]
-    stage.compile()
-    assert (stage._kernels.rms_norm is not rms_norm) == pays
+    seconds = iter(2 * [1.0, 9.0, 9.0, 0.5 if pays else 1.0])
+    monkeypatch.setattr(torch_compile, "step_s", lambda *_: next(seconds))
+    placement = Placement(torch.device("cpu"), torch.float32, compile_ops=True)
+    compiled = Model(tmp_path, placement)
+    assert (placement.kernels.rms_norm is not rms_norm) == pays
     compiled.allocate()
     model.allocate()
     for segments in ((Segment(0, 0, 9, 9),), (Segment(0, 9, 1, 1), Segment(1, 0, 2, 2))):
@@ -269,9 +273,8 @@ def test_compiling_changes_no_result(pays: bool, model: Model, tmp_path: Path, m
 def test_few_graphs_are_compiled_in_many_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch._dynamo.reset()
     before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    monkeypatch.setattr("mdi.model.stage.LEAST_GAIN", 0.0)
-    stage = Model(tmp_path).stages[0]
-    stage.compile()
+    monkeypatch.setattr(torch_compile, "MIN_COMPILE_SPEEDUP", 0.0)
+    stage = Model(tmp_path, Placement(torch.device("cpu"), torch.float32, compile_ops=True)).stages[0]
     stage.allocate(16, 300)
     for step in range(200):
         segments = [Segment(slot, step, 1 + (step + slot) % 3, 1) for slot in range(step % 16 + 1)]
@@ -290,10 +293,22 @@ def test_a_compiler_that_fails_is_told_and_not_fatal(
         return call
 
     monkeypatch.setattr(torch, "compile", fail)
-    uncompiled = Model(tmp_path)
-    for stage in uncompiled.stages:
-        stage.compile()
+    uncompiled = Model(tmp_path, Placement(torch.device("cpu"), torch.float32, compile_ops=True))
     assert "compiling the small operations is not possible here (no compiler): left as they were" in caplog.text
     uncompiled.allocate()
     model.allocate()
     assert torch.equal(uncompiled.logits(Segment(0, 0, 9, 9)), model.logits(Segment(0, 0, 9, 9)))
+
+
+def test_a_model_that_no_backend_supports_is_refused_with_the_reasons() -> None:
+    config = Config(**BASE)
+    config.latent_attention = {"q_lora_rank": 1}
+    with pytest.raises(ConfigError, match=r"no backend can compute this model on cpu \(torch: latent attention is not"):
+        make_span_engine(config, Span(0, 1), {}, CPU)
+
+
+def test_the_first_backend_that_supports_a_model_is_chosen(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    native = Backend("native", lambda config, placement: "float32 only", lambda *_: pytest.fail("not supported"))
+    monkeypatch.setattr("mdi.model.backends.select.BACKENDS", (native, *BACKENDS))
+    weights = {name: torch.ones(shape) for name, shape in stage_shapes(model.config, Span(0, 1)).items()}
+    assert isinstance(make_span_engine(model.config, Span(0, 1), weights, CPU), TorchSpan)

@@ -155,7 +155,7 @@ def _has_row_each(piece: Piece) -> bool:
 def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
     """What passes all nodes of a ring."""
     watcher, fork = Seen(), Stage.fork
-    monkeypatch.setattr("mdi.model.stage.make_plan", watcher.plan)
+    monkeypatch.setattr("mdi.model.backends.torch_span.make_plan", watcher.plan)
 
     def counted(stage: Stage, *arguments: int) -> None:
         watcher.forks += 1

@@ -10,8 +10,8 @@ import pytest
 
 import mdi.cluster.rendezvous
 from mdi.errors import ConfigError, ControlError, RingBroken
+from mdi.model.backends.torch_span import TorchSpan
 from mdi.model.span import Span
-from mdi.model.stage import Stage
 from support.bench import GREEDY, SEEDED, Bench, once
 from support.logs import whenever_logged
 
@@ -163,14 +163,14 @@ def test_a_node_that_has_no_room_for_more_layers_ends_the_run_and_is_named(
 ) -> None:
     bench = make_bench(3)
 
-    allocate = Stage.allocate
+    allocate = TorchSpan.allocate
 
-    def allocate_little(stage: Stage, n_slots: int, context: int) -> None:
-        if len(stage.span) > 3:
+    def allocate_little(engine: TorchSpan, n_slots: int, context: int) -> None:
+        if n_slots and len(engine.span) > 3:
             raise ConfigError(f"out of memory for {n_slots} slots")
-        allocate(stage, n_slots, context)
+        allocate(engine, n_slots, context)
 
-    monkeypatch.setattr(Stage, "allocate", allocate_little)
+    monkeypatch.setattr(TorchSpan, "allocate", allocate_little)
     with pytest.raises(ControlError, match=r"secondary 1 at .*: out of memory for 4 slots"):
         bench.run(tiny, on_token=once(20, bench.machines[1].kill), node_timeout_s=1.0)
     bench.assert_at_rest()

@@ -34,6 +34,7 @@ class Placement:
     dtype: torch.dtype
     quantize: Mode = "none"  # for weights that are not quantized already
     rows: int = 1  # rows that a message usually carries
+    compile_ops: bool = False  # where that makes a step faster
     kernels: Kernels = field(default_factory=Kernels)
 
 

@@ -25,7 +25,7 @@ class Ends:
         weights: Mapping[str, torch.Tensor],
         placement: Placement,
     ) -> None:
-        """Raises `CheckpointError` where a tensor is missing or of another shape, `ConfigError` as `Stage` does.
+        """Raises `CheckpointError` where a tensor is missing or of another shape, `ConfigError` as `TorchSpan` does.
 
         Embeddings are looked up where they lie in the file, row by row, so a head that is tied to them is held once.
         """

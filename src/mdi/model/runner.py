@@ -1,6 +1,6 @@
 """The only owner of a stage, for both roles: loads weights, begins sessions, computes, gives memory back."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -12,10 +12,9 @@ from mdi.model.build import Placement
 from mdi.model.head import Ends
 from mdi.model.quant import mode_of, resolve
 from mdi.model.span import Span
+from mdi.model.span_engine import SpanEngineFactory, Weights
 from mdi.model.stage import Stage
 from mdi.segments import Fork, Segment
-
-Weights = Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -33,9 +32,11 @@ class StageSpec:
 class StageRunner:
     """One node's stage. Called only from the compute thread."""
 
-    def __init__(self, device: torch.device, dtype: torch.dtype, *, compile_stage: bool = False) -> None:
+    def __init__(
+        self, device: torch.device, dtype: torch.dtype, make_engine: SpanEngineFactory, *, compile_ops: bool = False
+    ) -> None:
         self.device, self.dtype = device, dtype
-        self._compile = compile_stage
+        self._make_engine, self._compile_ops = make_engine, compile_ops
         self._spec: StageSpec | None = None
         self._stage: Stage | None = None
         self._head: Ends | None = None
@@ -47,7 +48,7 @@ class StageRunner:
             find: the weights, mapped and checked; None where they are not here.
             source: what they are called in an error.
 
-        Returns whether there are weights. Raises as `Stage` and `resolve` do.
+        Returns whether there are weights. Raises as the engine and `resolve` do.
         """
         if self._stage is not None and self._spec == spec:
             return True
@@ -57,12 +58,10 @@ class StageRunner:
         if (weights := find()) is None:
             return False
         mode = resolve(mode_of(weights), spec.quantize, source)
-        placement = Placement(self.device, self.dtype, mode, spec.rows)
+        placement = Placement(self.device, self.dtype, mode, spec.rows, self._compile_ops)
         if spec.has_head and self._head is None:  # before the blocks: while it is packed, the head is held twice
             self._head = Ends(spec.config, weights, placement)
-        self._stage = Stage(spec.config, spec.span, weights, placement)
-        if self._compile:
-            self._stage.compile()
+        self._stage = Stage(self._make_engine(spec.config, spec.span, weights, placement))
         self._spec = spec
         return True
 

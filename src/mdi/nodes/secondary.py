@@ -23,6 +23,7 @@ from mdi.errors import ControlError, MdiError, RingError
 from mdi.formats import Mode
 from mdi.ids import Rank
 from mdi.inbox import Inbox, StopRequested
+from mdi.model.backends.select import make_span_engine
 from mdi.model.devices import free_memory_bytes, peak_memory_bytes, pick_device, pick_dtype, share_threads
 from mdi.model.runner import StageRunner, StageSpec
 from mdi.model.stage import kept_rows
@@ -83,7 +84,9 @@ class Secondary:
         self.config = config
         self._sources, self._quantize, self._timeouts = sources, quantize, timeouts
         torch_device = pick_device(device or config.device)
-        self._runner = StageRunner(torch_device, pick_dtype(dtype, torch_device), compile_stage=compile_stage)
+        self._runner = StageRunner(
+            torch_device, pick_dtype(dtype, torch_device), make_span_engine, compile_ops=compile_stage
+        )
         self._inbox = Inbox()
         self._timeline = Timeline()
         self._session = Session()

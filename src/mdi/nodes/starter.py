@@ -23,6 +23,7 @@ from mdi.engine.sample import Sample
 from mdi.engine.scheduler import Scheduler
 from mdi.errors import CheckpointError, ControlError
 from mdi.inbox import Inbox, StopRequested
+from mdi.model.backends.select import make_span_engine
 from mdi.model.devices import free_memory_bytes, peak_memory_bytes, pick_device, pick_dtype, share_threads
 from mdi.model.runner import StageRunner, StageSpec
 from mdi.model.tensors import dtype_name
@@ -68,7 +69,9 @@ class Starter:
             is_fixed=options.max_slots is not None,
         )
         device = pick_device(options.device or network.starter.device)
-        self._runner = StageRunner(device, pick_dtype(options.dtype, device), compile_stage=options.compile)
+        self._runner = StageRunner(
+            device, pick_dtype(options.dtype, device), make_span_engine, compile_ops=options.compile
+        )
         self._inbox = Inbox()
         self._timeline = Timeline()
         self._timeline.begin(options.timeline is not None)

@@ -1,0 +1,1 @@
+"""What computes a span: one module per backend, and the choice among them."""

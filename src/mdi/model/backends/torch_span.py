@@ -1,0 +1,74 @@
+"""The reference backend: litgpt's own blocks in torch, on any device.
+
+The blocks are built with their global layer index; only their attention is replaced.
+Shapes: N rows in the message, C = n_embd, D head size.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from litgpt.config import Config
+from litgpt.model import Block
+
+from mdi.model.attention import make_plan
+from mdi.model.backends.torch_compile import compile_ops
+from mdi.model.build import Assembler, Placement
+from mdi.model.devices import memory_errors
+from mdi.model.quant import held_bytes
+from mdi.model.shapes import build_block, rotary_tables, stage_shapes
+from mdi.model.span import Span
+from mdi.segments import Segment
+
+
+class TorchSpan:
+    """A `SpanEngine` of litgpt blocks whose attention keeps the slots."""
+
+    def __init__(self, config: Config, span: Span, weights: Mapping[str, torch.Tensor], placement: Placement) -> None:
+        """
+        Raises:
+            CheckpointError: a tensor is missing, or of another shape than `config` says.
+            ConfigError: out of memory, or the device has no kernel for quantized weights.
+        """
+        self.config, self.span = config, span
+        self.device, self.dtype = placement.device, placement.dtype
+        self.weights_bytes = held_bytes(stage_shapes(config, span), placement.dtype, placement.quantize)
+        self.blocks = {layer: _load_block(config, layer, weights, placement) for layer in range(*span)}
+        if placement.compile_ops:
+            compile_ops(placement.kernels, self, config.n_embd, placement.device)
+
+    @staticmethod
+    def supports(config: Config, placement: Placement) -> str | None:
+        """Why the model cannot be computed there; None if it can."""
+        return None if config.latent_attention is None else "latent attention is not supported"
+
+    def allocate(self, n_slots: int, context: int) -> None:
+        """Make `n_slots` slots of `context` positions each. Earlier slots are forgotten."""
+        for block in self.blocks.values():
+            block.attn.allocate(n_slots, context, self.device, self.dtype)
+        self._cos, self._sin = rotary_tables(self.config, context, self.device)  # (context, D[, 2])
+
+    @torch.inference_mode()
+    def forward(self, x: torch.Tensor, segments: Sequence[Segment]) -> torch.Tensor:
+        """Hidden states (N, C) of a message's rows -> (N, C) after this span; fills the slots."""
+        plan = make_plan(segments, self.config, self.device, self.dtype)
+        cos, sin = self._cos[plan.positions][:, None], self._sin[plan.positions][:, None]  # (N, 1, D[, 2])
+        x = x.to(self.device, self.dtype)
+        for layer, block in self.blocks.items():
+            if (indices := self.config.rope_indices) is not None:
+                x = block.forward(x, cos[..., indices[layer]], sin[..., indices[layer]], plan)
+            else:
+                x = block.forward(x, cos, sin, plan)
+        return x
+
+    @torch.inference_mode()
+    def fork(self, source: int, target: int, n: int) -> None:
+        """Copy the first `n` positions of slot `source` to slot `target`."""
+        for block in self.blocks.values():
+            block.attn.fork(source, target, n)
+
+
+def _load_block(config: Config, layer: int, weights: Mapping[str, torch.Tensor], placement: Placement) -> Block:
+    prefix = f"transformer.h.{layer}."
+    own = {name.removeprefix(prefix): weights[name] for name in weights if name.startswith(prefix)}
+    with memory_errors(f"the weights of layer {layer}"):
+        return Assembler(own, f"layer {layer}", placement).assemble(build_block(config, layer, placement.kernels))

@@ -1,0 +1,36 @@
+"""The interface between a stage and the backend that computes its span."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import torch
+from litgpt.config import Config
+
+from mdi.model.build import Placement
+from mdi.model.span import Span
+from mdi.segments import Segment
+
+Weights = Mapping[str, torch.Tensor]
+
+
+class SpanEngine(Protocol):
+    """Computes the blocks of one span and owns their KV slots. The layout of the slots is its own.
+
+    It checks nothing: `Stage` passes only segments that the slots have room for.
+    """
+
+    @property
+    def weights_bytes(self) -> int:
+        """What the weights hold."""
+
+    def allocate(self, n_slots: int, context: int) -> None:
+        """Make `n_slots` slots of `context` positions each. Earlier slots are forgotten; 0 slots free their memory."""
+
+    def forward(self, x: torch.Tensor, segments: Sequence[Segment]) -> torch.Tensor:
+        """Hidden states (N, n_embd) of a message's N rows -> the same after the span; fills the slots."""
+
+    def fork(self, source: int, target: int, n: int) -> None:
+        """Copy the first `n` positions of slot `source` to slot `target`."""
+
+
+SpanEngineFactory = Callable[[Config, Span, Weights, Placement], SpanEngine]
