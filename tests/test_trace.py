@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mdi.errors import ControlError
-from mdi.trace import NodeTimeline, Span, Timeline, from_json, write_trace
+from mdi.trace import NodeTimeline, Timeline, TraceEvent, from_json, write_trace
 from support.models import make_model
 from support.rings import ring_of
 
@@ -15,20 +15,20 @@ def test_nothing_is_recorded_unless_it_is_on() -> None:
     timeline = Timeline()
     with timeline.during("compute", 3):
         pass
-    assert not timeline.spans
+    assert not timeline.events
     timeline.begin(on=True)
     with timeline.during("compute", 3):
         pass
-    (span,) = timeline.spans
+    (span,) = timeline.events
     assert (span.activity, span.rows) == ("compute", 3)
     timeline.begin(on=False)
-    assert not timeline.spans
+    assert not timeline.events
 
 
 def test_another_clock_is_shifted_to_ours() -> None:
     data = {"now_s": 1000.0, "spans": [[0, 999.0, 0.5, 2]]}
     node = from_json("secondary 0", data, asked_s=10.0, answered_s=10.2)
-    assert node.spans == [Span("compute", pytest.approx(9.1), 0.5, 2)]
+    assert node.events == [TraceEvent("compute", pytest.approx(9.1), 0.5, 2)]
     assert node.uncertainty_s == pytest.approx(0.1)
 
 
@@ -43,8 +43,8 @@ def test_anything_else_is_refused(data: object) -> None:
 
 def test_the_file_is_trace_event_json(tmp_path: Path) -> None:
     nodes = [
-        NodeTimeline("starter", [Span("idle", 5.0, 0.25, 0)]),
-        NodeTimeline("x", [Span("send", 5.5, 0.1, 4)], 0.002),
+        NodeTimeline("starter", [TraceEvent("idle", 5.0, 0.25, 0)]),
+        NodeTimeline("x", [TraceEvent("send", 5.5, 0.1, 4)], 0.002),
     ]
     write_trace(tmp_path / "trace.json", nodes)
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]

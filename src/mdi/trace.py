@@ -1,4 +1,4 @@
-"""What each node did when: spans of time, and the trace-event JSON that trace viewers show.
+"""What each node did when: events, and the trace-event JSON that trace viewers show.
 
 The format is Chrome's "Trace Event Format": complete events ("ph": "X") with microseconds.
 """
@@ -15,12 +15,12 @@ from typing import Any
 from mdi.errors import ControlError
 from mdi.files import write_text
 
-MAX_SPANS = 200_000  # of a node; the oldest go first
+MAX_EVENTS = 200_000  # of a node; the oldest go first
 ACTIVITIES = ("compute", "send", "receive", "idle")  # one row each in a viewer
 
 
 @dataclass(frozen=True)
-class Span:
+class TraceEvent:
     """One thing that a node did, by the node's own clock."""
 
     activity: str
@@ -30,21 +30,21 @@ class Span:
 
 
 class Timeline:
-    """The spans of one node. Any thread may add to it; unless it is on, that costs a comparison."""
+    """The events of one node. Any thread may add to it; unless it is on, that costs a comparison."""
 
     def __init__(self) -> None:
         self.on = False
-        self.spans: deque[Span] = deque(maxlen=MAX_SPANS)
+        self.events: deque[TraceEvent] = deque(maxlen=MAX_EVENTS)
 
     def begin(self, on: bool) -> None:
         """Forget what was recorded; go on recording, or not."""
         self.on = on
-        self.spans.clear()
+        self.events.clear()
 
     def add(self, activity: str, start_s: float, rows: int = 0) -> None:
         """Record what went on from `start_s`, by `time.perf_counter`, until now."""
         if self.on:
-            self.spans.append(Span(activity, start_s, time.perf_counter() - start_s, rows))
+            self.events.append(TraceEvent(activity, start_s, time.perf_counter() - start_s, rows))
 
     @contextlib.contextmanager
     def during(self, activity: str, rows: int = 0) -> Iterator[None]:
@@ -55,18 +55,19 @@ class Timeline:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for another node, with the time at which they were read."""
-        spans = [
-            [ACTIVITIES.index(span.activity), span.start_s, span.duration_s, span.rows] for span in list(self.spans)
+        events = [
+            [ACTIVITIES.index(event.activity), event.start_s, event.duration_s, event.rows]
+            for event in list(self.events)
         ]
-        return {"now_s": time.perf_counter(), "spans": spans}
+        return {"now_s": time.perf_counter(), "spans": events}
 
 
 @dataclass(frozen=True)
 class NodeTimeline:
-    """The spans of a node in the starter's time."""
+    """The events of a node in the starter's time."""
 
     name: str
-    spans: Sequence[Span]
+    events: Sequence[TraceEvent]
     uncertainty_s: float = 0.0  # of the difference between the two clocks
 
 
@@ -76,18 +77,18 @@ def from_json(name: str, data: Any, asked_s: float, answered_s: float) -> NodeTi
     """
     try:
         shift_s = (asked_s + answered_s) / 2 - data["now_s"]
-        spans = [
-            Span(ACTIVITIES[activity], float(start_s) + shift_s, float(duration_s), int(rows))
+        events = [
+            TraceEvent(ACTIVITIES[activity], float(start_s) + shift_s, float(duration_s), int(rows))
             for activity, start_s, duration_s, rows in data["spans"]
         ]
     except (KeyError, TypeError, ValueError, IndexError, OverflowError) as exc:
         raise ControlError(f"{name} sent something else than a timeline") from exc
-    return NodeTimeline(name, spans, (answered_s - asked_s) / 2)
+    return NodeTimeline(name, events, (answered_s - asked_s) / 2)
 
 
 def write_trace(path: Path, nodes: Sequence[NodeTimeline]) -> None:
-    """Write the timelines of all nodes, beginning at the first span of any."""
-    begin_s = min((span.start_s for node in nodes for span in node.spans), default=0.0)
+    """Write the timelines of all nodes, beginning at the first event of any."""
+    begin_s = min((event.start_s for node in nodes for event in node.events), default=0.0)
     events = [event for number, node in enumerate(nodes) for event in _events(number, node, begin_s)]
     write_text(path, json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}))
 
@@ -97,13 +98,13 @@ def _events(number: int, node: NodeTimeline, begin_s: float) -> Iterator[dict[st
     yield {"name": "process_name", "ph": "M", "pid": number, "tid": 0, "args": {"name": name}}
     for row, activity in enumerate(ACTIVITIES):
         yield {"name": "thread_name", "ph": "M", "pid": number, "tid": row, "args": {"name": activity}}
-    for span in node.spans:
+    for event in node.events:
         yield {
-            "name": span.activity,
+            "name": event.activity,
             "ph": "X",
             "pid": number,
-            "tid": ACTIVITIES.index(span.activity),
-            "ts": (span.start_s - begin_s) * 1e6,
-            "dur": span.duration_s * 1e6,
-            "args": {"rows": span.rows},
+            "tid": ACTIVITIES.index(event.activity),
+            "ts": (event.start_s - begin_s) * 1e6,
+            "dur": event.duration_s * 1e6,
+            "args": {"rows": event.rows},
         }

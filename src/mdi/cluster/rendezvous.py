@@ -157,7 +157,7 @@ class Rendezvous:
 
     def timelines(self, plan: Plan) -> list[NodeTimeline]:
         """What every member did when; one that does not answer is missing."""
-        found = [NodeTimeline(node_name(0), self._timeline.spans)]
+        found = [NodeTimeline(node_name(0), self._timeline.events)]
         for node in plan.members[1:]:
             asked_s = time.perf_counter()
             try:
