@@ -32,7 +32,7 @@ from mdi.config.paths import CHECKPOINTS_DIR  # noqa: E402
 from mdi.formats import MODES, Mode  # noqa: E402
 from mdi.model.backends.select import make_span_engine  # noqa: E402
 from mdi.model.build import Placement  # noqa: E402
-from mdi.model.head import Ends  # noqa: E402
+from mdi.model.head import EmbeddingAndHead  # noqa: E402
 from mdi.model.span import Span  # noqa: E402
 from mdi.model.stage import Stage, kept_rows  # noqa: E402
 from mdi.segments import Segment  # noqa: E402
@@ -50,7 +50,7 @@ class Result:
     """What one mode made of the text."""
 
     chunk_bytes: int
-    resident_bytes: int  # of the loaded stage and ends
+    resident_bytes: int  # of the loaded stage and head
     losses: list[float]  # of each predicted token, in nats
     best: Ids  # the likeliest token behind each token of the text
     continuations: list[Ids]
@@ -63,11 +63,11 @@ class Model:
         config, weights = load_config(folder), open_weights(chunk)
         placement = Placement(torch.device("cpu"), torch.float32, rows=N_PROMPTS)
         self._stage = Stage(make_span_engine(config, Span(0, config.n_layer), weights, placement))
-        self._ends = Ends(config, weights, placement)
+        self._head = EmbeddingAndHead(config, weights, placement)
 
     def logits(self, ids: Sequence[int], segments: Sequence[Segment]) -> torch.Tensor:
         """Token ids of a message's rows -> the logits (K, vocabulary) of the rows that segments keep."""
-        return self._ends.logits(kept_rows(self._stage.forward(self._ends.embed(ids), segments), segments))
+        return self._head.logits(kept_rows(self._stage.forward(self._head.embed(ids), segments), segments))
 
     def read(self, window: Sequence[int]) -> Iterator[torch.Tensor]:
         """The logits behind each token of a window, message by message."""

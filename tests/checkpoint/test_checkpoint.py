@@ -248,9 +248,9 @@ def test_a_damaged_manifest_says_what_to_do(text: str, problem: str, tmp_path: P
     ("change", "problem"),
     [
         ({"spans": [[0, 2**63], [1, 3], [3, 6]]}, "damaged"),
-        ({"spans": [[0, 2**62], [1, 3], [3, 6]]}, "a span that is none"),
+        ({"spans": [[0, 2**62], [1, 3], [3, 6]]}, "invalid span"),
         ({"files": [{"name": "../secret", "n_bytes": 1, "digest": "ab" * 32}] * 3}, "names of chunks"),
-        ({"files": [{"name": chunk_name(i), "n_bytes": "1", "digest": "ab" * 32} for i in range(3)]}, "bytes"),
+        ({"files": [{"name": chunk_name(i), "n_bytes": "1", "digest": "ab" * 32} for i in range(3)]}, "byte count"),
     ],
 )
 def test_a_manifest_with_wrong_values_is_damaged(change: dict[str, object], problem: str, model: Path) -> None:

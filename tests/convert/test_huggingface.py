@@ -209,7 +209,7 @@ def test_dtypes(folder: Path, dtype: str) -> None:
     tensors = llama_tensors()
     write_shards(folder, tensors, n=2, suffix="safetensors")
     convert_folder(folder, model_name="Tiny-Test", dtype=dtype)
-    assert_converted(folder, tensors, huggingface.DTYPES[dtype])
+    assert_converted(folder, tensors, huggingface.TORCH_DTYPES[dtype])
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])

@@ -12,7 +12,7 @@ from litgpt.tokenizer import Tokenizer
 from mdi.convert import hf_configs
 from mdi.convert.random import NANO_LLAMA, make_random
 from mdi.errors import ConfigError, StorageError
-from mdi.model.tensors import DTYPES
+from mdi.model.tensors import TORCH_DTYPES
 from support.files import small_files_only
 
 ENTRY = {
@@ -109,7 +109,7 @@ def test_making_a_model_leaves_the_global_generator_alone(tmp_path: Path) -> Non
 @pytest.mark.parametrize("dtype", [None, "float32", "float16", "bfloat16"])
 def test_dtypes(tmp_path: Path, dtype: str | None) -> None:
     state = state_of(tmp_path / "cast", dtype=dtype)
-    assert {tensor.dtype for tensor in state.values()} == {DTYPES[dtype or "bfloat16"]}
+    assert {tensor.dtype for tensor in state.values()} == {TORCH_DTYPES[dtype or "bfloat16"]}
     full = state_of(tmp_path / "full", dtype="float32")
     name = "transformer.h.1.attn.qkv.weight"
     assert torch.equal(state[name], full[name].to(state[name].dtype))

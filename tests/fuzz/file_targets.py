@@ -20,7 +20,7 @@ from mdi.config.network import load_network, load_node
 from mdi.convert.gguf import file as gguf_file
 from mdi.convert.gguf.convert import import_gguf
 from mdi.errors import CheckpointError, ConfigError, StorageError
-from mdi.model.quant import MODES, dequantize, is_quantized_name, mode_of, quantize, take
+from mdi.model.quant import MODES, dequantize, is_quantized_name, load_weight, mode_of, quantize
 from mdi.model.span import Span
 from support.gguf_files import TOKENS, byte_level_tokenizer, hyperparameters, tensors, tiny_model, write_gguf
 from support.models import BASE
@@ -201,7 +201,7 @@ class ChunkTarget(Target):
         mode_of(chosen)
         for name in chosen:
             if is_quantized_name(name):
-                dequantize(take(chosen, name))
+                dequantize(load_weight(chosen, name))
         self.accepted += 1
         return 1
 

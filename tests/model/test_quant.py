@@ -12,9 +12,9 @@ from mdi.errors import CheckpointError, ConfigError
 from mdi.formats import Mode
 from mdi.model.backends.select import make_span_engine
 from mdi.model.build import Placement
-from mdi.model.head import Ends
+from mdi.model.head import EmbeddingAndHead
 from mdi.model.linear import (
-    EXACT_ROWS,
+    PAD_ABOVE_ROWS,
     ROW_STEP,
     Int8Linear,
     PackedLinear,
@@ -148,8 +148,8 @@ def test_a_packed_layer_meets_few_numbers_of_rows(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", note_rows)
     assert [len(layer(randn(n, 16))) for n in range(1, 129)] == list(range(1, 129))
-    assert set(range(1, EXACT_ROWS + 1)) < met  # decoding computes no row that nobody wants
-    assert len(met) == EXACT_ROWS + (128 - EXACT_ROWS) // ROW_STEP
+    assert set(range(1, PAD_ABOVE_ROWS + 1)) < met  # decoding computes no row that nobody wants
+    assert len(met) == PAD_ABOVE_ROWS + (128 - PAD_ABOVE_ROWS) // ROW_STEP
 
 
 def test_a_device_without_a_kernel_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,7 +201,7 @@ def test_a_quantized_chunk_and_quantizing_while_loading_are_the_same(mode: Mode,
             stage.allocate(1, 16)
             outputs.append(stage.forward(x, segments))
             if node == 0:
-                outputs[-1] = Ends(config, own, placement).logits(outputs[-1])
+                outputs[-1] = EmbeddingAndHead(config, own, placement).logits(outputs[-1])
         assert torch.equal(*outputs)
 
 

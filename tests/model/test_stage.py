@@ -19,7 +19,7 @@ from mdi.model.backends.select import BACKENDS, Backend, make_span_engine
 from mdi.model.backends.torch_span import TorchSpan
 from mdi.model.build import Placement
 from mdi.model.devices import memory_errors
-from mdi.model.head import Ends
+from mdi.model.head import EmbeddingAndHead
 from mdi.model.ops import rms_norm
 from mdi.model.shapes import ends_shapes, layer_weights, stage_shapes
 from mdi.model.span import Span
@@ -33,7 +33,7 @@ IDS = torch.randint(0, 320, (3, 60), generator=torch.Generator().manual_seed(3))
 
 
 class Model:
-    """Two stages and the ends, driven without a ring, beside litgpt's whole model."""
+    """Two stages and the head, driven without a ring, beside litgpt's whole model."""
 
     def __init__(self, folder: Path, placement: Placement = CPU, **traits: object) -> None:
         make_model(folder, **traits)
@@ -41,7 +41,7 @@ class Model:
         weights = open_weights(folder / "lit_model.pth")
         self.engines = [TorchSpan(self.config, span, weights, placement) for span in (Span(0, 2), Span(2, 6))]
         self.stages = [Stage(engine) for engine in self.engines]
-        self.ends = Ends(self.config, weights, CPU)
+        self.head = EmbeddingAndHead(self.config, weights, CPU)
         self.reference = GPT(self.config)
         self.reference.load_state_dict(weights)
         self.allocate()
@@ -52,10 +52,10 @@ class Model:
 
     def logits(self, *segments: Segment, ids: torch.Tensor = IDS) -> torch.Tensor:
         """Run one message; slot s holds sequence s of `ids`."""
-        x = self.ends.embed([int(t) for s in segments for t in ids[s.slot, s.start : s.stop]])
+        x = self.head.embed([int(t) for s in segments for t in ids[s.slot, s.start : s.stop]])
         for stage in self.stages:
             x = stage.forward(x, segments)
-        return self.ends.logits(kept_rows(x, segments))
+        return self.head.logits(kept_rows(x, segments))
 
     @torch.inference_mode()
     def expected(self, *segments: Segment, ids: torch.Tensor = IDS) -> torch.Tensor:
@@ -212,9 +212,9 @@ def test_a_head_tied_to_the_embedding_is_held_once(tmp_path: Path) -> None:
     config = Config(**BASE)
     table = torch.randn(config.padded_vocab_size, config.n_embd)
     weights = {"transformer.wte.weight": table, "lm_head.weight": table, "transformer.ln_f.weight": torch.ones(32)}
-    ends = Ends(config, weights, Placement(torch.device("cpu"), torch.bfloat16))
-    assert ends._embedding.data_ptr() == table.data_ptr()  # looked up where it lies
-    assert torch.equal(ends.embed([7]), table[7:8].bfloat16())
+    head = EmbeddingAndHead(config, weights, Placement(torch.device("cpu"), torch.bfloat16))
+    assert head._embedding.data_ptr() == table.data_ptr()  # looked up where it lies
+    assert torch.equal(head.embed([7]), table[7:8].bfloat16())
 
 
 def test_a_missing_or_misshapen_tensor_is_named(tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ def test_a_missing_or_misshapen_tensor_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"layer 1 .*norm_2\.weight"):
         TorchSpan(config, Span(0, 2), lacking, CPU)
     with pytest.raises(CheckpointError, match=r"embedding.*lm_head\.weight"):
-        Ends(config, weights | {"lm_head.weight": torch.zeros(3, 3)}, CPU)
+        EmbeddingAndHead(config, weights | {"lm_head.weight": torch.zeros(3, 3)}, CPU)
 
 
 def test_weights_and_slots_go_with_the_stage(tmp_path: Path) -> None:
@@ -262,7 +262,7 @@ def test_compiling_changes_no_result(pays: bool, model: Model, tmp_path: Path, m
     monkeypatch.setattr(torch_compile, "step_s", lambda *_: next(seconds))
     placement = Placement(torch.device("cpu"), torch.float32, compile_ops=True)
     compiled = Model(tmp_path, placement)
-    assert (placement.kernels.rms_norm is not rms_norm) == pays
+    assert (placement.ops.rms_norm is not rms_norm) == pays
     compiled.allocate()
     model.allocate()
     for segments in ((Segment(0, 0, 9, 9),), (Segment(0, 9, 1, 1), Segment(1, 0, 2, 2))):
@@ -283,7 +283,7 @@ def test_few_graphs_are_compiled_in_many_steps(tmp_path: Path, monkeypatch: pyte
     assert 0 < torch._dynamo.utils.counters["stats"]["unique_graphs"] - before < 8
 
 
-def test_a_compiler_that_fails_is_told_and_not_fatal(
+def test_a_compiler_that_fails_is_logged_and_not_fatal(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(function: object, **_: object) -> object:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from mdi.model.attention import Piece, Plan, make_plan
+from mdi.model.attention import AttentionPlan, Piece, make_plan
 from mdi.model.stage import Stage
 from mdi.segments import Segment
 from mdi.text.stops import StopSequences
@@ -129,7 +129,7 @@ class Seen:
     pieces: list[Piece] = field(default_factory=list)
     forks: int = 0
 
-    def plan(self, segments: Sequence[Segment], *arguments: Any) -> Plan:
+    def plan(self, segments: Sequence[Segment], *arguments: Any) -> AttentionPlan:
         plan = make_plan(segments, *arguments)
         self.messages.append(list(segments))
         self.pieces += [*plan.full, *plan.sliding]

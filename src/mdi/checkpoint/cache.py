@@ -3,7 +3,6 @@
 import contextlib
 import fcntl
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,10 +10,10 @@ from typing import BinaryIO
 
 from mdi.errors import CheckpointError, ControlError, StorageError
 from mdi.files import storage_error
+from mdi.formats import DIGEST
 from mdi.strings import format_bytes
 
 DEFAULT_LIMIT_BYTES = 64 * 2**30
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 _BLOCK_BYTES = 1 << 20
 
 
@@ -165,7 +164,7 @@ class ChunkCache:
             yield
 
     def _path(self, digest: str) -> Path:
-        if not _DIGEST.fullmatch(digest):
+        if not DIGEST.fullmatch(digest):
             raise ControlError(f"{digest!r} is not a digest: 64 hexadecimal digits are")
         return self._folder / f"{digest}.pth"
 

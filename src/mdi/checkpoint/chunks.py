@@ -1,7 +1,6 @@
 """Model folder -> chunk files and the manifest that names them; both are written whole or not at all."""
 
 import json
-import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from litgpt.utils import incremental_save
 
-from mdi.checkpoint.config import MOST, load_config
+from mdi.checkpoint.config import MAX_VALUES, load_config
 from mdi.checkpoint.weights import (
     MODEL_FILE,
     Weights,
@@ -23,16 +22,15 @@ from mdi.checkpoint.weights import (
 )
 from mdi.errors import CheckpointError, StorageError
 from mdi.files import atomic_path, storage_error, write_text
-from mdi.formats import MODES, Mode
+from mdi.formats import DIGEST, MODES, Mode
 from mdi.model.quant import mode_for, quantize, weight_bytes
 from mdi.model.span import Span, spans_of
-from mdi.model.tensors import DTYPES, dtype_name, mapped_empty, page_out
+from mdi.model.tensors import TORCH_DTYPES, dtype_name, mapped_empty, page_out
 from mdi.progress import progress_bar
 from mdi.strings import format_bytes
 
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -92,15 +90,15 @@ def _check_manifest(manifest: Manifest) -> None:
     if [file.name for file in manifest.files] != [chunk_name(node) for node in range(len(manifest.files))]:
         raise ValueError("its files do not have the names of chunks, in their order")
     if not all(type(file.n_bytes) is int and file.n_bytes >= 0 for file in manifest.files):
-        raise ValueError("a number of bytes that is none")
+        raise ValueError("invalid byte count")
     if manifest.quantization not in MODES:
-        raise ValueError(f"a quantization {manifest.quantization!r} that is none of {', '.join(MODES)}")
-    if not all(type(place) is int and 0 <= place <= MOST["n_layer"] for span in manifest.spans for place in span):
-        raise ValueError("a span that is none")
+        raise ValueError(f"unknown quantization {manifest.quantization!r}: expected one of {', '.join(MODES)}")
+    if not all(type(place) is int and 0 <= place <= MAX_VALUES["n_layer"] for span in manifest.spans for place in span):
+        raise ValueError("invalid span")
     if manifest.spans != tuple(spans_of([len(span) for span in manifest.spans])):
         raise ValueError(f"its spans do not follow each other: {[list(span) for span in manifest.spans]}")
-    if not all(_DIGEST.fullmatch(digest) for digest in [manifest.model_digest, *(f.digest for f in manifest.files)]):
-        raise ValueError("a digest that is none")
+    if not all(DIGEST.fullmatch(digest) for digest in [manifest.model_digest, *(f.digest for f in manifest.files)]):
+        raise ValueError("invalid digest")
 
 
 def split_model(
@@ -114,7 +112,7 @@ def split_model(
     """Write one chunk per span into `chunks/<N>nodes/`, and the manifest last.
 
     Tensors are copied, cast or quantized one at a time from the mapped model; one that the model ties is stored once.
-    An interrupted split leaves no manifest. `advance` is told the bytes of each tensor that was copied.
+    An interrupted split leaves no manifest. `advance` is called with the bytes of each tensor that was copied.
     """
     config = load_config(folder)
     weights = open_weights(folder / MODEL_FILE)
@@ -163,9 +161,9 @@ def _write_chunk(
 
 
 def _cast(tensor: torch.Tensor, dtype: str | None) -> torch.Tensor:
-    if dtype is None or not tensor.is_floating_point() or tensor.dtype == DTYPES[dtype]:
+    if dtype is None or not tensor.is_floating_point() or tensor.dtype == TORCH_DTYPES[dtype]:
         return tensor
-    return mapped_empty(tensor.shape, DTYPES[dtype]).copy_(tensor)
+    return mapped_empty(tensor.shape, TORCH_DTYPES[dtype]).copy_(tensor)
 
 
 def _own_storage(tensor: torch.Tensor) -> torch.Tensor:
@@ -180,7 +178,7 @@ def _check_space(target: Path, parts: Sequence[Weights], dtype: str | None, quan
     except OSError as exc:
         raise storage_error(target, exc) from exc
     needed = sum(
-        weight_bytes(name, tensor.numel(), DTYPES[dtype] if dtype else tensor.dtype, quantization)
+        weight_bytes(name, tensor.numel(), TORCH_DTYPES[dtype] if dtype else tensor.dtype, quantization)
         for part in parts
         for name, tensor in part.items()
     )

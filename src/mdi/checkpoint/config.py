@@ -15,7 +15,7 @@ from mdi.strings import one_line
 CONFIG_FILE = "model_config.yaml"
 
 # Numbers that decide how long it takes and how much memory to look at a configuration, far above any known model's.
-MOST = {"n_layer": 10_000, "n_expert": 2048, "head_size": 1 << 16}
+MAX_VALUES = {"n_layer": 10_000, "n_expert": 2048, "head_size": 1 << 16}
 
 
 def load_config(folder: Path) -> Config:
@@ -36,9 +36,9 @@ def config_from_dict(values: Mapping[str, Any]) -> Config:
 def _checked(make: Callable[[], Config], what: str) -> Config:
     try:
         config = make()
-        refuse_unsupported(config)
-        _refuse_absurd(config)
-        layer_weights(config), ends_shapes(config), rotary_tables(config, 1, torch.device("cpu"))
+        _refuse_latent_attention(config)
+        _check_limits(config)
+        _build_parts(config)
     except CheckpointError:
         raise
     except Exception as exc:  # litgpt has no error type of its own: whatever a bad number leads to
@@ -51,16 +51,23 @@ def config_to_dict(config: Config) -> dict[str, Any]:
     return asdict(config)
 
 
-def _refuse_absurd(config: Config) -> None:
-    for name, most in MOST.items():
+def _build_parts(config: Config) -> None:
+    """Build what a stage will: litgpt checks a configuration only where it uses it, with errors of any type."""
+    layer_weights(config)
+    ends_shapes(config)
+    rotary_tables(config, 1, torch.device("cpu"))
+
+
+def _check_limits(config: Config) -> None:
+    for name, limit in MAX_VALUES.items():
         value = getattr(config, name)
-        if value is not None and not 0 <= value <= most:
+        if value is not None and not 0 <= value <= limit:
             raise CheckpointError(
-                f"{config.name}: not a configuration that litgpt can run: {name} is {value}, not within 0 and {most}"
+                f"{config.name}: not a configuration that litgpt can run: {name} is {value}, not within 0 and {limit}"
             )
 
 
-def refuse_unsupported(config: Config) -> None:
+def _refuse_latent_attention(config: Config) -> None:
     """Raise `CheckpointError` for the one kind of model that has no segment attention."""
     if config.latent_attention is not None:
         raise CheckpointError(f"{config.name}: models with latent attention (DeepSeek V2, V3 and R1) are not supported")

@@ -17,7 +17,7 @@ from litgpt.scripts.convert_hf_checkpoint import qkv_reassemble
 
 from mdi.errors import CheckpointError, StorageError
 from mdi.files import storage_error, write_text
-from mdi.model.quant import SCALE_SUFFIX, take
+from mdi.model.quant import SCALE_SUFFIX, load_weight
 from mdi.model.shapes import ends_shapes, stage_shapes
 from mdi.model.span import Span
 from mdi.model.tensors import dtype_name, page_out
@@ -94,7 +94,7 @@ def _shape(named: Mapping[str, torch.Tensor], name: str) -> torch.Size:
             raise CheckpointError(f"damaged: {name} holds {dtype_name(named[name].dtype)} numbers without their scale")
         return named[name].shape
     try:
-        return take(named, name).shape
+        return load_weight(named, name).shape
     except ValueError as exc:
         raise CheckpointError(f"damaged: {exc}") from exc
 

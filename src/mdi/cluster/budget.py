@@ -15,7 +15,7 @@ from mdi.formats import Mode
 from mdi.model.quant import held_bytes
 from mdi.model.shapes import ends_shapes, stage_shapes
 from mdi.model.span import Span
-from mdi.model.tensors import DTYPES
+from mdi.model.tensors import TORCH_DTYPES
 from mdi.strings import format_bytes
 
 SPARE = 0.1  # of the free memory, left to everything else on the machine
@@ -55,7 +55,7 @@ def facts_of(name: str, host: str, status: NodeStatus | None, stored: Mode, want
     return NodeFacts(
         name=name,
         place=f"{host} {status and status.device}",
-        dtype=DTYPES[status.dtype] if status else torch.float32,
+        dtype=TORCH_DTYPES[status.dtype] if status else torch.float32,
         mode=stored if stored != "none" else mode,
         free_bytes=status.free_memory_bytes if status else None,
     )

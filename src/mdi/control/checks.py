@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from mdi.formats import DTYPES, MODES
+from mdi.formats import DIGEST, DTYPES, MODES
 
 MAX_STRING_CHARACTERS = 1024
 
@@ -31,7 +31,7 @@ def is_string(value: Any) -> bool:
 
 
 def is_digest(value: Any) -> bool:
-    return value == "" or (isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef"))
+    return value == "" or (isinstance(value, str) and DIGEST.fullmatch(value) is not None)
 
 
 def is_span(value: Any) -> bool:

@@ -32,7 +32,7 @@ from mdi.convert.hf_configs import check_config, check_convertible, config_by_na
 from mdi.convert.hub import is_weight_file, read_config, wanted_files
 from mdi.errors import CheckpointError, ConfigError, StorageError
 from mdi.files import flush, storage_error
-from mdi.model.tensors import DTYPES, mapped_empty
+from mdi.model.tensors import TORCH_DTYPES, mapped_empty
 from mdi.strings import one_line
 
 # What torch.load raises for bytes that are not a checkpoint, or a truncated one.
@@ -71,8 +71,8 @@ def convert_folder(folder: Path, *, model_name: str, dtype: str | None = None) -
     Raises `ConfigError` for unknown names, `CheckpointError` for missing, damaged or mismatching files,
     `StorageError` where `folder` cannot be written.
     """
-    if dtype is not None and dtype not in DTYPES:
-        raise ConfigError(f"unknown dtype {dtype!r}: use one of {', '.join(DTYPES)}")
+    if dtype is not None and dtype not in TORCH_DTYPES:
+        raise ConfigError(f"unknown dtype {dtype!r}: use one of {', '.join(TORCH_DTYPES)}")
     config = config_by_name(model_name)
     hf_config = read_config(folder)
     check_convertible(folder.name, hf_config)
@@ -191,7 +191,7 @@ def _run_litgpt(folder: Path, config: Config, dtype: str | None) -> None:
     target = folder / MODEL_FILE
     target.unlink(missing_ok=True)
     try:
-        with write_errors(target), _silent(), _flat_memory(DTYPES[dtype] if dtype else None):
+        with write_errors(target), _silent(), _flat_memory(TORCH_DTYPES[dtype] if dtype else None):
             litgpt_convert.convert_hf_checkpoint(folder.absolute(), model_name=config.name)
     except KeyError as exc:
         raise CheckpointError(

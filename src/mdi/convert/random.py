@@ -17,7 +17,7 @@ from mdi.checkpoint.weights import MODEL_FILE, write_errors
 from mdi.convert.hf_configs import config_by_name
 from mdi.errors import ConfigError
 from mdi.files import write_text
-from mdi.model.tensors import DTYPES, mapped_empty
+from mdi.model.tensors import TORCH_DTYPES, mapped_empty
 from mdi.text.byte_level import byte_alphabet
 
 # The model of the published measurements, 304.6 M parameters; litgpt's micro-llama-300M has this shape too.
@@ -50,8 +50,8 @@ def make_random(config_name: str, folder: Path, *, seed: int, dtype: str | None 
     N(0, 0.02), norms the identity, biases zero. There is no stop token, so every sample runs to its full length.
     Raises `ConfigError` for unknown names, `StorageError` where `folder` cannot be written.
     """
-    if dtype is not None and dtype not in DTYPES:
-        raise ConfigError(f"unknown dtype {dtype!r}: use one of {', '.join(DTYPES)}")
+    if dtype is not None and dtype not in TORCH_DTYPES:
+        raise ConfigError(f"unknown dtype {dtype!r}: use one of {', '.join(TORCH_DTYPES)}")
     config = NANO_LLAMA if config_name == NANO_LLAMA.name else config_by_name(config_name, flag="--random")
     if config.padded_vocab_size <= _BOS_ID:
         raise ConfigError(f"{config_name} has {config.padded_vocab_size} tokens; bytes and BOS need {_BOS_ID + 1}")
@@ -59,7 +59,7 @@ def make_random(config_name: str, folder: Path, *, seed: int, dtype: str | None 
     with write_errors(target):
         target.unlink(missing_ok=True)
         save_config(config, folder)
-        _write_weights(target, config, seed, DTYPES[dtype or "bfloat16"])
+        _write_weights(target, config, seed, TORCH_DTYPES[dtype or "bfloat16"])
     write_byte_tokenizer(folder, config.padded_vocab_size)
 
 

@@ -13,12 +13,14 @@ import torch.nn.functional as F
 from litgpt.config import Config
 from litgpt.model import CausalSelfAttention, do_softcapping
 
-from mdi.model.ops import Kernels
+from mdi.model.ops import PointwiseOps
 from mdi.model.tensors import zeros
 from mdi.segments import Segment
 
 PIECE_ROWS = 128  # rows of one slot in one attention call; bounds the mask to Q x 128 x L
-CALL_POSITIONS = 200  # hidden positions that cost as much as one more attention call
+# The fixed cost of one more attention call, in positions of one row that are read only to be masked. Slots that are
+# filled alike are cheaper in one call; a long one beside short ones would have each of them read its length.
+CALL_POSITIONS = 200
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Plan:
+class AttentionPlan:
     """Where the rows of one message belong. Travels through `Block.forward` as its `mask`."""
 
     slots: torch.Tensor  # (N,) slot of each row
@@ -48,9 +50,9 @@ class Plan:
 class SegmentAttention(CausalSelfAttention):  # type: ignore[misc]
     """litgpt's attention over KV slots instead of a batch: parameters and options are inherited."""
 
-    def __init__(self, config: Config, layer: int, kernels: Kernels) -> None:
+    def __init__(self, config: Config, layer: int, ops: PointwiseOps) -> None:
         super().__init__(config, layer)
-        self.kernels = kernels
+        self.ops = ops
 
     def allocate(self, n_slots: int, context: int, device: torch.device, dtype: torch.dtype) -> None:
         """Create the slots, each for `context` positions. Memory is touched as positions are filled.
@@ -67,7 +69,9 @@ class SegmentAttention(CausalSelfAttention):  # type: ignore[misc]
         for slots in (self.k_slots, self.v_slots):
             slots[target, :, :n] = slots[source, :, :n]
 
-    def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, mask: Plan, *_: object) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, mask: AttentionPlan, *_: object
+    ) -> torch.Tensor:
         """(N, C) -> (N, C); `mask` is the message's plan, `cos` and `sin` are rows of `rotary_tables`."""
         config, plan, n_rows = self.config, mask, len(x)
         n_head, n_groups, head_size = config.n_head, config.n_query_groups, config.head_size
@@ -96,7 +100,7 @@ class SegmentAttention(CausalSelfAttention):  # type: ignore[misc]
         turned = qk if n_rotary == head_size else qk[..., :n_rotary]
         if self.config.rope_interleave:  # pairs of neighbours become pairs across the two halves
             turned = turned.reshape(*turned.shape[:-1], -1, 2).transpose(-1, -2).flatten(-2)
-        turned = self.kernels.rotate(turned, cos, sin)
+        turned = self.ops.rotate(turned, cos, sin)
         return turned if n_rotary == head_size else torch.cat((turned, qk[..., n_rotary:]), dim=-1)
 
     def _attend(self, q: torch.Tensor, piece: Piece) -> torch.Tensor:
@@ -118,13 +122,13 @@ class SegmentAttention(CausalSelfAttention):  # type: ignore[misc]
         return y.reshape(-1, n_groups * n_queries * head_size)
 
 
-def make_plan(segments: Sequence[Segment], config: Config, device: torch.device, dtype: torch.dtype) -> Plan:
+def make_plan(segments: Sequence[Segment], config: Config, device: torch.device, dtype: torch.dtype) -> AttentionPlan:
     """Work out once per message what every layer needs to know."""
     slots = [segment.slot for segment in segments for _ in range(segment.n)]
     positions = [position for segment in segments for position in range(segment.start, segment.stop)]
     window = config.sliding_window_size
     masks = _Masks(config.n_head // config.n_query_groups, device, dtype)
-    return Plan(
+    return AttentionPlan(
         torch.tensor(slots, device=device),
         torch.tensor(positions, device=device),
         list(_pieces(segments, None, masks)),
@@ -155,6 +159,8 @@ def _runs(segments: Sequence[Segment], window: int | None) -> Iterator[list[Segm
     """Segments of one row in neighbouring slots together, as long as one call for all is cheaper; others alone."""
     run: list[Segment] = []
     first = stop = 0
+    # A joined call reads first..stop of every slot in it, so its cost is that width times its rows. Greedy, because a
+    # slice of neighbouring slots is a view of their memory; any other set of slots would have to be copied first.
     for segment in segments:
         own_first = _first_seen(segment.start, window)
         joined_first, joined_stop = min(first, own_first), max(stop, segment.stop)

@@ -18,8 +18,8 @@ from torch import nn
 from mdi.errors import CheckpointError
 from mdi.formats import Mode
 from mdi.model.linear import make_linear
-from mdi.model.ops import Kernels
-from mdi.model.quant import Weight, join, mode_for, quantize, take
+from mdi.model.ops import PointwiseOps
+from mdi.model.quant import Weight, join, load_weight, mode_for, quantize
 from mdi.model.tensors import page_out
 from mdi.strings import one_line
 
@@ -35,51 +35,51 @@ class Placement:
     quantize: Mode = "none"  # for weights that are not quantized already
     rows: int = 1  # rows that a message usually carries
     compile_ops: bool = False  # where that makes a step faster
-    kernels: Kernels = field(default_factory=Kernels)
+    ops: PointwiseOps = field(default_factory=PointwiseOps)
 
 
 class FusedRMSNorm:
     """litgpt's `RMSNorm`."""
 
-    def __init__(self, norm: RMSNorm, kernels: Kernels) -> None:
+    def __init__(self, norm: RMSNorm, ops: PointwiseOps) -> None:
         self._weight = 1 + norm.weight if norm.add_unit_offset else norm.weight.data
         self._eps = torch.tensor(norm.eps, device=norm.weight.device)
-        self._share, self._kernels = 1 / norm.weight.numel(), kernels
+        self._share, self._ops = 1 / norm.weight.numel(), ops
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return self._kernels.rms_norm(x, self._weight, self._eps, self._share)
+        return self._ops.rms_norm(x, self._weight, self._eps, self._share)
 
 
 class GatedMLP:
     """litgpt's `LLaMAMLP`, with one product for gate and value."""
 
-    def __init__(self, gate_value: Rows, proj: Rows, kernels: Kernels) -> None:
-        self._gate_value, self._proj, self._kernels = gate_value, proj, kernels
+    def __init__(self, gate_value: Rows, proj: Rows, ops: PointwiseOps) -> None:
+        self._gate_value, self._proj, self._ops = gate_value, proj, ops
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return self._proj(self._kernels.swiglu(self._gate_value(x)))
+        return self._proj(self._ops.swiglu(self._gate_value(x)))
 
 
-class Assembler:
+class ModuleBuilder:
     """Gives modules their weights."""
 
     def __init__(self, weights: Mapping[str, torch.Tensor], what: str, placement: Placement) -> None:
         """`weights` are those of one module, under the names that it knows them by; `what` is for errors."""
         self._weights, self._what, self._placement = weights, what, placement
 
-    def assemble(self, module: nn.Module, path: str = "") -> Any:
+    def build(self, module: nn.Module, path: str = "") -> Any:
         """What computes `module` with its weights: itself with other parts, or a callable in its place.
 
-        Raises `CheckpointError` where a weight is missing or of another shape, `ConfigError` for want of a kernel.
+        Raises `CheckpointError` where a weight is missing or of another shape, `ConfigError` if no kernel is available.
         """
         if isinstance(module, nn.Linear):
             return self._linear({path: module})
         if type(module) is LLaMAMLP:
             return self._gated_mlp(path, module)
         if isinstance(module, nn.ModuleList):
-            return [self.assemble(child, f"{path}{i}.") for i, child in enumerate(module)]
+            return [self.build(child, f"{path}{i}.") for i, child in enumerate(module)]
         for name, child in list(module.named_children()):
-            part = self.assemble(child, f"{path}{name}.")
+            part = self.build(child, f"{path}{name}.")
             if name == "shared_experts":  # litgpt hands them the batch, not its rows
                 part = _on_a_batch(part)
             delattr(module, name)
@@ -90,7 +90,7 @@ class Assembler:
 
     def _gated_mlp(self, path: str, mlp: LLaMAMLP) -> GatedMLP:
         gate_value = self._linear({f"{path}fc_1.": mlp.fc_1, f"{path}fc_2.": mlp.fc_2})
-        return GatedMLP(gate_value, self._linear({f"{path}proj.": mlp.proj}), self._placement.kernels)
+        return GatedMLP(gate_value, self._linear({f"{path}proj.": mlp.proj}), self._placement.ops)
 
     def _linear(self, parts: Mapping[str, nn.Linear]) -> Rows:
         """One layer that yields the outputs of all `parts`, by path, side by side."""
@@ -111,11 +111,11 @@ class Assembler:
 
     def _weight(self, name: str, linear: nn.Linear) -> Weight:
         try:
-            weight = take(self._weights, name)
+            weight = load_weight(self._weights, name)
         except (KeyError, ValueError) as exc:
-            raise self._misfit(one_line(exc)) from exc
+            raise self._mismatch_error(one_line(exc)) from exc
         if weight.shape != linear.weight.shape:
-            raise self._misfit(f"{name} is {tuple(weight.shape)}, not {tuple(linear.weight.shape)}")
+            raise self._mismatch_error(f"{name} is {tuple(weight.shape)}, not {tuple(linear.weight.shape)}")
         if weight.mode == "none":
             return quantize(weight.data, mode_for(name, self._placement.quantize))
         return weight
@@ -126,20 +126,20 @@ class Assembler:
         return nn.Parameter(tensor, requires_grad=False) if isinstance(empty, nn.Parameter) else tensor
 
     def find(self, name: str, shape: torch.Size) -> torch.Tensor:
-        """The tensor `name` as it lies in the file. Raises `CheckpointError` as `assemble` does."""
+        """The tensor `name` as it lies in the file. Raises `CheckpointError` as `build` does."""
         if (tensor := self._weights.get(name)) is None:
-            raise self._misfit(f"{name} is missing")
+            raise self._mismatch_error(f"{name} is missing")
         if tensor.shape != shape:
-            raise self._misfit(f"{name} is {tuple(tensor.shape)}, not {tuple(shape)}")
+            raise self._mismatch_error(f"{name} is {tuple(tensor.shape)}, not {tuple(shape)}")
         return tensor
 
-    def _misfit(self, problem: str) -> CheckpointError:
+    def _mismatch_error(self, problem: str) -> CheckpointError:
         return CheckpointError(f"the weights of {self._what} do not fit this model: {problem}")
 
     def _on_rows(self, module: nn.Module) -> Any:
         """`module`, or what does the same with rows (N, C)."""
         if type(module) is RMSNorm:
-            return FusedRMSNorm(module, self._placement.kernels)
+            return FusedRMSNorm(module, self._placement.ops)
         if isinstance(module, nn.Identity):
             return _unchanged
         if isinstance(module, LLaMAMoE):

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 
 from mdi.errors import ConfigError
-from mdi.model.tensors import DTYPES
+from mdi.model.tensors import TORCH_DTYPES
 from mdi.strings import one_line
 
 
@@ -35,7 +35,7 @@ def pick_dtype(wanted: str | None, device: torch.device) -> torch.dtype:
     natively, float16 on other GPUs, float32 on other CPUs.
     """
     if wanted is not None:
-        return DTYPES[wanted]
+        return TORCH_DTYPES[wanted]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
     if device.type == "mps":

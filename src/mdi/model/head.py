@@ -10,13 +10,13 @@ import torch
 from litgpt.config import Config
 from litgpt.model import do_softcapping
 
-from mdi.model.build import Assembler, Placement
+from mdi.model.build import ModuleBuilder, Placement
 from mdi.model.devices import memory_errors
 from mdi.model.quant import held_bytes
 from mdi.model.shapes import build_ends, ends_shapes
 
 
-class Ends:
+class EmbeddingAndHead:
     """What the starter has besides its stage: the embedding before the first block, the head after the last."""
 
     def __init__(
@@ -34,10 +34,10 @@ class Ends:
         own = {name.removeprefix("transformer."): weights[name] for name in weights if ".h." not in name}
         empty: Any = build_ends(config)
         with memory_errors("the weights of the head"):
-            assembler = Assembler(own, "the embedding and the head", placement)
-            self._embedding = assembler.find("wte.weight", empty["wte"].weight.shape)
-            self._norm = assembler.assemble(empty["ln_f"], "ln_f.")
-            self._head = assembler.assemble(empty["lm_head"], "lm_head.")
+            builder = ModuleBuilder(own, "the embedding and the head", placement)
+            self._embedding = builder.find("wte.weight", empty["wte"].weight.shape)
+            self._norm = builder.build(empty["ln_f"], "ln_f.")
+            self._head = builder.build(empty["lm_head"], "lm_head.")
 
     @torch.inference_mode()
     def embed(self, ids: Sequence[int]) -> torch.Tensor:

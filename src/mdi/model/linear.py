@@ -17,12 +17,12 @@ from mdi.model.quant import GROUP, Weight, unpack_int4
 from mdi.model.tensors import mapped_empty
 from mdi.strings import one_line
 
-WIDE = 1024  # inputs beyond which the packed layout is slower for a single row
+PACKED_MAX_INPUTS = 1024  # from here on the packed layout is slower for a single row
 # oneDNN keeps 0.6 MB of code for each layer shape and number of rows that it has met, 300 MB for messages of 1 to 128
 # rows. So larger messages, which are pieces of prompts, are filled up to a multiple.
-EXACT_ROWS, ROW_STEP = 16, 8
+PAD_ABOVE_ROWS, ROW_STEP = 16, 8
 _LEVELS = 127  # of int8 activations, on either side of zero
-_MOST_PAIR = 128  # two int8 weights: where there is no VNNI, times 255 each their sum must stay below 2^15
+_INT16_PAIR_LIMIT = 128  # |w0| + |w1| of two neighbouring int8 weights: see `_avoid_int16_saturation`
 _BLOCK_ROWS = 64  # of weights, rounded at a time: larger ones left 90 MB of holes in the heap
 _TINY = 1e-30
 
@@ -39,7 +39,12 @@ def make_linear(
     """
     bias = None if bias is None else bias.to(device, dtype)
     if weight.mode == "none":
-        if device.type == "cpu" and dtype == torch.float32 and _packs() and (rows > 1 or weight.data.size(1) < WIDE):
+        if (
+            device.type == "cpu"
+            and dtype == torch.float32
+            and _packs()
+            and (rows > 1 or weight.data.size(1) < PACKED_MAX_INPUTS)
+        ):
             return PackedLinear(weight.data, bias)
         return PlainLinear(weight.data.to(device, dtype), bias)
     try:
@@ -76,7 +81,7 @@ class PackedLinear:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         n_rows, n_more = len(x), -len(x) % ROW_STEP
-        if n_rows > EXACT_ROWS and n_more:
+        if n_rows > PAD_ABOVE_ROWS and n_more:
             x = F.pad(x, (0, 0, 0, n_more))
         y: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
         return y[:n_rows]
@@ -87,12 +92,12 @@ class Int8Linear:
 
     Each row is divided by its own maximum before it is rounded, so what comes out of it does not depend
     on the rows that travel with it. Rows keep 8 bits, of which few are left for most values beside an outlier;
-    the weights of an output pay for that, with half a bit on average: see `_within_pairs`.
+    the weights of an output pay for that, with half a bit on average: see `_avoid_int16_saturation`.
     """
 
     def __init__(self, weight: Weight, bias: torch.Tensor | None) -> None:
         assert weight.scale is not None
-        self._packed, self._bias = _prepack(*_within_pairs(weight.data, weight.scale)), bias
+        self._packed, self._bias = _prepack(*_avoid_int16_saturation(weight.data, weight.scale)), bias
         self._multiply = _int8_kernel()
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -171,16 +176,19 @@ def _int8_kernel() -> Callable[[torch.Tensor, object], torch.Tensor]:
     return _multiply_fixed
 
 
-def _within_pairs(data: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _avoid_int16_saturation(data: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """int8 weights (O, I) and the scale of each output, rounded again where pairs of them could overflow.
 
     Without VNNI the engine adds the products of two neighbouring inputs in 16 bits, which saturate.
     """
+    # FBGEMM's AVX2 kernel multiplies by vpmaddubsw: x0 * w0 + x1 * w1 with x unsigned, up to 255, in int16, clipped
+    # silently at 2^15 - 1. 255 * (|w0| + |w1|) stays below that for a sum of at most 128; VNNI adds in 32 bits. Done on
+    # every CPU, so that the nodes of a ring compute with the same weights whatever they have.
     fitted, factors = mapped_empty(data.shape, torch.int8), []
     for first in range(0, len(data), _BLOCK_ROWS):
         rows = data[first : first + _BLOCK_ROWS].float()
         pairs = F.pad(rows.abs(), (0, rows.size(1) % 2)).view(len(rows), -1, 2).sum(dim=-1)
-        factors.append((pairs.amax(dim=1) / (_MOST_PAIR - 1)).clamp_min_(1.0))  # one is left for rounding both
+        factors.append((pairs.amax(dim=1) / (_INT16_PAIR_LIMIT - 1)).clamp_min_(1.0))  # one is left for rounding both
         fitted[first : first + _BLOCK_ROWS] = (rows / factors[-1][:, None]).round_()
     return fitted, scale * torch.cat(factors)
 

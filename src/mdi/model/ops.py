@@ -1,4 +1,4 @@
-"""The small operations between the matrix products of a block, and their compilation.
+"""Element-wise ops between the matrix products of a block, and their compilation.
 
 N rows in the message, C = n_embd, H heads (of queries and keys together), D head size.
 """
@@ -21,18 +21,18 @@ def swiglu(gate_value: torch.Tensor) -> torch.Tensor:
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary embedding (arXiv 2104.09864) of heads (N, H, D) by rows of `stage.rotary_tables`, (N, 1, D)."""
+    """Rotary embedding (arXiv 2104.09864) of heads (N, H, D) by rows of `shapes.rotary_tables`, (N, 1, D)."""
     return (x * cos).addcmul_(x.roll(-(x.size(-1) // 2), -1), sin).to(x.dtype)
 
 
-class Kernels:
-    """The small operations of one stage, as they are or compiled."""
+class PointwiseOps:
+    """The element-wise ops of one node, eager or compiled."""
 
     def __init__(self) -> None:
-        self.restore()
+        self.use_eager()
 
-    def restore(self) -> None:
-        """Use them as they are."""
+    def use_eager(self) -> None:
+        """Use the eager functions."""
         self.rms_norm, self.swiglu, self.rotate = rms_norm, swiglu, rotate
 
     def compile(self) -> None:

@@ -87,7 +87,7 @@ def resolve(stored: Mode, wanted: Mode | None, what: str) -> Mode:
     )
 
 
-def take(weights: Mapping[str, torch.Tensor], name: str) -> Weight:
+def load_weight(weights: Mapping[str, torch.Tensor], name: str) -> Weight:
     """The weight `name` of a chunk. Raises `KeyError` where it is missing, `ValueError` for a shape of no format."""
     weight = Weight(weights[name], weights.get(name + SCALE_SUFFIX))
     if not _is_well_formed(weight):
@@ -97,7 +97,9 @@ def take(weights: Mapping[str, torch.Tensor], name: str) -> Weight:
 
 def mode_of(weights: Mapping[str, torch.Tensor]) -> Mode:
     """How the weights of a chunk are stored: the mode with the fewest bits among them."""
-    modes = {take(weights, name).mode for name in weights if is_quantized_name(name) and weights[name].dim() == 2}
+    modes = {
+        load_weight(weights, name).mode for name in weights if is_quantized_name(name) and weights[name].dim() == 2
+    }
     return max(modes, key=MODES.index, default="none")
 
 

@@ -9,7 +9,7 @@ from litgpt.config import Config
 from mdi.errors import LocalProtocolError
 from mdi.formats import Mode
 from mdi.model.build import Placement
-from mdi.model.head import Ends
+from mdi.model.head import EmbeddingAndHead
 from mdi.model.quant import mode_of, resolve
 from mdi.model.span import Span
 from mdi.model.span_engine import SpanEngineFactory, Weights
@@ -39,7 +39,7 @@ class StageRunner:
         self._make_engine, self._compile_ops = make_engine, compile_ops
         self._spec: StageSpec | None = None
         self._stage: Stage | None = None
-        self._head: Ends | None = None
+        self._head: EmbeddingAndHead | None = None
 
     def load(self, spec: StageSpec, find: Callable[[], Weights | None], source: str) -> bool:
         """Hold the stage of `spec`. What is loaded stays where it is the same; else it goes before the new one comes.
@@ -60,7 +60,7 @@ class StageRunner:
         mode = resolve(mode_of(weights), spec.quantize, source)
         placement = Placement(self.device, self.dtype, mode, spec.rows, self._compile_ops)
         if spec.has_head and self._head is None:  # before the blocks: while it is packed, the head is held twice
-            self._head = Ends(spec.config, weights, placement)
+            self._head = EmbeddingAndHead(spec.config, weights, placement)
         self._stage = Stage(self._make_engine(spec.config, spec.span, weights, placement))
         self._spec = spec
         return True
@@ -115,7 +115,7 @@ class StageRunner:
         return self._stage
 
     @property
-    def _loaded_head(self) -> Ends:
+    def _loaded_head(self) -> EmbeddingAndHead:
         if self._head is None:
             raise LocalProtocolError("this node holds no head")
         return self._head

@@ -9,7 +9,7 @@ from litgpt.model import GPT, Block
 from torch import nn
 
 from mdi.model.attention import SegmentAttention
-from mdi.model.ops import Kernels
+from mdi.model.ops import PointwiseOps
 from mdi.model.span import Span
 
 
@@ -67,18 +67,19 @@ def build_ends(config: Config) -> nn.ModuleDict:
         )
 
 
-def build_block(config: Config, layer: int, kernels: Kernels | None = None) -> Block:
+def build_block(config: Config, layer: int, ops: PointwiseOps | None = None) -> Block:
     """A litgpt block without memory behind its parameters."""
     with torch.device("meta"):
         block = Block(config, layer)
-        block.attn = SegmentAttention(config, layer, kernels or Kernels())
+        block.attn = SegmentAttention(config, layer, ops or PointwiseOps())
     return block.requires_grad_(False)
 
 
 def rotary_tables(config: Config, context: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """litgpt's own tables of cosines and sines in float32, without a whole `GPT` to ask for them.
 
-    The sines of the first half of the elements are negated, for elements that are swapped with their partners unsigned.
+    The sines of the first half of the elements are negated, because the rotate-half step swaps the
+    halves without negating.
     """
     cos, sin = GPT.rope_cache(SimpleNamespace(config=config, max_seq_length=context), device)
     sin[:, : sin.size(1) - sin.size(1) // 2].neg_()

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-DTYPES: dict[str, torch.dtype] = {
+TORCH_DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
@@ -24,15 +24,15 @@ def dtype_name(dtype: torch.dtype) -> str:
 def from_buffer(buffer: memoryview, dtype: str, n_columns: int) -> torch.Tensor:
     """A (rows, n_columns) tensor over the memory of `buffer`, which must be writable or empty."""
     if not buffer:
-        return torch.empty(0, n_columns, dtype=DTYPES[dtype])
-    return torch.frombuffer(buffer, dtype=DTYPES[dtype]).view(-1, n_columns)
+        return torch.empty(0, n_columns, dtype=TORCH_DTYPES[dtype])
+    return torch.frombuffer(buffer, dtype=TORCH_DTYPES[dtype]).view(-1, n_columns)
 
 
 def to_buffer(tensor: torch.Tensor, dtype: str) -> memoryview:
     """The bytes of `tensor` as `dtype`: its own memory where it is contiguous, on the CPU and of that dtype."""
     if not tensor.numel():
         return memoryview(b"")
-    tensor = tensor.detach().to("cpu", DTYPES[dtype]).contiguous()
+    tensor = tensor.detach().to("cpu", TORCH_DTYPES[dtype]).contiguous()
     return tensor.view(torch.uint8).numpy().data.cast("B")
 
 

@@ -21,7 +21,7 @@ from mdi.convert.gguf.config import Architecture, architecture_of, build_config
 from mdi.convert.gguf.file import GgufFile, TensorInfo, open_gguf
 from mdi.convert.gguf.tokenizer import write_tokenizer
 from mdi.errors import CheckpointError, ConfigError, StorageError
-from mdi.model.tensors import DTYPES
+from mdi.model.tensors import TORCH_DTYPES
 from mdi.strings import format_bytes, one_line
 
 BLOCK_ELEMENTS = 2**22  # dequantized at a time: 16 MiB as float32
@@ -91,14 +91,14 @@ def import_gguf(
     Raises `CheckpointError` for a file that is damaged or unsupported, `StorageError` where the model does not fit on
     the disk, and `ConfigError` for an unknown `dtype`. What it has written by then is left to the caller.
     """
-    if dtype is not None and dtype not in DTYPES:
-        raise ConfigError(f"unknown dtype {dtype!r}: choose one of {', '.join(DTYPES)}")
+    if dtype is not None and dtype not in TORCH_DTYPES:
+        raise ConfigError(f"unknown dtype {dtype!r}: choose one of {', '.join(TORCH_DTYPES)}")
     file = open_gguf(source)
     _refuse_split(file)
     n_tokens = write_tokenizer(file, folder)
     config = build_config(file, n_tokens, name)
     recipes = _recipes(file, config)
-    torch_dtype = DTYPES[dtype] if dtype else _own_dtype(file)
+    torch_dtype = TORCH_DTYPES[dtype] if dtype else _own_dtype(file)
     _require_space(folder, recipes, torch_dtype)
     _write_weights(file, folder / MODEL_FILE, recipes, torch_dtype, advance)
     save_config(config, folder)

@@ -6,7 +6,7 @@ import time
 import torch
 
 from mdi.model.devices import memory_errors
-from mdi.model.ops import Kernels
+from mdi.model.ops import PointwiseOps
 from mdi.model.span_engine import SpanEngine
 from mdi.segments import Segment
 from mdi.strings import one_line
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 MIN_COMPILE_SPEEDUP = 1.05  # below it the eager ops stay: a compiled graph also takes time and memory
 
 
-def compile_ops(ops: Kernels, engine: SpanEngine, n_embd: int, device: torch.device) -> None:
+def compile_ops(ops: PointwiseOps, engine: SpanEngine, n_embd: int, device: torch.device) -> None:
     """Compile the ops that `engine` computes with, if that pays here.
 
     Both ways are timed on messages of one row. Where torch cannot compile (no C++ compiler, say) or is
@@ -35,7 +35,7 @@ def compile_ops(ops: Kernels, engine: SpanEngine, n_embd: int, device: torch.dev
         speedup, verdict = 0.0, f"is not possible here ({one_line(exc)})"
     if speedup < MIN_COMPILE_SPEEDUP:
         verdict += ": left as they were"
-        ops.restore()
+        ops.use_eager()
     engine.allocate(0, 0)
     log.warning("compiling the small operations %s", verdict)
 

@@ -12,7 +12,7 @@ from litgpt.model import Block
 
 from mdi.model.attention import make_plan
 from mdi.model.backends.torch_compile import compile_ops
-from mdi.model.build import Assembler, Placement
+from mdi.model.build import ModuleBuilder, Placement
 from mdi.model.devices import memory_errors
 from mdi.model.quant import held_bytes
 from mdi.model.shapes import build_block, rotary_tables, stage_shapes
@@ -34,7 +34,7 @@ class TorchSpan:
         self.weights_bytes = held_bytes(stage_shapes(config, span), placement.dtype, placement.quantize)
         self.blocks = {layer: _load_block(config, layer, weights, placement) for layer in range(*span)}
         if placement.compile_ops:
-            compile_ops(placement.kernels, self, config.n_embd, placement.device)
+            compile_ops(placement.ops, self, config.n_embd, placement.device)
 
     @staticmethod
     def supports(config: Config, placement: Placement) -> str | None:
@@ -71,4 +71,4 @@ def _load_block(config: Config, layer: int, weights: Mapping[str, torch.Tensor],
     prefix = f"transformer.h.{layer}."
     own = {name.removeprefix(prefix): weights[name] for name in weights if name.startswith(prefix)}
     with memory_errors(f"the weights of layer {layer}"):
-        return Assembler(own, f"layer {layer}", placement).assemble(build_block(config, layer, placement.kernels))
+        return ModuleBuilder(own, f"layer {layer}", placement).build(build_block(config, layer, placement.ops))
