@@ -242,6 +242,7 @@ def test_weights_and_slots_go_with_the_stage(tmp_path: Path) -> None:
 def test_out_of_memory_is_an_error_with_advice(model: Model) -> None:
     with pytest.raises(ConfigError, match=r"out of memory for .*fewer samples"):
         model.stages[0].allocate(10**6, 10**7)
+    assert model.stages[0].slots == (0, 0)
     with pytest.raises(RuntimeError, match="something else"), memory_errors("x"):
         raise RuntimeError("something else")
 

@@ -28,9 +28,10 @@ class Stage:
 
     def allocate(self, n_slots: int, context: int) -> None:
         """Make `n_slots` empty slots of `context` positions each. Earlier slots are forgotten."""
-        self._ledger = SlotLedger(n_slots, context)
+        self._ledger = SlotLedger(0, 0)  # a failed attempt must not look like slots to `begin`
         with memory_errors(f"{n_slots} slots of {context} positions"):
             self._engine.allocate(n_slots, context)
+        self._ledger = SlotLedger(n_slots, context)
 
     @property
     def slots(self) -> tuple[int, int]:
