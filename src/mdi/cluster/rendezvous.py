@@ -151,9 +151,9 @@ class Rendezvous:
 
     def statuses(self, nodes: Sequence[NodeId]) -> Statuses:
         """What each secondary says of itself, None for those that do not answer in time."""
-        calls = {node: self._call(self.clients[node].status) for node in nodes}
-        wait([call.future for call in calls.values()], self._timeouts.status_s)
-        return {node: _answer_of(call.future) for node, call in calls.items()}
+        futures = {node: in_background(self.clients[node].status) for node in nodes}
+        wait(futures.values(), self._timeouts.status_s)
+        return {node: _answer_of(future) for node, future in futures.items()}
 
     def timelines(self, plan: Plan) -> list[NodeTimeline]:
         """What every member did when; one that does not answer is missing."""
@@ -170,12 +170,12 @@ class Rendezvous:
     def drop_members(self, nodes: Sequence[NodeId]) -> None:
         """Tell nodes that are left out, if they can hear it, that no ring will be closed over them."""
         for node in nodes:
-            self._call(self.clients[node].release, self._run)
+            in_background(self.clients[node].release, self._run)
 
     def dismiss(self, action: Callable[[ControlClient, int], None], timeout_s: float) -> None:
         """Tell each node that may be in our session, in parallel; one that cannot be told in time is gone anyway."""
         self._closing.set()
-        wait([self._call(action, self.clients[node], self._run).future for node in self._asked], timeout_s)
+        wait([in_background(action, self.clients[node], self._run) for node in self._asked], timeout_s)
 
     def spec(self, plan: Plan, model: ModelFolder, rank: Rank, epoch: int) -> SessionSpec:
         """The part of one member in a session."""
@@ -210,17 +210,9 @@ class Rendezvous:
         return Peer(node_name(node), config.addr, config.port_in)
 
     def _call(self, action: Callable[..., T], *arguments: Any) -> Call[T]:
-        """Run `action` in a daemon thread: unlike a pool's, it does not hold up a program that is interrupted."""
-        call: Call[T] = Call(Future())
-
-        def run() -> None:
-            try:
-                call.future.set_result(action(*arguments))
-            except BaseException as exc:  # noqa: BLE001  it is raised where the result is asked for
-                call.future.set_exception(exc)
-            self._inbox.post(call)
-
-        threading.Thread(target=run, name=f"starter-{getattr(action, '__name__', 'call')}", daemon=True).start()
+        """Run `action` in a thread of its own; the inbox is told when it is finished."""
+        call = Call(in_background(action, *arguments))
+        call.future.add_done_callback(lambda _: self._inbox.post(call))
         return call
 
     # ---- one member, in a thread of its own
@@ -299,6 +291,20 @@ def _describe(name: str, status: NodeStatus | None) -> str:
 def nodes_on_host(network: NetworkConfig, node: NodeConfig) -> int:
     """Nodes that share the cores of `node`'s machine."""
     return sum(other.host == node.host for other in network.nodes)
+
+
+def in_background(action: Callable[..., T], *arguments: Any) -> "Future[T]":
+    """Run `action` in a daemon thread: unlike a pool's, it does not hold up a program that is interrupted."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(action(*arguments))
+        except BaseException as exc:  # noqa: BLE001  it is raised where the result is asked for
+            future.set_exception(exc)
+
+    threading.Thread(target=run, name=f"starter-{getattr(action, '__name__', 'call')}", daemon=True).start()
+    return future
 
 
 def _answer_of(future: "Future[NodeStatus]") -> NodeStatus | None:

@@ -1,8 +1,9 @@
 """The client's side of the routes in `mdi.control.routes`."""
 
+import contextlib
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -132,12 +133,25 @@ class ControlClient:
             raise kind(f"{self.name} at {self.url} refused: {_reason(response)}")
         return response
 
-    def _session(self) -> requests.Session:
-        session = requests.Session()
-        session.trust_env = False  # a proxy of the environment does not know the nodes of a LAN
-        if (tls := self._access.tls) is not None:
-            session.verify, session.cert = str(tls.ca), (str(tls.certificate), str(tls.private_key))
-        return session
+    @contextlib.contextmanager
+    def _session(self) -> Iterator[requests.Session]:
+        """A session for one request, whose connections are closed at its end.
+
+        requests leaves that to the garbage collector, and the traceback of an error keeps the connection. It is closed
+        from our side: `Connection: close` would leave the node's fixed port in TIME_WAIT.
+        """
+        with requests.Session() as session:
+            session.trust_env = False  # a proxy of the environment does not know the nodes of a LAN
+            if (tls := self._access.tls) is not None:
+                session.verify, session.cert = str(tls.ca), (str(tls.certificate), str(tls.private_key))
+            adapter = requests.adapters.HTTPAdapter()
+            session.mount(self.url, adapter)
+            try:
+                yield session
+            finally:
+                pools = adapter.poolmanager.pools
+                for key in list(pools.keys()):
+                    pools[key].close()
 
     def _send_signed(
         self, send: Callable[..., requests.Response], request: requests.PreparedRequest, key: Key
