@@ -67,7 +67,8 @@ class Model:
 
     def logits(self, ids: Sequence[int], segments: Sequence[Segment]) -> torch.Tensor:
         """Token ids of a message's rows -> the logits (K, vocabulary) of the rows that segments keep."""
-        return self._head.logits(kept_rows(self._stage.forward(self._head.embed(ids), segments), segments))
+        positions = [position for segment in segments for position in range(segment.start, segment.stop)]
+        return self._head.logits(kept_rows(self._stage.forward(self._head.embed(ids, positions), segments), segments))
 
     def read(self, window: Sequence[int]) -> Iterator[torch.Tensor]:
         """The logits behind each token of a window, message by message."""

@@ -21,7 +21,7 @@ from mdi.model.build import Placement
 from mdi.model.devices import memory_errors
 from mdi.model.head import EmbeddingAndHead
 from mdi.model.ops import rms_norm
-from mdi.model.shapes import ends_shapes, layer_weights, stage_shapes
+from mdi.model.shapes import head_shapes, layer_weights, stage_shapes
 from mdi.model.span import Span
 from mdi.model.stage import Stage, kept_rows
 from mdi.model.tensors import from_buffer
@@ -52,7 +52,9 @@ class Model:
 
     def logits(self, *segments: Segment, ids: torch.Tensor = IDS) -> torch.Tensor:
         """Run one message; slot s holds sequence s of `ids`."""
-        x = self.head.embed([int(t) for s in segments for t in ids[s.slot, s.start : s.stop]])
+        tokens = [int(t) for s in segments for t in ids[s.slot, s.start : s.stop]]
+        positions = [p for s in segments for p in range(s.start, s.stop)]
+        x = self.head.embed(tokens, positions)
         for stage in self.stages:
             x = stage.forward(x, segments)
         return self.head.logits(kept_rows(x, segments))
@@ -214,7 +216,7 @@ def test_a_head_tied_to_the_embedding_is_held_once(tmp_path: Path) -> None:
     weights = {"transformer.wte.weight": table, "lm_head.weight": table, "transformer.ln_f.weight": torch.ones(32)}
     head = EmbeddingAndHead(config, weights, Placement(torch.device("cpu"), torch.bfloat16))
     assert head._embedding.data_ptr() == table.data_ptr()  # looked up where it lies
-    assert torch.equal(head.embed([7]), table[7:8].bfloat16())
+    assert torch.equal(head.embed([7], [0]), table[7:8].bfloat16())
 
 
 def test_a_missing_or_misshapen_tensor_is_named(tmp_path: Path) -> None:
@@ -250,7 +252,7 @@ def test_out_of_memory_is_an_error_with_advice(model: Model) -> None:
 def test_shapes_and_weights_of_a_model() -> None:
     config = Config(**{**BASE, **TRAITS["mixture of experts, grouped router"]})
     model = GPT(config)
-    shapes = stage_shapes(config, Span(0, config.n_layer)) | ends_shapes(config)
+    shapes = stage_shapes(config, Span(0, config.n_layer)) | head_shapes(config)
     assert shapes == {name: tensor.shape for name, tensor in model.state_dict().items()}
     for weight, block in zip(layer_weights(config), model.transformer.h, strict=True):
         assert weight == sum(tensor.numel() for tensor in block.state_dict().values())

@@ -1,15 +1,14 @@
 """A model folder's configuration, checked before weights are touched."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from litgpt.config import Config
 
 from mdi.errors import CheckpointError
-from mdi.model.shapes import ends_shapes, layer_weights, rotary_tables
+from mdi.model.architecture import LITGPT, ModelConfig, architecture_of
+from mdi.model.shapes import head_shapes, layer_weights
 from mdi.strings import one_line
 
 CONFIG_FILE = "model_config.yaml"
@@ -18,22 +17,22 @@ CONFIG_FILE = "model_config.yaml"
 MAX_VALUES = {"n_layer": 10_000, "n_expert": 2048, "head_size": 1 << 16}
 
 
-def load_config(folder: Path) -> Config:
+def load_config(folder: Path) -> ModelConfig:
     """The model's configuration. Refuses what no stage can run, by name, before weights are touched."""
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise CheckpointError(
             f"{folder}: no {CONFIG_FILE}, so this is not a prepared model; run prepare_model.py first"
         )
-    return _checked(lambda: Config.from_file(path), str(path))
+    return _checked(lambda: ModelConfig.from_file(path), str(path))
 
 
-def config_from_dict(values: Mapping[str, Any]) -> Config:
+def config_from_dict(values: Mapping[str, Any]) -> ModelConfig:
     """The configuration that a starter sent; raises `CheckpointError` where litgpt does not take it."""
-    return _checked(lambda: Config(**values), "the starter's model")
+    return _checked(lambda: LITGPT.config_from_dict(values), "the starter's model")
 
 
-def _checked(make: Callable[[], Config], what: str) -> Config:
+def _checked(make: Callable[[], ModelConfig], what: str) -> ModelConfig:
     try:
         config = make()
         _refuse_latent_attention(config)
@@ -46,19 +45,19 @@ def _checked(make: Callable[[], Config], what: str) -> Config:
     return config
 
 
-def config_to_dict(config: Config) -> dict[str, Any]:
+def config_to_dict(config: ModelConfig) -> dict[str, Any]:
     """The fields of a configuration as plain values."""
-    return asdict(config)
+    return architecture_of(config).config_to_dict(config)
 
 
-def _build_parts(config: Config) -> None:
+def _build_parts(config: ModelConfig) -> None:
     """Build what a stage will: litgpt checks a configuration only where it uses it, with errors of any type."""
     layer_weights(config)
-    ends_shapes(config)
-    rotary_tables(config, 1, torch.device("cpu"))
+    head_shapes(config)
+    architecture_of(config).rotary_tables(config, 1, torch.device("cpu"))
 
 
-def _check_limits(config: Config) -> None:
+def _check_limits(config: ModelConfig) -> None:
     for name, limit in MAX_VALUES.items():
         value = getattr(config, name)
         if value is not None and not 0 <= value <= limit:
@@ -67,7 +66,7 @@ def _check_limits(config: Config) -> None:
             )
 
 
-def _refuse_latent_attention(config: Config) -> None:
+def _refuse_latent_attention(config: ModelConfig) -> None:
     """Raise `CheckpointError` for the one kind of model that has no segment attention."""
     if config.latent_attention is not None:
         raise CheckpointError(f"{config.name}: models with latent attention (DeepSeek V2, V3 and R1) are not supported")

@@ -5,8 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from litgpt.config import Config
-
 from mdi.checkpoint.chunks import (
     MANIFEST_FILE,
     Manifest,
@@ -21,6 +19,7 @@ from mdi.checkpoint.weights import MODEL_FILE
 from mdi.config.paths import CHECKPOINTS_DIR
 from mdi.errors import CheckpointError, ConfigError
 from mdi.formats import Mode
+from mdi.model.architecture import ModelConfig
 from mdi.model.span import Span
 
 
@@ -29,7 +28,7 @@ class ModelFolder:
     """What lies in the folder of one model, as it was when it was read."""
 
     path: Path
-    config: Config
+    config: ModelConfig
     has_weights: bool  # the whole model is there, so its layers can be split anew
     manifests: Mapping[int, Manifest] = field(default_factory=dict)  # by number of nodes
 

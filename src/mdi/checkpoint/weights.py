@@ -12,13 +12,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
-from litgpt.config import Config
 from litgpt.scripts.convert_hf_checkpoint import qkv_reassemble
 
 from mdi.errors import CheckpointError, StorageError
 from mdi.files import storage_error, write_text
+from mdi.model.architecture import ModelConfig
 from mdi.model.quant import SCALE_SUFFIX, load_weight
-from mdi.model.shapes import ends_shapes, stage_shapes
+from mdi.model.shapes import head_shapes, stage_shapes
 from mdi.model.span import Span
 from mdi.model.tensors import dtype_name, page_out
 from mdi.strings import one_line
@@ -65,7 +65,7 @@ def _is_plain(value: object) -> bool:
     return isinstance(value, torch.Tensor) and value.layout is torch.strided and value.device.type == "cpu"
 
 
-def select(weights: Mapping[str, torch.Tensor], config: Config, node: int, span: Span) -> Weights:
+def select(weights: Mapping[str, torch.Tensor], config: ModelConfig, node: int, span: Span) -> Weights:
     """The tensors of node `node` under their global names, checked against `config`.
 
     Published secondary chunks number their layers from 0 and may hold fused, interleaved `attn.attn.*`;
@@ -74,7 +74,7 @@ def select(weights: Mapping[str, torch.Tensor], config: Config, node: int, span:
     """
     offset = _published_offset(weights, node, span)
     named = {_canonical(name, offset): tensor for name, tensor in weights.items()}
-    wanted = stage_shapes(config, span) | (ends_shapes(config) if node == 0 else {})
+    wanted = stage_shapes(config, span) | (head_shapes(config) if node == 0 else {})
     for name, shape in wanted.items():
         if name not in named:
             raise CheckpointError(f"{name} is missing: this file holds {_describe(named)}, not layers {_range(span)}")

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from litgpt.config import Config
 
 from mdi.control.status import NodeStatus
 from mdi.errors import ConfigError
 from mdi.formats import Mode
+from mdi.model.architecture import ModelConfig
 from mdi.model.quant import held_bytes
-from mdi.model.shapes import ends_shapes, stage_shapes
+from mdi.model.shapes import head_shapes, stage_shapes
 from mdi.model.span import Span
 from mdi.model.tensors import TORCH_DTYPES
 from mdi.strings import format_bytes
@@ -62,7 +62,7 @@ def facts_of(name: str, host: str, status: NodeStatus | None, stored: Mode, want
 
 
 def budgets_of(
-    nodes: Sequence[NodeFacts], config: Config, spans: Sequence[Span], *, context: int, max_rows: int
+    nodes: Sequence[NodeFacts], config: ModelConfig, spans: Sequence[Span], *, context: int, max_rows: int
 ) -> list["Budget"]:
     """The budget of each memory that the nodes of a ring draw on; the first node is the starter."""
     shared: dict[str, list[tuple[NodeFacts, Need]]] = {}
@@ -102,10 +102,10 @@ class Budget:
 
 
 def need_of(
-    config: Config, span: Span, *, has_ends: bool, dtype: torch.dtype, mode: Mode, context: int, max_rows: int
+    config: ModelConfig, span: Span, *, has_ends: bool, dtype: torch.dtype, mode: Mode, context: int, max_rows: int
 ) -> Need:
     """What the layers of `span` take on one node, with the head where `has_ends`."""
-    shapes = stage_shapes(config, span) | (ends_shapes(config) if has_ends else {})
+    shapes = stage_shapes(config, span) | (head_shapes(config) if has_ends else {})
     weights = held_bytes(shapes, dtype, mode)
     slot = len(span) * 2 * config.n_query_groups * config.head_size * context * dtype.itemsize
     widest = max(

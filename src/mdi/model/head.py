@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from litgpt.config import Config
 from litgpt.model import do_softcapping
 
+from mdi.model.architecture import ModelConfig, architecture_of
 from mdi.model.build import ModuleBuilder, Placement
 from mdi.model.devices import memory_errors
 from mdi.model.quant import held_bytes
-from mdi.model.shapes import build_ends, ends_shapes
+from mdi.model.shapes import head_shapes
 
 
 class EmbeddingAndHead:
@@ -21,7 +21,7 @@ class EmbeddingAndHead:
 
     def __init__(
         self,
-        config: Config,
+        config: ModelConfig,
         weights: Mapping[str, torch.Tensor],
         placement: Placement,
     ) -> None:
@@ -30,22 +30,20 @@ class EmbeddingAndHead:
         Embeddings are looked up where they lie in the file, row by row, so a head that is tied to them is held once.
         """
         self.config, self.device, self.dtype = config, placement.device, placement.dtype
-        self.weights_bytes = held_bytes(ends_shapes(config), placement.dtype, placement.quantize)
-        own = {name.removeprefix("transformer."): weights[name] for name in weights if ".h." not in name}
-        empty: Any = build_ends(config)
+        self.weights_bytes = held_bytes(head_shapes(config), placement.dtype, placement.quantize)
+        self._architecture = architecture = architecture_of(config)
+        empty: Any = architecture.build_ends(config)
         with memory_errors("the weights of the head"):
-            builder = ModuleBuilder(own, "the embedding and the head", placement)
-            self._embedding = builder.find("wte.weight", empty["wte"].weight.shape)
-            self._norm = builder.build(empty["ln_f"], "ln_f.")
-            self._head = builder.build(empty["lm_head"], "lm_head.")
+            builder = ModuleBuilder(weights, "the embedding and the head", placement)
+            self._embedding = builder.find(architecture.embedding, empty["embedding"].weight.shape)
+            self._norm = builder.build(empty["norm"], architecture.norm_path)
+            self._head = builder.build(empty["head"], architecture.head_path)
 
     @torch.inference_mode()
-    def embed(self, ids: Sequence[int]) -> torch.Tensor:
-        """Token ids (N) -> hidden states (N, C)."""
+    def embed(self, ids: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
+        """Token ids (N), each at a position of its sequence -> hidden states (N, C)."""
         x = self._embedding[torch.tensor(ids)].to(self.device, self.dtype)
-        if self.config.scale_embeddings:
-            x = x * torch.tensor(self.config.n_embd**0.5, dtype=x.dtype)
-        return x
+        return self._architecture.embed(x, positions, self.config)
 
     @torch.inference_mode()
     def logits(self, x: torch.Tensor) -> torch.Tensor:

@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from litgpt.config import Config
 
 from mdi.errors import LocalProtocolError
 from mdi.formats import Mode
+from mdi.model.architecture import ModelConfig
 from mdi.model.build import Placement
 from mdi.model.head import EmbeddingAndHead
 from mdi.model.quant import mode_of, resolve
@@ -21,7 +21,7 @@ from mdi.segments import Fork, Segment
 class StageSpec:
     """What a stage is loaded for."""
 
-    config: Config
+    config: ModelConfig
     span: Span
     has_head: bool  # the starter's: the embedding and the head besides the blocks
     weights_id: object  # equal for equal weights: a digest, or else what names the run
@@ -82,8 +82,8 @@ class StageRunner:
         self._loaded_stage.fork(fork.source, fork.target, fork.n)
 
     def embed(self, ids: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
-        """Token ids (N) -> hidden states (N, C)."""
-        return self._loaded_head.embed(ids)
+        """Token ids (N), each at a position of its sequence -> hidden states (N, C)."""
+        return self._loaded_head.embed(ids, positions)
 
     def logits(self, rows: torch.Tensor) -> torch.Tensor:
         """Hidden states (N, C) after the last block -> logits (N, vocabulary), float32 on the CPU."""

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
-from litgpt.config import Config
 
+from mdi.model.architecture import ModelConfig
 from mdi.model.build import Placement
 from mdi.model.span import Span
 from mdi.segments import Segment
@@ -33,4 +33,4 @@ class SpanEngine(Protocol):
         """Copy the first `n` positions of slot `source` to slot `target`."""
 
 
-SpanEngineFactory = Callable[[Config, Span, Weights, Placement], SpanEngine]
+SpanEngineFactory = Callable[[ModelConfig, Span, Weights, Placement], SpanEngine]

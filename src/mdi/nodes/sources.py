@@ -4,13 +4,12 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from litgpt.config import Config
-
 from mdi.checkpoint.cache import ChunkCache
 from mdi.checkpoint.chunks import chunk_name, chunks_folder
 from mdi.checkpoint.weights import MODEL_FILE, Weights, digest_of, file_digest, open_weights, select
 from mdi.control.session import FIRST_EPOCH, SessionSpec
 from mdi.errors import CheckpointError, StorageError
+from mdi.model.architecture import ModelConfig
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +22,7 @@ class WeightSources:
     chunk: Path | None = None
     folder: Path | None = None
 
-    def find(self, spec: SessionSpec, config: Config) -> Weights | None:
+    def find(self, spec: SessionSpec, config: ModelConfig) -> Weights | None:
         """The weights of `spec`, mapped and checked; None where the starter has to send them.
 
         Raises `CheckpointError` where the file given with --chunk is not the one the starter expects, `StorageError`
@@ -42,12 +41,12 @@ class WeightSources:
         return None if path is None else _load(path, spec, config)
 
 
-def _load(path: Path, spec: SessionSpec, config: Config) -> Weights:
+def _load(path: Path, spec: SessionSpec, config: ModelConfig) -> Weights:
     log.info("weights of layers %d to %d from %s", spec.span.start, spec.span.stop - 1, path)
     return select(open_weights(path), config, spec.rank, spec.span)
 
 
-def _load_given(path: Path, spec: SessionSpec, config: Config) -> Weights:
+def _load_given(path: Path, spec: SessionSpec, config: ModelConfig) -> Weights:
     try:
         weights = _load(path, spec, config)
         # a published chunk has other names and rows: its translation counts, not the file
@@ -58,7 +57,7 @@ def _load_given(path: Path, spec: SessionSpec, config: Config) -> Weights:
     return weights
 
 
-def _load_from_folder(folder: Path, spec: SessionSpec, config: Config) -> Weights | None:
+def _load_from_folder(folder: Path, spec: SessionSpec, config: ModelConfig) -> Weights | None:
     chunk = chunks_folder(folder, spec.n_nodes) / chunk_name(spec.rank)
     if chunk.is_file() and spec.chunk_digest in ("", file_digest(chunk)):
         return _load(chunk, spec, config)

@@ -3,9 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from litgpt.config import Config
-
 from mdi.errors import ConfigError
+from mdi.model.architecture import ModelConfig
 from mdi.model.backends.torch_span import TorchSpan
 from mdi.model.build import Placement
 from mdi.model.span import Span
@@ -17,14 +16,14 @@ class Backend:
     """One way to compute a span."""
 
     name: str
-    supports: Callable[[Config, Placement], str | None]  # the reason why not; None: it does
+    supports: Callable[[ModelConfig, Placement], str | None]  # the reason why not; None: it does
     make: SpanEngineFactory
 
 
 BACKENDS = (Backend("torch", TorchSpan.supports, TorchSpan),)  # the fastest first
 
 
-def make_span_engine(config: Config, span: Span, weights: Weights, placement: Placement) -> SpanEngine:
+def make_span_engine(config: ModelConfig, span: Span, weights: Weights, placement: Placement) -> SpanEngine:
     """The engine of the first backend that supports the model there. Raises `ConfigError` if none does.
 
     Args:

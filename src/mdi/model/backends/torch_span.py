@@ -7,15 +7,15 @@ Shapes: N rows in the message, C = n_embd, D head size.
 from collections.abc import Mapping, Sequence
 
 import torch
-from litgpt.config import Config
 from litgpt.model import Block
 
+from mdi.model.architecture import ModelConfig, architecture_of
 from mdi.model.attention import make_plan
 from mdi.model.backends.torch_compile import compile_ops
 from mdi.model.build import ModuleBuilder, Placement
 from mdi.model.devices import memory_errors
 from mdi.model.quant import held_bytes
-from mdi.model.shapes import build_block, rotary_tables, stage_shapes
+from mdi.model.shapes import stage_shapes
 from mdi.model.span import Span
 from mdi.segments import Segment
 
@@ -23,7 +23,9 @@ from mdi.segments import Segment
 class TorchSpan:
     """A `SpanEngine` of litgpt blocks whose attention keeps the slots."""
 
-    def __init__(self, config: Config, span: Span, weights: Mapping[str, torch.Tensor], placement: Placement) -> None:
+    def __init__(
+        self, config: ModelConfig, span: Span, weights: Mapping[str, torch.Tensor], placement: Placement
+    ) -> None:
         """
         Raises:
             CheckpointError: a tensor is missing, or of another shape than `config` says.
@@ -37,7 +39,7 @@ class TorchSpan:
             compile_ops(placement.ops, self, config.n_embd, placement.device)
 
     @staticmethod
-    def supports(config: Config, placement: Placement) -> str | None:
+    def supports(config: ModelConfig, placement: Placement) -> str | None:
         """Why the model cannot be computed there; None if it can."""
         return None if config.latent_attention is None else "latent attention is not supported"
 
@@ -45,7 +47,9 @@ class TorchSpan:
         """Make `n_slots` slots of `context` positions each. Earlier slots are forgotten."""
         for block in self.blocks.values():
             block.attn.allocate(n_slots, context, self.device, self.dtype)
-        self._cos, self._sin = rotary_tables(self.config, context, self.device)  # (context, D[, 2])
+        self._cos, self._sin = architecture_of(self.config).rotary_tables(
+            self.config, context, self.device
+        )  # (context, D[, 2])
 
     @torch.inference_mode()
     def forward(self, x: torch.Tensor, segments: Sequence[Segment]) -> torch.Tensor:
@@ -67,8 +71,11 @@ class TorchSpan:
             block.attn.fork(source, target, n)
 
 
-def _load_block(config: Config, layer: int, weights: Mapping[str, torch.Tensor], placement: Placement) -> Block:
-    prefix = f"transformer.h.{layer}."
+def _load_block(config: ModelConfig, layer: int, weights: Mapping[str, torch.Tensor], placement: Placement) -> Block:
+    architecture = architecture_of(config)
+    prefix = architecture.block_path.format(layer)
     own = {name.removeprefix(prefix): weights[name] for name in weights if name.startswith(prefix)}
     with memory_errors(f"the weights of layer {layer}"):
-        return ModuleBuilder(own, f"layer {layer}", placement).build(build_block(config, layer, placement.ops))
+        return ModuleBuilder(own, f"layer {layer}", placement).build(
+            architecture.build_block(config, layer, placement.ops)
+        )
