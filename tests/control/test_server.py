@@ -15,11 +15,12 @@ from mdi.errors import ConfigError
 from mdi.net.sockets import listen
 from mdi.net.timeouts import DEFAULT_TIMEOUTS
 from support.control import DIGEST, HOST, SPEC, FakeNode
+from support.leftovers import own_threads
 from support.statuses import IDLE, READY
 
 
 def server_threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
+    return sorted(thread.name for thread in own_threads() - {threading.main_thread()})
 
 
 def assert_closes(server: ControlServer) -> None:

@@ -15,7 +15,8 @@ _PATIENCE_S = 30.0  # of threads and children that are about to end; only a test
 _LIBRARY_THREADS = ("tqdm", "pymonitor")  # live as long as the process
 
 
-def _threads() -> set[threading.Thread]:
+def own_threads() -> set[threading.Thread]:
+    """The threads that a test may have started: not those of libraries that stay."""
     return {thread for thread in threading.enumerate() if not thread.name.startswith(_LIBRARY_THREADS)}
 
 
@@ -40,7 +41,7 @@ def _sockets() -> set[str]:
 class Inventory:
     """What the process holds at one moment."""
 
-    threads: set[threading.Thread] = field(default_factory=_threads)
+    threads: set[threading.Thread] = field(default_factory=own_threads)
     children: set[psutil.Process] = field(default_factory=_children)
     sockets: set[str] = field(default_factory=_sockets)
 
@@ -52,7 +53,7 @@ class Inventory:
         return left
 
     def _since(self) -> list[str]:
-        threads = sorted(thread.name for thread in _threads() - self.threads)
+        threads = sorted(thread.name for thread in own_threads() - self.threads)
         children = sorted(str(child) for child in _children() - self.children)
         return [*threads, *children, *sorted(_sockets() - self.sockets)]
 
