@@ -152,6 +152,23 @@ def test_a_sample_may_be_cancelled_between_two_tokens(play: Play, alone: dict[tu
     assert_alone(play.samples[1:], alone)
 
 
+def test_a_sink_may_cancel_a_sample_whose_rows_came_back_in_the_same_message(
+    model: Path, tmp_path: Path, alone: dict[tuple[int, ...], list[int]]
+) -> None:
+    options = StarterOptions(ckpt=model, dtype="float32", temperature=0.0, ignore_eos=True, n_tokens=N_TOKENS)
+    with ring_of(1, tmp_path) as single, starter_for(single.network, options, PROMPTS) as (starter, samples):
+
+        def sink(sample: Sample, outcome: Outcome) -> None:
+            if len(sample.tokens) == 4:
+                starter.engine.cancel(samples[1])
+
+        samples[0].sink = sink
+        starter.prepare()
+        starter.run()
+    assert (len(samples[1].tokens), samples[1].finish_reason) == (3, "abort")
+    assert_alone([samples[0], *samples[2:]], alone)
+
+
 def test_the_slot_of_a_cancelled_sample_goes_to_the_next_in_line(play: Play) -> None:
     first, waiting = play.samples[0], play.samples[2]
     play.step_until(lambda: is_in_flight(first))

@@ -105,7 +105,8 @@ class Engine:
         with self._timeline.during("compute", len(rows)):
             logits = self._runner.logits(rows)
             for sample, part in returned:
-                self._apply(sample, self.scheduler.accept(sample, choose_tokens(logits[part], sample)))
+                if sample.finish_reason is None:  # the sink of one before it may have cancelled it
+                    self._apply(sample, self.scheduler.accept(sample, choose_tokens(logits[part], sample)))
 
     def _apply(self, sample: Sample, outcome: Outcome) -> None:
         if outcome.freed_slot is not None:
