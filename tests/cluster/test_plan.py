@@ -10,6 +10,7 @@ from mdi.checkpoint.folder import ModelFolder, open_folder
 from mdi.cluster.plan import Member, Plan, PlanOptions, plan
 from mdi.config.network import NodeConfig
 from mdi.errors import CheckpointError, ConfigError
+from mdi.formats import Mode
 from mdi.ids import NodeId
 from mdi.model.span import Span
 from support.models import make_model
@@ -46,9 +47,9 @@ def test_nothing_is_known_of_nodes_that_were_not_asked(folder: Path) -> None:
     assert (planned.n_slots, planned.context, planned.names) == (4, 20, ["starter", "secondary 0"])
 
 
-def fits(model: ModelFolder, free_bytes: int) -> bool:
+def fits(model: ModelFolder, free_bytes: int, quantize: Mode | None = None, shares: tuple[float, ...] = (1, 1)) -> bool:
     try:
-        plan(model, members(1, 1, free_bytes=free_bytes), OPTIONS)
+        plan(model, members(*shares, free_bytes=free_bytes), replace(OPTIONS, quantize=quantize))
     except ConfigError:
         return False
     return True
@@ -85,6 +86,18 @@ def test_auto_takes_the_split_of_the_chunks_and_an_explicit_one_wins(tmp_path: P
     assert counts(plan(without, members(1, 1), OPTIONS)) == [1, 5]
     with pytest.raises(CheckpointError, match=r"the split 1,5 with quantization none, not 4,2 .* leave out --split"):
         plan(without, members(1, 1), replace(OPTIONS, split="4,2"))
+
+
+def test_a_node_alone_counts_the_weights_that_it_will_load(tmp_path: Path) -> None:
+    """The whole model, though quantized chunks of it lie there; those, where they are asked for."""
+    folder = make_model(tmp_path / "org" / "tiny")
+    model = open_folder(folder, 1)
+    tight = next(free for free in range(1000, 10**6, 500) if fits(model, free, shares=(1,)))
+    split_model(folder, [Span(0, 6)], quantization="int8")
+    model = open_folder(folder, 1)
+    assert model.manifests[1].quantization == "int8"
+    assert not fits(model, tight - 500, shares=(1,))
+    assert fits(model, tight - 500, "int8", shares=(1,))
 
 
 def test_planning_touches_no_file_and_chunks_are_written_after_it(tmp_path: Path) -> None:

@@ -37,6 +37,13 @@ class ModelFolder:
         """The model's name, `org/name` where it lies two folders deep."""
         return "/".join(self.path.resolve().parts[-2:])
 
+    def ring_manifest(self, n_nodes: int) -> Manifest | None:
+        """The manifest of the chunks that a ring of so many nodes loads; None where it is unknown.
+
+        A node on its own loads the whole model, unless a quantized chunk of it was asked for: see `starter_weights`.
+        """
+        return self.manifests.get(n_nodes) if n_nodes > 1 else None
+
     def chunk(self, n_nodes: int, rank: int) -> Path:
         """The chunk file of one node, where this machine has it."""
         return chunks_folder(self.path, n_nodes) / chunk_name(rank)

@@ -70,7 +70,7 @@ def plan(model: ModelFolder, members: Sequence[Member], options: PlanOptions) ->
     `CheckpointError` where the split needs chunks that are not there and cannot be made.
     """
     spans = choose_spans(model, [member.config.share for member in members], options)
-    manifest = model.manifests.get(len(members))
+    manifest = model.ring_manifest(len(members))
     stored: Mode = manifest.quantization if manifest else "none"
     nodes = [facts_of(m.name, m.config.host, m.status, stored, options.quantize) for m in members]
     budgets = budgets_of(nodes, model.config, spans, context=options.context, max_rows=options.max_batch_tokens)
@@ -81,7 +81,7 @@ def plan(model: ModelFolder, members: Sequence[Member], options: PlanOptions) ->
 def choose_spans(model: ModelFolder, shares: Sequence[float], options: PlanOptions) -> list[Span]:
     """The split that was asked for; `auto` takes that of the chunks where there are some."""
     load = Load(layer_weights(model.config), head_weight(model.config), shares)
-    manifest = model.manifests.get(len(shares)) if len(shares) > 1 else None
+    manifest = model.ring_manifest(len(shares))
     if manifest is None:
         return split(options.split, load)
     spans = list(manifest.spans) if options.split == "auto" else split(options.split, load)

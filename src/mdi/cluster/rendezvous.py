@@ -180,7 +180,7 @@ class Rendezvous:
     def spec(self, plan: Plan, model: ModelFolder, rank: Rank, epoch: int) -> SessionSpec:
         """The part of one member in a session."""
         nodes = [self._network.nodes[node] for node in plan.members]
-        manifest = model.manifests.get(len(nodes)) if len(nodes) > 1 else None
+        manifest = model.ring_manifest(len(nodes))
         return SessionSpec(
             run=self._run,
             epoch=epoch,
@@ -268,7 +268,7 @@ class Rendezvous:
         return min(self._timeouts.answer_s, max(self._timeouts.min_answer_s, self._timeouts.left_s(deadline_s)))
 
     def _send_chunk(self, client: ControlClient, model: ModelFolder, n_nodes: int, rank: Rank) -> None:
-        path, manifest = model.chunk(n_nodes, rank), model.manifests.get(n_nodes)
+        path, manifest = model.chunk(n_nodes, rank), model.ring_manifest(n_nodes)
         if manifest is None or not path.is_file():
             raise ControlError(f"{client.name} at {client.url} has no chunk and neither has this machine ({path})")
         log.info("sending %s to %s", path.name, client.name)
@@ -303,7 +303,7 @@ def in_background(action: Callable[..., T], *arguments: Any) -> "Future[T]":
         except BaseException as exc:  # noqa: BLE001  it is raised where the result is asked for
             future.set_exception(exc)
 
-    threading.Thread(target=run, name=f"starter-{getattr(action, '__name__', 'call')}", daemon=True).start()
+    threading.Thread(target=run, name=f"call-{getattr(action, '__name__', 'call')}", daemon=True).start()
     return future
 
 
