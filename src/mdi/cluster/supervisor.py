@@ -11,7 +11,6 @@ import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from mdi.checkpoint.chunks import MANIFEST_FILE, chunks_folder
 from mdi.checkpoint.folder import ModelFolder
 from mdi.checkpoint.weights import MODEL_FILE
 from mdi.cluster.plan import Member, Plan, PlanOptions, plan
@@ -181,8 +180,7 @@ class RingSupervisor:
 
     def _can_resplit(self) -> bool:
         """Whether the layers can be spread over one node less: from the whole model, or as chunks that lie ready."""
-        fewer = len(self.plan.members) - 1
-        return self.model.has_weights or (chunks_folder(self.model.path, fewer) / MANIFEST_FILE).is_file()
+        return self.model.has_weights or len(self.plan.members) - 1 in self.model.manifests
 
     def _members(self, statuses: Statuses, own_status: NodeStatus | None) -> list[Member]:
         nodes = self._network.nodes
@@ -192,8 +190,6 @@ class RingSupervisor:
         """Plan for these members, and write the chunks that the plan needs."""
         new_plan = plan(self.model, members, options)
         model = self.model.with_chunks(list(new_plan.spans), options.quantize)
-        if len(members) > 1 and len(members) < len(self._network.nodes) and len(members) not in model.manifests:
-            raise CheckpointError(f"{model.path}: without {MODEL_FILE} its layers cannot be spread anew")
         if new_plan.n_slots < options.n_slots:
             log.warning("memory allows %d samples in the ring at once; the others wait", new_plan.n_slots)
         self.plan, self.model = new_plan, model
@@ -249,12 +245,20 @@ class RingSupervisor:
             statuses = self._rendezvous.statuses(self._recovery.members[1:])
             options = replace(self._plan_options, split="auto", n_slots=self.plan.n_slots)
             self._adopt(self._members(statuses, own_status), options)
+            self._check_chunks()
         except (CheckpointError, ConfigError, StorageError) as impossible:
             self._recovery.give_up()
             raise RingBroken(f"{names} {why}, and no other node can take over: {impossible}") from impossible
         self._reported_down.difference_update(nodes)
         self._rendezvous.drop_members(nodes)
         log.warning("going on without %s, which %s: layers %s", names, why, self.plan)
+
+    def _check_chunks(self) -> None:
+        """Raise `CheckpointError` unless all that the plan's nodes load can be had here: none of them was given it."""
+        spans, model = self.plan.spans, self.model
+        if len(spans) > 1 and model.ring_manifest(len(spans)) is None:
+            raise CheckpointError(f"{model.path}: without {MODEL_FILE} its layers cannot be spread anew")
+        model.starter_weights(spans, self._plan_options.quantize)
 
     def _pause(self) -> None:
         """Between two attempts, so that a ring which fails at once is not formed in a busy loop."""
