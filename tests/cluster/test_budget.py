@@ -98,7 +98,7 @@ def test_samples_wait_where_memory_is_short(
         wanted = ring.generate(model, prompts, split="2,4")
         (both,) = budgets_of(facts, config, [Span(0, 2), Span(2, 6)], context=16, max_rows=128)
         free = int((both.need.weights + both.need.message + (n_fitting + 0.5) * both.need.slot) / 0.9)
-        monkeypatch.setattr("mdi.nodes.secondary.free_memory_bytes", lambda device: free)
+        monkeypatch.setattr("mdi.model.runner.free_memory_bytes", lambda device: free)
         ring.secondaries[0]._runner.unload()  # its memory would count as free
         caplog.clear()
         assert ring.generate(model, prompts, split="2,4") == wanted
@@ -109,7 +109,7 @@ def test_samples_wait_where_memory_is_short(
 def test_too_little_memory_is_reported_before_anything_is_loaded(
     options: dict[str, int], slots: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mdi.nodes.starter.free_memory_bytes", lambda device: 100_000)
+    monkeypatch.setattr("mdi.model.runner.free_memory_bytes", lambda device: 100_000)
     with ring_of(2, tmp_path / "cache") as ring:
         with pytest.raises(ConfigError, match=f"starter and secondary 0: the weights take .* {slots}.* 90000 B may"):
             ring.generate(model, [[1, 2, 3]] * 5, **options)

@@ -43,7 +43,7 @@ def discard(sample: "Sample", outcome: Outcome) -> None:
 
 @dataclass(eq=False)
 class Sample:
-    """One prompt on its way through the engine. `Scheduler` owns all fields but the first five."""
+    """One prompt on its way through the engine. `Scheduler` owns all fields but the first six."""
 
     number: int  # names the sample for its owner
     prompt: tuple[int, ...]  # token ids

@@ -9,6 +9,7 @@ from mdi.errors import LocalProtocolError
 from mdi.formats import Mode
 from mdi.model.architecture import ModelConfig
 from mdi.model.build import Placement
+from mdi.model.devices import free_memory_bytes
 from mdi.model.head import EmbeddingAndHead
 from mdi.model.quant import mode_of, resolve
 from mdi.model.span import Span
@@ -102,6 +103,14 @@ class StageRunner:
     def slots(self) -> tuple[int, int]:
         """The number of slots that have memory, and the positions of each."""
         return (0, 0) if self._stage is None else self._stage.slots
+
+    def free_memory_bytes(self) -> int | None:
+        """What a session may take: what is free, and what the weights that are loaded now would give back.
+
+        None where the system does not tell.
+        """
+        free_bytes = free_memory_bytes(self.device)
+        return None if free_bytes is None else free_bytes + self.weights_bytes
 
     @property
     def weights_bytes(self) -> int:

@@ -5,7 +5,6 @@ Everything that happens arrives in one inbox, and the main thread handles it. HT
 
 import logging
 import queue
-import threading
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from mdi import __version__
 from mdi.checkpoint.cache import ChunkCache
 from mdi.checkpoint.config import config_from_dict
+from mdi.cluster.rendezvous import in_background
 from mdi.config.network import NodeConfig
 from mdi.control.client import ControlClient
 from mdi.control.protocol import NodeBusy
@@ -24,7 +24,7 @@ from mdi.formats import Mode
 from mdi.ids import Rank
 from mdi.inbox import Inbox, StopRequested
 from mdi.model.backends.select import make_span_engine
-from mdi.model.devices import free_memory_bytes, peak_memory_bytes, pick_device, pick_dtype, share_threads
+from mdi.model.devices import peak_memory_bytes, pick_device, pick_dtype, share_threads
 from mdi.model.runner import StageRunner, StageSpec
 from mdi.model.stage import kept_rows
 from mdi.model.tensors import dtype_name, from_buffer, to_buffer
@@ -62,7 +62,7 @@ class StarterAnswered:
     """Whether the starter of a session still works on it, asked because of a request or for want of news."""
 
     spec: SessionSpec
-    is_wanted: bool
+    is_wanted: "Future[bool]"
     because_of: InitRequested | None
 
 
@@ -138,7 +138,6 @@ class Secondary:
     def status(self) -> SecondaryStatus:
         session, runner = self._session, self._runner
         spec = session.current
-        free_bytes = free_memory_bytes(runner.device)
         return SecondaryStatus(
             version=__version__,
             state=session.phase.state,
@@ -155,8 +154,7 @@ class Secondary:
             messages=self._n_messages,
             last_error=self._last_error,
             peak_memory_bytes=peak_memory_bytes(),
-            # what is free, and what the weights of the last session would give back
-            free_memory_bytes=None if free_bytes is None else free_bytes + runner.weights_bytes,
+            free_memory_bytes=runner.free_memory_bytes(),
         )
 
     def request_init(self, spec: SessionSpec) -> "Future[InitAnswer]":
@@ -228,22 +226,19 @@ class Secondary:
 
     def _ask_starter(self, spec: SessionSpec, request: InitRequested | None) -> None:
         """Ask in a thread of its own: an answer may take seconds, and the ring may close meanwhile."""
-
-        def ask() -> None:
-            epoch = spec.epoch if request is None else None
-            self._inbox.post(StarterAnswered(spec, _wants(spec, self.config.access, self._timeouts, epoch), request))
-
-        threading.Thread(target=ask, name="ask-starter", daemon=True).start()
+        epoch = spec.epoch if request is None else None
+        is_wanted = in_background(_wants, spec, self.config.access, self._timeouts, epoch)
+        is_wanted.add_done_callback(lambda answer: self._inbox.post(StarterAnswered(spec, answer, request)))
 
     def _weigh(self, answered: StarterAnswered) -> None:
         """Act on what the starter of a session said, if the node is still in that session."""
-        request, session = answered.because_of, self._session
+        request, session, is_wanted = answered.because_of, self._session, answered.is_wanted.result()
         if request is None:
             if session.current is answered.spec:
-                self._count_refusals(answered.is_wanted)
+                self._count_refusals(is_wanted)
         elif session.spec is not answered.spec or session.phase is Phase.RUNNING:
             self._admit(request)  # things have changed meanwhile
-        elif answered.is_wanted:
+        elif is_wanted:
             request.answer.set_exception(NodeBusy(busy_with(answered.spec).reason))
         else:
             self._initialize(request)

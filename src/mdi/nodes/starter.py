@@ -24,7 +24,7 @@ from mdi.engine.scheduler import Scheduler
 from mdi.errors import CheckpointError, ControlError
 from mdi.inbox import Inbox, StopRequested
 from mdi.model.backends.select import make_span_engine
-from mdi.model.devices import free_memory_bytes, peak_memory_bytes, pick_device, pick_dtype, share_threads
+from mdi.model.devices import peak_memory_bytes, pick_device, pick_dtype, share_threads
 from mdi.model.runner import StageRunner, StageSpec
 from mdi.model.tensors import dtype_name
 from mdi.net.sockets import listen
@@ -121,7 +121,6 @@ class Starter:
 
     def status(self) -> StarterStatus:
         supervisor, runner = self._supervisor, self._runner
-        free_bytes = free_memory_bytes(runner.device)
         return StarterStatus(
             version=__version__,
             state=supervisor.state,
@@ -137,8 +136,7 @@ class Starter:
             tokens=self.engine.scheduler.n_generated,
             recoveries=supervisor.n_recoveries,
             peak_memory_bytes=peak_memory_bytes(),
-            # what is free, and what the weights that are loaded now would give back
-            free_memory_bytes=None if free_bytes is None else free_bytes + runner.weights_bytes,
+            free_memory_bytes=runner.free_memory_bytes(),
         )
 
     def request_init(self, spec: SessionSpec) -> "Future[InitAnswer]":
@@ -234,7 +232,7 @@ class Starter:
 
     def _open(self, path: Path, plan: Plan, model: ModelFolder) -> Weights:
         weights = select(open_weights(path), model.config, 0, plan.spans[0])
-        manifest = model.manifests.get(len(plan.members)) if len(plan.members) > 1 else None
+        manifest = model.ring_manifest(len(plan.members))
         if path == self._options.chunk and manifest is not None and digest_of(weights) != manifest.files[0].digest:
             raise CheckpointError(f"--chunk {path}: not the chunk that the manifest of {model.path} names")
         return weights
