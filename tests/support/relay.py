@@ -45,6 +45,7 @@ class Relay:
         self._fault: Fault | None = None
         self._after_bytes = 0
         self._refusing = False
+        self.refused = threading.Event()  # somebody did not get through
         self.n_bytes = 0  # that have arrived from those who connect
         self.struck = threading.Event()  # the fault has happened
         self._connections: list[threading.Thread] = []
@@ -91,6 +92,7 @@ class Relay:
         with source, contextlib.suppress(OSError):
             if self._refusing:
                 _reset(source)
+                self.refused.set()
                 return
             with socket.create_connection((HOST, self._target), timeout=5) as target:
                 target.settimeout(None)

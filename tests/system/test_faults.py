@@ -2,7 +2,6 @@
 
 import contextlib
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -98,7 +97,7 @@ def test_a_node_that_is_gone_while_it_is_sent_its_weights_gets_the_rest_when_it_
         def vanish() -> None:
             assert relay.struck.wait(60)
             with relay.refusing():
-                time.sleep(0.5)
+                assert relay.refused.wait(60)
 
         thread = threading.Thread(target=vanish)
         thread.start()

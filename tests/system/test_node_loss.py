@@ -1,7 +1,6 @@
 """Whichever nodes are lost, the text is that of an undisturbed run, or the error names the node."""
 
 import shutil
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -124,16 +123,19 @@ def test_a_node_that_fails_three_times_is_left_out(
 def test_a_second_node_that_is_lost_during_the_recovery(
     make_bench: Callable[[int], Bench], tiny: Path, expected: dict[str, list[list[int]]]
 ) -> None:
-    """The first is down; while it is waited for, the second goes down too; then both come back."""
+    """The first is down; while it is waited for, the second goes down too; then both come back, one by one."""
     bench = make_bench(3)
     one, other = bench.machines[1], bench.machines[2]
 
-    def disaster() -> None:
-        one.kill()
-        for delay_s, action in ((0.4, other.kill), (1.0, one.start), (1.6, other.start)):
-            threading.Timer(delay_s, action).start()
+    def second_loss() -> None:
+        other.kill()
+        one.start()
 
-    assert bench.run(tiny, on_token=once(20, disaster)) == expected["greedy"]
+    with (
+        whenever_logged(SUPERVISOR, "secondary 0 (", second_loss),
+        whenever_logged(SUPERVISOR, "secondary 1 (", other.start),
+    ):
+        assert bench.run(tiny, on_token=once(20, one.kill)) == expected["greedy"]
     assert bench.n_recoveries >= 1
     bench.assert_at_rest()
 

@@ -17,10 +17,9 @@ from mdi.engine.scheduler import Batch, Scheduler
 from mdi.errors import RingBroken
 from mdi.inbox import Inbox, Stopped, StopRequested
 from mdi.model.runner import StageRunner
+from mdi.net.timeouts import DEFAULT_TIMEOUTS, Timeouts
 from mdi.segments import Release, Segment
 from mdi.trace import Timeline
-
-STEP_TIMEOUT_S = 600.0  # a ring whose nodes all ping but that returns nothing for so long is stuck
 
 
 @dataclass(frozen=True)
@@ -40,8 +39,15 @@ class CancelRequested:
 class Engine:
     """Generates samples on a ring. Called only from the compute thread; other threads post to its inbox."""
 
-    def __init__(self, scheduler: Scheduler, runner: StageRunner, inbox: Inbox, timeline: Timeline) -> None:
-        self.scheduler = scheduler
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        runner: StageRunner,
+        inbox: Inbox,
+        timeline: Timeline,
+        timeouts: Timeouts = DEFAULT_TIMEOUTS,
+    ) -> None:
+        self.scheduler, self._timeouts = scheduler, timeouts
         self._runner, self._inbox, self._timeline = runner, inbox, timeline
         self._ring: Ring = LocalRing(inbox)
 
@@ -91,12 +97,12 @@ class Engine:
             return self._runner.forward(self._runner.embed(batch.ids, batch.positions), batch.segments)
 
     def _next_event(self) -> object:
-        is_waiting = self.scheduler.n_in_flight > 0
+        step_s = self._timeouts.step_s
         try:
             with self._timeline.during("idle"):
-                return self._inbox.get(STEP_TIMEOUT_S if is_waiting else None)
+                return self._inbox.get(step_s if self.scheduler.n_in_flight else None)
         except queue.Empty as exc:
-            raise RingBroken(f"the ring returned nothing for {STEP_TIMEOUT_S:g} s, though it is alive") from exc
+            raise RingBroken(f"the ring returned nothing for {step_s:g} s, though it is alive") from exc
 
     def _complete(self, segments: Sequence[Segment], rows: torch.Tensor) -> None:
         returned = self.scheduler.complete(segments)

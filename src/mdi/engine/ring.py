@@ -16,8 +16,6 @@ from mdi.ring.link import Link, LinkDown, PredecessorConnected, Received
 from mdi.ring.messages import Activation, Fault, Goodbye
 from mdi.segments import Fork, Release, Segment
 
-GOODBYE_TIMEOUT_S = 60.0  # for one last trip round the ring, behind whatever still travels
-
 
 @dataclass(frozen=True)
 class Returned:
@@ -122,9 +120,10 @@ class LinkRing:
 
     def close_gracefully(self) -> None:
         """End the session as planned: the goodbye goes round the ring and comes back."""
+        timeout_s = self._link.config.timeouts.goodbye_s
         self._link.send(Goodbye())
         while True:
-            event = self._next_link_event(GOODBYE_TIMEOUT_S, "the goodbye did not come back")
+            event = self._next_link_event(timeout_s, "the goodbye did not come back")
             if isinstance(event, Received) and isinstance(event.message, Goodbye):
                 return
             self.receive(event)

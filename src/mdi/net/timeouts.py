@@ -21,6 +21,8 @@ class Timeouts:
     close_s: float = 2.0  # for a peer to read our last frame and close
     fault_drain_s: float = 2.0  # to forward a FAULT or GOODBYE before the link is closed
     stop_drain_s: float = 1.0  # to send a FAULT of our own when a node ends
+    step_s: float = 600.0  # a ring whose nodes all ping but that returns nothing for so long is stuck
+    goodbye_s: float = 60.0  # for one last trip round the ring, behind whatever still travels
 
     # over HTTP
     connect_s: float = 3.0

@@ -76,7 +76,7 @@ class Starter:
         self._timeline = Timeline()
         self._timeline.begin(options.timeline is not None)
         scheduler = Scheduler(context=context, max_batch_tokens=options.max_batch_tokens)
-        self.engine = Engine(scheduler, self._runner, self._inbox, self._timeline)
+        self.engine = Engine(scheduler, self._runner, self._inbox, self._timeline, timeouts)
         self._n_samples = 0
         self._resources = contextlib.ExitStack()
 
