@@ -119,6 +119,7 @@ class Machine:
         http_port, port_in = free_ports(2)
         self.node = replace(ANY_PORT, http_port=http_port, port_in=port_in)
         self._secondary: Secondary | None = None
+        self._switching = threading.Lock()  # others notice a loss while its ports are still held
 
     @property
     def secondary(self) -> Secondary:
@@ -130,17 +131,19 @@ class Machine:
         self._sources = replace(self._sources, chunk=path)
 
     def start(self) -> None:
-        self._secondary = Secondary(self.node, self._sources, dtype="float32", timeouts=self._timeouts).__enter__()
-        self._thread = threading.Thread(target=self._secondary.serve, name="secondary")
-        self._thread.start()
+        with self._switching:
+            self._secondary = Secondary(self.node, self._sources, dtype="float32", timeouts=self._timeouts).__enter__()
+            self._thread = threading.Thread(target=self._secondary.serve, name="secondary")
+            self._thread.start()
 
     def kill(self) -> None:
         """End it without a word to anybody. Does nothing where it is off."""
-        if self._secondary is None:
-            return
-        secondary, self._secondary = self._secondary, None
-        if secondary._link is not None:
-            secondary._link.send = lambda message: None  # type: ignore[method-assign]
-        secondary.request_stop(None)
-        self._thread.join()
-        secondary.__exit__(None, None, None)
+        with self._switching:
+            if self._secondary is None:
+                return
+            secondary, self._secondary = self._secondary, None
+            if secondary._link is not None:
+                secondary._link.send = lambda message: None  # type: ignore[method-assign]
+            secondary.request_stop(None)
+            self._thread.join()
+            secondary.__exit__(None, None, None)
