@@ -18,6 +18,7 @@ from mdi.control.client import ControlClient, NoAnswer
 from mdi.control.protocol import NodeBusy
 from mdi.control.routes import ControlServer
 from mdi.errors import CheckpointError, ControlError
+from mdi.net.timeouts import Timeouts
 from support.control import DIGEST, HOST, SPEC, FakeNode, ask, ask_raw, reason_of
 from support.scripts import wait_until
 from support.statuses import IDLE, READY
@@ -92,6 +93,18 @@ def test_a_slow_init_gives_signs_of_life(lively: ControlServer, node: FakeNode) 
         assert response.read(5) == b" " * 5
         node.answer.set_result(READY)
         assert json.loads(response.read()) == {"ready": READY.status.to_json()}
+
+
+def test_a_node_whose_main_thread_is_stuck_gives_no_sign_of_life(node: FakeNode) -> None:
+    """Its HTTP threads live on: what they would send says nothing of the thread that loads."""
+    node.gets_on = False
+    server = ControlServer(HOST, 0, node, timeouts=Timeouts(heartbeat_s=0.02, stall_s=0.2))
+    server.start()
+    with contextlib.closing(server), contextlib.closing(http.client.HTTPConnection(HOST, server.port)) as connection:
+        connection.request("POST", "/init", json.dumps(SPEC.to_json()))
+        body = connection.getresponse().read()
+        assert body == b'{"error": "the node has made no progress for 0.2 s", "retry": true}'
+        assert ControlClient("secondary 0", HOST, server.port).status() == IDLE
 
 
 def test_an_init_that_fails_later_gives_its_reason(client: ControlClient, node: FakeNode) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import http.client
+import itertools
 import json
 import socket
 import threading
@@ -39,6 +40,12 @@ class FakeNode:
         self.answer: Future[InitAnswer] = Future()
         self.refusal: Exception | None = None
         self.asked: list[object] = []
+        self.gets_on = True
+        self._steps = itertools.count(1)
+
+    @property
+    def n_steps(self) -> int:
+        return next(self._steps) if self.gets_on else 0
 
     def status(self) -> NodeStatus:
         if self.refusal is not None:

@@ -49,6 +49,10 @@ class Node(Protocol):
     @property
     def cache(self) -> ChunkCache | None: ...
 
+    @property
+    def n_steps(self) -> int:
+        """Grows for as long as the node's main thread gets on."""
+
     def status(self) -> NodeStatus: ...
 
     def request_init(self, spec: SessionSpec) -> "Future[InitAnswer]": ...
@@ -185,21 +189,28 @@ class _Routes:
                 raise error
 
     def _wait_for(self, answer: "Future[InitAnswer]") -> Iterator[bytes]:
-        """Blanks while the node is loading, then the JSON answer.
+        """Blanks while the node gets on with loading, then the JSON answer.
 
-        Loading can take minutes, and the client's timeout bounds a silence: each blank is a sign of life. JSON allows
-        whitespace in front of a value, so the body as a whole is still plain JSON, for curl too.
+        Loading can take minutes, and the client's timeout bounds a silence: each blank is a sign of life. It is one of
+        the main thread, which loads: this thread would go on for ever beside one that is stuck. JSON allows whitespace
+        in front of a value, so the body as a whole is still plain JSON, for curl too.
         """
+        n_steps, stalled_s = self._node.n_steps, self._timeouts.deadline_s(self._timeouts.stall_s)
         while not self._closing.is_set():
             try:
                 yield json.dumps(init_answer_to_json(answer.result(timeout=self._timeouts.heartbeat_s))).encode()
                 return
             except FutureTimeout:
-                yield b" "
+                if (now := self._node.n_steps) != n_steps:
+                    n_steps, stalled_s = now, self._timeouts.deadline_s(self._timeouts.stall_s)
+                    yield b" "
+                elif not self._timeouts.left_s(stalled_s):
+                    yield _late_error(f"the node has made no progress for {self._timeouts.stall_s:g} s", retry=True)
+                    return
             except MdiError as exc:  # the status line was sent long ago, so the error goes into the body
-                yield json.dumps({"error": str(exc), "retry": isinstance(exc, NodeBusy)}).encode()
+                yield _late_error(str(exc), retry=isinstance(exc, NodeBusy))
                 return
-        yield b'{"error": "the node ends", "retry": true}'
+        yield _late_error("the node ends", retry=True)
 
     @cherrypy.expose  # type: ignore[untyped-decorator]
     @cherrypy.tools.allow(methods=["PUT"])  # type: ignore[untyped-decorator]
@@ -243,6 +254,11 @@ class _Routes:
         if self._node.cache is None:
             raise ControlError("this node takes no chunks")
         return self._node.cache
+
+
+def _late_error(reason: str, *, retry: bool) -> bytes:
+    """An error whose status line was sent long ago."""
+    return json.dumps({"error": reason, "retry": retry}).encode()
 
 
 def _checked(action: Callable[[], int]) -> int:

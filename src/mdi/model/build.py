@@ -17,6 +17,7 @@ from torch import nn
 
 from mdi.errors import CheckpointError
 from mdi.formats import Mode
+from mdi.liveness import no_tick
 from mdi.model.linear import make_linear
 from mdi.model.ops import PointwiseOps
 from mdi.model.quant import Weight, join, load_weight, mode_for, quantize
@@ -35,6 +36,7 @@ class Placement:
     quantize: Mode = "none"  # for weights that are not quantized already
     rows: int = 1  # rows that a message usually carries
     compile_ops: bool = False  # where that makes a step faster
+    tick: Callable[[], None] = no_tick  # called for each tensor: loading gets on
     ops: PointwiseOps = field(default_factory=PointwiseOps)
 
 
@@ -95,6 +97,7 @@ class ModuleBuilder:
     def _linear(self, parts: Mapping[str, nn.Linear]) -> Rows:
         """One layer that yields the outputs of all `parts`, by path, side by side."""
         weights = [self._weight(f"{path}weight", part) for path, part in parts.items()]
+        self._placement.tick()
         biases = [self.find(f"{path}bias", part.bias.shape) for path, part in parts.items() if part.bias is not None]
         place = self._placement
         layer = make_linear(
@@ -107,6 +110,7 @@ class ModuleBuilder:
         for path in parts:
             if getattr(layer, "weight", None) is not (source := self._weights[f"{path}weight"]):
                 page_out(source)
+        self._placement.tick()
         return layer
 
     def _weight(self, name: str, linear: nn.Linear) -> Weight:
@@ -131,6 +135,7 @@ class ModuleBuilder:
             raise self._mismatch_error(f"{name} is missing")
         if tensor.shape != shape:
             raise self._mismatch_error(f"{name} is {tuple(tensor.shape)}, not {tuple(shape)}")
+        self._placement.tick()
         return tensor
 
     def _mismatch_error(self, problem: str) -> CheckpointError:

@@ -7,6 +7,7 @@ import torch
 
 from mdi.errors import LocalProtocolError
 from mdi.formats import Mode
+from mdi.liveness import no_tick
 from mdi.model.architecture import ModelConfig
 from mdi.model.build import Placement
 from mdi.model.devices import free_memory_bytes
@@ -34,10 +35,17 @@ class StageRunner:
     """One node's stage. Called only from the compute thread."""
 
     def __init__(
-        self, device: torch.device, dtype: torch.dtype, make_engine: SpanEngineFactory, *, compile_ops: bool = False
+        self,
+        device: torch.device,
+        dtype: torch.dtype,
+        make_engine: SpanEngineFactory,
+        *,
+        compile_ops: bool = False,
+        tick: Callable[[], None] = no_tick,
     ) -> None:
+        """`tick` is called again and again while weights are loaded."""
         self.device, self.dtype = device, dtype
-        self._make_engine, self._compile_ops = make_engine, compile_ops
+        self._make_engine, self._compile_ops, self._tick = make_engine, compile_ops, tick
         self._spec: StageSpec | None = None
         self._stage: Stage | None = None
         self._head: EmbeddingAndHead | None = None
@@ -59,7 +67,7 @@ class StageRunner:
         if (weights := find()) is None:
             return False
         mode = resolve(mode_of(weights), spec.quantize, source)
-        placement = Placement(self.device, self.dtype, mode, spec.rows, self._compile_ops)
+        placement = Placement(self.device, self.dtype, mode, spec.rows, self._compile_ops, tick=self._tick)
         if spec.has_head and self._head is None:  # before the blocks: while it is packed, the head is held twice
             self._head = EmbeddingAndHead(spec.config, weights, placement)
         self._stage = Stage(self._make_engine(spec.config, spec.span, weights, placement))

@@ -27,9 +27,10 @@ class Timeouts:
     # over HTTP
     connect_s: float = 3.0
     answer_s: float = 15.0  # of silence within an answer, not for the whole of it
-    min_answer_s: float = 3.0  # the least of that, however near the deadline of a node is
+    min_answer_s: float = 5.0  # the least of that, however near the deadline of a node is
     status_s: float = 2.0
-    heartbeat_s: float = 1.0  # between two signs of life while /init loads
+    heartbeat_s: float = 1.0  # between two signs of life while /init loads, if the main thread got on
+    stall_s: float = 10.0  # without a step of the main thread; then /init is answered "not now"
     request_head_s: float = 5.0  # for TLS, the request line and all headers together
     request_read_s: float = 30.0  # for each read of a body; then the connection is closed
     server_stop_s: float = 1.0  # for requests under way when a server stops

@@ -23,6 +23,7 @@ from mdi.errors import ControlError, MdiError, RingError
 from mdi.formats import Mode
 from mdi.ids import Rank
 from mdi.inbox import Inbox, StopRequested
+from mdi.liveness import StepCounter
 from mdi.model.backends.select import make_span_engine
 from mdi.model.devices import peak_memory_bytes, pick_device, pick_dtype, share_threads
 from mdi.model.runner import StageRunner, StageSpec
@@ -84,8 +85,13 @@ class Secondary:
         self.config = config
         self._sources, self._quantize, self._timeouts = sources, quantize, timeouts
         torch_device = pick_device(device or config.device)
+        self._steps = StepCounter()
         self._runner = StageRunner(
-            torch_device, pick_dtype(dtype, torch_device), make_span_engine, compile_ops=compile_stage
+            torch_device,
+            pick_dtype(dtype, torch_device),
+            make_span_engine,
+            compile_ops=compile_stage,
+            tick=self._steps.tick,
         )
         self._inbox = Inbox()
         self._timeline = Timeline()
@@ -134,6 +140,10 @@ class Secondary:
     @property
     def cache(self) -> ChunkCache:
         return self._sources.cache
+
+    @property
+    def n_steps(self) -> int:
+        return self._steps.n_steps
 
     def status(self) -> SecondaryStatus:
         session, runner = self._session, self._runner
@@ -196,6 +206,7 @@ class Secondary:
         )
 
     def _handle(self, event: object) -> None:
+        self._steps.tick()
         match event:
             case InitRequested():
                 self._admit(event)

@@ -119,6 +119,10 @@ class Starter:
     def cache(self) -> ChunkCache | None:
         return None
 
+    @property
+    def n_steps(self) -> int:
+        return 0  # it is never waited for
+
     def status(self) -> StarterStatus:
         supervisor, runner = self._supervisor, self._runner
         return StarterStatus(
