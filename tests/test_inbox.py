@@ -1,10 +1,13 @@
 """The inbox of a node: the order of events, and waiting for some of them."""
 
 import queue
+import signal
+import threading
+from collections.abc import Callable
 
 import pytest
 
-from mdi.inbox import Inbox, Stopped, StopRequested
+from mdi.inbox import Inbox, Stopped
 
 
 def inbox_with(*events: object) -> Inbox:
@@ -43,12 +46,32 @@ def test_waiting_has_a_deadline() -> None:
         inbox.get(0.0)
 
 
-def test_a_stop_request_ends_every_wait_but_is_an_event_like_others_for_get() -> None:
-    stop = StopRequested(None)
-    with pytest.raises(Stopped):
-        inbox_with(1, stop, "a").wait_for(str)
-    assert inbox_with(stop).get() is stop
-    assert inbox_with(stop).wait_for(StopRequested) is stop
+def test_an_interruption_is_ahead_of_all_events_and_stays() -> None:
+    inbox = inbox_with(1, "a")
+    inbox.check()
+    inbox.interrupt(signal.SIGTERM)
+    inbox.interrupt(signal.SIGINT)
+    for take in (inbox.get, inbox.check, lambda: inbox.wait_for(str), lambda: inbox.wait_for(timeout_s=0.0)) * 2:
+        with pytest.raises(Stopped) as caught:
+            take()
+        assert caught.value.code == 143  # by the first
+
+
+@pytest.mark.parametrize("take", [Inbox.get, lambda inbox: inbox.wait_for(str)])
+def test_an_interruption_wakes_a_thread_that_waits(take: Callable[[Inbox], object]) -> None:
+    inbox, waiting = inbox_with(), threading.Event()
+
+    def interrupt() -> None:
+        waiting.wait()
+        inbox.interrupt(signal.SIGHUP)
+
+    other = threading.Thread(target=interrupt)
+    other.start()
+    waiting.set()
+    with pytest.raises(Stopped) as caught:
+        take(inbox)
+    other.join()
+    assert caught.value.code == 129
 
 
 def test_each_of_two_equal_events_is_taken_once() -> None:

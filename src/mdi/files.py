@@ -43,9 +43,6 @@ def atomic_path(target: Path) -> Iterator[Path]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         partial.touch(exist_ok=False)
-    except OSError as exc:
-        raise storage_error(target, exc) from exc
-    try:
         yield partial
         flush(partial)
         partial.replace(target)

@@ -7,21 +7,13 @@ import queue
 import signal
 import time
 from collections import deque
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True)
-class StopRequested:
-    """The node is to end, unless it serves another run than `run` by now."""
-
-    run: int | None
 
 
 class Stopped(SystemExit):
-    """The node was asked to end. The program ends as it does on SIGTERM."""
+    """The program was asked to end, by a signal or as by one. Uncaught, it ends with the exit code of that signal."""
 
-    def __init__(self) -> None:
-        super().__init__(128 + signal.SIGTERM)
+    def __init__(self, number: signal.Signals) -> None:
+        super().__init__(128 + number)
 
 
 class Inbox:
@@ -34,19 +26,35 @@ class Inbox:
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[object] = queue.SimpleQueue()
         self._passed_over: deque[object] = deque()
+        self._interruption: signal.Signals | None = None
 
     def post(self, event: object) -> None:
         """Add an event; never blocks."""
         self._queue.put(event)
 
+    def interrupt(self, number: signal.Signals) -> None:
+        """Have the main thread end as signal `number` asks: from now on `get`, `wait_for` and `check` raise `Stopped`.
+
+        Called from any thread. Nothing can lose it: it stays, and is ahead of all events.
+        """
+        self._interruption = self._interruption or number
+        self._queue.put(None)  # wakes a thread that waits
+
+    def check(self) -> None:
+        """Raise `Stopped` after `interrupt`. For work that takes seconds and waits for no event."""
+        if self._interruption is not None:
+            raise Stopped(self._interruption)
+
     def get(self, timeout_s: float | None = None) -> object:
-        """The oldest event; None waits for ever. Raises `queue.Empty` after `timeout_s`."""
+        """The oldest event; None waits for ever. Raises `queue.Empty` after `timeout_s`, `Stopped` as `check` does."""
+        self.check()
         if self._passed_over:
             return self._passed_over.popleft()
-        return self._queue.get(timeout=timeout_s)
+        return self._take(timeout_s)
 
     def wait_for(self, *kinds: type, timeout_s: float | None = None) -> object:
-        """The oldest event of one of `kinds`. Raises `queue.Empty` after `timeout_s`, `Stopped` on `StopRequested`."""
+        """The oldest event of one of `kinds`. Raises `queue.Empty` after `timeout_s`, `Stopped` as `check` does."""
+        self.check()
         for event in self._passed_over:
             if isinstance(event, kinds):
                 self._passed_over.remove(event)
@@ -54,9 +62,12 @@ class Inbox:
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
             left_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
-            event = self._queue.get(timeout=left_s)
+            event = self._take(left_s)
             if isinstance(event, kinds):
                 return event
-            if isinstance(event, StopRequested):
-                raise Stopped
             self._passed_over.append(event)
+
+    def _take(self, timeout_s: float | None) -> object:
+        event = self._queue.get(timeout=timeout_s)
+        self.check()
+        return event

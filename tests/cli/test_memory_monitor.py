@@ -117,9 +117,12 @@ def is_running(pid: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "status", "said"),
+    [(signal.SIGINT, 130, "interrupted\n"), (signal.SIGTERM, 143, ""), (signal.SIGHUP, 129, "")],
+)
 def test_an_interrupted_script_ends_the_command_and_keeps_the_record(
-    number: signal.Signals, status: int, tmp_path: Path
+    number: signal.Signals, status: int, said: str, tmp_path: Path
 ) -> None:
     # The command is a shell with a child in the background: both have to go.
     child = python("import os, signal; print(os.getpid(), flush=True); signal.pause()")
@@ -134,7 +137,7 @@ def test_an_interrupted_script_ends_the_command_and_keeps_the_record(
     child_pid = int(process.stdout.readline())
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors) == (status, "")
+    assert (process.returncode, errors) == (status, said)
     assert not is_running(child_pid)
     assert csv.read_text(encoding="utf-8").startswith(MEMORY_CSV_HEADER)
     assert png.exists()

@@ -29,7 +29,7 @@ from support.scripts import (
 Blow = Literal["none", "kill", "stop"]
 
 RUN_TIMEOUT_S, IDLE_TIMEOUT_S, CANCEL_TIMEOUT_S = 120.0, 30.0, 10.0
-CANCELLED = {signal.SIGINT: 130, signal.SIGTERM: 143}
+CANCELLED = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 FEWEST_TO_FIT = 100  # measurements of a life; shorter ones are all start
 MOST_MB_PER_100_RUNS = 1.0
 

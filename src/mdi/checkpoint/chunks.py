@@ -187,13 +187,22 @@ def _check_space(target: Path, parts: Sequence[Weights], dtype: str | None, quan
 
 
 def write_chunks(
-    folder: Path, spans: Sequence[Span], dtype: str | None = None, quantization: Mode = "none"
+    folder: Path,
+    spans: Sequence[Span],
+    dtype: str | None = None,
+    quantization: Mode = "none",
+    check: Callable[[], object] = lambda: None,
 ) -> Manifest:
-    """Split the model of a folder, with a progress bar."""
+    """Split the model of a folder, with a progress bar. `check` is called after each tensor, and may raise."""
     if not (folder / MODEL_FILE).is_file():
         raise CheckpointError(f"{folder}: no {MODEL_FILE} here, so nothing to split; prepare the model again")
     with progress_bar((folder / MODEL_FILE).stat().st_size, f"splitting over {len(spans)} nodes", "B") as advance:
-        return split_model(folder, spans, dtype, advance, quantization=quantization)
+
+        def copied(n_bytes: int) -> None:
+            advance(n_bytes)
+            check()
+
+        return split_model(folder, spans, dtype, copied, quantization=quantization)
 
 
 def is_fresh(folder: Path, manifest: Manifest) -> bool:

@@ -1,7 +1,7 @@
 """A prepared model's folder: its configuration, the whole model's file where it is there, and its chunks."""
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -48,10 +48,13 @@ class ModelFolder:
         """The chunk file of one node, where this machine has it."""
         return chunks_folder(self.path, n_nodes) / chunk_name(rank)
 
-    def with_chunks(self, spans: list[Span], quantize: Mode | None) -> "ModelFolder":
+    def with_chunks(
+        self, spans: list[Span], quantize: Mode | None, check: Callable[[], object] = lambda: None
+    ) -> "ModelFolder":
         """The same folder with chunks for a split: written where they are missing, stale or of another kind.
 
-        Without the whole model nothing can be written, and the manifest may be missing still.
+        Without the whole model nothing can be written, and the manifest may be missing still. While chunks are
+        written, `check` is called again and again; what it raises ends the work.
         """
         n_nodes = len(spans)
         manifest = self.manifests.get(n_nodes)
@@ -59,7 +62,7 @@ class ModelFolder:
             return self
         if manifest is not None and serves(manifest, spans, quantize) and is_fresh(self.path, manifest):
             return self
-        return replace(self, manifests={**self.manifests, n_nodes: write_chunks(self.path, spans)})
+        return replace(self, manifests={**self.manifests, n_nodes: write_chunks(self.path, spans, check=check)})
 
     def starter_weights(self, spans: Sequence[Span], quantize: Mode | None) -> Path:
         """The file with the starter's tensors: its chunk, unless that is of another split, or else the whole model.

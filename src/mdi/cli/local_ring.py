@@ -1,12 +1,14 @@
 """A whole ring on this machine: the scripts as child processes."""
 
 import contextlib
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
+from mdi.cli.signals import Signals
 from mdi.config.network import load_network
 from mdi.config.paths import IS_INSTALLED, LOGS_DIR, SOURCE_DIR
 from mdi.files import storage_error
@@ -36,6 +38,20 @@ def command(name: str, *options: str) -> list[str]:
     # In a checkout through its script: a new Python would not find the package by `-m`.
     program = ["-m", f"mdi.cli.commands.{name}"] if IS_INSTALLED else [str(SOURCE_DIR / f"{name}.py")]
     return [sys.executable, *program, *options]
+
+
+def run_to_end(program: Sequence[str], signals: Signals) -> int:
+    """Run a program and return its exit status, 128 + n after signal n. A signal to this program is passed on to it."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def pass_on(number: signal.Signals) -> None:
+        for process in started:
+            process.send_signal(number)
+
+    with signals.passed_to(pass_on):
+        started.append(subprocess.Popen(program))
+        status = started[0].wait()
+    return status if status >= 0 else 128 - status
 
 
 def log_path(index: int) -> Path:

@@ -2,10 +2,13 @@
 
 import contextlib
 import os
+import queue
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
@@ -14,6 +17,7 @@ import psutil
 from mdi.cli.plots import plot_curves
 from mdi.errors import ConfigError
 from mdi.files import storage_error
+from mdi.inbox import Inbox
 from mdi.strings import format_seconds
 
 MEMORY_CSV_HEADER = "seconds,rss_bytes"
@@ -43,12 +47,14 @@ def _resident_bytes(process: psutil.Process) -> int:
         return 0
 
 
-def watch_command(command: str, csv_path: Path, interval_s: float, *, grace_s: float = 5.0) -> int:
+def watch_command(
+    command: str, csv_path: Path, interval_s: float, *, grace_s: float = 5.0, inbox: Inbox | None = None
+) -> int:
     """Run a shell command line, write its memory over time to `csv_path`, return its exit status.
 
     The file has a header and lines `seconds,rss_bytes`, each flushed as it comes. The status is 128 + n
-    where signal n ended the command. If this function is interrupted, the command and all it
-    started are ended first. Raises `StorageError` for a file that cannot be written.
+    where signal n ended the command. Where `inbox` is interrupted, the command and all it started are ended first.
+    Raises `StorageError` for a file that cannot be written.
     """
     try:
         csv_path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +62,7 @@ def watch_command(command: str, csv_path: Path, interval_s: float, *, grace_s: f
             file.write(f"{MEMORY_CSV_HEADER}\n")
             process = subprocess.Popen(command, shell=True, start_new_session=True)
             try:
-                _record(process, file, interval_s)
+                _record(process, file, interval_s, inbox or Inbox())
             except BaseException:
                 stop_group(process, grace_s)
                 raise
@@ -66,24 +72,36 @@ def watch_command(command: str, csv_path: Path, interval_s: float, *, grace_s: f
     return status if status >= 0 else 128 - status
 
 
-def _record(process: "subprocess.Popen[bytes]", file: TextIO, interval_s: float) -> None:
-    for seconds, rss_bytes in watch_memory(process, interval_s):
+def _record(process: "subprocess.Popen[bytes]", file: TextIO, interval_s: float, inbox: Inbox) -> None:
+    for seconds, rss_bytes in watch_memory(process, interval_s, inbox):
         file.write(f"{format_seconds(seconds)},{rss_bytes}\n")
         file.flush()
 
 
-def watch_memory(process: "subprocess.Popen[bytes]", interval_s: float) -> Iterator[tuple[float, int]]:
+@dataclass(frozen=True)
+class _Ended:
+    """The command has ended."""
+
+
+def watch_memory(process: "subprocess.Popen[bytes]", interval_s: float, inbox: Inbox) -> Iterator[tuple[float, int]]:
     """Yield (seconds since now, resident bytes) at once and then every `interval_s`, until it ends."""
+
+    def report_end() -> None:
+        process.wait()
+        inbox.post(_Ended())
+
+    threading.Thread(target=report_end, name="command", daemon=True).start()
     began = time.monotonic()
     n_samples = 0
-    while process.poll() is None:
+    while True:
         elapsed_s = time.monotonic() - began
         if rss_bytes := sample_memory(process.pid):
             yield elapsed_s, rss_bytes
         # The next tick of a fixed clock, whatever sampling took; ticks already missed are left out.
         n_samples = max(n_samples, int(elapsed_s / interval_s)) + 1
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(max(0.0, began + n_samples * interval_s - time.monotonic()))
+        with contextlib.suppress(queue.Empty):
+            inbox.wait_for(_Ended, timeout_s=max(0.0, began + n_samples * interval_s - time.monotonic()))
+            return
 
 
 def stop_group(process: "subprocess.Popen[bytes]", grace_s: float) -> None:

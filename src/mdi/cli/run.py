@@ -12,12 +12,14 @@ from mdi.cli.plots import plot_token_times
 from mdi.cli.requests import load_requests
 from mdi.cli.run_statistics import RunStats, append_run_csv, check_run_csv
 from mdi.cli.sample_records import RunSummary, SampleWriter
+from mdi.cli.signals import Signals
 from mdi.cli.token_times import run_names, write_token_csv
 from mdi.cli.transcript import Transcript
 from mdi.config.network import NetworkConfig, NodeConfig
 from mdi.config.options import SecondaryOptions, StarterOptions
 from mdi.config.paths import IMAGES_DIR, LOGS_DIR, chunk_cache_dir
 from mdi.errors import MdiError
+from mdi.inbox import Stopped
 from mdi.nodes.secondary import Secondary
 from mdi.nodes.sources import WeightSources
 from mdi.nodes.starter import Starter
@@ -25,7 +27,7 @@ from mdi.nodes.starter import Starter
 log = logging.getLogger(__name__)
 
 
-def run_starter(options: StarterOptions, network: NetworkConfig) -> None:
+def run_starter(options: StarterOptions, network: NetworkConfig, signals: Signals) -> None:
     """Generate the samples of `options` on `network` and print them."""
     if options.time_run is not None:
         check_run_csv(options.time_run)
@@ -37,7 +39,9 @@ def run_starter(options: StarterOptions, network: NetworkConfig) -> None:
         writer = stack.enter_context(SampleWriter(options.output)) if options.output else None
         transcript = Transcript(requests, stream=stream, writer=writer)
         n_slots = len(requests.samples)
-        starter = stack.enter_context(Starter(network, model, options, context=requests.context, n_slots=n_slots))
+        starter = Starter(network, model, options, context=requests.context, n_slots=n_slots)
+        stack.enter_context(signals.passed_to(starter.interrupt))  # the node's own end included
+        stack.enter_context(starter)
         for sample in requests.samples:
             sample.sink = transcript.update
             starter.add(sample)
@@ -45,14 +49,14 @@ def run_starter(options: StarterOptions, network: NetworkConfig) -> None:
         transcript.start()
         try:
             starter.run()
-        except (MdiError, KeyboardInterrupt, SystemExit):
+        except (MdiError, Stopped):
             transcript.give_up()
             raise
         finally:
             _summarize(options, network, transcript, writer, starter.n_recoveries)
         if options.timeline is not None:
             starter.write_timeline(options.timeline)
-        _record(options, network, model, transcript, requests.context)
+    _record(options, network, model, transcript, requests.context)
 
 
 def _summarize(
@@ -87,19 +91,20 @@ def _record(
         print(f"Tokens over time: {csv} and {png}", file=sys.stderr)
 
 
-def run_secondary(options: SecondaryOptions, config: NodeConfig) -> None:
+def run_secondary(options: SecondaryOptions, config: NodeConfig, signals: Signals) -> None:
     """Serve starters until one of them, or the user, says stop."""
     gc.freeze()
     cache = ChunkCache(options.cache_dir or chunk_cache_dir(), content_digest)
     sources = WeightSources(cache, options.chunk, options.ckpt)
-    with Secondary(
+    secondary = Secondary(
         config,
         sources,
         device=options.device,
         dtype=options.dtype,
         quantize=options.quantize,
         compile_stage=options.compile,
-    ) as secondary:
+    )
+    with signals.passed_to(secondary.interrupt), secondary:
         starter = f" at {config.starter_addr}" if config.starter_addr else ""
         log.warning("waiting for a starter%s, on http://%s:%d", starter, config.addr, secondary.http_port)
         secondary.serve()

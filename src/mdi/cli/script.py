@@ -4,22 +4,20 @@ import argparse
 import errno
 import io
 import logging
-import os
 import signal
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
+from mdi.cli.signals import GRACE_S, Signals
+from mdi.cli.streams import drop_stdout
 from mdi.config.options import defaults_of
 from mdi.config.paths import LOGS_DIR
 from mdi.errors import ConfigError, MdiError, StorageError
+from mdi.inbox import Stopped
 
 Options = TypeVar("Options")
-
-GRACE_S = 8.0  # for a clean shutdown after a signal
 
 
 class Parser(argparse.ArgumentParser):
@@ -73,25 +71,19 @@ def set_up_logging(verbose: bool, debug_log: str | None = None) -> None:
         root.addHandler(file)
 
 
-def run_script(main: Callable[[], None], *, grace_s: float = GRACE_S) -> NoReturn:
-    """Run `main` and exit: 0, 1 for a failed run, 2 for what the user can fix, 130 and 143 for signals.
+def run_script(main: Callable[[Signals], None], *, grace_s: float = GRACE_S) -> NoReturn:
+    """Run `main` and exit: 0, 1 for a failed run, 2 for what the user can fix, 128 + n after signal n.
 
     The first signal ends the program in good order, or `grace_s` later in any case; further ones are ignored meanwhile.
     """
-
-    def interrupt(signum: int, frame: FrameType | None) -> NoReturn:
-        _ignore_signals()
-        _force_exit_after(grace_s, 128 + signum)
-        if signum == signal.SIGINT:
-            raise KeyboardInterrupt
-        raise SystemExit(128 + signum)
-
-    signal.signal(signal.SIGINT, interrupt)
-    signal.signal(signal.SIGTERM, interrupt)
+    signals = Signals(grace_s)
+    signals.watch()
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.encoding.lower() != "utf-8":
         sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show all of Unicode
-    code = _exit_code(main)
-    _ignore_signals()
+    try:
+        code = _exit_code(lambda: main(signals))
+    finally:
+        signals.ignore()
     raise SystemExit(code)
 
 
@@ -114,37 +106,19 @@ def _exit_code(main: Callable[[], None]) -> int:
             file=sys.stderr,
         )
         return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
     except BrokenPipeError:  # the reader of our stdout has seen enough
-        _drop_stdout()
+        drop_stdout()
     except OSError as exc:
         if exc.errno != errno.ENOSPC:
             raise
         print("error: the disk that the output goes to is full", file=sys.stderr)
-        _drop_stdout()
+        drop_stdout()
         return 1
     except SystemExit as exc:
+        if isinstance(exc, Stopped) and exc.code == 128 + signal.SIGINT:
+            print("interrupted", file=sys.stderr)
         return exc.code if isinstance(exc.code, int) else 1
     return 0
-
-
-def _drop_stdout() -> None:
-    """What is still buffered goes nowhere, so that flushing it at exit cannot fail."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _force_exit_after(grace_s: float, code: int) -> None:
-    """A signal's exception can be raised at any instruction, where it is lost or leaves a lock taken: do not hang."""
-    timer = threading.Timer(grace_s, os._exit, [code])
-    timer.daemon = True
-    timer.start()
-
-
-def _ignore_signals() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def options_from(kind: type[Options], arguments: argparse.Namespace) -> Options:

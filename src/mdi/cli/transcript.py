@@ -1,11 +1,13 @@
 """The texts of a run's samples as they grow, and what is shown and kept of them."""
 
+import errno
 import sys
 import time
 from typing import TextIO
 
 from mdi.cli.requests import Requests
 from mdi.cli.sample_records import SampleRecord, SampleWriter
+from mdi.cli.streams import leave_dead_terminal
 from mdi.cli.token_times import TokenTimes
 from mdi.engine.sample import Outcome, Sample
 from mdi.text.stream import TextStream
@@ -101,6 +103,13 @@ class Transcript:
         self._shown[number] = len(text)
 
     def _print(self, text: str) -> None:
-        if text:
+        if not text:
+            return
+        try:
             self._out.write(text)
+            self._out.flush()
+        except OSError as exc:
+            if exc.errno != errno.EIO:
+                raise
+            leave_dead_terminal()  # where a hangup is ignored, the run goes on: there is --output
             self._out.flush()

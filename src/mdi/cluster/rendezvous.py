@@ -157,15 +157,10 @@ class Rendezvous:
 
     def timelines(self, plan: Plan) -> list[NodeTimeline]:
         """What every member did when; one that does not answer is missing."""
-        found = [NodeTimeline(node_name(0), self._timeline.events)]
-        for node in plan.members[1:]:
-            asked_s = time.perf_counter()
-            try:
-                answer = self.clients[node].timeline()
-                found.append(from_json(node_name(node), answer, asked_s, time.perf_counter()))
-            except ControlError as exc:
-                log.warning("the timeline lacks %s: %s", node_name(node), exc)
-        return found
+        calls = [self._call(self._timeline_of, node) for node in plan.members[1:]]
+        self.await_all(calls)
+        found = [call.future.result() for call in calls]
+        return [NodeTimeline(node_name(0), self._timeline.events), *filter(None, found)]
 
     def drop_members(self, nodes: Sequence[NodeId]) -> None:
         """Tell nodes that are left out, if they can hear it, that no ring will be closed over them."""
@@ -225,6 +220,15 @@ class Rendezvous:
                 self._wait_or_give_up(node, exc, deadline_s, on_unresponsive)
             except ControlError:  # whatever is wrong there, the answer to /init will say it
                 return None
+
+    def _timeline_of(self, node: NodeId) -> NodeTimeline | None:
+        asked_s = time.perf_counter()
+        try:
+            answer = self.clients[node].timeline()
+            return from_json(node_name(node), answer, asked_s, time.perf_counter())
+        except ControlError as exc:
+            log.warning("the timeline lacks %s: %s", node_name(node), exc)
+            return None
 
     def _ready(
         self,

@@ -189,7 +189,7 @@ class RingSupervisor:
     def _adopt(self, members: Sequence[Member], options: PlanOptions) -> None:
         """Plan for these members, and write the chunks that the plan needs."""
         new_plan = plan(self.model, members, options)
-        model = self.model.with_chunks(list(new_plan.spans), options.quantize)
+        model = self.model.with_chunks(list(new_plan.spans), options.quantize, self._inbox.check)
         if new_plan.n_slots < options.n_slots:
             log.warning("memory allows %d samples in the ring at once; the others wait", new_plan.n_slots)
         self.plan, self.model = new_plan, model

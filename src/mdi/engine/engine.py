@@ -15,7 +15,7 @@ from mdi.engine.sample import Outcome, Sample
 from mdi.engine.sampler import choose
 from mdi.engine.scheduler import Batch, Scheduler
 from mdi.errors import RingBroken
-from mdi.inbox import Inbox, Stopped, StopRequested
+from mdi.inbox import Inbox
 from mdi.model.runner import StageRunner
 from mdi.net.timeouts import DEFAULT_TIMEOUTS, Timeouts
 from mdi.segments import Release, Segment
@@ -74,7 +74,7 @@ class Engine:
         """Send what can be sent, then handle one event: rows that return, or a request.
 
         Where the ring breaks, `begin` with another ring lets the samples go on: a number is drawn only for a token
-        that is accepted at once, so a replay changes no text. Raises `RingBroken`, and `Stopped` on a stop request.
+        that is accepted at once, so a replay changes no text. Raises `RingBroken`, and `Stopped` as the inbox does.
         """
         while (batch := self.scheduler.schedule()) is not None:
             self._ring.send(batch.segments, self._forward(batch))
@@ -83,8 +83,6 @@ class Engine:
                 self.add(sample)
             case CancelRequested(sample):
                 self.cancel(sample)
-            case StopRequested():
-                raise Stopped
             case _ if (returned := self._ring.receive(event)) is not None:
                 self._complete(returned.segments, returned.rows)
 

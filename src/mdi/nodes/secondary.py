@@ -5,6 +5,7 @@ Everything that happens arrives in one inbox, and the main thread handles it. HT
 
 import logging
 import queue
+import signal
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,7 @@ from mdi.control.status import InitAnswer, NeedsChunk, Ready, SecondaryStatus
 from mdi.errors import ControlError, MdiError, RingError
 from mdi.formats import Mode
 from mdi.ids import Rank
-from mdi.inbox import Inbox, StopRequested
+from mdi.inbox import Inbox, Stopped
 from mdi.liveness import StepCounter
 from mdi.model.backends.select import make_span_engine
 from mdi.model.devices import peak_memory_bytes, pick_device, pick_dtype, share_threads
@@ -56,6 +57,13 @@ class ReleaseRequested:
     """The starter gave up the session before it ran."""
 
     run: int
+
+
+@dataclass(frozen=True)
+class StopRequested:
+    """The node is to end, unless it serves another run than `run` by now."""
+
+    run: int | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,10 +190,14 @@ class Secondary:
     def request_stop(self, run: int | None) -> None:
         self._inbox.post(StopRequested(run))
 
+    def interrupt(self, number: signal.Signals) -> None:
+        """End as a signal asks, as soon as the main thread looks at its inbox. Called from any thread."""
+        self._inbox.interrupt(number)
+
     # ---- the loop
 
     def serve(self) -> None:
-        """Serve one session after another until a stop is requested."""
+        """Serve one session after another until a stop is requested. Raises `Stopped` after a signal."""
         while not self._is_stop(event := self._next_event()):
             self._handle(event)
 
@@ -269,6 +281,9 @@ class Secondary:
         except MdiError as exc:
             self._fail(Event.LOAD_FAILED, str(exc))
             answer.set_exception(exc)
+        except Stopped:
+            answer.set_exception(NodeBusy("the node was stopped"))  # to its starter as if it had been killed
+            raise
         except BaseException as exc:
             answer.set_exception(ControlError(f"the node failed: {exc!r}"))
             raise

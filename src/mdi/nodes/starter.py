@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import signal
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from mdi.engine.engine import Engine
 from mdi.engine.sample import Sample
 from mdi.engine.scheduler import Scheduler
 from mdi.errors import CheckpointError, ControlError
-from mdi.inbox import Inbox, StopRequested
+from mdi.inbox import Inbox
 from mdi.model.backends.select import make_span_engine
 from mdi.model.devices import peak_memory_bytes, pick_device, pick_dtype, share_threads
 from mdi.model.runner import StageRunner, StageSpec
@@ -153,8 +154,11 @@ class Starter:
         pass
 
     def request_stop(self, run: int | None) -> None:
-        """End the program as SIGTERM does, as soon as the main thread looks at its inbox."""
-        self._inbox.post(StopRequested(run))
+        self.interrupt(signal.SIGTERM)
+
+    def interrupt(self, number: signal.Signals) -> None:
+        """End as a signal asks, as soon as the main thread looks at its inbox. Called from any thread."""
+        self._inbox.interrupt(number)
 
     # ---- the run
 

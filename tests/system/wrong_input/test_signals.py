@@ -1,15 +1,23 @@
-"""SIGINT, SIGTERM and /stop end a program in order, whatever it is doing."""
+"""SIGINT, SIGTERM, SIGHUP and /stop end a program in order, whatever it is doing.
 
+`SIGNAL_MOMENTS` (8) is how many starters get a signal at a random moment, drawn from `SIGNAL_SEED` (0).
+"""
+
+import contextlib
+import json
+import os
+import random
 import shutil
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
-from mdi.cli.script import GRACE_S
+from mdi.cli.signals import GRACE_S
 from support.runs import ENDLESS, assert_serves_again, start_run, wait_until_generating
 from support.scripts import (
     Network,
@@ -17,13 +25,16 @@ from support.scripts import (
     Scripts,
     call,
     ports_in_use,
+    read_samples,
     wait_until,
     write_network,
 )
+from support.soak import ends_in_order
 
 pytestmark = pytest.mark.slow
 
-SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+N_MOMENTS, SEED = int(os.environ.get("SIGNAL_MOMENTS", "8")), int(os.environ.get("SIGNAL_SEED", "0"))
 END_S = GRACE_S - 1.0  # many times what a script takes; at the end of the grace it would end with the same code
 
 
@@ -34,9 +45,12 @@ def end_with(process: Process, number: signal.Signals, code: int) -> None:
         process.send_signal(number)
         time.sleep(0.002)
     assert not process.alive, f"it does not end: {process.stderr}"
-    result = process.result(0)
-    assert result.code == code, result.stderr
-    assert "Traceback" not in result.stderr and "Exception" not in result.stderr, result.stderr
+    assert process.result(0).code == code, process.stderr
+    assert_in_order(process)
+
+
+def assert_in_order(process: Process) -> None:
+    assert "Traceback" not in process.stderr and "Exception" not in process.stderr, process.stderr
 
 
 @pytest.mark.parametrize(("number", "code"), SIGNALS)
@@ -99,6 +113,43 @@ def test_a_signal_ends_a_starter_that_generates(
     assert all(secondary.alive for secondary in secondaries)
 
 
+def test_a_run_goes_on_without_its_terminal_and_a_hangup_ends_it_in_order(
+    kept: tuple[Network, list[Process]], scripts: Scripts, long_model: Path, tmp_path: Path
+) -> None:
+    network, secondaries = kept
+    terminal, theirs = os.openpty()
+    output = tmp_path / "out.jsonl"
+    where = ("--ckpt", long_model, "--nodes-config", network.path, "--output", output, "--stream")
+    starter = scripts.start("starter.py", *where, *ENDLESS, stdout=theirs)
+    os.close(theirs)
+    wait_until_generating(network, starter)
+    os.close(terminal)  # from now on the text cannot be written
+    n_before = n_tokens(network)
+    wait_until(lambda: n_tokens(network) > n_before + 30, 60, "it goes on")
+    end_with(starter, signal.SIGHUP, 129)
+    samples, summary = read_samples(output)
+    assert [sample["finish_reason"] for sample in samples] == ["error"] * 3
+    assert sum(len(sample["tokens"]) for sample in samples) == summary["n_tokens"] > n_before
+    assert_serves_again(scripts, network, long_model)
+    assert all(secondary.alive for secondary in secondaries)
+
+
+def n_tokens(network: Network) -> int:
+    return int(call(network.http_port(0)).get("tokens") or 0)
+
+
+def test_a_killed_starter_loses_no_sample_that_was_finished(
+    scripts: Scripts, long_model: Path, alone: Network, tmp_path: Path
+) -> None:
+    output = tmp_path / "out.jsonl"
+    where = ("--nodes-config", alone.path, "--ckpt", long_model, "--output", output)
+    starter = scripts.start("sample.py", *where, "--n-samples", 500, "--max-slots", 1, "--n-tokens", 20)
+    wait_until(lambda: output.is_file() and output.read_bytes().count(b"\n") >= 3, 60, "three samples")
+    starter.kill()
+    lines = output.read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["sample"] for line in lines] == list(range(len(lines)))
+
+
 def test_an_interrupted_run_ends_its_secondaries(scripts: Scripts, long_model: Path, tmp_path: Path) -> None:
     network = write_network(tmp_path / "net.json", 3)
     secondaries = scripts.secondaries(network)
@@ -149,6 +200,47 @@ def test_a_signal_ends_a_secondary_in_a_session(
     assert ports_in_use([network.http_port(1), network.ring_port(1)]) == []
     end_with(starter, signal.SIGTERM, 143)  # while it waits for that node
     assert starter.stdout.count("--- sample") == 3
+
+
+# ---- at random moments
+
+
+def test_a_signal_at_any_moment_ends_a_starter_in_order(
+    kept: tuple[Network, list[Process]], scripts: Scripts, split: Path, tmp_path: Path
+) -> None:
+    network, secondaries = kept
+    nowhere = write_network(tmp_path / "nowhere.json", 3)
+    timeouts = ("--peer-timeout", 1, "--node-timeout", 30)
+    run = (*timeouts, "--n-tokens", 30, "--keep-nodes", "--output", tmp_path / "out.jsonl")
+    life_s = start_run(scripts, network, split, *run).result().seconds
+    chance = random.Random(SEED)
+    for _ in range(N_MOMENTS):
+        with contextlib.ExitStack() as stack:
+            phase = chance.choice(["forming", "whole life", "recovering"])
+            starter = start_run(scripts, nowhere if phase == "forming" else network, split, *run)
+            wait_until(lambda starter=starter: ends_in_order(starter), 30, "it handles signals")
+            if phase == "recovering":
+                time.sleep(life_s / 2)
+                stack.enter_context(stopped(chance.choice(secondaries)))
+            time.sleep(chance.uniform(0, 1.5 * life_s))
+            number, code = chance.choice(SIGNALS)
+            starter.send_signal(number)
+            assert starter.wait(END_S) in (0, code), starter.stderr
+            assert_in_order(starter)
+    assert ports_in_use([*nowhere.ports, *network.ports[:2]]) == []
+    assert_serves_again(scripts, network, split)
+
+
+@contextlib.contextmanager
+def stopped(process: Process) -> Iterator[None]:
+    process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGCONT)
+
+
+# ---- over HTTP
 
 
 def is_at_rest(process: Process) -> bool:

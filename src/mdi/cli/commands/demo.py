@@ -1,16 +1,17 @@
 """Run a ring of processes on this machine: three samples on three nodes, or a comparison of 1, 2 and 3 nodes."""
 
-import subprocess
 import sys
 from pathlib import Path
 from typing import NoReturn
 
-from mdi.cli.local_ring import command, failure_of, secondaries
+from mdi.cli.local_ring import command, failure_of, run_to_end, secondaries
 from mdi.cli.script import Parser, run_script
+from mdi.cli.signals import Signals
 from mdi.config.paths import PROMPTS_DIR, SETTINGS_DIR
 from mdi.errors import ControlError
 
 CONFIGS = {1: "standalone.json", 2: "configuration_2.json", 3: "configuration.json"}
+GRACE_S = 30.0  # each of the processes may need its own
 PROMPTS = PROMPTS_DIR / "demo_3samples.txt"
 
 
@@ -22,10 +23,10 @@ def build_parser() -> Parser:
     return parser
 
 
-def main() -> None:
+def main(signals: Signals) -> None:
     arguments = build_parser().parse_args()
     if not arguments.compare:
-        run_ring(3, arguments.ckpt, arguments.n_tokens)
+        run_ring(signals, 3, arguments.ckpt, arguments.n_tokens)
         return
     from mdi.model.devices import n_cores  # imports torch
 
@@ -33,17 +34,22 @@ def main() -> None:
         print(f"This machine has {cores} cores: more than {cores} nodes cannot be faster here.", file=sys.stderr)
     for n_nodes in CONFIGS:
         print(f"=== {n_nodes} node{'s' if n_nodes > 1 else ''} ===", flush=True)
-        run_ring(n_nodes, arguments.ckpt, arguments.n_tokens, "--ignore-eos")
-    subprocess.run(command("plot_tok_time", arguments.ckpt.name, "--n-samples", "3"), check=True)
+        run_ring(signals, n_nodes, arguments.ckpt, arguments.n_tokens, "--ignore-eos")
+    if status := run_to_end(command("plot_tok_time", arguments.ckpt.name, "--n-samples", "3"), signals):
+        raise SystemExit(status)
 
 
-def run_ring(n_nodes: int, ckpt: Path, n_tokens: str, *options: str) -> None:
-    """Run one ring to its end. Raises `ControlError` with what a secondary said, where one failed."""
+def run_ring(signals: Signals, n_nodes: int, ckpt: Path, n_tokens: str, *options: str) -> None:
+    """Run one ring to its end. A signal ends the starter, and then the secondaries.
+
+    Raises `ControlError` with what a secondary said, where one failed.
+    """
     config = SETTINGS_DIR / CONFIGS[n_nodes]
     starter = command("starter", "-v", "-p", "--ckpt", str(ckpt), "--nodes-config", str(config), "--n-samples", "3")
     starter += ["--prompt", f"FILE:{PROMPTS}", "--n-tokens", n_tokens, *options]
-    with secondaries(config, "-v") as processes:
-        status = subprocess.run(starter, check=False).returncode
+    with signals.passed_to(lambda number: None), secondaries(config, "-v") as processes:
+        status = run_to_end(starter, signals)
+        signals.check()
         if failure := failure_of(processes):
             raise ControlError(failure)
     if status:
@@ -52,7 +58,7 @@ def run_ring(n_nodes: int, ckpt: Path, n_tokens: str, *options: str) -> None:
 
 def run() -> NoReturn:
     """What `demo.py` and `mdi-demo` call."""
-    run_script(main)
+    run_script(main, grace_s=GRACE_S)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def main() -> None:
 
 def run() -> NoReturn:
     """What `make_certs.py` and `mdi-certs` call."""
-    run_script(main)
+    run_script(lambda signals: main())
 
 
 if __name__ == "__main__":

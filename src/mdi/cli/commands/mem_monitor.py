@@ -1,11 +1,12 @@
 """Run a command and record how much memory it and its children hold over time."""
 
-import signal
 from pathlib import Path
 from typing import NoReturn
 
 from mdi.cli.script import Parser, options_from, run_script
+from mdi.cli.signals import Signals
 from mdi.config.options import MonitorOptions
+from mdi.inbox import Inbox, Stopped
 
 GRACE_S = 60.0  # ending the command takes 5 s, the plot as long as the machine needs to import matplotlib
 
@@ -19,26 +20,26 @@ def build_parser() -> Parser:
     return parser
 
 
-def main() -> None:
+def main(signals: Signals) -> None:
     options = options_from(MonitorOptions, build_parser().parse_args())
-    status = _watch(options)
+    from mdi.cli.memory_monitor import watch_command
+
+    inbox = Inbox()
+    try:
+        with signals.passed_to(inbox.interrupt):
+            status = watch_command(options.command, options.output, options.interval_s, inbox=inbox)
+    except Stopped:  # what was recorded stays, and is drawn
+        _plot(options)
+        raise
+    _plot(options)
+    raise SystemExit(status)
+
+
+def _plot(options: MonitorOptions) -> None:
     if options.img is not None:
         from mdi.cli.memory_monitor import plot_memory
 
         plot_memory(options.output, options.img)
-    raise SystemExit(status)
-
-
-def _watch(options: MonitorOptions) -> int:
-    """The command's exit status, or 130 or 143 where we were interrupted: what was recorded stays, and is drawn."""
-    from mdi.cli.memory_monitor import watch_command
-
-    try:
-        return watch_command(options.command, options.output, options.interval_s)
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
-    except SystemExit as exc:
-        return int(exc.code or 0)
 
 
 def run() -> NoReturn:

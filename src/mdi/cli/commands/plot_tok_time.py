@@ -37,7 +37,7 @@ def main() -> None:
 
 def run() -> NoReturn:
     """What `plot_tok_time.py` and `mdi-plot` call."""
-    run_script(main)
+    run_script(lambda signals: main())
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def main() -> None:
 
 def run() -> NoReturn:
     """What `prepare_model.py` and `mdi-prepare` call."""
-    run_script(main)
+    run_script(lambda signals: main())
 
 
 if __name__ == "__main__":

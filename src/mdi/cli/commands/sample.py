@@ -9,7 +9,7 @@ from mdi.config.options import SampleOptions
 
 def run() -> NoReturn:
     """What `sample.py` and `mdi-sample` call."""
-    run_script(lambda: main(SampleOptions))
+    run_script(lambda signals: main(signals, SampleOptions))
 
 
 if __name__ == "__main__":

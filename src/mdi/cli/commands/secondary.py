@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from mdi.cli.script import Parser, add_node_options, options_from, run_script, set_up_logging
+from mdi.cli.signals import Signals
 from mdi.config.network import load_node
 from mdi.config.options import SecondaryOptions
 
@@ -34,7 +35,7 @@ def parse(arguments: list[str] | None = None) -> SecondaryOptions:
     return options_from(SecondaryOptions, values)
 
 
-def main() -> None:
+def main(signals: Signals) -> None:
     options = parse()
     node = load_node(options.nodes_config, options.index)
     node.access.check()
@@ -42,7 +43,7 @@ def main() -> None:
     set_up_logging(options.verbose, f"logs_secondary{name}.log" if options.debug else None)
     from mdi.cli.run import run_secondary  # after the arguments are known to be good: torch and litgpt take seconds
 
-    run_secondary(options, node)
+    run_secondary(options, node, signals)
 
 
 def run() -> NoReturn:

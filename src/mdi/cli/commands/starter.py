@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from mdi.cli.script import Parser, add_node_options, options_from, run_script, set_up_logging
+from mdi.cli.signals import Signals
 from mdi.config.network import load_network
 from mdi.config.options import StarterOptions
 
@@ -50,14 +51,14 @@ def build_parser(options: type[StarterOptions] = StarterOptions) -> Parser:
     return parser
 
 
-def main(kind: type[StarterOptions] = StarterOptions) -> None:
+def main(signals: Signals, kind: type[StarterOptions] = StarterOptions) -> None:
     options = options_from(kind, build_parser(kind).parse_args())
     set_up_logging(options.verbose, "logs_starter.log" if options.debug else None)
     network = load_network(options.nodes_config)
     network.starter.access.check()
     from mdi.cli.run import run_starter  # after the arguments are known to be good: torch and litgpt take seconds
 
-    run_starter(options, network)
+    run_starter(options, network, signals)
 
 
 def run() -> NoReturn:

@@ -1,0 +1,114 @@
+"""SIGINT, SIGTERM and SIGHUP: the first one ends the program in order, later ones change nothing."""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from mdi.cli.streams import leave_dead_terminal
+from mdi.inbox import Stopped
+
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
+
+GRACE_S = 8.0  # for a clean shutdown after a signal
+AGAIN_S = 0.2
+
+
+class Signals:
+    """What becomes of a signal that is to end this program.
+
+    Python runs signal handlers on the main thread, between any two of its instructions. There an exception can leave a
+    lock taken, or half a frame sent. So while a node is at work (`passed_to`) none is raised, and the signal goes to
+    the node's inbox.
+
+    At other times `Stopped` is raised on the main thread. An exception that is raised within a destructor, a callback
+    from C or code that catches everything is lost; so it is raised again, until it is on its way up.
+
+    A thread of its own learns of the signal at once, even where the main thread is in one long call. It also ends the
+    program after the grace, whatever the main thread does.
+    """
+
+    def __init__(self, grace_s: float = GRACE_S) -> None:
+        self._grace_s = grace_s
+        self._receive: Callable[[signal.Signals], None] | None = None
+        self._first: signal.Signals | None = None
+        self._is_due = True  # whether the handler raises when it runs next
+
+    def watch(self) -> None:
+        """Handle the signals from now on. Called once, on the main thread."""
+        news, wakeup = os.pipe()
+        os.set_blocking(wakeup, False)  # Python insists: its C handler writes there, and must not wait
+        signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
+        sys.unraisablehook = _silent_on_stopped(sys.unraisablehook)
+        threading.Thread(target=self._await_signal, args=(news,), name="signals", daemon=True).start()
+        for number in _ending_signals():
+            signal.signal(number, self._handle)
+
+    def ignore(self) -> None:
+        """No signal changes the exit code any more. Called on the main thread, when the program has come to its end."""
+        for number in _ending_signals():
+            signal.signal(number, signal.SIG_IGN)
+
+    @contextlib.contextmanager
+    def passed_to(self, receive: Callable[[signal.Signals], None]) -> Iterator[None]:
+        """Within the block a signal raises nothing: another thread calls `receive` with it, again and again."""
+        before, self._receive = self._receive, receive
+        try:
+            yield
+        finally:
+            self._receive = before
+
+    def check(self) -> None:
+        """Raise `Stopped` if there was a signal: for what waits within `passed_to` without an inbox."""
+        if self._first is not None:
+            raise Stopped(self._first)
+
+    # ---- on the main thread, between two instructions
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._first = self._first or signal.Signals(number)
+        if self._receive is None and self._is_due and not _is_on_its_way():
+            self._is_due = False
+            raise Stopped(self._first)
+
+    # ---- on the thread that learns of signals
+
+    def _await_signal(self, news: int) -> None:
+        number = signal.Signals(os.read(news, 1)[0])
+        self._first = number = self._first or number
+        deadline_s = time.monotonic() + self._grace_s
+        if number == signal.SIGHUP:
+            leave_dead_terminal()
+        while (left_s := deadline_s - time.monotonic()) > 0:
+            if (receive := self._receive) is not None:
+                receive(number)
+            time.sleep(min(AGAIN_S, left_s))
+            if self._receive is None:
+                self._is_due = True
+                signal.pthread_kill(threading.main_thread().ident or 0, number)  # the handler runs again
+        os._exit(128 + number)
+
+
+def _ending_signals() -> list[signal.Signals]:
+    """A hangup that was ignored when the program began stays ignored: that is what `nohup` is for."""
+    hangup = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
+    return [signal.SIGINT, signal.SIGTERM, *hangup]
+
+
+def _is_on_its_way() -> bool:
+    """Whether `Stopped` is being handled on this thread, or was when that which is being handled was raised."""
+    exc = sys.exc_info()[1]
+    while exc is not None and not isinstance(exc, Stopped):
+        exc = exc.__context__
+    return exc is not None
+
+
+def _silent_on_stopped(hook: Callable[["UnraisableHookArgs"], object]) -> Callable[["UnraisableHookArgs"], object]:
+    """`hook`, without a word about a `Stopped` that is lost: it comes again."""
+    return lambda lost: None if issubclass(lost.exc_type, Stopped) else hook(lost)

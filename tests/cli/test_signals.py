@@ -1,0 +1,182 @@
+"""A signal ends a program in order, wherever it comes; a program that resists ends after the grace.
+
+The programs are small, and each sends the signal to itself where an exception would be lost.
+"""
+
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from support.paths import SRC
+
+NUMBERS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+END_S = 60.0
+LONG_GRACE_S = 600.0  # a program that ended with the grace would fail its test
+
+PROGRAM = """
+import os, signal, sys, threading, time
+sys.path.insert(0, {src!r})
+from pathlib import Path
+from mdi.cli.script import run_script
+from mdi.files import atomic_path
+from mdi.inbox import Inbox
+
+def send():
+    os.kill(os.getpid(), signal.{name})
+
+def main(signals):
+{body}
+
+run_script(main, grace_s={grace_s})
+"""
+
+WORK = """
+with atomic_path(Path(sys.argv[1]) / "file") as partial:
+{losing}
+    while True:
+        time.sleep(1)
+"""
+
+LOSING = {
+    "a destructor": """
+class Thing:
+    def __del__(self):
+        send()
+Thing()
+""",
+    "a weak reference's callback": """
+import weakref
+class Thing: pass
+thing = Thing()
+watched = weakref.ref(thing, lambda dead: send())
+del thing
+""",
+    "a callback from C": """
+import ctypes
+ctypes.CFUNCTYPE(None)(send)()
+""",
+    "code that catches everything": """
+try:
+    send()
+except BaseException:
+    pass
+""",
+    "the cleanup of an error": """
+try:
+    raise OSError
+except OSError:
+    try:
+        send()
+    except BaseException:
+        pass
+""",
+}
+
+
+def program(body: str, number: signal.Signals = signal.SIGTERM, grace_s: float = LONG_GRACE_S) -> list[str]:
+    """A Python command line: `main` of a script of ours is `body`, which may `send()` itself signal `number`."""
+    text = PROGRAM.format(src=str(SRC), name=number.name, body=textwrap.indent(body, "    "), grace_s=grace_s)
+    return [sys.executable, "-c", text]
+
+
+def run(body: str, *arguments: object, **how: object) -> "subprocess.CompletedProcess[str]":
+    command = [*program(body, **how), *map(str, arguments)]  # type: ignore[arg-type]
+    return subprocess.run(command, capture_output=True, text=True, timeout=END_S, check=False)
+
+
+@pytest.mark.parametrize("where", LOSING)
+def test_a_signal_whose_exception_is_lost_ends_the_program_in_order_all_the_same(where: str, tmp_path: Path) -> None:
+    done = run(WORK.format(losing=textwrap.indent(LOSING[where], "    ")), tmp_path)
+    assert (done.returncode, done.stderr) == (143, "")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("number", "code"), NUMBERS)
+def test_each_signal_has_its_exit_code(number: signal.Signals, code: int) -> None:
+    done = run("send()\ntime.sleep(600)", number=number)
+    assert done.returncode == code
+    assert done.stderr == ("interrupted\n" if number == signal.SIGINT else "")
+
+
+def test_further_signals_do_not_disturb_the_end() -> None:
+    body = """
+try:
+    send()
+    time.sleep(600)
+finally:
+    for _ in range(100):
+        send()
+        time.sleep(0.01)  # all in all longer than until a lost exception is raised again
+    print("in order")
+"""
+    done = run(body)
+    assert (done.returncode, done.stdout, done.stderr) == (143, "in order\n", "")
+
+
+AT_A_NODE = """
+inbox = Inbox()
+class Thing:
+    def __del__(self):
+        send()
+        time.sleep(1)  # an exception would come here
+        print("whole")
+with signals.passed_to(inbox.interrupt):
+    Thing()
+    try:
+        send()
+        inbox.get()
+    finally:
+        print("in order")
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), NUMBERS)
+def test_while_a_node_is_at_work_nothing_is_raised_but_what_its_inbox_raises(number: signal.Signals, code: int) -> None:
+    done = run(AT_A_NODE, number=number)
+    assert (done.returncode, done.stdout) == (code, "whole\nin order\n")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_signal_that_was_lost_before_the_node_reaches_the_node() -> None:
+    body = """
+try:
+    send()
+except BaseException:
+    pass
+inbox = Inbox()
+with signals.passed_to(inbox.interrupt):
+    inbox.get()
+"""
+    done = run(body)
+    assert (done.returncode, done.stderr) == (143, "")
+
+
+STUBBORN = """
+print("ready", flush=True)
+while True:
+    try:
+        time.sleep(60)
+    except BaseException:
+        pass
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), NUMBERS)
+def test_a_program_that_resists_ends_after_the_grace(number: signal.Signals, code: int) -> None:
+    with subprocess.Popen(program(STUBBORN, grace_s=0.2), stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        assert process.wait(END_S) == code
+
+
+def test_a_hangup_that_is_ignored_at_the_start_stays_ignored() -> None:
+    ignoring = ["sh", "-c", 'trap "" HUP; exec "$@"', "sh"]
+    body = "send()\ntime.sleep(1)\nprint('goes on')\nos.kill(os.getpid(), signal.SIGTERM)\ntime.sleep(600)"
+    command = [*ignoring, *program(body, signal.SIGHUP)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=END_S, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (143, "goes on\n", "")
