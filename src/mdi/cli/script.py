@@ -1,9 +1,11 @@
 """What the scripts share: options, logs, and errors, signals and closed pipes -> exit codes."""
 
 import argparse
+import contextlib
 import errno
 import io
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -84,6 +86,8 @@ def run_script(main: Callable[[Signals], None], *, grace_s: float = GRACE_S) -> 
         code = _exit_code(lambda: main(signals))
     finally:
         signals.ignore()
+    if signals.came:
+        _exit_at_once(code)
     raise SystemExit(code)
 
 
@@ -119,6 +123,18 @@ def _exit_code(main: Callable[[], None]) -> int:
             print("interrupted", file=sys.stderr)
         return exc.code if isinstance(exc.code, int) else 1
     return 0
+
+
+def _exit_at_once(code: int) -> NoReturn:
+    """Exit without taking the interpreter down, which takes seconds on a slow machine.
+
+    It also aborts where the signal has interrupted the import of a C++ library: torch is then half there.
+    """
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it, or it is closed
+            stream.flush()
+    os._exit(code)
 
 
 def options_from(kind: type[Options], arguments: argparse.Namespace) -> Options:

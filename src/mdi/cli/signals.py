@@ -55,6 +55,11 @@ class Signals:
         for number in _ending_signals():
             signal.signal(number, signal.SIG_IGN)
 
+    @property
+    def came(self) -> bool:
+        """Whether there was a signal."""
+        return self._first is not None
+
     @contextlib.contextmanager
     def passed_to(self, receive: Callable[[signal.Signals], None]) -> Iterator[None]:
         """Within the block a signal raises nothing: another thread calls `receive` with it, again and again."""
