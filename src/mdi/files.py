@@ -49,7 +49,8 @@ def atomic_path(target: Path) -> Iterator[Path]:
     except OSError as exc:
         raise storage_error(target, exc) from exc
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it is not there, nor perhaps its folder
+            partial.unlink()
 
 
 def write_text(target: Path, text: str) -> None:

@@ -23,6 +23,7 @@ from mdi.checkpoint.weights import (
 from mdi.errors import CheckpointError, StorageError
 from mdi.files import atomic_path, storage_error, write_text
 from mdi.formats import DIGEST, MODES, Mode
+from mdi.liveness import no_tick
 from mdi.model.quant import mode_for, quantize, weight_bytes
 from mdi.model.span import Span, spans_of
 from mdi.model.tensors import TORCH_DTYPES, dtype_name, mapped_empty, page_out
@@ -191,16 +192,16 @@ def write_chunks(
     spans: Sequence[Span],
     dtype: str | None = None,
     quantization: Mode = "none",
-    check: Callable[[], object] = lambda: None,
+    tick: Callable[[], None] = no_tick,
 ) -> Manifest:
-    """Split the model of a folder, with a progress bar. `check` is called after each tensor, and may raise."""
+    """Split the model of a folder, with a progress bar. `tick` is called after each tensor, and may raise."""
     if not (folder / MODEL_FILE).is_file():
         raise CheckpointError(f"{folder}: no {MODEL_FILE} here, so nothing to split; prepare the model again")
     with progress_bar((folder / MODEL_FILE).stat().st_size, f"splitting over {len(spans)} nodes", "B") as advance:
 
         def copied(n_bytes: int) -> None:
             advance(n_bytes)
-            check()
+            tick()
 
         return split_model(folder, spans, dtype, copied, quantization=quantization)
 

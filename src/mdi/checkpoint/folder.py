@@ -19,6 +19,7 @@ from mdi.checkpoint.weights import MODEL_FILE
 from mdi.config.paths import CHECKPOINTS_DIR
 from mdi.errors import CheckpointError, ConfigError
 from mdi.formats import Mode
+from mdi.liveness import no_tick
 from mdi.model.architecture import ModelConfig
 from mdi.model.span import Span
 
@@ -49,12 +50,12 @@ class ModelFolder:
         return chunks_folder(self.path, n_nodes) / chunk_name(rank)
 
     def with_chunks(
-        self, spans: list[Span], quantize: Mode | None, check: Callable[[], object] = lambda: None
+        self, spans: list[Span], quantize: Mode | None, tick: Callable[[], None] = no_tick
     ) -> "ModelFolder":
         """The same folder with chunks for a split: written where they are missing, stale or of another kind.
 
         Without the whole model nothing can be written, and the manifest may be missing still. While chunks are
-        written, `check` is called again and again; what it raises ends the work.
+        written, `tick` is called again and again; what it raises ends the work.
         """
         n_nodes = len(spans)
         manifest = self.manifests.get(n_nodes)
@@ -62,7 +63,7 @@ class ModelFolder:
             return self
         if manifest is not None and serves(manifest, spans, quantize) and is_fresh(self.path, manifest):
             return self
-        return replace(self, manifests={**self.manifests, n_nodes: write_chunks(self.path, spans, check=check)})
+        return replace(self, manifests={**self.manifests, n_nodes: write_chunks(self.path, spans, tick=tick)})
 
     def starter_weights(self, spans: Sequence[Span], quantize: Mode | None) -> Path:
         """The file with the starter's tensors: its chunk, unless that is of another split, or else the whole model.

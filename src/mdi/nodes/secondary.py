@@ -93,15 +93,14 @@ class Secondary:
         self.config = config
         self._sources, self._quantize, self._timeouts = sources, quantize, timeouts
         torch_device = pick_device(device or config.device)
-        self._steps = StepCounter()
+        self._steps, self._inbox = StepCounter(), Inbox()
         self._runner = StageRunner(
             torch_device,
             pick_dtype(dtype, torch_device),
             make_span_engine,
             compile_ops=compile_stage,
-            tick=self._steps.tick,
+            tick=self._tick,
         )
-        self._inbox = Inbox()
         self._timeline = Timeline()
         self._session = Session()
         self._link: Link | None = None
@@ -330,6 +329,11 @@ class Secondary:
             case Action.END:
                 self._drop_link(self._timeouts.fault_drain_s)
                 self._runner.free()
+
+    def _tick(self) -> None:
+        """Within long work: it gets on, unless a signal is to end it."""
+        self._steps.tick()
+        self._inbox.check()
 
     def _load(self, spec: SessionSpec) -> bool:
         """Make the stage ready; False where the starter has to send the weights first."""

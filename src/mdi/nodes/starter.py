@@ -70,10 +70,14 @@ class Starter:
             is_fixed=options.max_slots is not None,
         )
         device = pick_device(options.device or network.starter.device)
-        self._runner = StageRunner(
-            device, pick_dtype(options.dtype, device), make_span_engine, compile_ops=options.compile
-        )
         self._inbox = Inbox()
+        self._runner = StageRunner(
+            device,
+            pick_dtype(options.dtype, device),
+            make_span_engine,
+            compile_ops=options.compile,
+            tick=self._inbox.check,
+        )
         self._timeline = Timeline()
         self._timeline.begin(options.timeline is not None)
         scheduler = Scheduler(context=context, max_batch_tokens=options.max_batch_tokens)
