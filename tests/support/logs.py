@@ -19,6 +19,22 @@ class _Trigger(logging.Handler):
 
 
 @contextlib.contextmanager
+def before_log(logger: str, text: str, action: Callable[[], None]) -> Iterator[None]:
+    """Call `action` on the logging thread, before each message of `logger` that contains `text`."""
+
+    def look(record: logging.LogRecord) -> bool:
+        if text in record.getMessage():
+            action()
+        return True
+
+    logging.getLogger(logger).addFilter(look)
+    try:
+        yield
+    finally:
+        logging.getLogger(logger).removeFilter(look)
+
+
+@contextlib.contextmanager
 def whenever_logged(logger: str, text: str, action: Callable[[], None]) -> Iterator[None]:
     """Call `action`, in a thread of its own, at each message of `logger` that contains `text`."""
     trigger = _Trigger(text, action)

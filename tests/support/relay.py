@@ -78,6 +78,10 @@ class Relay:
         finally:
             self._refusing = False
 
+    def redirect(self, target: int) -> None:
+        """From now on connections lead to another port."""
+        self._target = target
+
     def _accept(self) -> None:
         while True:
             ready, _, _ = select.select([self._listener, self._woken], [], [])

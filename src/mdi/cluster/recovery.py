@@ -9,6 +9,9 @@ import enum
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from mdi.control.client import NoAnswer
+from mdi.control.protocol import NodeBusy
+from mdi.errors import ControlError
 from mdi.ids import NodeId
 
 MAX_FAILURES = 3  # of one node within `WINDOW_S`; then it is left out
@@ -88,6 +91,14 @@ class Recovery:
     def is_missing(self, node: NodeId) -> bool:
         """Whether `node` gave no answer when the nodes were asked last."""
         return node in self._missing_since_s
+
+    def waits_for(self, error: Exception) -> bool:
+        """Whether a member that fails with `error` counts as missing, and is waited for until its deadline.
+
+        Before the first ring, only a node that is not there yet does: a wrong key, version or option would fail again
+        in the same way. Afterwards whatever answers in the place of a node that took part is not that node.
+        """
+        return isinstance(error, (NoAnswer, NodeBusy) if self.state is RunState.STARTING else ControlError)
 
     def formed(self) -> None:
         """All members are in a closed ring."""

@@ -12,19 +12,23 @@ from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+import torch
+
 from mdi.checkpoint.config import config_to_dict
 from mdi.checkpoint.folder import ModelFolder
+from mdi.cluster.member_setup import MemberSetup, Patience, PeersTimedOut
 from mdi.cluster.plan import Plan
 from mdi.config.network import NetworkConfig, NodeConfig, node_name
 from mdi.config.options import RingOptions
-from mdi.control.client import ControlClient, NoAnswer, Unreachable
-from mdi.control.protocol import NodeBusy
+from mdi.control.client import ControlClient
 from mdi.control.session import SessionSpec
-from mdi.control.status import NeedsChunk, NodeStatus, SecondaryStatus
+from mdi.control.status import NodeStatus, SecondaryStatus
 from mdi.engine.ring import LinkRing, LocalRing, Ring
 from mdi.errors import ControlError
 from mdi.ids import NodeId, Rank
 from mdi.inbox import Inbox
+from mdi.model.quant import held_bytes
+from mdi.model.shapes import stage_shapes
 from mdi.net.sockets import Peer
 from mdi.net.timeouts import Timeouts
 from mdi.progress import progress_bar
@@ -35,7 +39,6 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 Statuses = Mapping[NodeId, NodeStatus | None]  # None: the node did not answer, or not with a status
-OnUnresponsive = Callable[[NodeId, ControlError], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,14 +46,6 @@ class Call(Generic[T]):
     """A call that runs in a thread of its own; it is posted to the inbox when it is finished."""
 
     future: "Future[T]"
-
-
-class PeersTimedOut(ControlError):
-    """Members that did not answer until their deadlines. The text is the first one's."""
-
-    def __init__(self, text: str, nodes: Sequence[NodeId] = ()) -> None:
-        super().__init__(text)
-        self.nodes = tuple(nodes)
 
 
 class Rendezvous:
@@ -80,34 +75,23 @@ class Rendezvous:
         self._asked: set[NodeId] = set()  # secondaries that may be in our session
         self._closing = threading.Event()
 
-    def wait_until_up(
-        self, nodes: Sequence[NodeId], deadlines_s: Mapping[NodeId, float], on_unresponsive: OnUnresponsive
-    ) -> Statuses:
-        """What each secondary says of itself, once it is up. Raises `PeersTimedOut`; see `initialize`."""
-        pending = {node: self._call(self._await_status, node, deadlines_s[node], on_unresponsive) for node in nodes}
+    def wait_until_up(self, nodes: Sequence[NodeId], patience: Patience) -> Statuses:
+        """What each secondary says of itself, once it is up. Raises `PeersTimedOut`."""
+        pending = {node: self._call(self._setup(node, patience).await_status) for node in nodes}
         self.await_all(list(pending.values()))
         return {node: call.future.result() for node, call in pending.items()}
 
-    def initialize(
-        self,
-        plan: Plan,
-        model: ModelFolder,
-        epoch: int,
-        deadlines_s: Mapping[NodeId, float],
-        on_unresponsive: OnUnresponsive,
-    ) -> list[Call[None]]:
-        """Begin to configure all secondaries of the plan, each in a thread of its own.
-
-        Args:
-            deadlines_s: until when to wait for the first answer of each member, by `time.monotonic`.
-            on_unresponsive: called from those threads, more than once, about a member that does not answer.
-        """
+    def initialize(self, plan: Plan, model: ModelFolder, epoch: int, patience: Patience) -> list[Call[None]]:
+        """Begin to configure all secondaries of the plan, each in a thread of its own."""
         self._asked.update(plan.members[1:])  # from now on they may be loading for us, whatever becomes of it
         return [
-            self._call(self._ready, plan, model, Rank(rank), epoch, deadlines_s[node], on_unresponsive)
+            self._call(self._configure, plan, model, Rank(rank), epoch, self._setup(node, patience))
             for rank, node in enumerate(plan.members)
             if rank
         ]
+
+    def _setup(self, node: NodeId, patience: Patience) -> MemberSetup:
+        return MemberSetup(node, self.clients[node], patience, self._timeouts, self._closing)
 
     def await_all(self, calls: Sequence[Call[Any]]) -> None:
         """Wait until all calls are finished.
@@ -212,15 +196,6 @@ class Rendezvous:
 
     # ---- one member, in a thread of its own
 
-    def _await_status(self, node: NodeId, deadline_s: float, on_unresponsive: OnUnresponsive) -> NodeStatus | None:
-        while True:
-            try:
-                return self.clients[node].status()
-            except NoAnswer as exc:
-                self._wait_or_give_up(node, exc, deadline_s, on_unresponsive)
-            except ControlError:  # whatever is wrong there, the answer to /init will say it
-                return None
-
     def _timeline_of(self, node: NodeId) -> NodeTimeline | None:
         asked_s = time.perf_counter()
         try:
@@ -230,46 +205,12 @@ class Rendezvous:
             log.warning("the timeline lacks %s: %s", node_name(node), exc)
             return None
 
-    def _ready(
-        self,
-        plan: Plan,
-        model: ModelFolder,
-        rank: Rank,
-        epoch: int,
-        deadline_s: float,
-        on_unresponsive: OnUnresponsive,
-    ) -> None:
-        """Configure one member, sending it its chunk if it has none."""
-        node, spec = plan.members[rank], self.spec(plan, model, rank, epoch)
-        client, most_held = self.clients[node], -1
-        while True:
-            try:
-                answer = client.init(spec, self._response_timeout_s(deadline_s))
-                if not isinstance(answer, NeedsChunk):
-                    break
-                if answer.held_bytes > most_held:  # the last transfer got somewhere
-                    most_held = answer.held_bytes
-                    deadline_s = self._timeouts.deadline_s(self._options.node_timeout_s)
-                self._send_chunk(client, model, len(plan.members), rank)
-            except (NoAnswer, NodeBusy) as exc:
-                self._wait_or_give_up(node, exc, deadline_s, on_unresponsive)
-        status = answer.status
+    def _configure(self, plan: Plan, model: ModelFolder, rank: Rank, epoch: int, setup: MemberSetup) -> None:
+        spec, client = self.spec(plan, model, rank, epoch), self.clients[plan.members[rank]]
+        weights_bytes = held_bytes(stage_shapes(model.config, spec.span), torch.float32, "none")
+        ready = setup.configure(spec, weights_bytes, lambda: self._send_chunk(client, model, len(plan.members), rank))
+        status = ready.status
         log.info("%s is ready: layers %s, %s on %s", client.name, list(spec.span), status.dtype, status.device)
-
-    def _wait_or_give_up(
-        self, node: NodeId, exc: ControlError, deadline_s: float, on_unresponsive: OnUnresponsive
-    ) -> None:
-        if self._timeouts.clock() > deadline_s or self._closing.is_set():
-            advice = ": is secondary.py running there?" if isinstance(exc, Unreachable) else "."
-            raise PeersTimedOut(
-                f"{exc}{advice} Waited {self._options.node_timeout_s:g} s (--node-timeout)", [node]
-            ) from exc
-        on_unresponsive(node, exc)
-        self._closing.wait(self._timeouts.retry_s)
-
-    def _response_timeout_s(self, deadline_s: float) -> float:
-        """How long to wait for a sign of life: a node that lives gives one every second."""
-        return min(self._timeouts.answer_s, max(self._timeouts.min_answer_s, self._timeouts.left_s(deadline_s)))
 
     def _send_chunk(self, client: ControlClient, model: ModelFolder, n_nodes: int, rank: Rank) -> None:
         path, manifest = model.chunk(n_nodes, rank), model.ring_manifest(n_nodes)

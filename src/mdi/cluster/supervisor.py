@@ -13,12 +13,14 @@ from dataclasses import dataclass, replace
 
 from mdi.checkpoint.folder import ModelFolder
 from mdi.checkpoint.weights import MODEL_FILE
+from mdi.cluster.member_setup import Patience, PeersTimedOut
 from mdi.cluster.plan import Member, Plan, PlanOptions, plan
 from mdi.cluster.recovery import Decision, GiveUp, GoOnWithout, Recovery, RunState
-from mdi.cluster.rendezvous import Call, PeersTimedOut, Rendezvous, Statuses, describe
+from mdi.cluster.rendezvous import Call, Rendezvous, Statuses, describe
 from mdi.config.network import NetworkConfig, node_name
 from mdi.config.options import RingOptions
-from mdi.control.client import ControlClient, Unreachable
+from mdi.control.client import ControlClient, NoAnswer, Unreachable
+from mdi.control.protocol import NodeBusy
 from mdi.control.session import FIRST_EPOCH
 from mdi.control.status import NodeState, NodeStatus
 from mdi.engine.ring import LocalRing, Ring
@@ -92,7 +94,8 @@ class RingSupervisor:
         self._recovery = Recovery(len(network.nodes), options.node_timeout_s)
         self._failure: Failure | None = None
         self._timeouts = timeouts
-        self._reported_down: set[NodeId] = set()  # secondaries that the user knows to be unresponsive
+        # Secondaries that the user knows to be missing, and whether he knows that something else answers there.
+        self._reported_missing: dict[NodeId, bool] = {}
         self.model = model
         self.plan = plan(model, self._members({}, None), plan_options)  # nothing is known of anybody's memory yet
 
@@ -126,18 +129,16 @@ class RingSupervisor:
         elif self.epoch < FIRST_EPOCH:
             self._survey(own_status)
         self.epoch += 1
-        calls = self._rendezvous.initialize(
-            self.plan, self.model, self.epoch, self._deadlines_s(), self._report_unresponsive_once
-        )
+        calls = self._rendezvous.initialize(self.plan, self.model, self.epoch, self._patience())
         try:
             yield Attempt(self.plan, self.model, self.epoch, calls)
         except RECOVERABLE as exc:
             self.report_failure(exc, progressed=False)
             self._pause()
         else:
-            for node in sorted(self._reported_down) if n_to_replay else ():
+            for node in sorted(self._reported_missing) if n_to_replay else ():
                 log.warning("%s is back: replaying %d samples", node_name(node), n_to_replay)
-            self._reported_down.clear()
+            self._reported_missing.clear()
 
     def close_ring(self, attempt: Attempt) -> Ring:
         """Wait until all members are ready, then connect them. Raises `RECOVERABLE` errors and others."""
@@ -170,9 +171,7 @@ class RingSupervisor:
             advice = "a node that is lost for good ends the run: no other can take over its layers"
             log.warning("%s has no %s: %s", self.model.path, MODEL_FILE, advice)
         try:
-            statuses = self._rendezvous.wait_until_up(
-                self.plan.members[1:], self._deadlines_s(), self._report_unresponsive_once
-            )
+            statuses = self._rendezvous.wait_until_up(self.plan.members[1:], self._patience())
         except PeersTimedOut as exc:
             self._recovery.expired(exc.nodes)
             raise
@@ -194,9 +193,14 @@ class RingSupervisor:
             log.warning("memory allows %d samples in the ring at once; the others wait", new_plan.n_slots)
         self.plan, self.model = new_plan, model
 
-    def _deadlines_s(self) -> dict[NodeId, float]:
-        now_s = self._timeouts.clock()
-        return {node: self._recovery.deadline_s(node, now_s) for node in self.plan.members}
+    def _patience(self) -> Patience:
+        recovery, now_s = self._recovery, self._timeouts.clock()
+        return Patience(
+            node_timeout_s=self._options.node_timeout_s,
+            deadline_s=lambda node: recovery.deadline_s(node, now_s),
+            waits_for=recovery.waits_for,
+            on_missing=self._report_missing,
+        )
 
     # ---- recovery
 
@@ -221,7 +225,7 @@ class RingSupervisor:
             self._timeouts.clock(), silent=silent, suspect=self._suspect(error, statuses), progressed=failure.progressed
         )
         for node in set(silent).intersection(self._recovery.members):  # the others are left out
-            self._report_unresponsive_once(node, error)
+            self._report_missing(node, error)
         if not silent:
             log.warning("the ring broke: %s; forming it anew", error)
         return decision
@@ -249,7 +253,8 @@ class RingSupervisor:
         except (CheckpointError, ConfigError, StorageError) as impossible:
             self._recovery.give_up()
             raise RingBroken(f"{names} {why}, and no other node can take over: {impossible}") from impossible
-        self._reported_down.difference_update(nodes)
+        for node in nodes:
+            self._reported_missing.pop(node, None)
         self._rendezvous.drop_members(nodes)
         log.warning("going on without %s, which %s: layers %s", names, why, self.plan)
 
@@ -265,11 +270,15 @@ class RingSupervisor:
         with contextlib.suppress(queue.Empty):
             self._inbox.wait_for(timeout_s=self._timeouts.retry_s)
 
-    def _report_unresponsive_once(self, node: NodeId, error: MdiError) -> None:
-        """Also called from the threads that call the nodes."""
-        if node in self._reported_down:
+    def _report_missing(self, node: NodeId, error: MdiError) -> None:
+        """Tell the user once that a node is missing, and once that something else answers in its place.
+
+        Also called from the threads that call the nodes.
+        """
+        answers = not isinstance(error, NoAnswer | NodeBusy | RingError)
+        if self._reported_missing.get(node, -1) >= answers:
             return
-        self._reported_down.add(node)
+        self._reported_missing[node] = answers
         config, name = self._network.nodes[node], node_name(node)
         who = f"{name} ({config.addr}:{config.port_in})"
         if self._recovery.state is RunState.STARTING:

@@ -37,6 +37,7 @@ class Timeouts:
 
     # forming a ring
     retry_s: float = 0.5  # between two requests to a node that is not up
+    max_retry_s: float = 5.0  # to one that is up and refuses, or fails
     ready_check_s: float = 5.0  # how often a node that waits for its ring asks whether its starter still wants it
     dismiss_s: float = 1.5  # for all nodes to hear that the run is over
 
