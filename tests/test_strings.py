@@ -24,3 +24,8 @@ def test_foreign_text_becomes_one_short_line() -> None:
     assert one_line(ValueError("a\n  b\t c")) == "a b c"
     assert one_line(KeyError()) == "KeyError"
     assert one_line("x" * 500, 100) == "x" * 100
+
+
+def test_what_a_terminal_would_act_upon_is_escaped() -> None:
+    assert one_line("\x1b[2J\x07\x9b\u202e\udc80 \u00e9") == r"\x1b[2J\x07\x9b\u202e\udc80 " + "\u00e9"
+    assert len(one_line("\x1b" * 500)) == 300

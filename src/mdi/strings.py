@@ -2,8 +2,12 @@
 
 
 def one_line(foreign: BaseException | str, limit: int = 300) -> str:
-    """The text of a foreign exception, or of another node, fit to stand in the one line of ours."""
-    return " ".join(str(foreign).split())[:limit] or type(foreign).__name__
+    """The text of a foreign exception, or of another node, fit to stand in the one line of ours.
+
+    What a terminal would act upon, or a file cannot hold, is escaped: control characters, lone surrogates.
+    """
+    text = " ".join(str(foreign).split())[:limit]
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)[:limit] or type(foreign).__name__
 
 
 def format_bytes(n_bytes: float) -> str:

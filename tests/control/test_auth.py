@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-import mdi.control.server
 from mdi import __version__
 from mdi.checkpoint.cache import ChunkCache
 from mdi.control.auth import SCHEME, AuthMiddleware, Challenge
@@ -382,16 +381,6 @@ def test_silent_connections_do_not_keep_the_right_client_out(node: FakeNode) -> 
         began = time.monotonic()
         assert client_of(server).status() == IDLE
         assert time.monotonic() - began < 30
-
-
-def test_of_too_many_silent_connections_the_oldest_has_to_go(
-    server: ControlServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(mdi.control.server, "MAX_NEW_CONNECTIONS", 3)
-    with contextlib.ExitStack() as stack:
-        socks = [stack.enter_context(socket.create_connection((HOST, server.port), timeout=10)) for _ in range(4)]
-        assert socks[0].recv(1) == b""
-        assert client_of(server).status() == IDLE
 
 
 def test_a_request_that_drips_is_cut_off(node: FakeNode) -> None:

@@ -25,9 +25,11 @@ from mdi.control.routes import application_of
 from mdi.control.server import WebServer, _Request
 from mdi.control.session import SessionSpec
 from mdi.control.status import InitAnswer
+from mdi.control.streams import RequestStream
 from mdi.errors import CheckpointError, ControlError
 from mdi.net.access import Access
 from mdi.net.keys import Key
+from mdi.net.timeouts import DEFAULT_TIMEOUTS
 from support.control import CHUNK, DIGEST, SPEC, FakeNode, sha256_of
 from support.models import BASE, TRAITS
 from support.statuses import READY
@@ -71,15 +73,35 @@ class SessionTarget(Target):
         return json.dumps(session | {"config": config}).encode() if rng.random() < 0.6 else change_json(data, rng)
 
 
+class _Source:
+    """A socket that has received some bytes, and then the end of the stream."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = io.BytesIO(data)
+
+    def recv(self, size: int) -> bytes:
+        return self._data.read(size)
+
+    def settimeout(self, timeout_s: float) -> None:
+        pass
+
+
 class _Connection:
     """What cheroot's request asks of a connection."""
 
     def __init__(self, data: bytes, remote_addr: str) -> None:
-        self.rfile, self.wfile = io.BytesIO(data), io.BytesIO()
+        self.rfile, self.wfile = RequestStream(_Source(data), DEFAULT_TIMEOUTS), io.BytesIO()  # type: ignore[arg-type]
         self.remote_addr, self.remote_port = remote_addr, 40000
         self.ssl_env: dict[str, str] = {}
         self.socket = None
         self.peercreds_enabled = self.peercreds_resolve_enabled = False
+
+    def has_request(self) -> bool:
+        """Whether another whole head has come, as the server's loop finds out."""
+        while not self.rfile.has_head():
+            if not self.rfile.receive():
+                return False
+        return True
 
 
 class _Server(WebServer):
@@ -160,7 +182,7 @@ class HttpTarget(Target):
     @staticmethod
     def _server(application: Any, access: Access) -> _Server:
         gate = AuthMiddleware(application, access, LOCAL, UPLOAD_BYTES)
-        return _Server(LOCAL, 0, gate, 2 * UPLOAD_BYTES, None)
+        return _Server(LOCAL, 0, gate, 2 * UPLOAD_BYTES, access)
 
     def seeds(self) -> list[bytes]:
         init = json.dumps(SPEC.to_json()).encode()
@@ -187,6 +209,8 @@ class HttpTarget(Target):
         keyed = who == 1
         connection = _Connection(self._signed(stream) if keyed else stream, STRANGER if who == 2 else LOCAL)
         for _ in range(N_REQUESTS):
+            if not connection.has_request():
+                break
             request = _Request(self._keyed if keyed else self._open, connection)
             request.parse_request()
             if not request.ready:
@@ -238,6 +262,7 @@ class HttpTarget(Target):
 
     def _nonce(self) -> str:
         connection = _Connection(_request(b"HEAD", b"/", [b"Authorization: " + SCHEME.encode()]), STRANGER)
+        assert connection.has_request()
         request = _Request(self._keyed, connection)
         request.parse_request()
         request.respond()

@@ -8,6 +8,7 @@ import pytest
 
 from mdi.net.timeouts import Timeouts
 from mdi.segments import Release
+from support.clocks import ManualClock
 from support.links import FOREIGN, HELLO, SHORT_HANDSHAKE, WELCOME, Bench, End, read, reset
 from support.wire import GOODBYE, HEADER_BYTES, frame
 
@@ -27,16 +28,6 @@ def test_a_foreign_connection_does_not_keep_the_predecessor_out(bench: Bench, da
     sock = bench.predecessor(end)
     sock.sendall(frame(5, struct.pack("<IIII", 1, 0, 0, 0)))
     assert end.message() == Release(1)
-
-
-class ManualClock:
-    """A clock that a test sets."""
-
-    def __init__(self) -> None:
-        self.now_s = 1000.0
-
-    def __call__(self) -> float:
-        return self.now_s
 
 
 def assert_refused(bench: Bench, end: End) -> None:

@@ -29,6 +29,7 @@ from mdi.ids import NodeId, Rank
 from mdi.inbox import Inbox
 from mdi.model.quant import held_bytes
 from mdi.model.shapes import stage_shapes
+from mdi.net.refusals import RefusalLog
 from mdi.net.sockets import Peer
 from mdi.net.timeouts import Timeouts
 from mdi.progress import progress_bar
@@ -60,10 +61,11 @@ class Rendezvous:
         *,
         run: int,
         wire_dtype: str,
+        refusals: RefusalLog,
         timeouts: Timeouts,
     ) -> None:
         self._network, self._options, self._inbox, self._timeline = network, options, inbox, timeline
-        self._timeouts = timeouts
+        self._refusals, self._timeouts = refusals, timeouts
         self._run, self._wire_dtype = run, wire_dtype
         self.clients = {
             NodeId(node): ControlClient(
@@ -124,6 +126,7 @@ class Rendezvous:
             post=self._inbox.post,
             access=starter.access,
             timeline=self._timeline,
+            refusals=self._refusals,
         )
         ring = LinkRing(link, self._inbox, plan.names)
         try:

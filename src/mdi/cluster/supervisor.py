@@ -36,6 +36,7 @@ from mdi.errors import (
 )
 from mdi.ids import NodeId
 from mdi.inbox import Inbox
+from mdi.net.refusals import RefusalLog
 from mdi.net.timeouts import Timeouts
 from mdi.trace import NodeTimeline, Timeline
 
@@ -76,6 +77,7 @@ class RingSupervisor:
         *,
         wire_dtype: str,
         listener: socket.socket | None,
+        refusals: RefusalLog,
         timeouts: Timeouts,
     ) -> None:
         """
@@ -89,7 +91,7 @@ class RingSupervisor:
         self._network, self._options, self._plan_options = network, options, plan_options
         self._inbox, self._listener = inbox, listener
         self._rendezvous = Rendezvous(
-            network, options, inbox, timeline, run=self.run, wire_dtype=wire_dtype, timeouts=timeouts
+            network, options, inbox, timeline, run=self.run, wire_dtype=wire_dtype, refusals=refusals, timeouts=timeouts
         )
         self._recovery = Recovery(len(network.nodes), options.node_timeout_s)
         self._failure: Failure | None = None

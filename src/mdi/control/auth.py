@@ -22,6 +22,7 @@ from typing import Any
 from mdi import __version__
 from mdi.net.access import Access, AllowedHosts
 from mdi.net.keys import MAC_BYTES, NONCE_BYTES, Key, Nonces
+from mdi.net.refusals import RefusalLog
 from mdi.strings import one_line
 
 log = logging.getLogger(__name__)
@@ -101,9 +102,17 @@ class AuthMiddleware:
     Nothing of a request's body is read, and nothing of the node is revealed, before the client is authorized.
     """
 
-    def __init__(self, application: Application, access: Access, local: str, max_body_bytes: int) -> None:
+    def __init__(
+        self,
+        application: Application,
+        access: Access,
+        local: str,
+        max_body_bytes: int,
+        refusals: RefusalLog | None = None,
+    ) -> None:
         """`local` is the address that the node listens on."""
         self._application, self._key, self._max_body_bytes = application, access.key, max_body_bytes
+        self._refusals = refusals or RefusalLog()
         self._nonces = Nonces()
         self._allowed = None if access.addrs is None else AllowedHosts(("localhost", *access.addrs), local)
 
@@ -156,7 +165,7 @@ class AuthMiddleware:
     def _reject(self, environ: Environ, start_response: StartResponse, rejected: _RequestRejected) -> list[bytes]:
         if rejected.log:
             request = one_line(f"{environ['REQUEST_METHOD']} {environ['REQUEST_URI']}", 100)
-            log.warning("refused %s from %s: %s", request, environ["REMOTE_ADDR"], str(rejected))
+            self._refusals.add(log, "refused %s from %s: %s", request, environ["REMOTE_ADDR"], rejected)
         body = json.dumps({"error": str(rejected), "version": __version__}).encode()
         headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
         if self._key is not None:

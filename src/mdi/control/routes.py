@@ -29,11 +29,12 @@ import cherrypy
 from mdi.checkpoint.cache import ChunkCache
 from mdi.control.auth import STREAMED, AuthMiddleware
 from mdi.control.protocol import MAX_JSON_BYTES, UPLOAD_BYTES, NodeBusy
-from mdi.control.server import WebServer
+from mdi.control.server import WebServer, marking
 from mdi.control.session import SessionSpec
 from mdi.control.status import InitAnswer, NodeStatus, init_answer_to_json
 from mdi.errors import ConfigError, ControlError, MdiError, StorageError
 from mdi.net.access import THIS_MACHINE, Access, is_loopback
+from mdi.net.refusals import RefusalLog
 from mdi.net.sockets import listen
 from mdi.net.timeouts import DEFAULT_TIMEOUTS, Timeouts
 from mdi.strings import one_line
@@ -77,15 +78,20 @@ class ControlServer:
         node: Node,
         access: Access = THIS_MACHINE,
         timeouts: Timeouts = DEFAULT_TIMEOUTS,
+        refusals: RefusalLog | None = None,
     ) -> None:
-        """Raises `ConfigError` where the port is taken or the address is not one of this machine."""
+        """`refusals` is the node's, if it has a ring port too.
+
+        Raises `ConfigError` where the port is taken or the address is not one of this machine.
+        """
         with listen(addr, port) as probe:  # for its errors: cheroot's lack the reason
             local = probe.getsockname()[0]
         _warn_if_unauthenticated(addr, access)
         self._closing = threading.Event()
-        application = application_of(node, self._closing, timeouts)
-        middleware = AuthMiddleware(application, access, local, UPLOAD_BYTES)
-        self._server = WebServer(addr, port, middleware, 2 * UPLOAD_BYTES, access.tls, timeouts)
+        refusals = refusals or RefusalLog()
+        application = marking(application_of(node, self._closing, timeouts))
+        middleware = AuthMiddleware(application, access, local, UPLOAD_BYTES, refusals)
+        self._server = WebServer(addr, port, middleware, 2 * UPLOAD_BYTES, access, timeouts, refusals)
         try:
             self._server.prepare()
         except OSError as exc:

@@ -4,7 +4,7 @@ import ipaddress
 import socket
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from mdi.net.keys import Key
@@ -31,15 +31,34 @@ class Access:
 THIS_MACHINE = Access()
 
 
+def resolved(addr: str) -> set[str]:
+    """The addresses of a name, or the address itself; none where the name is unknown. Waits for the name service."""
+    try:
+        return {str(found[4][0]) for found in socket.getaddrinfo(addr, None, type=socket.SOCK_STREAM)}
+    except (OSError, UnicodeError):
+        return set()
+
+
+def as_written(addr: str) -> set[str]:
+    """`addr` where it is an address, nothing where it is a name; for callers that must not wait."""
+    return {addr} if _parse(addr) is not None else set()
+
+
 class AllowedHosts:
     """The machines of some nodes, by name or address. Called from any thread.
 
     Names are resolved when a connection comes, not before: a machine may get its address later than we start.
     """
 
-    def __init__(self, addrs: Iterable[str], local: str, clock: Clock = time.monotonic) -> None:
+    def __init__(
+        self,
+        addrs: Iterable[str],
+        local: str,
+        clock: Clock = time.monotonic,
+        resolve: Callable[[str], set[str]] = resolved,
+    ) -> None:
         """`local` is the address that we listen on: connections from it are local."""
-        self._addrs, self._local, self._clock = tuple(addrs), local, clock
+        self._addrs, self._local, self._clock, self._resolve = tuple(addrs), local, clock, resolve
         self._hosts: set[str] = set()
         self._fresh_until_s = -float("inf")
         self._lock = threading.Lock()
@@ -48,7 +67,7 @@ class AllowedHosts:
         """Whether a connection from `address` comes from one of the machines."""
         with self._lock:
             if self._clock() >= self._fresh_until_s:
-                self._hosts = {self._host(ip) for addr in self._addrs for ip in _resolve(addr)}
+                self._hosts = {self._host(ip) for addr in self._addrs for ip in self._resolve(addr)}
                 self._fresh_until_s = self._clock() + RESOLVED_S
             return self._host(address) in self._hosts
 
@@ -59,15 +78,8 @@ class AllowedHosts:
 
 def is_loopback(addr: str) -> bool:
     """Whether only this machine can reach what listens on `addr`."""
-    ips = [_parse(text) for text in _resolve(addr)]
+    ips = [_parse(text) for text in resolved(addr)]
     return bool(ips) and all(ip is not None and ip.is_loopback for ip in ips)
-
-
-def _resolve(addr: str) -> set[str]:
-    try:
-        return {str(found[4][0]) for found in socket.getaddrinfo(addr, None, type=socket.SOCK_STREAM)}
-    except (OSError, UnicodeError):
-        return set()
 
 
 def _parse(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

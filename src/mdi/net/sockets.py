@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from mdi.errors import ConfigError
 
-BACKLOG = 64  # connections that the system holds until we accept them
+BACKLOG = 1024  # connections that the system holds until we accept them; a full backlog keeps everyone out
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER on, for 0 s
 

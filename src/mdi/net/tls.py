@@ -1,9 +1,12 @@
 """TLS for both channels of a node: three files, and what the standard library makes of them."""
 
+import socket
 import ssl
+from collections.abc import Generator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from selectors import EVENT_READ, EVENT_WRITE
 
 from mdi.errors import ConfigError
 
@@ -58,3 +61,19 @@ class Tls:
 def host_name(addr: str) -> str:
     """The address as a certificate carries it: without the zone of a link-local one."""
     return addr.partition("%")[0]
+
+
+def wrap_accepted(sock: socket.socket, tls: Tls) -> ssl.SSLSocket:
+    """An accepted connection as one of TLS, whose handshake is still to be made; it takes over the descriptor."""
+    return tls.server.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+
+
+def complete_handshake(sock: ssl.SSLSocket) -> Generator[int, None, None]:
+    """The TLS handshake of a socket that does not block; yields the event of a selector that it waits for."""
+    while True:
+        try:
+            return sock.do_handshake()
+        except ssl.SSLWantReadError:
+            yield EVENT_READ
+        except ssl.SSLWantWriteError:
+            yield EVENT_WRITE

@@ -31,6 +31,7 @@ from mdi.model.runner import StageRunner, StageSpec
 from mdi.model.stage import kept_rows
 from mdi.model.tensors import dtype_name, from_buffer, to_buffer
 from mdi.net.access import Access
+from mdi.net.refusals import RefusalLog
 from mdi.net.sockets import Peer, listen
 from mdi.net.timeouts import DEFAULT_TIMEOUTS, Timeouts
 from mdi.nodes.session_state import Action, Admit, AskStarter, Event, Phase, Refuse, Session, admission, busy_with
@@ -107,9 +108,10 @@ class Secondary:
         self._n_refusals = 0  # in a row, by a starter that was asked whether it wants this node
         self._n_messages = 0
         self._last_error = ""
+        self._refusals = RefusalLog()
         self._listener = listen(config.addr, config.port_in)
         try:
-            self._control = ControlServer(config.addr, config.http_port, self, config.access, timeouts)
+            self._control = ControlServer(config.addr, config.http_port, self, config.access, timeouts, self._refusals)
         except MdiError:
             self._listener.close()
             raise
@@ -359,6 +361,7 @@ class Secondary:
             post=self._inbox.post,
             access=self.config.access,
             timeline=self._timeline,
+            refusals=self._refusals,
         )
         self._link.accept()
 

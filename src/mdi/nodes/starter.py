@@ -28,6 +28,7 @@ from mdi.model.backends.select import make_span_engine
 from mdi.model.devices import peak_memory_bytes, pick_device, pick_dtype, share_threads
 from mdi.model.runner import StageRunner, StageSpec
 from mdi.model.tensors import dtype_name
+from mdi.net.refusals import RefusalLog
 from mdi.net.sockets import listen
 from mdi.net.timeouts import DEFAULT_TIMEOUTS, Timeouts
 from mdi.trace import Timeline, write_trace
@@ -88,6 +89,7 @@ class Starter:
     def __enter__(self) -> "Starter":
         """Raises `ConfigError` where a port is taken, or where the split that was asked for cannot be had."""
         starter = self._network.starter
+        refusals = RefusalLog()
         with contextlib.ExitStack() as stack:
             listener = None
             if self._network.secondaries:
@@ -101,10 +103,11 @@ class Starter:
                 self._timeline,
                 wire_dtype=dtype_name(self._runner.dtype),
                 listener=listener,
+                refusals=refusals,
                 timeouts=self._timeouts,
             )
             if self._network.secondaries:
-                control = ControlServer(starter.addr, starter.http_port, self, starter.access, self._timeouts)
+                control = ControlServer(starter.addr, starter.http_port, self, starter.access, self._timeouts, refusals)
                 stack.callback(control.close)
                 control.start()
             stack.callback(self._supervisor.close)

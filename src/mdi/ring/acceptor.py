@@ -1,7 +1,7 @@
 """Accept incoming connections concurrently until the predecessor has authenticated.
 
 Everything here runs on the reader thread and never waits for one connection alone: each handshake is a generator that
-yields what it waits for, so a silent peer costs nothing but its entry.
+yields what it waits for, so a silent peer costs nothing but its descriptor.
 """
 
 import contextlib
@@ -10,37 +10,54 @@ import selectors
 import socket
 import ssl
 from collections.abc import Generator
-from selectors import EVENT_READ, EVENT_WRITE
+from selectors import EVENT_READ
 
-from mdi.errors import LinkClosed, LinkTimeout, MdiError, RemoteAbort, RemoteProtocolError
-from mdi.net.access import Access, AllowedHosts
+from mdi.errors import LinkClosed, MdiError, RemoteAbort, RemoteProtocolError
+from mdi.net.accepting import REST_S, Accepting, descriptor_limit
+from mdi.net.access import Access, AllowedHosts, as_written
+from mdi.net.eviction import EvictionOrder
+from mdi.net.refusals import RefusalLog
 from mdi.net.sockets import configure, reset
-from mdi.net.tls import Tls
+from mdi.net.tls import complete_handshake, wrap_accepted
 from mdi.ring.config import LinkConfig
 from mdi.ring.handshake import Responder
 from mdi.ring.messages import Hello, Message, Proof, Refuse
 from mdi.ring.transport import send
 from mdi.ring.wire import Decoder, Encoder, State
-from mdi.strings import one_line
 
 log = logging.getLogger(__name__)
 
-MAX_PENDING = 16  # connections that have not authenticated; beyond it the oldest is evicted
+MAX_PENDING = 1024
+N_RANKS = 5
+
+
+def max_pending() -> int:
+    """Connections that may wait for their handshake: a quarter of the process's descriptors, beside those of HTTP."""
+    return min(MAX_PENDING, descriptor_limit() // 4)
 
 
 class _PendingConnection:
     """A connection whose peer has not authenticated yet."""
 
-    def __init__(self, sock: socket.socket, address: str, deadline_s: float) -> None:
+    def __init__(self, sock: socket.socket, address: str, deadline_s: float, is_from_predecessor: bool) -> None:
         self.sock, self.address, self.deadline_s = sock, address, deadline_s
         self.descriptor = sock.fileno()  # TLS puts another object around it, which takes it over
-        self._logged = False
+        self.is_from_predecessor = is_from_predecessor
+        self.has_sent = False
+        self.is_welcome = False
+        self.is_refused = False
 
-    def log_refusal(self, exc: Exception) -> None:
-        """Write to the log, once, why this connection is closed."""
-        if not self._logged:
-            log.warning("refused a connection from %s: %s", self.address, one_line(exc))
-        self._logged = True
+    @property
+    def rank(self) -> int:
+        """The higher, the later it has to make room for others.
+
+        A HELLO that fits the session holds what only the starter's nodes know, so its sender is the predecessor or
+        somebody on its path. Before that the address counts, and then whether anything came at all: the predecessor
+        sends its HELLO, or begins TLS, as soon as it is connected.
+        """
+        if self.is_refused:
+            return 0
+        return N_RANKS - 1 if self.is_welcome else 2 * self.is_from_predecessor + self.has_sent
 
 
 _Handshake = Generator[int, None, Decoder | None]  # yields the event it waits for
@@ -49,16 +66,27 @@ _Handshake = Generator[int, None, Decoder | None]  # yields the event it waits f
 class HandshakeAcceptor:
     """The connections that are pending on a ring port. Use it as a context: at its end all of them are closed."""
 
-    def __init__(self, config: LinkConfig, *, listener: socket.socket, woken: socket.socket, access: Access) -> None:
+    def __init__(
+        self,
+        config: LinkConfig,
+        *,
+        listener: socket.socket,
+        woken: socket.socket,
+        access: Access,
+        refusals: RefusalLog,
+    ) -> None:
         """`woken` becomes readable when the predecessor is no longer waited for."""
         self._config, self._timeouts = config, config.timeouts
-        self._listener, self._woken, self._access = listener, woken, access
-        local = listener.getsockname()[0]
-        self._allowed = None if access.key else AllowedHosts([config.predecessor.addr], local)
+        self._listener, self._woken, self._access, self._refusals = listener, woken, access, refusals
+        addrs, local = [config.predecessor.addr], listener.getsockname()[0]
+        self._allowed = None if access.key else AllowedHosts(addrs, local)
+        self._predecessor = AllowedHosts(addrs, local, resolve=as_written)
         self._pending: dict[int, tuple[_PendingConnection, _Handshake]] = {}  # by descriptor, the oldest first
+        self._evictable: EvictionOrder[_PendingConnection] = EvictionOrder(N_RANKS)
+        self._limit = max_pending()
         self._selector = selectors.DefaultSelector()
-        for sock in (listener, woken):
-            self._selector.register(sock, EVENT_READ)
+        self._selector.register(woken, EVENT_READ)
+        self._accepting = Accepting(listener, self._selector, self._timeouts.clock)
 
     def __enter__(self) -> "HandshakeAcceptor":
         return self
@@ -71,41 +99,53 @@ class HandshakeAcceptor:
     def accept(self) -> tuple[socket.socket, Decoder]:
         """The connection of the predecessor, past its handshake. Raises `LinkClosed` when woken."""
         while True:
-            for ready, _ in self._selector.select(self._timeout_s()):
-                if ready.fileobj is self._woken:
-                    raise LinkClosed("is no longer waited for")
-                if ready.fileobj is self._listener:
-                    self._accept_one()
-                # one that was evicted or refused meanwhile may still be among the events of this round
-                elif (pending := self._pending.get(ready.fd)) and (decoder := self._advance(*pending)):
-                    self._forget(pending[0])
-                    return pending[0].sock, decoder
-            self._expire()
+            ready = {key.fd for key, _ in self._selector.select(self._timeout_s())}
+            if self._woken.fileno() in ready:
+                raise LinkClosed("is no longer waited for")
+            for descriptor in ready & self._pending.keys():
+                connection, handshake = self._pending[descriptor]
+                if decoder := self._advance(connection, handshake):
+                    self._forget(connection)
+                    return connection.sock, decoder
+            self._expire()  # this, like what was closed above, frees descriptors for what is accepted below
+            self._accepting.resume()
+            if self._listener.fileno() in ready:
+                self._accept()
+            self._refusals.summarize()
 
     def _timeout_s(self) -> float | None:
+        if self._accepting.is_resting:
+            return REST_S
         if not self._pending:
             return None
-        return self._timeouts.left_s(min(connection.deadline_s for connection, _ in self._pending.values()))
+        oldest, _ = next(iter(self._pending.values()))
+        return self._timeouts.left_s(oldest.deadline_s)
 
-    def _accept_one(self) -> None:
-        try:
-            sock, (address, *_) = self._listener.accept()
-        except ConnectionError:  # closed by its peer while it was in the backlog
-            return
-        connection = _PendingConnection(sock, address, self._timeouts.deadline_s(self._timeouts.authentication_s))
-        if self._allowed is not None and not self._allowed.include(address):
-            connection.log_refusal(LinkClosed("it is not the predecessor's address, and this ring has no key"))
-            reset(sock)
-            return
-        if len(self._pending) >= MAX_PENDING:
-            oldest, _ = next(iter(self._pending.values()))
-            oldest.log_refusal(LinkClosed(f"more than {MAX_PENDING} connections have not authenticated"))
-            self._close(oldest)
+    def _accept(self) -> None:
+        for sock, address in self._accepting.accept():
+            if self._allowed is not None and not self._allowed.include(address):
+                self._log_refusal(address, "it is not the predecessor's address, and this ring has no key")
+                reset(sock)
+            else:
+                self._admit(sock, address)
+        if self._accepting.is_resting and len(self._evictable):  # descriptors have run out below our limit
+            self._evict("")
+
+    def _admit(self, sock: socket.socket, address: str) -> None:
+        deadline_s = self._timeouts.deadline_s(self._timeouts.authentication_s)
+        connection = _PendingConnection(sock, address, deadline_s, self._predecessor.include(address))
         self._pending[connection.descriptor] = connection, self._authenticate(connection)
         self._selector.register(connection.descriptor, EVENT_READ)
+        self._evictable.add(connection, address, connection.rank)
+        if len(self._pending) > self._limit:
+            self._evict(address)
+
+    def _evict(self, address: str) -> None:
+        self._refuse(self._evictable.next_out(address), f"more than {self._limit} connections have not authenticated")
 
     def _advance(self, connection: _PendingConnection, handshake: _Handshake) -> Decoder | None:
         """Take a handshake as far as it goes without waiting; its decoder once it is the predecessor's."""
+        before = connection.rank
         try:
             self._selector.modify(connection.descriptor, next(handshake))
         except StopIteration as end:
@@ -114,15 +154,27 @@ class HandshakeAcceptor:
                 self._close(connection)
             return decoder
         except (OSError, MdiError) as exc:
-            connection.log_refusal(exc)
-            self._close(connection)
+            self._refuse(connection, exc)
+        else:
+            connection.has_sent = True
+            if connection.rank != before:
+                self._evictable.add(connection, connection.address, connection.rank)
         return None
 
     def _expire(self) -> None:
-        now_s = self._timeouts.clock()
-        for connection in [late for late, _ in self._pending.values() if late.deadline_s <= now_s]:
-            connection.log_refusal(LinkTimeout(f"it did not authenticate within {self._timeouts.authentication_s:g} s"))
-            self._close(connection)
+        while self._pending:
+            connection, _ = next(iter(self._pending.values()))
+            if connection.deadline_s > self._timeouts.clock():
+                return
+            self._refuse(connection, f"it did not authenticate within {self._timeouts.authentication_s:g} s")
+
+    def _refuse(self, connection: _PendingConnection, reason: object) -> None:
+        if not connection.is_refused:  # else the log has the reason already
+            self._log_refusal(connection.address, reason)
+        self._close(connection)
+
+    def _log_refusal(self, address: str, reason: object) -> None:
+        self._refusals.add(log, "refused a connection from %s: %s", address, reason)
 
     def _close(self, connection: _PendingConnection) -> None:
         self._forget(connection)
@@ -130,6 +182,7 @@ class HandshakeAcceptor:
 
     def _forget(self, connection: _PendingConnection) -> None:
         del self._pending[connection.descriptor]
+        self._evictable.discard(connection)
         self._selector.unregister(connection.descriptor)
 
     def _authenticate(self, connection: _PendingConnection) -> _Handshake:
@@ -137,37 +190,28 @@ class HandshakeAcceptor:
         config = self._config
         configure(connection.sock, timeout_s=0.0)
         if self._access.tls is not None:
-            yield from _start_tls(connection, self._access.tls)
+            connection.sock = secured = wrap_accepted(connection.sock, self._access.tls)
+            yield from complete_handshake(secured)
         sock, responder = connection.sock, Responder(config.session, config.expected, self._access.key)
         decoder, encoder = Decoder(config.session, returning=config.returning), Encoder(config.session, backward=True)
         try:
             hello = yield from _receive(sock, decoder)
             assert isinstance(hello, Hello)  # the decoder lets nothing else through in this state
             send(sock, encoder, responder.welcome(hello))
+            connection.is_welcome = True
             proof = yield from _receive(sock, decoder)
             if isinstance(proof, Refuse):
                 raise RemoteAbort(proof.reason)
             assert isinstance(proof, Proof)
             responder.check(proof)
         except RemoteProtocolError as exc:
-            connection.log_refusal(exc)
+            self._log_refusal(connection.address, exc)
+            connection.is_refused = True
             if encoder.state is State.HANDSHAKE:
                 send(sock, encoder, responder.refuse(exc))
                 yield from _closed(sock)
             return None
         return decoder
-
-
-def _start_tls(connection: _PendingConnection, tls: Tls) -> Generator[int, None, None]:
-    sock = tls.server.wrap_socket(connection.sock, server_side=True, do_handshake_on_connect=False)
-    connection.sock = sock
-    while True:
-        try:
-            return sock.do_handshake()
-        except ssl.SSLWantReadError:
-            yield EVENT_READ
-        except ssl.SSLWantWriteError:
-            yield EVENT_WRITE
 
 
 def _receive(sock: socket.socket, decoder: Decoder) -> Generator[int, None, Message]:

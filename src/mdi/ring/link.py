@@ -19,6 +19,7 @@ from typing import Any
 
 from mdi.errors import LinkClosed, LinkTimeout, MdiError, RemoteAbort, RingError
 from mdi.net.access import THIS_MACHINE, Access
+from mdi.net.refusals import RefusalLog
 from mdi.net.sockets import Peer, await_close, configure, reset, wake
 from mdi.net.tls import host_name
 from mdi.ring.acceptor import HandshakeAcceptor
@@ -78,11 +79,12 @@ class Link:
         post: Callable[[LinkEvent], None],
         access: Access = THIS_MACHINE,
         timeline: Timeline | None = None,
+        refusals: RefusalLog | None = None,
     ) -> None:
-        """`post` takes what happens, and is called from both threads."""
+        """`post` takes what happens, and is called from both threads. `refusals` outlives the link."""
         self.config = config
         self._listener, self._post, self._access = listener, post, access
-        self._timeline = timeline or Timeline()
+        self._timeline, self._refusals = timeline or Timeline(), refusals or RefusalLog()
         # Unbounded, and bounded by `send`: `close` must be able to end the writer where the queue is full.
         self._outbox: queue.Queue[Message | None] = queue.Queue()
         self._reader = self._thread("ring-reader", self._read, config.predecessor)
@@ -174,7 +176,7 @@ class Link:
 
     def _accept_predecessor(self) -> tuple[socket.socket, Decoder]:
         with HandshakeAcceptor(
-            self.config, listener=self._listener, woken=self._woken, access=self._access
+            self.config, listener=self._listener, woken=self._woken, access=self._access, refusals=self._refusals
         ) as acceptor:
             sock, decoder = acceptor.accept()
         sock.settimeout(self.config.peer_timeout_s)
