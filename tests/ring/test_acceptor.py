@@ -1,16 +1,24 @@
 """A listener of the ring port that others connect to as well."""
 
 import contextlib
+import errno
+import os
+import socket
 import struct
 import threading
 
 import pytest
 
+import mdi.ring.acceptor
 from mdi.net.timeouts import Timeouts
+from mdi.ring.acceptor import N_RANKS, _PendingConnection
+from mdi.ring.link import PredecessorConnected
 from mdi.segments import Release
 from support.clocks import ManualClock
-from support.links import FOREIGN, HELLO, SHORT_HANDSHAKE, WELCOME, Bench, End, read, reset
-from support.wire import GOODBYE, HEADER_BYTES, frame
+from support.links import FOREIGN, HELLO, HOST, PATIENCE_S, SHORT_HANDSHAKE, WELCOME, Bench, End, read, reset
+from support.wire import GOODBYE, HEADER_BYTES, PROOF, frame
+
+PATIENT = Timeouts(authentication_s=2 * PATIENCE_S)
 
 
 @pytest.mark.parametrize("how", ["closes", "resets", "goes"])
@@ -87,3 +95,101 @@ def test_a_peer_that_drips_does_not_keep_the_predecessor_out(bench: Bench) -> No
     finally:
         done.set()
         thread.join()
+
+
+# ---- more connections than may be pending
+
+
+def is_closed(sock: socket.socket) -> bool:
+    """Whether the other side closes the connection, or has."""
+    try:
+        return sock.recv(1) == b""
+    except ConnectionError:
+        return True
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many connections may be pending: 4."""
+    monkeypatch.setattr(mdi.ring.acceptor, "descriptor_limit", lambda: 16)
+    return 4
+
+
+def test_hundreds_of_connections_do_not_keep_the_predecessor_out(bench: Bench) -> None:
+    end = bench.end(1, timeouts=PATIENT)
+    end.link.accept()
+    for number in range(200):
+        bench.dial(end.port).sendall(b"M" if number % 2 else b"")
+    assert bench.predecessor(end)
+
+
+def test_of_too_many_connections_the_oldest_that_sent_nothing_is_closed(
+    bench: Bench, few: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    end = bench.end(1, timeouts=PATIENT)
+    end.link.accept()
+    speaking, *silent = [bench.dial(end.port) for _ in range(few)]
+    speaking.sendall(HELLO[:10])
+    bench.dial(end.port)  # one more than there may be
+    assert is_closed(silent[0])
+    speaking.sendall(HELLO[10:])
+    assert read(speaking, HEADER_BYTES) == WELCOME
+    assert f"refused a connection from {HOST}: more than {few} connections have not authenticated" in caplog.text
+
+
+def test_a_flood_does_not_push_the_predecessor_out_of_its_handshake(bench: Bench, few: int) -> None:
+    end = bench.end(1, timeouts=PATIENT)
+    end.link.accept()
+    predecessor = bench.dial(end.port)
+    predecessor.sendall(HELLO)
+    assert read(predecessor, HEADER_BYTES) == WELCOME
+    for number in range(20 * few):
+        with contextlib.suppress(ConnectionError):
+            bench.dial(end.port).sendall(HELLO[:1] if number % 2 else b"")
+    predecessor.sendall(PROOF)
+    assert isinstance(end.event(), PredecessorConnected)
+
+
+def test_the_predecessor_s_address_counts_more_than_what_others_send() -> None:
+    with socket.socket() as sock:
+        others, predecessor = (_PendingConnection(sock, HOST, 0.0, here) for here in (False, True))
+        ranks = [others.rank]
+        others.has_sent = True
+        ranks += [others.rank, predecessor.rank]
+        predecessor.has_sent = True
+        ranks.append(predecessor.rank)
+        others.is_welcome = True
+        ranks.append(others.rank)
+        assert ranks == sorted(set(ranks)) and ranks[-1] == N_RANKS - 1
+        others.is_refused = True
+        assert others.rank == 0
+
+
+def test_an_acceptor_without_descriptors_waits_and_goes_on(bench: Bench) -> None:
+    class Failing(socket.socket):
+        n_failures = 0
+
+        def accept(self) -> tuple[socket.socket, object]:
+            self.n_failures += 1
+            if self.n_failures <= 3:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            return super().accept()
+
+    with Failing(fileno=bench.listener().detach()) as listener:
+        end = bench.end(1, listener=listener)
+        end.link.accept()
+        assert bench.predecessor(end)
+        end.link.close()
+        assert listener.n_failures <= 10
+
+
+def test_a_flood_of_refused_connections_is_a_few_lines(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    end = bench.end(1)
+    end.link.accept()
+    for number in range(100):
+        sock = bench.dial(end.port)
+        sock.sendall(frame(1, b'{"\\u001b[2J%d": 1}' % number))
+        assert read(sock, HEADER_BYTES)[5] == 3
+    lines = [record.getMessage() for record in caplog.records]
+    assert 1 <= len(lines) <= 20
+    assert all(line.isprintable() for line in lines)

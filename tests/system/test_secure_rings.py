@@ -218,16 +218,6 @@ def test_ten_silent_connections_do_not_keep_the_predecessor_waiting(bench: Bench
     assert b.inbox.get(timeout=1.0)
 
 
-def test_of_too_many_pending_connections_the_oldest_is_evicted(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
-    b = bench.end(1)
-    b.link.accept()
-    socks = [bench.dial(b.port) for _ in range(17)]
-    with contextlib.suppress(ConnectionError):
-        assert socks[0].recv(1) == b""
-    assert bench.predecessor(b)
-    assert "more than 16 connections have not authenticated" in caplog.text
-
-
 @needs_openssl
 def test_a_connection_that_is_silent_in_tls_is_dropped_in_time(bench: Bench, tls: Tls) -> None:
     b = bench.end(1, access=Access(None, tls))

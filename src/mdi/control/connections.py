@@ -97,6 +97,7 @@ class ConnectionLoop:
         self._ready: tuple[dict[Connection, None], ...] = ({}, {})  # by rank: they wait for a thread
         self._busy: set[Connection] = set()  # with the pool
         self._returned: SimpleQueue[Connection] = SimpleQueue()  # by the pool
+        self._newest_address = ""
         self._expiry_s = self._timeouts.clock()  # of whatever is overdue then
         self._selector = selectors.DefaultSelector()
         self._listener = listener
@@ -147,7 +148,7 @@ class ConnectionLoop:
 
     def _turn(self) -> None:
         """Wait for events and handle them. What frees descriptors comes before what takes them."""
-        events = self._selector.select(TICK_S)
+        events = self._selector.select(0.0 if self._has_too_many else TICK_S)
         ready = {key.fileobj for key, _ in events}
         if self._woken in ready:
             self._woken.recv(4096)
@@ -156,6 +157,7 @@ class ConnectionLoop:
             if (held := self._held.get(key.data)) is not None:
                 self._advance(key.data, held)
         self._expire()
+        self._make_room()
         self._accepting.resume()
         if self._listener in ready:
             self._accept()
@@ -165,6 +167,8 @@ class ConnectionLoop:
     def _accept(self) -> None:
         for sock, address in self._accepting.accept():
             self._admit(sock, address)
+            if len(self._open) > self._limit:
+                return
         if self._accepting.is_resting and len(self._evictable):  # descriptors have run out below our limit
             self._evict("")
 
@@ -177,9 +181,17 @@ class ConnectionLoop:
             return
         connection = Connection(self._web, sock, address)
         self._open.add(connection)
+        self._newest_address = address
         self._hold(connection, self._first_request(connection))
-        if len(self._open) > self._limit:
-            self._evict(address)
+
+    def _make_room(self) -> None:
+        """Close one connection, if one too many was accepted: not sooner than what came from the others was read."""
+        if self._has_too_many:
+            self._evict(self._newest_address)
+
+    @property
+    def _has_too_many(self) -> bool:
+        return len(self._open) > self._limit and len(self._evictable) > 0
 
     def _take_returned(self) -> None:
         while True:

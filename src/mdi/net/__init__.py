@@ -1,1 +1,1 @@
-"""Keys, certificates, sockets, and which peers are authorized."""
+"""Keys, certificates, sockets, which peers are authorized, and limits on those that are not."""

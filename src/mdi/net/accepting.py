@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from mdi.net.timeouts import Clock
 
-MAX_ACCEPTED = 64  # in one turn of the loop: those that are already connected have their turn in between
+MAX_ACCEPTED = 16  # in one turn of the loop: those that are already connected have their turn in between
 REST_S = 0.2  # without accepting, where that failed: mostly for want of descriptors or memory
 _OF_THE_LISTENER = (errno.EBADF, errno.EINVAL, errno.ENOTSOCK)
 

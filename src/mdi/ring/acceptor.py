@@ -84,6 +84,7 @@ class HandshakeAcceptor:
         self._pending: dict[int, tuple[_PendingConnection, _Handshake]] = {}  # by descriptor, the oldest first
         self._evictable: EvictionOrder[_PendingConnection] = EvictionOrder(N_RANKS)
         self._limit = max_pending()
+        self._established: tuple[socket.socket, Decoder] | None = None
         self._selector = selectors.DefaultSelector()
         self._selector.register(woken, EVENT_READ)
         self._accepting = Accepting(listener, self._selector, self._timeouts.clock)
@@ -98,22 +99,27 @@ class HandshakeAcceptor:
 
     def accept(self) -> tuple[socket.socket, Decoder]:
         """The connection of the predecessor, past its handshake. Raises `LinkClosed` when woken."""
-        while True:
-            ready = {key.fd for key, _ in self._selector.select(self._timeout_s())}
-            if self._woken.fileno() in ready:
-                raise LinkClosed("is no longer waited for")
-            for descriptor in ready & self._pending.keys():
-                connection, handshake = self._pending[descriptor]
-                if decoder := self._advance(connection, handshake):
-                    self._forget(connection)
-                    return connection.sock, decoder
-            self._expire()  # this, like what was closed above, frees descriptors for what is accepted below
-            self._accepting.resume()
-            if self._listener.fileno() in ready:
-                self._accept()
-            self._refusals.summarize()
+        while self._established is None:
+            self._turn()
+        return self._established
+
+    def _turn(self) -> None:
+        """Wait for events and handle them. What frees descriptors comes before what takes them."""
+        ready = {key.fd for key, _ in self._selector.select(self._timeout_s())}
+        if self._woken.fileno() in ready:
+            raise LinkClosed("is no longer waited for")
+        for descriptor in ready & self._pending.keys():
+            self._advance(*self._pending[descriptor])
+        self._expire()
+        self._make_room()
+        self._accepting.resume()
+        if self._listener.fileno() in ready:
+            self._accept()
+        self._refusals.summarize()
 
     def _timeout_s(self) -> float | None:
+        if len(self._pending) > self._limit:
+            return 0.0
         if self._accepting.is_resting:
             return REST_S
         if not self._pending:
@@ -128,6 +134,8 @@ class HandshakeAcceptor:
                 reset(sock)
             else:
                 self._admit(sock, address)
+            if len(self._pending) > self._limit:
+                return
         if self._accepting.is_resting and len(self._evictable):  # descriptors have run out below our limit
             self._evict("")
 
@@ -137,29 +145,33 @@ class HandshakeAcceptor:
         self._pending[connection.descriptor] = connection, self._authenticate(connection)
         self._selector.register(connection.descriptor, EVENT_READ)
         self._evictable.add(connection, address, connection.rank)
+        self._advance(*self._pending[connection.descriptor])  # its HELLO is often there already
+
+    def _make_room(self) -> None:
+        """Close one connection, if one too many was accepted: not sooner than what came from the others was read."""
         if len(self._pending) > self._limit:
-            self._evict(address)
+            newest, _ = next(reversed(self._pending.values()))
+            self._evict(newest.address)
 
     def _evict(self, address: str) -> None:
         self._refuse(self._evictable.next_out(address), f"more than {self._limit} connections have not authenticated")
 
-    def _advance(self, connection: _PendingConnection, handshake: _Handshake) -> Decoder | None:
-        """Take a handshake as far as it goes without waiting; its decoder once it is the predecessor's."""
+    def _advance(self, connection: _PendingConnection, handshake: _Handshake) -> None:
+        """Take a handshake as far as it goes without waiting."""
         before = connection.rank
         try:
             self._selector.modify(connection.descriptor, next(handshake))
         except StopIteration as end:
-            decoder: Decoder | None = end.value
-            if decoder is None:
+            if end.value is None or self._established is not None:
                 self._close(connection)
-            return decoder
+            else:
+                self._forget(connection)
+                self._established = connection.sock, end.value
         except (OSError, MdiError) as exc:
             self._refuse(connection, exc)
         else:
-            connection.has_sent = True
             if connection.rank != before:
                 self._evictable.add(connection, connection.address, connection.rank)
-        return None
 
     def _expire(self) -> None:
         while self._pending:
@@ -195,11 +207,11 @@ class HandshakeAcceptor:
         sock, responder = connection.sock, Responder(config.session, config.expected, self._access.key)
         decoder, encoder = Decoder(config.session, returning=config.returning), Encoder(config.session, backward=True)
         try:
-            hello = yield from _receive(sock, decoder)
+            hello = yield from _receive(connection, decoder)
             assert isinstance(hello, Hello)  # the decoder lets nothing else through in this state
             send(sock, encoder, responder.welcome(hello))
             connection.is_welcome = True
-            proof = yield from _receive(sock, decoder)
+            proof = yield from _receive(connection, decoder)
             if isinstance(proof, Refuse):
                 raise RemoteAbort(proof.reason)
             assert isinstance(proof, Proof)
@@ -214,15 +226,16 @@ class HandshakeAcceptor:
         return decoder
 
 
-def _receive(sock: socket.socket, decoder: Decoder) -> Generator[int, None, Message]:
+def _receive(connection: _PendingConnection, decoder: Decoder) -> Generator[int, None, Message]:
     while True:
         try:
-            n_bytes = sock.recv_into(decoder.buffer())
+            n_bytes = connection.sock.recv_into(decoder.buffer())
         except (BlockingIOError, ssl.SSLWantReadError):
             yield EVENT_READ
             continue
         if n_bytes == 0:
             decoder.end_of_file()
+        connection.has_sent = True
         if (message := decoder.received(n_bytes)) is not None:
             return message
 
