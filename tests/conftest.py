@@ -24,7 +24,7 @@ if (
 ):  # by nohup, whose purpose is served: this process ignores it still
     signal.signal(signal.SIGHUP, lambda number, frame: None)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # nodes share the cores
-for name in ("MDI_KEY", "MDI_KEY_FILE"):
+for name in ("MDI_KEY", "MDI_KEY_FILE", "MDI_KEY_OLD", "MDI_KEY_OLD_FILE"):
     os.environ.pop(name, None)  # a ring of the tests has the key that its test gives it
 
 

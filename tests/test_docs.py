@@ -1,5 +1,7 @@
 """The docs are executable: commands are parsed, examples decoded, the module table held against the tree."""
 
+import contextlib
+import hashlib
 import hmac
 import json
 import re
@@ -13,7 +15,7 @@ import pytest
 
 from mdi.cli.commands import mem_monitor, plot_tok_time, prepare_model, secondary, starter
 from mdi.config.options import PrepareOptions, SampleOptions, StarterOptions
-from mdi.net.keys import Key
+from mdi.net.keys import Key, Keys
 from mdi.ring.handshake import mac_input
 from mdi.ring.messages import Activation, Fault, Goodbye, Hello, Ping, Proof, Refuse, Welcome
 from mdi.ring.wire import Decoder, Encoder, Kind, Session, State
@@ -45,9 +47,14 @@ PARSERS = {
 
 
 @pytest.mark.parametrize("command", commands())
-def test_every_command_of_the_docs_is_accepted_by_the_real_parser(command: str) -> None:
+def test_every_command_of_the_docs_is_accepted_by_the_real_parser(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     script, *arguments = shlex.split(command)
-    PARSERS[Path(script).name](arguments)
+    carried_out = "--make-key" in arguments  # by the parser itself
+    with pytest.raises(SystemExit, match="0") if carried_out else contextlib.nullcontext():
+        PARSERS[Path(script).name](arguments)
 
 
 def documented_flags(readme: str) -> set[str]:
@@ -70,23 +77,30 @@ def hex_examples() -> dict[str, bytes]:
     return {name: bytes.fromhex(digits) for name, digits in re.findall(r"```hex (.+)\n([0-9a-f \n]+)```", text)}
 
 
-EXAMPLE_KEY = b"a key for the examples"
+EXAMPLE_KEY, NEW_KEY = b"a key for the examples", b"a new key for the examples"
 NONCES = bytes(range(16)), bytes(range(16, 32))  # of the caller and of the answerer
 KEYED_FACTS = {"rank": 0, "nonce": NONCES[0].hex()}
 
 
-def proof_of(role: bytes) -> bytes:
-    """A proof of the examples, made from the document's words alone."""
-    parts = (b"mdi ring 2", role, struct.pack("<Q", 7), NONCES[1], json.dumps(KEYED_FACTS, sort_keys=True).encode())
+def mac_of(role: bytes, *more: bytes, key: bytes = EXAMPLE_KEY) -> bytes:
+    """A MAC of the examples, made from the document's words alone."""
+    secret = hashlib.scrypt(key, salt=b"mdi-llm ring key", n=32768, r=8, p=1, maxmem=2**26, dklen=32)
+    facts = json.dumps(KEYED_FACTS, sort_keys=True).encode()
+    parts = (b"mdi ring 3", role, struct.pack("<Q", 7), NONCES[1], facts, *more)
     joined = b"".join(struct.pack("<Q", len(part)) + part for part in parts)
-    return hmac.new(EXAMPLE_KEY, joined, "sha256").digest()
+    return hmac.digest(secret, joined, "sha256")
+
+
+NEW_PROOF = mac_of(b"answerer", key=NEW_KEY)
+SESSION_KEY = mac_of(b"frames")
 
 
 EXPECTED = {
     "HELLO": Hello({"rank": 0}),
     "HELLO with key": Hello(KEYED_FACTS),
-    "WELCOME with key": Welcome(NONCES[1], proof_of(b"answerer")),
-    "PROOF with key": Proof(proof_of(b"caller")),
+    "WELCOME with key": Welcome(NONCES[1], mac_of(b"answerer")),
+    "PROOF with key": Proof(mac_of(b"caller")),
+    "WELCOME with two keys": Welcome(NONCES[1], NEW_PROOF + mac_of(b"answerer", NEW_PROOF)),
     "WELCOME": Welcome(),
     "PROOF": Proof(),
     "REFUSE": Refuse("another epoch"),
@@ -97,7 +111,10 @@ EXPECTED = {
     "GOODBYE": Goodbye(),
     "ACTIVATION": Activation(SEGMENTS, memoryview(b"")),
     "ACTIVATION returning": Activation(SEGMENTS, memoryview(b"")),
+    "ACTIVATION with key": Activation(SEGMENTS, memoryview(b"")),
+    "RELEASE with key": Release(2),
 }
+FRAMES_WITH_MAC = ("ACTIVATION with key", "RELEASE with key")  # the first two of their connection
 BACKWARD = ("WELCOME", "REFUSE")
 STATES = dict.fromkeys(("HELLO", *BACKWARD), State.HANDSHAKE) | {"PROOF": State.AWAITING_PROOF}
 
@@ -115,6 +132,11 @@ def test_the_hex_examples_decode_and_encode(name: str) -> None:
     decoder = Decoder(SESSION, returning=name.endswith("returning"), backward=backward)
     encoder = Encoder(SESSION, backward=backward)
     decoder.state = encoder.state = state
+    if name in FRAMES_WITH_MAC:
+        for end in (decoder, encoder):
+            end.state = State.PROVED
+            end.open(SESSION_KEY)
+            end._mac._n_frames = FRAMES_WITH_MAC.index(name)
     message, rest = None, data
     while rest:
         buffer = decoder.buffer()
@@ -132,10 +154,29 @@ def test_the_hex_examples_decode_and_encode(name: str) -> None:
 
 
 def test_the_keyed_examples_are_what_the_handshake_says() -> None:
-    key = Key(EXAMPLE_KEY.decode(), "the document")
+    key, new = Key(EXAMPLE_KEY.decode(), "the document"), Key(NEW_KEY.decode(), "the document")
     for name, role, mac in (("WELCOME", b"answerer", 16), ("PROOF", b"caller", 0)):
         body = hex_examples()[f"{name} with key"][32:]
         assert key.verify(body[mac:], *mac_input(role, SESSION, KEYED_FACTS, NONCES[1]))
+    body = hex_examples()["WELCOME with two keys"][32:]
+    for keys in (Keys(key), Keys(new)):
+        assert keys.match(body[16:], *mac_input(b"answerer", SESSION, KEYED_FACTS, NONCES[1])) == keys.current
+    assert SESSION_KEY.hex() in (ROOT / "docs" / "wire-protocol.md").read_text()
+
+
+@pytest.mark.parametrize(("number", "name"), list(enumerate(FRAMES_WITH_MAC)))
+def test_the_mac_of_a_frame_is_what_the_document_says(number: int, name: str) -> None:
+    data = hex_examples()[name]
+    text = struct.pack("<Q", number) + data[:32] + data[48:]
+    assert data[32:48] == hashlib.blake2b(text, key=SESSION_KEY, digest_size=16).digest()
+
+
+def test_every_promise_of_the_security_page_names_tests_that_exist() -> None:
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "security.md").read_text()))
+    defined = {
+        name for path in (ROOT / "tests").rglob("test_*.py") for name in re.findall(r"def (test_\w+)", path.read_text())
+    }
+    assert named and named <= defined, named - defined
 
 
 def test_there_is_an_example_of_every_kind() -> None:

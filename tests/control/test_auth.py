@@ -21,14 +21,14 @@ from mdi.control.protocol import MAX_JSON_BYTES, UPLOAD_BYTES
 from mdi.control.routes import ControlServer
 from mdi.errors import ControlError
 from mdi.net.access import Access
-from mdi.net.keys import Key, Nonces
+from mdi.net.keys import Key, Keys, Nonces
 from mdi.net.sockets import listen
 from mdi.net.timeouts import DEFAULT_TIMEOUTS, Timeouts
 from support.control import CHUNK, DIGEST, HOST, SPEC, FakeNode, answer_of, sha256_of
 from support.statuses import IDLE, READY
 
 SECRET = "correct horse battery staple"
-KEY, OTHER = Key(SECRET, "test"), Key("another horse, another staple", "test")
+KEY, OTHER = Keys(Key(SECRET, "test")), Keys(Key("another horse, another staple", "test"))
 Answer = tuple[int, dict[str, str], bytes]
 
 
@@ -53,7 +53,7 @@ def server(node: FakeNode) -> Iterator[ControlServer]:
         yield server
 
 
-def client_of(server: ControlServer, key: Key | None = KEY) -> ControlClient:
+def client_of(server: ControlServer, key: Keys | None = KEY) -> ControlClient:
     return ControlClient("secondary 0", HOST, server.port, Access(key))
 
 
@@ -270,11 +270,11 @@ UNAUTHORIZED = answer_of(b"", f'WWW-Authenticate: {SCHEME} nonce="{NONCE}", stal
 
 
 def signed_answer(
-    key: Key, body: bytes, nonce: str = NONCE, status: int = 200, role: bytes = b"mdi http answer"
+    key: Keys, body: bytes, nonce: str = NONCE, status: int = 200, role: bytes = b"mdi http answer"
 ) -> str:
     """The header of an answer, made as the document says."""
     digest = hashlib.sha256(body).hexdigest()
-    mac = key.mac(role, nonce.encode(), str(status).encode(), digest.encode()).hex()
+    mac = key.prove(role, nonce.encode(), str(status).encode(), digest.encode()).hex()
     return f'Authentication-Info: body="{digest}", mac="{mac}"'
 
 

@@ -17,14 +17,14 @@ from mdi.control.routes import ControlServer
 from mdi.control.server import MAX_IGNORED_BYTES, N_THREADS
 from mdi.control.streams import MAX_HEAD_BYTES
 from mdi.net.access import Access
-from mdi.net.keys import Key
+from mdi.net.keys import Key, Keys
 from mdi.net.timeouts import Timeouts
 from support.clocks import ManualClock
 from support.control import CHUNK, DIGEST, HOST, FakeNode, sha256_of
 from support.scripts import wait_until
 from support.statuses import IDLE
 
-KEY = Key("correct horse battery staple", "test")
+KEY = Keys(Key("correct horse battery staple", "test"))
 PATIENCE_S = 60.0
 PATIENT = Timeouts(request_head_s=2 * PATIENCE_S, request_read_s=2 * PATIENCE_S)  # nothing ends by its deadline
 HEAD = b"GET / HTTP/1.1\r\nHost: x\r\n"

@@ -29,7 +29,7 @@ TESTS = Path(__file__).resolve().parents[1]
 def main() -> int:
     options = _options()
     os.environ["OMP_NUM_THREADS"] = "1"
-    for name in ("MDI_KEY", "MDI_KEY_FILE"):
+    for name in ("MDI_KEY", "MDI_KEY_FILE", "MDI_KEY_OLD", "MDI_KEY_OLD_FILE"):
         os.environ.pop(name, None)
     with tempfile.TemporaryDirectory(prefix="mdi-fuzz-", dir=_fast_folder()) as folder:
         scratch = Path(folder)

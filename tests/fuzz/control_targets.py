@@ -28,7 +28,7 @@ from mdi.control.status import InitAnswer
 from mdi.control.streams import RequestStream
 from mdi.errors import CheckpointError, ControlError
 from mdi.net.access import Access
-from mdi.net.keys import Key
+from mdi.net.keys import Key, Keys
 from mdi.net.timeouts import DEFAULT_TIMEOUTS
 from support.control import CHUNK, DIGEST, SPEC, FakeNode, sha256_of
 from support.models import BASE, TRAITS
@@ -127,7 +127,7 @@ class _AnsweringNode(FakeNode):
         return self.answer
 
 
-KEY = Key("a key for the fuzzer, long enough", "fuzz")
+KEY = Keys(Key("a key for the fuzzer, long enough", "fuzz"))
 SIGN = b"@sign"
 LOCAL, STRANGER = "127.0.0.1", "203.0.113.5"
 N_REQUESTS = 4  # on one connection

@@ -3,16 +3,18 @@
 import random
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
+from typing import TypeVar
 
 from fuzz.mutations import change_bytes, change_json, edge, pick, put
 from fuzz.target import Target
 from mdi.errors import LinkClosed, RemoteProtocolError
+from mdi.ring.frame_mac import TAG_BYTES, FrameMac
 from mdi.ring.messages import Activation, Fault, Goodbye, Hello, Message, Ping, Proof, Refuse, Welcome
-from mdi.ring.wire import MAX_TEXT_BYTES, Decoder, Encoder, Session, State
+from mdi.ring.wire import HEADER_BYTES, MAX_TEXT_BYTES, Decoder, Encoder, Session, State
 from mdi.segments import Fork, Release, Segment, SlotLedger, check_segments
 from support.wire import plain
 
@@ -24,7 +26,8 @@ SESSIONS = (
 LARGEST_BUFFERS = tuple(session.max_body_bytes for session in SESSIONS)
 _HEADER = struct.Struct("<4sBBBBQIII")
 _FIELDS = ((0, 4), (4, 1), (5, 1), (6, 1), (7, 1), (8, 8), (16, 4), (20, 4))
-N_LEAD = 4  # bytes that say how to read the stream: direction, state and session; three sizes of pieces
+N_LEAD = 4  # bytes that say how to read the stream: direction, state, session, key; three sizes of pieces
+SESSION_KEY = b"a session key for the fuzzer    "
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Reading:
     state: State
     pieces: tuple[int, ...]
     largest: int
+    session_key: bytes | None  # where there is one, the stream begins behind the handshake
 
     @classmethod
     def of(cls, lead: bytes) -> "Reading":
@@ -46,20 +50,33 @@ class Reading:
             session=SESSIONS[which],
             returning=bool(mode & 1),
             backward=bool(mode & 2),
-            state=STATES[mode >> 2 & 3],
+            state=State.OPEN if mode & 32 else STATES[mode >> 2 & 3],
             pieces=tuple(1 + byte for byte in lead[1:]),
             largest=LARGEST_BUFFERS[which],
+            session_key=SESSION_KEY if mode & 32 else None,
         )
+
+    @property
+    def head_bytes(self) -> int:
+        return HEADER_BYTES if self.session_key is None else HEADER_BYTES + TAG_BYTES
 
     def decoder(self) -> Decoder:
         decoder = Decoder(self.session, returning=self.returning, backward=self.backward)
-        decoder.state = self.state
-        return decoder
+        return _in_state(decoder, self.state, self.session_key)
 
     def encoder(self) -> Encoder:
-        encoder = Encoder(self.session, backward=self.backward)
-        encoder.state = self.state
-        return encoder
+        return _in_state(Encoder(self.session, backward=self.backward), self.state, self.session_key)
+
+
+End = TypeVar("End", Decoder, Encoder)
+
+
+def _in_state(end: End, state: State, session_key: bytes | None = None) -> End:
+    end.state = state
+    if session_key is not None:
+        end.state = State.PROVED
+        end.open(session_key)
+    return end
 
 
 @dataclass
@@ -94,6 +111,8 @@ class FrameTarget(Target):
                         for returning, messages in enumerate(both)]  # fmt: skip
             streams += [bytes((bits | 8 | returning, 0, 30, 90)) + _encoded(session, messages, State.OPEN)
                         for returning, messages in enumerate(both)]  # fmt: skip
+            streams += [bytes((bits | 32 | returning, 0, 47, 60)) + _encoded(session, messages, session_key=SESSION_KEY)
+                        for returning, messages in enumerate(both)]  # fmt: skip
             streams.append(
                 bytes((bits | 4, 9, 9, 9)) + _encoded(session, [Refuse("nein: größer")], State.AWAITING_PROOF)
             )
@@ -117,7 +136,8 @@ class FrameTarget(Target):
             return pick(rng, self._seeds)
         if rng.random() < 0.1:
             return change_bytes(data[:N_LEAD], rng).ljust(N_LEAD, b"\0")[:N_LEAD] + data[N_LEAD:]
-        frames = list(_frames(data[N_LEAD:]))
+        reading = Reading.of(data[:N_LEAD])
+        frames = list(_frames(data[N_LEAD:], reading.head_bytes))
         at = rng.randrange(len(frames))
         match rng.randrange(8):
             case 0:
@@ -128,16 +148,27 @@ class FrameTarget(Target):
                 frames[at] = frames[at][: rng.randint(0, len(frames[at]))]
             case 3 | 4:
                 start, size = rng.choice(_FIELDS)
-                frames[at] = _resealed(put(frames[at], start, edge(rng, size)))
-            case 5 | 6 if len(frames[at]) >= 36:
-                word = 32 + 4 * rng.randrange((len(frames[at]) - 32) // 4)
-                frames[at] = _resealed(put(frames[at], word, edge(rng, 4)))
+                frames[at] = _resealed(put(frames[at], start, edge(rng, size)), reading.head_bytes)
+            case 5 | 6 if len(frames[at]) >= reading.head_bytes + 4:
+                word = reading.head_bytes + 4 * rng.randrange((len(frames[at]) - reading.head_bytes) // 4)
+                frames[at] = _resealed(put(frames[at], word, edge(rng, 4)), reading.head_bytes)
             case _:
-                frames[at] = _resealed(_resized(frames[at][:32] + _changed_body(frames[at][32:], rng)))
+                head, body = frames[at][: reading.head_bytes], frames[at][reading.head_bytes :]
+                frames[at] = _resealed(
+                    _resized(head + _changed_body(body, rng), reading.head_bytes), reading.head_bytes
+                )
+        if reading.session_key is not None and rng.random() < 0.7:
+            frames = _with_macs(frames, reading.session_key)
         return data[:N_LEAD] + b"".join(frames)
 
     def repair(self, data: bytes, rng: random.Random) -> bytes:
-        return data[:N_LEAD] + b"".join(map(_resealed, _frames(data[N_LEAD:]))) if rng.random() < 0.7 else data
+        if len(data) <= N_LEAD or rng.random() >= 0.7:
+            return data
+        reading = Reading.of(data[:N_LEAD])
+        frames = [_resealed(frame, reading.head_bytes) for frame in _frames(data[N_LEAD:], reading.head_bytes)]
+        if reading.session_key is not None:
+            frames = _with_macs(frames, reading.session_key)
+        return data[:N_LEAD] + b"".join(frames)
 
 
 def _running(session: Session, *, returning: bool) -> list[Message]:
@@ -156,11 +187,22 @@ def _running(session: Session, *, returning: bool) -> list[Message]:
 
 
 def _encoded(
-    session: Session, messages: list[Message], state: State = State.HANDSHAKE, *, backward: bool = False
+    session: Session,
+    messages: list[Message],
+    state: State = State.HANDSHAKE,
+    *,
+    backward: bool = False,
+    session_key: bytes | None = None,
 ) -> bytes:
-    encoder = Encoder(session, backward=backward)
-    encoder.state = state
-    return b"".join(bytes(part) for message in messages for part in encoder.encode(message))
+    encoder = _in_state(Encoder(session, backward=backward), state, session_key)
+    return b"".join(_encoded_one(encoder, message) for message in messages)
+
+
+def _encoded_one(encoder: Encoder, message: Message) -> bytes:
+    data = b"".join(bytes(part) for part in encoder.encode(message))
+    if isinstance(message, Proof):
+        encoder.open(None)
+    return data
 
 
 def _read(reading: Reading, stream: bytes, pieces: tuple[int, ...]) -> Outcome:
@@ -187,6 +229,8 @@ def _feed(decoder: Decoder, stream: bytes, pieces: tuple[int, ...], largest: int
         buffer[:n] = stream[at : at + n]
         at += n
         message = decoder.received(n)
+        if isinstance(message, Proof):
+            decoder.open(None)
         if message is not None:
             yield message
 
@@ -212,32 +256,40 @@ def _assert_dead(decoder: Decoder, error: str) -> None:
 def _assert_same_bytes(reading: Reading, stream: bytes, messages: list[Message]) -> None:
     """There is one way to write a message, but for JSON, and texts that we would make shorter."""
     encoder = reading.encoder()
-    for message, frame in zip(messages, _frames(stream), strict=False):
+    for message, frame in zip(messages, _frames(stream, reading.head_bytes), strict=False):
         text = message.reason if isinstance(message, Refuse | Fault) else ""
-        again = b"".join(bytes(part) for part in encoder.encode(message))
+        again = _encoded_one(encoder, message)
         free = isinstance(message, Hello | Refuse) or len(text.encode()) > MAX_TEXT_BYTES - 4
         assert free or again == frame, f"{message} can be written in two ways"
 
 
-def _frames(stream: bytes) -> Iterator[bytes]:
+def _frames(stream: bytes, head_bytes: int) -> Iterator[bytes]:
     """Cut where the length fields say; the last one may be short."""
     at = 0
     while at < len(stream):
-        stop = at + 32 + int.from_bytes(stream[at + 20 : at + 24], "little")
+        stop = at + head_bytes + int.from_bytes(stream[at + 20 : at + 24], "little")
         yield stream[at:stop]
         at = stop
 
 
-def _resealed(frame: bytes) -> bytes:
-    """The frame with both checksums right, whatever its fields say."""
-    if len(frame) < 32:
+def _resealed(frame: bytes, head_bytes: int) -> bytes:
+    """The frame with all checksums right, whatever its fields say."""
+    if len(frame) < head_bytes:
         return frame
-    header = frame[:24] + struct.pack("<I", zlib.crc32(frame[32:]))
+    header = frame[:24] + struct.pack("<I", zlib.crc32(frame[32:]) if head_bytes == HEADER_BYTES else 0)
     return header + struct.pack("<I", zlib.crc32(header)) + frame[32:]
 
 
-def _resized(frame: bytes) -> bytes:
-    return put(frame, 20, struct.pack("<I", len(frame) - 32)) if len(frame) >= 32 else frame
+def _with_macs(frames: Iterable[bytes], session_key: bytes) -> list[bytes]:
+    """The frames with all MACs right, as by a peer that has the key and misuses it."""
+    mac = FrameMac(session_key)
+    head_bytes = HEADER_BYTES + TAG_BYTES
+    return [frame[:HEADER_BYTES] + mac.tag(frame[:HEADER_BYTES], [frame[head_bytes:]]) + frame[head_bytes:]
+            if len(frame) >= head_bytes else frame for frame in frames]  # fmt: skip
+
+
+def _resized(frame: bytes, head_bytes: int) -> bytes:
+    return put(frame, 20, struct.pack("<I", len(frame) - head_bytes)) if len(frame) >= head_bytes else frame
 
 
 def _changed_body(body: bytes, rng: random.Random) -> bytes:

@@ -1,14 +1,19 @@
 """The shared key: where it comes from, what it proves, and that nobody gets to see it."""
 
+import hashlib
+import hmac
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+from mdi.cli.commands import secondary, starter
 from mdi.config.network import load_network, load_node
 from mdi.net.access import Access
-from mdi.net.keys import Key, Nonces, key_from_environment
+from mdi.net.key_sources import MIN_KEY_BITS, guess_bits, key_from_text, make_key_file
+from mdi.net.keys import Key, Keys, Nonces
 from mdi.net.tls import Tls
 from support.config_files import error_of, network_json, node_json, written
 
@@ -19,18 +24,25 @@ OTHER = "another horse, another staple"
 # ---- where it comes from
 
 
+def keys_of(tmp_path: Path, **top: object) -> Keys | None:
+    return load_network(written(tmp_path, network_json() | top)).starter.access.keys
+
+
 def key_of(tmp_path: Path, **top: object) -> Key | None:
-    return load_network(written(tmp_path, network_json() | top)).starter.access.key
+    """The only key of a network."""
+    keys = keys_of(tmp_path, **top)
+    assert keys is None or keys.old is None
+    return keys and keys.current
 
 
 def test_every_node_of_a_network_has_its_key(tmp_path: Path) -> None:
     path = written(tmp_path, network_json() | {"key": SECRET})
-    assert {node.access.key for node in load_network(path).nodes} == {Key(SECRET, "here")}
-    assert load_node(path, 1).access.key == Key(SECRET, "here")
+    assert {node.access.keys for node in load_network(path).nodes} == {Keys(Key(SECRET, "here"))}
+    assert load_node(path, 1).access.keys == Keys(Key(SECRET, "here"))
 
 
 def test_a_single_node_file_may_hold_the_key(tmp_path: Path) -> None:
-    assert load_node(written(tmp_path, node_json() | {"key": SECRET}), None).access.key == Key(SECRET, "here")
+    assert load_node(written(tmp_path, node_json() | {"key": SECRET}), None).access.keys == Keys(Key(SECRET, "here"))
 
 
 def test_a_ring_without_a_key_has_none(tmp_path: Path) -> None:
@@ -58,7 +70,7 @@ def test_two_keys_in_one_place_are_refused(tmp_path: Path, monkeypatch: pytest.M
     assert "keep one of them" in error_of(lambda: key_of(tmp_path, key=SECRET, key_file="ring.key"))
     monkeypatch.setenv("MDI_KEY", SECRET)
     monkeypatch.setenv("MDI_KEY_FILE", "ring.key")
-    assert error_of(key_from_environment) == "MDI_KEY and MDI_KEY_FILE both give a key: set one of them"
+    assert error_of(lambda: key_of(tmp_path)) == "MDI_KEY and MDI_KEY_FILE both give a key: set one of them"
 
 
 @pytest.mark.parametrize("text", ["", "   ", "\n", "fifteen letters", " fifteen letters "])
@@ -108,7 +120,163 @@ def test_a_key_may_be_any_text(monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(Key(text, "here").mac(b"x")) == 32
 
 
+# ---- the key that is being replaced
+
+
+def test_the_old_key_stands_where_the_new_one_may_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    both = Keys(Key(SECRET, "here"), Key(OTHER, "here"))
+    file = tmp_path / "old.key"
+    file.write_text(OTHER)
+    assert keys_of(tmp_path, key=SECRET, key_old=OTHER) == both
+    assert keys_of(tmp_path, key=SECRET, key_old_file="old.key") == both
+    monkeypatch.setenv("MDI_KEY_OLD", OTHER)
+    assert keys_of(tmp_path, key=SECRET, key_old="an older one, of no interest") == both
+    monkeypatch.delenv("MDI_KEY_OLD")
+    monkeypatch.setenv("MDI_KEY_OLD_FILE", str(file))
+    assert keys_of(tmp_path, key=SECRET) == both
+
+
+def test_an_old_key_that_is_still_accepted_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    keys_of(tmp_path, key=SECRET)
+    assert "the old key" not in caplog.text
+    keys_of(tmp_path, key=SECRET, key_old=OTHER)
+    assert "the old key is still accepted: remove it when all nodes have the new one" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("top", "problem"),
+    [
+        ({"key_old": OTHER}, "there is an old key but no new one: set MDI_KEY too"),
+        ({"key": SECRET, "key_old": f" {SECRET}"}, "the old key is the same as the new one"),
+        ({"key": SECRET, "key_old": "short"}, "key_old: the key has fewer than 16 characters"),
+        ({"key": SECRET, "key_old": OTHER, "key_old_file": "x"}, "key_old: key_old_file gives a key too"),
+    ],
+)
+def test_an_old_key_that_makes_no_sense_is_refused(tmp_path: Path, top: dict[str, object], problem: str) -> None:
+    assert problem in error_of(lambda: keys_of(tmp_path, **top))
+
+
+# ---- keys that others could guess or read
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a" * 16, "ab" * 20, "1234567890123456", "abcdefghijklmnop", "passwordpassword", "secret secret secret secret",
+     "0000000000000001"],
+)  # fmt: skip
+def test_a_key_that_is_easy_to_guess_is_warned_of_with_the_remedy(text: str, caplog: pytest.LogCaptureFixture) -> None:
+    key_from_text(text, "MDI_KEY")
+    expected = "MDI_KEY: this key is easy to guess; `starter.py --make-key FILE` makes a good one"
+    assert [record.getMessage() for record in caplog.records] == [expected]
+
+
+@pytest.mark.parametrize("text", [SECRET, OTHER, "größer als sechzehn", "9f86d081884c7d65", "kX3vQz81LmWp0RtB"])
+def test_a_key_of_some_variety_is_not_warned_of(text: str, caplog: pytest.LogCaptureFixture) -> None:
+    key_from_text(text, "MDI_KEY")
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(("mode", "warned"), [(0o600, False), (0o400, False), (0o640, True), (0o604, True)])
+@pytest.mark.parametrize("top", [{"key": SECRET}, {"key_file": "ring.key"}, {"key": OTHER, "key_old_file": "ring.key"}])
+def test_a_key_that_others_may_read_is_warned_of(
+    tmp_path: Path, top: dict[str, object], mode: int, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    file, path = tmp_path / "ring.key", written(tmp_path, network_json() | top)
+    file.write_text(SECRET)
+    for holder in (file, path):
+        holder.chmod(mode)
+    load_network(path)
+    holder = path if top == {"key": SECRET} else file
+    advice = f"{holder} holds a secret and other users of this machine may read it: chmod 600 {holder}"
+    assert (advice in caplog.text) is warned
+    assert SECRET not in caplog.text
+
+
+# ---- a new key
+
+
+def test_a_new_key_is_random_and_for_its_owner_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("a", "b"):
+        make_key_file(tmp_path / name)
+    texts = {(tmp_path / name).read_text() for name in ("a", "b")}
+    assert len(texts) == 2
+    assert all(len(bytes.fromhex(text)) == 32 and guess_bits(text.strip()) > 3 * MIN_KEY_BITS for text in texts)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o600
+    assert key_of(tmp_path, key_file="a") != key_of(tmp_path, key_file="b")
+    assert not caplog.records
+
+
+def test_a_new_key_replaces_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "ring.key"
+    file.write_text(SECRET)
+    assert error_of(lambda: make_key_file(file)) == f"{file} exists already: move it away, or choose another name"
+    assert file.read_text() == SECRET
+    for path in (tmp_path / "nowhere" / "ring.key", tmp_path / "a\0b"):
+        assert "cannot be written" in error_of(lambda path=path: make_key_file(path))
+
+
+@pytest.mark.parametrize("script", [starter, secondary])
+def test_the_scripts_make_a_key_instead_of_running(
+    tmp_path: Path, script: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "ring.key"
+    with pytest.raises(SystemExit) as ended:
+        script.build_parser().parse_args(["--make-key", str(file)])
+    assert not ended.value.code
+    assert capsys.readouterr().out.startswith(f"{file}: a new key; copy it to every node")
+    assert file.is_file()
+
+
 # ---- what it proves
+
+
+def test_a_key_is_stretched_once_by_scrypt_with_the_published_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "a key that no other test stretches"
+    stretched = hashlib.scrypt(text.encode(), salt=b"mdi-llm ring key", n=32768, r=8, p=1, maxmem=2**26, dklen=32)
+    message = b"\x01" + bytes(7) + b"x"
+    assert Key(text, "here").mac(b"x") == hmac.digest(stretched, message, "sha256")
+    monkeypatch.delattr(hashlib, "scrypt")
+    assert Key(text, "there") == Key(text, "here")
+
+
+def test_a_python_without_scrypt_is_an_error_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unsupported(*_: object, **__: object) -> bytes:
+        raise ValueError("unsupported")
+
+    monkeypatch.setattr(hashlib, "scrypt", unsupported)
+    assert "it failed: unsupported" in error_of(lambda: Key("a key that cannot be stretched", "here"))
+    monkeypatch.delattr(hashlib, "scrypt")
+    assert "needs scrypt, which this Python lacks" in error_of(lambda: Key("a key that cannot be stretched", "here"))
+
+
+NEW, OLD = Key(SECRET, "here"), Key(OTHER, "here")
+PARTS = (b"label", b"nonce")
+
+
+@pytest.mark.parametrize(
+    ("prover", "verifier", "shared"),
+    [
+        (Keys(NEW), Keys(NEW), NEW),
+        (Keys(OLD), Keys(NEW, OLD), OLD),
+        (Keys(NEW, OLD), Keys(OLD), OLD),
+        (Keys(NEW, OLD), Keys(NEW, OLD), NEW),
+        (Keys(NEW, OLD), Keys(NEW), NEW),
+        (Keys(NEW), Keys(NEW, OLD), NEW),
+        (Keys(NEW, OLD), Keys(OLD, NEW), OLD),
+        (Keys(NEW), Keys(OLD), None),
+    ],
+)
+def test_two_nodes_use_the_newest_key_that_both_have(prover: Keys, verifier: Keys, shared: Key | None) -> None:
+    assert verifier.match(prover.prove(*PARTS), *PARTS) == shared
+    assert verifier.match(prover.prove(*PARTS), *PARTS, b"") is None
+
+
+def test_the_proof_of_the_new_key_cannot_be_taken_away() -> None:
+    both = Keys(NEW, OLD)
+    proof = both.prove(*PARTS)
+    for damaged in (proof[32:], bytes(32) + proof[32:], proof[32:] + proof[:32], proof[1:], proof[:31], b""):
+        assert both.match(damaged, *PARTS) is None
+        assert Keys(OLD).match(damaged, *PARTS) is None
 
 
 def test_a_proof_is_of_its_key_and_its_parts_alone() -> None:
@@ -127,7 +295,7 @@ def test_a_proof_is_of_its_key_and_its_parts_alone() -> None:
 
 def test_nothing_that_holds_a_key_shows_it(tmp_path: Path) -> None:
     network = load_network(written(tmp_path, network_json() | {"key": SECRET}))
-    for value in (network, network.starter, network.starter.access, network.starter.access.key):
+    for value in (network, network.starter, network.starter.access, network.starter.access.keys):
         for text in (repr(value), str(value), f"{value}", f"{value!r}"):
             assert SECRET not in text
     assert "hidden" in repr(network)

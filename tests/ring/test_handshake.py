@@ -7,31 +7,36 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mdi.errors import RemoteProtocolError
-from mdi.net.keys import Key
+from mdi.net.keys import Key, Keys
 from mdi.ring.handshake import Initiator, KeyMismatch, Responder
 from mdi.ring.messages import Hello, Proof, Welcome
 from support.wire import SESSION, few_examples
 
-KEY, OTHER = Key("correct horse battery staple", "test"), Key("another horse, another staple", "test")
+NEW, OLD = Key("correct horse battery staple", "test"), Key("another horse, another staple", "test")
+KEY, OTHER = Keys(NEW), Keys(OLD)
+BOTH = Keys(NEW, OLD)
 FACTS = {"rank": 1, "n_nodes": 3, "model_digest": "ab" * 32}
 NONE, DIFFERENT = "and the caller has none", "have different keys"
 
 
-def meet(initiator: Initiator, responder: Responder) -> None:
-    """A whole handshake."""
-    responder.check(initiator.prove(responder.welcome(initiator.hello())))
+def meet(initiator: Initiator, responder: Responder) -> bytes | None:
+    """A whole handshake; the session key, on which both sides agree."""
+    proof, session_key = initiator.prove(responder.welcome(initiator.hello()))
+    assert responder.check(proof) == session_key
+    return session_key
 
 
 def test_two_nodes_with_one_key_meet() -> None:
-    meet(Initiator(SESSION, FACTS, KEY), Responder(SESSION, FACTS, Key("correct horse battery staple", "another file")))
+    same = Keys(Key("correct horse battery staple", "another file"))
+    assert meet(Initiator(SESSION, FACTS, KEY), Responder(SESSION, FACTS, same))
 
 
 def test_two_nodes_without_a_key_meet() -> None:
     initiator, responder = Initiator(SESSION, FACTS, None), Responder(SESSION, FACTS, None)
     assert initiator.hello() == Hello(FACTS)
     assert responder.welcome(initiator.hello()) == Welcome()
-    assert initiator.prove(Welcome()) == Proof()
-    responder.check(Proof())
+    assert initiator.prove(Welcome()) == (Proof(), None)
+    assert responder.check(Proof()) is None
 
 
 def test_every_handshake_has_nonces_of_its_own() -> None:
@@ -78,7 +83,7 @@ def test_a_caller_that_goes_on_with_another_key_is_not_let_in() -> None:
     responder = Responder(SESSION, FACTS, KEY)
     initiator = Initiator(SESSION, FACTS, OTHER)
     welcome = responder.welcome(initiator.hello())
-    for mac in (OTHER.mac(b""), b"", bytes(32), welcome.mac):
+    for mac in (OLD.mac(b""), b"", bytes(32), welcome.mac):
         with pytest.raises(KeyMismatch, match=DIFFERENT):
             responder.check(Proof(mac))
 
@@ -91,7 +96,7 @@ def heard() -> tuple[Hello, Welcome, Proof]:
     initiator, responder = Initiator(SESSION, FACTS, KEY), Responder(SESSION, FACTS, KEY)
     hello = initiator.hello()
     welcome = responder.welcome(hello)
-    return hello, welcome, initiator.prove(welcome)
+    return hello, welcome, initiator.prove(welcome)[0]
 
 
 def test_a_hello_and_a_proof_that_were_heard_do_not_let_in_again() -> None:
@@ -150,7 +155,7 @@ def test_a_proof_that_is_sent_back_proves_nothing() -> None:
 @pytest.mark.parametrize("n_bytes", [0, 1, 31])
 def test_a_proof_that_is_cut_off_proves_nothing(n_bytes: int) -> None:
     initiator, responder = Initiator(SESSION, FACTS, KEY), Responder(SESSION, FACTS, KEY)
-    proof = initiator.prove(responder.welcome(initiator.hello()))
+    proof, _ = initiator.prove(responder.welcome(initiator.hello()))
     with pytest.raises(KeyMismatch):
         responder.check(Proof(proof.mac[:n_bytes]))
 
@@ -160,6 +165,43 @@ def test_a_proof_that_is_cut_off_proves_nothing(n_bytes: int) -> None:
 def test_arbitrary_welcomes_are_not_taken(nonce: bytes, mac: bytes) -> None:
     with pytest.raises(KeyMismatch):
         Initiator(SESSION, FACTS, KEY).prove(Welcome(nonce, mac))
+
+
+# ---- the session key
+
+
+def test_every_connection_has_a_session_key_of_its_own() -> None:
+    keys = {meet(Initiator(SESSION, FACTS, KEY), Responder(SESSION, FACTS, KEY)) for _ in range(100)}
+    assert len(keys) == 100
+
+
+def test_a_session_key_is_none_of_the_proofs() -> None:
+    initiator, responder = Initiator(SESSION, FACTS, BOTH), Responder(SESSION, FACTS, BOTH)
+    welcome = responder.welcome(initiator.hello())
+    proof, session_key = initiator.prove(welcome)
+    assert session_key not in (proof.mac, welcome.mac[:32], welcome.mac[32:])
+
+
+# ---- while a key is being replaced
+
+
+@pytest.mark.parametrize("caller", [KEY, OTHER, BOTH])
+@pytest.mark.parametrize("answerer", [KEY, OTHER, BOTH])
+def test_two_nodes_meet_if_they_have_a_key_in_common(caller: Keys, answerer: Keys) -> None:
+    initiator, responder = Initiator(SESSION, FACTS, caller), Responder(SESSION, FACTS, answerer)
+    if {caller, answerer} == {KEY, OTHER}:
+        with pytest.raises(KeyMismatch, match=DIFFERENT):
+            meet(initiator, responder)
+    else:
+        assert meet(initiator, responder)
+
+
+def test_two_nodes_with_the_new_key_cannot_be_made_to_use_the_old_one() -> None:
+    initiator, responder = Initiator(SESSION, FACTS, BOTH), Responder(SESSION, FACTS, BOTH)
+    welcome = responder.welcome(initiator.hello())
+    for mac in (welcome.mac[32:], bytes(32) + welcome.mac[32:], welcome.mac[32:] + welcome.mac[:32]):
+        with pytest.raises(KeyMismatch, match=DIFFERENT):
+            initiator.prove(Welcome(welcome.nonce, mac))
 
 
 # ---- what a stranger learns

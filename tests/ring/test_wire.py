@@ -48,10 +48,11 @@ def encoded(message: Message, encoder: Encoder) -> bytes:
     return b"".join(encoder.encode(message))
 
 
-def open_encoder(session: Session = SESSION) -> Encoder:
+def open_encoder(session: Session = SESSION, session_key: bytes | None = None) -> Encoder:
     encoder = Encoder(session)
     encoder.encode(Hello({}))
     encoder.encode(Proof())
+    encoder.open(session_key)
     return encoder
 
 
@@ -241,7 +242,7 @@ GOOD_SEGMENT = [(0, 0, 2, 1)]
     [
         (activation(GOOD_SEGMENT, rows(2), magic=b"MDIS"), r"not a ring message: it begins with b'MDIS'"),
         (b"GET / HTTP/1.1\r\nHost: 127.0.0.1:5088\r\n", r"not a ring message: it begins with b'GET '"),
-        (activation(GOOD_SEGMENT, rows(2), version=1), "version 1 of the ring protocol, this node 2"),
+        (activation(GOOD_SEGMENT, rows(2), version=1), "version 1 of the ring protocol, this node 3"),
         (activation(GOOD_SEGMENT, rows(2), version=0), "version 0"),
         (frame(0), "kind 0 is not legal in state OPEN"),
         (frame(10), "PROOF is not legal in state OPEN"),
@@ -288,7 +289,10 @@ def test_a_handshake_of_impossible_size_is_refused_before_the_body(data: bytes, 
     ("data", "words"),
     [
         (frame(3, n_bytes=4097), "REFUSE of 4097"),
-        *((frame(2, n_bytes=n_bytes), f"WELCOME of {n_bytes} bytes") for n_bytes in (1, 16, 32, 47, 49, 2**32 - 1)),
+        *(
+            (frame(2, n_bytes=n_bytes), f"WELCOME of {n_bytes} bytes")
+            for n_bytes in (1, 16, 32, 47, 49, 79, 81, 2**32 - 1)
+        ),
     ],
 )
 def test_an_answer_of_impossible_size_is_refused_before_the_body(data: bytes, words: str) -> None:
@@ -450,10 +454,14 @@ def test_a_message_is_legal_in_its_state_only(backward: bool, state: str, messag
     encoder = Encoder(SESSION, backward=backward)
     for earlier in feed(decoder, WAYS[backward, state]):
         encoder.encode(earlier)
+        if isinstance(earlier, Proof):
+            encoder.open(None)
     assert decoder.state.name == encoder.state.name == state
     if legal:
         assert list(feed(decoder, raw(message))) == [message]
         assert encoded(message, encoder) == raw(message)
+        if isinstance(message, Proof):
+            encoder.open(None)
         assert decoder.state is encoder.state
         return
     words = f"{type(message).__name__.upper()} is not legal in state {state}"
@@ -461,6 +469,16 @@ def test_a_message_is_legal_in_its_state_only(backward: bool, state: str, messag
     with pytest.raises(LocalProtocolError, match=f"cannot be sent in state {state}"):
         encoder.encode(message)
     assert encoder.state.name == state
+
+
+def test_nothing_is_legal_before_the_session_key_is_set() -> None:
+    encoder, decoder = greeted_encoder(), greeted_decoder()
+    decoder.buffer()[:] = encoded(Proof(), encoder)
+    assert decoder.received(HEADER_BYTES) == Proof()
+    with pytest.raises(LocalProtocolError, match="cannot be sent in state PROVED"):
+        encoder.encode(Ping())
+    with pytest.raises(RemoteProtocolError, match="PING is not legal in state PROVED"):
+        list(feed(decoder, frame(7)))
 
 
 @pytest.mark.parametrize("last", [Goodbye(), Fault(0, "gone")])
@@ -608,8 +626,9 @@ def test_arbitrary_legal_streams_arrive_as_they_were_sent(
     facts: dict[str, object], messages: list[Message], last: Message, pieces: list[int]
 ) -> None:
     stream = [Hello(facts), Proof(), *messages, last]
-    encoder = Encoder(SESSION)
-    data = b"".join(encoded(message, encoder) for message in stream)
+    data = encoded(stream[0], Encoder(SESSION)) + encoded(Proof(), greeted_encoder())
+    encoder = open_encoder()
+    data += b"".join(encoded(message, encoder) for message in stream[2:])
     decoder = Decoder(SESSION)
     assert list(feed(decoder, data, pieces)) == stream
     decoder.end_of_file()

@@ -10,6 +10,7 @@ from mdi.config.network import NetworkConfig
 from mdi.config.options import StarterOptions
 from mdi.control.status import NodeState
 from mdi.engine.sample import Outcome, Sample
+from mdi.net.access import THIS_MACHINE, Access
 from mdi.net.timeouts import Timeouts
 from mdi.nodes.starter import Starter
 from support.relay import Relay
@@ -27,10 +28,10 @@ SEEDED = {"temperature": 0.9, "seed": 7}
 class Bench:
     """A starter's network with a relay in every link: `ring[k]` leads into node k, `http[k]` to its HTTP."""
 
-    def __init__(self, n_nodes: int, cache: Path, stack: contextlib.ExitStack) -> None:
-        self.machines = {number: Machine(cache, TIMEOUTS) for number in range(1, n_nodes)}
+    def __init__(self, n_nodes: int, cache: Path, stack: contextlib.ExitStack, access: Access = THIS_MACHINE) -> None:
+        self.machines = {number: Machine(cache, TIMEOUTS, access) for number in range(1, n_nodes)}
         http_port, port_in = free_ports(2)
-        nodes = {0: replace(ANY_PORT, http_port=http_port, port_in=port_in)}
+        nodes = {0: replace(ANY_PORT, http_port=http_port, port_in=port_in, access=access)}
         nodes |= {number: machine.node for number, machine in self.machines.items()}
         for machine in self.machines.values():
             machine.start()

@@ -10,7 +10,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 HOST = "127.0.0.1"
 BLOCK_BYTES = 1 << 16
@@ -18,6 +18,9 @@ THROTTLE_BYTES_S = 20_000
 STALL_S = 1.3
 DELAY_S = 0.05
 _RESET = struct.pack("ii", 1, 0)
+
+
+Rewriter = Callable[[bytes], bytes]
 
 
 class Fault(enum.Enum):
@@ -38,6 +41,7 @@ class Relay:
 
     def __init__(self, target: int) -> None:
         self._target = target
+        self.new_rewriter: Callable[[], Rewriter] = lambda: bytes  # for each connection: what becomes of its bytes
         self._listener = socket.create_server((HOST, 0))
         self.port = int(self._listener.getsockname()[1])
         self._wake, self._woken = socket.socketpair()
@@ -102,9 +106,9 @@ class Relay:
                 target.settimeout(None)
                 for sock in (source, target):
                     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                self._pass_on(source, target)
+                self._pass_on(source, target, self.new_rewriter())
 
-    def _pass_on(self, source: socket.socket, target: socket.socket) -> None:
+    def _pass_on(self, source: socket.socket, target: socket.socket, rewrite: Rewriter) -> None:
         lasting: Fault | None = None  # a fault of this connection that goes on
         while True:
             ready, _, _ = select.select([source, target, self._woken], [], [])
@@ -118,6 +122,7 @@ class Relay:
             if source in ready:
                 if not (data := _receive(source, target)):
                     return
+                data = rewrite(data)
                 lasting = self._due(len(data)) or lasting
                 if lasting is not None and not self._suffer(lasting, data, source, target):
                     return

@@ -113,11 +113,11 @@ def ring_of(
 class Machine:
     """A secondary as an object that can lose its power, and come back on the same ports with the same disk."""
 
-    def __init__(self, cache_dir: Path, timeouts: Timeouts = DEFAULT_TIMEOUTS) -> None:
+    def __init__(self, cache_dir: Path, timeouts: Timeouts = DEFAULT_TIMEOUTS, access: Access = THIS_MACHINE) -> None:
         self.cache_dir, self._timeouts = cache_dir, timeouts
         self._sources = WeightSources(ChunkCache(cache_dir, content_digest))
         http_port, port_in = free_ports(2)
-        self.node = replace(ANY_PORT, http_port=http_port, port_in=port_in)
+        self.node = replace(ANY_PORT, http_port=http_port, port_in=port_in, access=access)
         self._secondary: Secondary | None = None
         self._switching = threading.Lock()  # others notice a loss while its ports are still held
 

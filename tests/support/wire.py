@@ -28,7 +28,7 @@ def frame(
     body: bytes = b"",
     *,
     magic: bytes = b"MDIR",
-    version: int = 2,
+    version: int = 3,
     dtype: int = 0,
     reserved: int = 0,
     epoch: int = 7,
@@ -72,18 +72,26 @@ FORWARD_MESSAGES: list[Message] = [
 ]
 
 
-def open_decoder(*, returning: bool = False, session: Session = SESSION) -> Decoder:
+def open_decoder(*, returning: bool = False, session: Session = SESSION, session_key: bytes | None = None) -> Decoder:
     """A decoder that has read the handshake."""
     decoder = Decoder(session, returning=returning)
     hello = frame(1, b"{}", epoch=session.epoch)
-    assert list(feed(decoder, hello + frame(10, epoch=session.epoch))) == [Hello({}), Proof()]
+    proof = frame(10, epoch=session.epoch)
+    assert list(feed(decoder, hello + proof, session_key=session_key)) == [Hello({}), Proof()]
     return decoder
 
 
 def feed(
-    decoder: Decoder, data: bytes, piece_bytes: Iterable[int] = (), largest: int = LARGEST_BUFFER
+    decoder: Decoder,
+    data: bytes,
+    piece_bytes: Iterable[int] = (),
+    largest: int = LARGEST_BUFFER,
+    session_key: bytes | None = None,
 ) -> Iterator[Message]:
-    """Hand `data` over in pieces of at most the given sizes, then of any size; yield the messages."""
+    """Hand `data` over in pieces of at most the given sizes, then of any size; yield the messages.
+
+    After a PROOF the decoder gets the session key, as from the handshake.
+    """
     sizes = iter(piece_bytes)
     while data:
         buffer = decoder.buffer()
@@ -92,6 +100,8 @@ def feed(
         buffer[:n_bytes] = data[:n_bytes]
         data = data[n_bytes:]
         message = decoder.received(n_bytes)
+        if isinstance(message, Proof):
+            decoder.open(session_key)
         if message is not None:
             yield message
 

@@ -1,7 +1,9 @@
 """Whole rings with a key and with TLS, and nodes that do not belong to them."""
 
 import contextlib
+import json
 import logging
+import re
 import shutil
 import socket
 import ssl
@@ -10,23 +12,25 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import requests
 
 from mdi.control.client import ControlClient
 from mdi.control.status import NodeState
 from mdi.errors import ControlError
 from mdi.net.access import THIS_MACHINE, Access
 from mdi.net.certificates import make_certificates
-from mdi.net.keys import Key
+from mdi.net.keys import Key, Keys
 from mdi.net.tls import Tls
 from mdi.ring.link import PredecessorConnected
 from support.config_files import files_of
 from support.links import FLOOD, FOREIGN, LARGE, PATIENCE_S, Bench
 from support.rings import ring_of
+from support.wire import frame
 
 pytestmark = pytest.mark.slow
 
 SECRET = "correct horse battery staple"
-KEY, OTHER = Key(SECRET, "test"), Key("another horse, another staple", "test")
+KEY, OTHER = Keys(Key(SECRET, "test")), Keys(Key("another horse, another staple", "test"))
 needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl on this machine")
 
 
@@ -78,7 +82,7 @@ def test_a_ring_with_tls_generates_what_one_without_does(tiny: Path, tls: Tls, t
     ],
 )
 def test_a_starter_whose_key_is_not_the_nodes_is_refused(
-    tiny: Path, tmp_path: Path, starter: Key | None, secondary: Key | None, words: str,
+    tiny: Path, tmp_path: Path, starter: Keys | None, secondary: Keys | None, words: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     caplog.set_level(logging.DEBUG)
@@ -124,7 +128,7 @@ def test_two_nodes_with_the_same_access_meet(bench: Bench, access: Access) -> No
 
 @needs_openssl
 @pytest.mark.parametrize("key", [KEY, None])
-def test_two_nodes_with_the_same_certificates_meet(bench: Bench, tls: Tls, key: Key | None) -> None:
+def test_two_nodes_with_the_same_certificates_meet(bench: Bench, tls: Tls, key: Keys | None) -> None:
     assert meet(bench, Access(key, tls), Access(key, tls)) == ("", True)
 
 
@@ -137,7 +141,7 @@ def test_two_nodes_with_the_same_certificates_meet(bench: Bench, tls: Tls, key: 
     ],
 )
 def test_keys_that_differ_are_told_on_both_sides(
-    bench: Bench, caller: Key | None, answerer: Key | None, reason: str, caplog: pytest.LogCaptureFixture
+    bench: Bench, caller: Keys | None, answerer: Keys | None, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     error, let_in = meet(bench, Access(caller), Access(answerer))
     assert not let_in
@@ -189,6 +193,22 @@ def test_a_peer_without_the_key_learns_nothing_of_the_session(bench: Bench) -> N
             b"it does not fit this node's session; the node's log says why",
             b"this ring has a key and the caller has none",
         )
+
+
+def test_a_stranger_is_given_nothing_to_try_keys_on(bench: Bench, tmp_path: Path) -> None:
+    """No proof, and nothing else that is made with the key: a challenge, or a reason."""
+    end = bench.end(1, access=Access(KEY))
+    end.link.accept()
+    sock = bench.dial(end.port)
+    sock.sendall(frame(1, json.dumps({"n_slots": 9, "nonce": "00" * 16}).encode()))
+    assert sock.recv(1000)[32:] == b"it does not fit this node's session; the node's log says why"
+    with ring_of(2, tmp_path, access=Access(KEY)) as ring:
+        url = f"http://127.0.0.1:{ring.secondaries[0].http_port}/"
+        answers = [requests.get(url, headers={"Authorization": "MDI-HMAC"}, timeout=60) for _ in range(2)]
+    for answer in answers:
+        nonce = re.findall(r'nonce="([0-9a-f]{32})"', answer.headers["WWW-Authenticate"])
+        assert re.findall(r"[0-9a-f]{10,}", str(answer.headers) + answer.text) == nonce
+    assert answers[0].headers["WWW-Authenticate"] != answers[1].headers["WWW-Authenticate"]
 
 
 @needs_openssl

@@ -18,6 +18,7 @@ from mdi.config.options import defaults_of
 from mdi.config.paths import LOGS_DIR
 from mdi.errors import ConfigError, MdiError, StorageError
 from mdi.inbox import Stopped
+from mdi.net.key_sources import KEY_FILE_VARIABLE, make_key_file
 
 Options = TypeVar("Options")
 
@@ -41,6 +42,15 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
+class _MakeKey(argparse.Action):
+    """`--make-key FILE`: write a key instead of running, as `--help` prints a text."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: object, values: Any, option: object = None) -> None:
+        make_key_file(Path(values))
+        print(f"{values}: a new key; copy it to every node and name it there in {KEY_FILE_VARIABLE} or key_file")
+        parser.exit()
+
+
 def add_node_options(parser: Parser) -> None:
     """The options that every node has."""
     parser.option("-v", "--verb", dest="verbose", action="store_true", help="say what happens at each stage")
@@ -52,6 +62,14 @@ def add_node_options(parser: Parser) -> None:
     parser.option("--dtype", help="float32, float16 or bfloat16 (default: what the device computes fast)")
     parser.option("--quantize", metavar="MODE", help="none, int8 or int4 weights (default: as the chunk holds them)")
     parser.option("--seed", type=int, help="seed of the random choices")
+    parser.add_argument(
+        "--make-key",
+        action=_MakeKey,
+        dest=argparse.SUPPRESS,
+        default=argparse.SUPPRESS,
+        metavar="FILE",
+        help="write a new key for the ring to FILE and exit",
+    )
 
 
 def set_up_logging(verbose: bool, debug_log: str | None = None) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 from mdi.errors import ConfigError
 from mdi.formats import DEVICE
 from mdi.net.access import THIS_MACHINE, Access
-from mdi.net.keys import Key, key_from_environment, key_from_file
+from mdi.net.key_sources import key_from_file, key_from_text, keys_from, warn_if_readable_by_others
+from mdi.net.keys import Key
 from mdi.net.tls import Tls
 
 MAX_SHARE = 10**6
@@ -181,17 +182,19 @@ class _Reader:
             raise self.error("device", f"{device!r} is not cpu, mps, cuda or cuda:N")
         return device
 
-    def optional_key(self) -> Key | None:
-        """The ring's key, as a string or in a file. Errors do not quote it."""
-        path = self.file("key_file") if self.has("key_file") else None
-        if not self.has("key"):
-            return None if path is None else key_from_file(path, f"{self._path}: {self._where}key_file")
+    def optional_key(self, name: str) -> Key | None:
+        """A key of the ring, as the string `name` or in the file `<name>_file`. Errors do not quote it."""
+        file_name = f"{name}_file"
+        path = self.file(file_name) if self.has(file_name) else None
+        if not self.has(name):
+            return None if path is None else key_from_file(path, f"{self._path}: {self._where}{file_name}")
         if path is not None:
-            raise self.error("key", "key_file gives a key too: keep one of them")
-        text = self._data.pop("key")
+            raise self.error(name, f"{file_name} gives a key too: keep one of them")
+        text = self._data.pop(name)
         if not isinstance(text, str):
-            raise self.error("key", "is not a string")
-        return Key(text, f"{self._path}: {self._where}key")
+            raise self.error(name, "is not a string")
+        warn_if_readable_by_others(self._path)
+        return key_from_text(text, f"{self._path}: {self._where}{name}")
 
     def finish(self) -> None:
         if self._data:
@@ -199,10 +202,10 @@ class _Reader:
 
 
 def _read_access(root: _Reader) -> Access:
-    """The top-level keys `key`, `key_file` and `tls`. A key of the environment comes before the file's."""
-    configured = root.optional_key()
+    """The top-level keys `key`, `key_old`, both also with `_file`, and `tls`."""
+    keys = keys_from(root.optional_key("key"), root.optional_key("key_old"))
     tls = root.child("tls") if root.has("tls") else None
-    return Access(key_from_environment() or configured, _read_tls(tls) if tls else None)
+    return Access(keys, _read_tls(tls) if tls else None)
 
 
 def _read_tls(reader: _Reader) -> Tls:

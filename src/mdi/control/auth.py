@@ -4,8 +4,8 @@ In a ring with a key a client asks for a nonce first and signs its request with 
 
     Authorization: MDI-HMAC                                      give me a nonce
     WWW-Authenticate: MDI-HMAC nonce="...", stale="false"        (401) here it is
-    Authorization: MDI-HMAC nonce="...", body="...", mac="..."   the SHA-256 of the body, and the proof
-    Authentication-Info: body="...", mac="..."                   the same for the answer
+    Authorization: MDI-HMAC nonce="...", body="...", mac="..."   the SHA-256 of the body, and a proof of each key
+    Authentication-Info: body="...", mac="..."                   the same for the answer, with the key they share
 
 Without a key only clients at the addresses of the configuration are authorized.
 """
@@ -21,7 +21,7 @@ from typing import Any
 
 from mdi import __version__
 from mdi.net.access import Access, AllowedHosts
-from mdi.net.keys import MAC_BYTES, NONCE_BYTES, Key, Nonces
+from mdi.net.keys import MAC_BYTES, NONCE_BYTES, Key, Keys, Nonces
 from mdi.net.refusals import RefusalLog
 from mdi.strings import one_line
 
@@ -34,7 +34,8 @@ _STREAM = "stream"  # instead of the digest of such a body
 _HEX = "[0-9a-f]"
 _CHALLENGE = re.compile(f'{SCHEME} nonce="({_HEX}{{{2 * NONCE_BYTES}}})", stale="(true|false)"')
 _SIGNED = re.compile(
-    f'{SCHEME} nonce="({_HEX}{{{2 * NONCE_BYTES}}})", body="({_HEX}{{64}})", mac="({_HEX}{{{2 * MAC_BYTES}}})"'
+    f'{SCHEME} nonce="({_HEX}{{{2 * NONCE_BYTES}}})", body="({_HEX}{{64}})",'
+    f' mac="((?:{_HEX}{{{2 * MAC_BYTES}}}){{1,2}})"'
 )
 _ANSWER = re.compile(f'body="({_HEX}{{64}}|{_STREAM})", mac="({_HEX}{{{2 * MAC_BYTES}}})"')
 
@@ -71,18 +72,18 @@ class Challenge:
         match = _CHALLENGE.fullmatch(header)
         return cls(match[1], match[2] == "true") if match else None
 
-    def sign(self, key: Key, method: str, target: str, body: bytes) -> str:
+    def sign(self, keys: Keys, method: str, target: str, body: bytes) -> str:
         """The header Authorization for one request; `target` is its path and query, as they are sent."""
         digest = _sha256(body)
-        mac = key.mac(*_request_parts(self.nonce, method, target, digest)).hex()
+        mac = keys.prove(*_request_parts(self.nonce, method, target, digest)).hex()
         return f'{SCHEME} nonce="{self.nonce}", body="{digest}", mac="{mac}"'
 
-    def answered(self, key: Key, status: int, body: bytes, header: str) -> bool:
-        """Whether the header Authentication-Info of an answer shows that the other side has the key."""
+    def answered(self, keys: Keys, status: int, body: bytes, header: str) -> bool:
+        """Whether the header Authentication-Info of an answer shows that the other side has one of the keys."""
         match = _ANSWER.fullmatch(header)
         if match is None or match[1] not in (_STREAM, _sha256(body)):
             return False
-        return key.verify(bytes.fromhex(match[2]), *_answer_parts(self.nonce, status, match[1]))
+        return keys.match(bytes.fromhex(match[2]), *_answer_parts(self.nonce, status, match[1])) is not None
 
 
 # ---- the node's side
@@ -111,21 +112,21 @@ class AuthMiddleware:
         refusals: RefusalLog | None = None,
     ) -> None:
         """`local` is the address that the node listens on."""
-        self._application, self._key, self._max_body_bytes = application, access.key, max_body_bytes
+        self._application, self._keys, self._max_body_bytes = application, access.keys, max_body_bytes
         self._refusals = refusals or RefusalLog()
         self._nonces = Nonces()
         self._allowed = None if access.addrs is None else AllowedHosts(("localhost", *access.addrs), local)
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         try:
-            if self._key is None:
+            if self._keys is None:
                 self._check_address(environ)
                 return self._application(environ, start_response)
-            nonce, body = self._check_signature(self._key, environ)
+            key, nonce, body = self._check_signature(self._keys, environ)
         except _RequestRejected as exc:
             return self._reject(environ, start_response, exc)
         environ["wsgi.input"] = io.BytesIO(body)
-        return self._forward(self._key, nonce, environ, start_response)
+        return self._forward(key, nonce, environ, start_response)
 
     def _check_address(self, environ: Environ) -> None:
         if environ.get("HTTP_AUTHORIZATION", "").startswith(SCHEME):
@@ -134,8 +135,8 @@ class AuthMiddleware:
             reason = f"{environ['REMOTE_ADDR']} is not in this node's configuration, and this ring has no key"
             raise _RequestRejected(reason, "403 Forbidden")
 
-    def _check_signature(self, key: Key, environ: Environ) -> tuple[str, bytes]:
-        """The nonce and the body of a request whose signature is right; all that it covers is as it was signed."""
+    def _check_signature(self, keys: Keys, environ: Environ) -> tuple[Key, str, bytes]:
+        """Key, nonce and body of a request whose signature is right; all that it covers is as it was signed."""
         header = environ.get("HTTP_AUTHORIZATION", "")
         if header == SCHEME:
             raise _RequestRejected("here is a nonce", log=False)
@@ -144,14 +145,15 @@ class AuthMiddleware:
         nonce, digest, mac = match.groups()
         parts = _request_parts(nonce, environ["REQUEST_METHOD"], environ["REQUEST_URI"], digest)
         known = self._nonces.redeem(bytes.fromhex(nonce))
-        if not key.verify(bytes.fromhex(mac), *parts):
+        key = keys.match(bytes.fromhex(mac), *parts)
+        if key is None:
             raise _RequestRejected("the caller and this node have different keys")
         if not known:
             raise _RequestRejected("the nonce was used before, or is not known any more", stale=True)
         body = self._read_body(environ)
         if _sha256(body) != digest:
             raise _RequestRejected("the body is not the one that was signed")
-        return nonce, body
+        return key, nonce, body
 
     def _read_body(self, environ: Environ) -> bytes:
         length = environ.get("CONTENT_LENGTH") or "0"
@@ -168,7 +170,7 @@ class AuthMiddleware:
             self._refusals.add(log, "refused %s from %s: %s", request, environ["REMOTE_ADDR"], rejected)
         body = json.dumps({"error": str(rejected), "version": __version__}).encode()
         headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
-        if self._key is not None:
+        if self._keys is not None:
             nonce, stale = self._nonces.issue().hex(), "true" if rejected.stale else "false"
             headers.append(("WWW-Authenticate", f'{SCHEME} nonce="{nonce}", stale="{stale}"'))
         start_response(rejected.status, headers)

@@ -17,7 +17,7 @@ from mdi.control.status import InitAnswer, NodeStatus, init_answer_from_json
 from mdi.errors import ControlError
 from mdi.files import storage_error
 from mdi.net.access import THIS_MACHINE, Access
-from mdi.net.keys import Key
+from mdi.net.keys import Keys
 from mdi.net.timeouts import DEFAULT_TIMEOUTS, Timeouts
 from mdi.strings import one_line
 
@@ -120,8 +120,8 @@ class ControlClient:
                 request = session.prepare_request(requests.Request(method, self.url + path, **arguments))
                 timeouts = (self._timeouts.connect_s, answer_timeout_s or self._timeouts.answer_s)
                 send = functools.partial(session.send, timeout=timeouts, allow_redirects=False)
-                key = self._access.key
-                response = send(request) if key is None else self._send_signed(send, request, key)
+                keys = self._access.keys
+                response = send(request) if keys is None else self._send_signed(send, request, keys)
             except requests.exceptions.SSLError as exc:
                 raise ControlError(f"{self.name} at {self.url} does not agree on TLS: {one_line(exc)}") from exc
             except requests.ConnectionError as exc:
@@ -154,7 +154,7 @@ class ControlClient:
                     pools[key].close()
 
     def _send_signed(
-        self, send: Callable[..., requests.Response], request: requests.PreparedRequest, key: Key
+        self, send: Callable[..., requests.Response], request: requests.PreparedRequest, keys: Keys
     ) -> requests.Response:
         """Ask for a nonce, without the body; sign with it; check that the other side has the key too."""
         body = request.body or b""
@@ -164,11 +164,11 @@ class ControlClient:
             challenge = Challenge.of(answer.headers.get("WWW-Authenticate", ""))
             if challenge is None:
                 raise ControlError(f"{self.name} at {self.url} has no key, and this node has one")
-            signature = challenge.sign(key, str(request.method), request.path_url, body)
+            signature = challenge.sign(keys, str(request.method), request.path_url, body)
             request.headers["Authorization"] = signature
             answer = send(request)
             if challenge.answered(
-                key, answer.status_code, answer.content, answer.headers.get("Authentication-Info", "")
+                keys, answer.status_code, answer.content, answer.headers.get("Authentication-Info", "")
             ):
                 return answer
             again = Challenge.of(answer.headers.get("WWW-Authenticate", ""))

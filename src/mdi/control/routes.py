@@ -116,7 +116,7 @@ class ControlServer:
 
 
 def _warn_if_unauthenticated(addr: str, access: Access) -> None:
-    if access.key is None and not is_loopback(addr):
+    if access.keys is None and not is_loopback(addr):
         clients = "everyone" if access.addrs is None else f"whoever calls from {', '.join(access.addrs)}"
         log.warning("this ring has no key: %s may use this node, see docs/running.md", clients)
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from mdi.net.keys import Key
+from mdi.net.keys import Keys
 from mdi.net.timeouts import Clock
 from mdi.net.tls import Tls
 
@@ -16,9 +16,9 @@ RESOLVED_S = 10.0  # how long the addresses of a name are believed
 
 @dataclass(frozen=True)
 class Access:
-    """Key, TLS files and allowed addresses of the configuration, as one value for all connections of a node."""
+    """Keys, TLS files and allowed addresses of the configuration, as one value for all connections of a node."""
 
-    key: Key | None = None
+    keys: Keys | None = None
     tls: Tls | None = None
     addrs: tuple[str, ...] | None = ()  # of the nodes that are authorized where there is no key; None: all are
 

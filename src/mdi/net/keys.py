@@ -1,34 +1,39 @@
-"""The ring's shared key, the proofs made with it, and the challenges they answer. The key is never shown."""
+"""The ring's keys, the proofs made with them, and the challenges they answer. A key is never shown."""
 
+import functools
 import hashlib
 import hmac
-import os
 import secrets
 import threading
 import time
 from collections import OrderedDict
-from pathlib import Path
+from dataclasses import dataclass
 
 from mdi.errors import ConfigError
 from mdi.net.timeouts import Clock
 
-KEY_VARIABLE, KEY_FILE_VARIABLE = "MDI_KEY", "MDI_KEY_FILE"
 MIN_KEY_CHARACTERS = 16
-MAX_KEY_FILE_BYTES = 4096
 NONCE_BYTES = 16
 MAC_BYTES = 32
+MAKE_KEY = "`starter.py --make-key FILE` makes a good one"
+
+# scrypt, RFC 7914: 32 MiB and 0.1 s on a desktop, once for each program; a guess at the key costs as much. The salt is
+# fixed, because nodes share nothing before they share the key.
+SCRYPT_SALT = b"mdi-llm ring key"
+SCRYPT_N, SCRYPT_R, SCRYPT_P = 2**15, 8, 1
+SCRYPT_MAX_BYTES = 64 * 2**20
 
 
 class Key:
-    """The secret that the nodes of a ring share. Not a dataclass: `repr` and `asdict` would show it."""
+    """A secret that the nodes of a ring share. Not a dataclass: `repr` and `asdict` would show it."""
 
     def __init__(self, text: str, where: str) -> None:
         """Surrounding whitespace is ignored. Raises `ConfigError`, naming `where` it stands, if it is too short."""
         text = text.strip()
         if len(text) < MIN_KEY_CHARACTERS:
             problem = f"the key has fewer than {MIN_KEY_CHARACTERS} characters" if text else "the key is empty"
-            raise ConfigError(f"{where}: {problem}; `openssl rand -hex 32` makes a good one")
-        self._secret = text.encode(errors="surrogatepass")  # an environment may hold any bytes
+            raise ConfigError(f"{where}: {problem}; {MAKE_KEY}")
+        self._secret = _stretch(text.encode(errors="surrogatepass"))  # an environment may hold any bytes
 
     def __repr__(self) -> str:
         return "Key(hidden)"
@@ -52,31 +57,47 @@ class Key:
         return hmac.compare_digest(mac, self.mac(*parts))
 
 
-def key_from_environment() -> Key | None:
-    """The key that `MDI_KEY` holds or `MDI_KEY_FILE` names; None where neither is set."""
-    text, path = os.environ.get(KEY_VARIABLE), os.environ.get(KEY_FILE_VARIABLE)
-    if text is not None and path is not None:
-        raise ConfigError(f"{KEY_VARIABLE} and {KEY_FILE_VARIABLE} both give a key: set one of them")
-    if path is not None:
-        return key_from_file(Path(path), KEY_FILE_VARIABLE)
-    return None if text is None else Key(text, KEY_VARIABLE)
+@functools.lru_cache(maxsize=64)  # a process may hold many nodes
+def _stretch(secret: bytes) -> bytes:
+    """The secret under all MACs. Whoever hears a MAC can try keys on it, but only some ten per second and core."""
+    scrypt = getattr(hashlib, "scrypt", None)
+    if scrypt is None:
+        raise ConfigError("a ring with a key needs scrypt, which this Python lacks: use one built with OpenSSL 1.1")
+    try:
+        stretched: bytes = scrypt(
+            secret, salt=SCRYPT_SALT, n=SCRYPT_N, r=SCRYPT_R, p=SCRYPT_P, maxmem=SCRYPT_MAX_BYTES, dklen=MAC_BYTES
+        )
+    except (ValueError, MemoryError) as exc:  # OpenSSL in FIPS mode has no scrypt
+        raise ConfigError(f"a ring with a key needs scrypt and 32 MiB for it, and it failed: {exc}") from None
+    return stretched
 
 
-def key_from_file(path: Path, where: str) -> Key:
-    """The key in a file; errors name `where` the file is named. They quote nothing of its content."""
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_KEY_FILE_BYTES + 1)
-    except (OSError, ValueError) as exc:  # a null byte in a path is a ValueError
-        reason = (exc.strerror if isinstance(exc, OSError) else None) or "not a path"
-        raise ConfigError(f"{where}: {path} cannot be read: {reason}") from exc
-    if len(content) > MAX_KEY_FILE_BYTES:
-        raise ConfigError(f"{where}: {path} has more than {MAX_KEY_FILE_BYTES} bytes: is it a key?")
-    try:
-        text = content.decode()
-    except UnicodeDecodeError:
-        raise ConfigError(f"{where}: {path} is not UTF-8 text") from None  # its bytes would stand in the chain
-    return Key(text, f"{where}: {path}")
+@dataclass(frozen=True)
+class Keys:
+    """The key of a ring and, while it is being replaced, the one before.
+
+    Two nodes understand each other if they have one key in common, so the nodes of a ring can get a new key one by one.
+    """
+
+    current: Key
+    old: Key | None = None
+
+    def prove(self, *parts: bytes) -> bytes:
+        """A proof of each key, the current one's first: the peer may know only one of them.
+
+        The second covers the first. So nobody without a key can take the first away, to have two nodes that share the
+        new key use the old one.
+        """
+        first = self.current.mac(*parts)
+        return first if self.old is None else first + self.old.mac(*parts, first)
+
+    def match(self, proof: bytes, *parts: bytes) -> Key | None:
+        """The key that both sides have, the current one if possible; None where the `proof` over `parts` shows none."""
+        first, second = proof[:MAC_BYTES], proof[MAC_BYTES:]
+        for key in (self.current, self.old):
+            if key is not None and (key.verify(first, *parts) or key.verify(second, *parts, first)):
+                return key
+        return None
 
 
 def new_nonce() -> bytes:

@@ -79,7 +79,7 @@ class HandshakeAcceptor:
         self._config, self._timeouts = config, config.timeouts
         self._listener, self._woken, self._access, self._refusals = listener, woken, access, refusals
         addrs, local = [config.predecessor.addr], listener.getsockname()[0]
-        self._allowed = None if access.key else AllowedHosts(addrs, local)
+        self._allowed = None if access.keys else AllowedHosts(addrs, local)
         self._predecessor = AllowedHosts(addrs, local, resolve=as_written)
         self._pending: dict[int, tuple[_PendingConnection, _Handshake]] = {}  # by descriptor, the oldest first
         self._evictable: EvictionOrder[_PendingConnection] = EvictionOrder(N_RANKS)
@@ -204,7 +204,7 @@ class HandshakeAcceptor:
         if self._access.tls is not None:
             connection.sock = secured = wrap_accepted(connection.sock, self._access.tls)
             yield from complete_handshake(secured)
-        sock, responder = connection.sock, Responder(config.session, config.expected, self._access.key)
+        sock, responder = connection.sock, Responder(config.session, config.expected, self._access.keys)
         decoder, encoder = Decoder(config.session, returning=config.returning), Encoder(config.session, backward=True)
         try:
             hello = yield from _receive(connection, decoder)
@@ -215,7 +215,7 @@ class HandshakeAcceptor:
             if isinstance(proof, Refuse):
                 raise RemoteAbort(proof.reason)
             assert isinstance(proof, Proof)
-            responder.check(proof)
+            decoder.open(responder.check(proof))
         except RemoteProtocolError as exc:
             self._log_refusal(connection.address, exc)
             connection.is_refused = True

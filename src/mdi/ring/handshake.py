@@ -1,18 +1,19 @@
 """The handshake of two neighbours on the ring: do they hold the same facts, and the same key? Sans-I/O.
 
     initiator  HELLO    facts and, where the ring has a key, a nonce
-    responder  WELCOME  a nonce of its own and its proof, or REFUSE
-    initiator  PROOF    its proof, or REFUSE
+    responder  WELCOME  a nonce of its own and a proof of each of its keys, or REFUSE
+    initiator  PROOF    a proof of the key that both have, or REFUSE
 
 A proof is a MAC over the role, the epoch, both nonces and the facts: it fits no other session, connection or
-direction. Without a key nonces and proofs are empty.
+direction. A further MAC over the same is the session key, which authenticates the frames that follow. Without a key
+nonces and proofs are empty, and there is no session key.
 """
 
 import re
 from typing import Any
 
 from mdi.errors import RemoteProtocolError
-from mdi.net.keys import NONCE_BYTES, Key, new_nonce
+from mdi.net.keys import NONCE_BYTES, Keys, new_nonce
 from mdi.ring.messages import Hello, Proof, Refuse, Welcome
 from mdi.ring.wire import VERSION, Session, pack_facts
 
@@ -25,7 +26,7 @@ class KeyMismatch(RemoteProtocolError):
 
 
 def mac_input(role: bytes, session: Session, facts: dict[str, Any], nonce: bytes) -> tuple[bytes, ...]:
-    """What a proof is a MAC over; the facts hold the initiator's nonce, `nonce` is the responder's.
+    """What a proof or the session key is a MAC over; the facts hold the initiator's nonce, `nonce` is the responder's.
 
     With the `role` in it, a proof cannot be reflected: sent back to whoever made it as if it were the answer.
     """
@@ -35,31 +36,33 @@ def mac_input(role: bytes, session: Session, facts: dict[str, Any], nonce: bytes
 class Initiator:
     """The side that connects."""
 
-    def __init__(self, session: Session, facts: dict[str, Any], key: Key | None) -> None:
-        self._session, self._key = session, key
-        self._facts = facts if key is None else facts | {NONCE: new_nonce().hex()}
+    def __init__(self, session: Session, facts: dict[str, Any], keys: Keys | None) -> None:
+        self._session, self._keys = session, keys
+        self._facts = facts if keys is None else facts | {NONCE: new_nonce().hex()}
 
     def hello(self) -> Hello:
         return Hello(self._facts)
 
-    def prove(self, welcome: Welcome) -> Proof:
-        """The answer to a WELCOME. Raises `KeyMismatch` unless it shows the key."""
-        if self._key is None:
+    def prove(self, welcome: Welcome) -> tuple[Proof, bytes | None]:
+        """The answer to a WELCOME, and the session key. Raises `KeyMismatch` unless the WELCOME shows a key of ours."""
+        if self._keys is None:
             if welcome.mac:
                 raise KeyMismatch("this ring has a key and the caller has none")
-            return Proof()
+            return Proof(), None
         if not welcome.mac:
             raise KeyMismatch("the caller has a key and this node has none")
-        if not self._key.verify(welcome.mac, *mac_input(b"answerer", self._session, self._facts, welcome.nonce)):
+        key = self._keys.match(welcome.mac, *mac_input(b"answerer", self._session, self._facts, welcome.nonce))
+        if key is None:
             raise KeyMismatch("the caller and this node have different keys")
-        return Proof(self._key.mac(*mac_input(b"caller", self._session, self._facts, welcome.nonce)))
+        proof = Proof(key.mac(*mac_input(b"caller", self._session, self._facts, welcome.nonce)))
+        return proof, key.mac(*mac_input(b"frames", self._session, self._facts, welcome.nonce))
 
 
 class Responder:
     """The side that listens: `welcome`, then `check`."""
 
-    def __init__(self, session: Session, expected: dict[str, Any], key: Key | None) -> None:
-        self._session, self._expected, self._key = session, expected, key
+    def __init__(self, session: Session, expected: dict[str, Any], keys: Keys | None) -> None:
+        self._session, self._expected, self._keys = session, expected, keys
         self._facts: dict[str, Any] = {}
         self._nonce = b""
 
@@ -67,7 +70,7 @@ class Responder:
         """The answer to a HELLO. Raises `KeyMismatch`, or `RemoteProtocolError` where a fact is not as expected."""
         self._facts = hello.facts
         nonce = hello.facts.get(NONCE)
-        if self._key is None:
+        if self._keys is None:
             if nonce is not None:
                 raise KeyMismatch("the caller has a key and this node has none")
             self._check_facts()
@@ -76,18 +79,20 @@ class Responder:
             raise KeyMismatch("this ring has a key and the caller has none")
         self._check_facts()
         self._nonce = new_nonce()
-        return Welcome(self._nonce, self._key.mac(*mac_input(b"answerer", self._session, self._facts, self._nonce)))
+        return Welcome(self._nonce, self._keys.prove(*mac_input(b"answerer", self._session, self._facts, self._nonce)))
 
-    def check(self, proof: Proof) -> None:
-        """Raises `KeyMismatch` unless the PROOF shows the key."""
-        if self._key is None:
-            return
-        if not self._key.verify(proof.mac, *mac_input(b"caller", self._session, self._facts, self._nonce)):
+    def check(self, proof: Proof) -> bytes | None:
+        """The session key. Raises `KeyMismatch` unless the PROOF shows a key of ours."""
+        if self._keys is None:
+            return None
+        key = self._keys.match(proof.mac, *mac_input(b"caller", self._session, self._facts, self._nonce))
+        if key is None:
             raise KeyMismatch("the caller and this node have different keys")
+        return key.mac(*mac_input(b"frames", self._session, self._facts, self._nonce))
 
     def refuse(self, error: RemoteProtocolError) -> Refuse:
         """The frame that answers `error`. In a ring with a key it says nothing of the session to an unproven peer."""
-        secret = self._key is not None and not isinstance(error, KeyMismatch)
+        secret = self._keys is not None and not isinstance(error, KeyMismatch)
         return Refuse("it does not fit this node's session; the node's log says why" if secret else str(error))
 
     def _check_facts(self) -> None:

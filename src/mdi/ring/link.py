@@ -263,7 +263,7 @@ class Link:
     def _handshake(self, sock: socket.socket) -> Encoder:
         """Agree with the successor on the session and show each other the key."""
         config, timeouts = self.config, self.config.timeouts
-        encoder, initiator = Encoder(config.session), Initiator(config.session, config.hello, self._access.key)
+        encoder, initiator = Encoder(config.session), Initiator(config.session, config.hello, self._access.keys)
         deadline_s = timeouts.deadline_s(timeouts.handshake_s)
         try:
             send(sock, encoder, initiator.hello())
@@ -276,11 +276,13 @@ class Link:
             raise RemoteAbort(f"refused the connection: {one_line(answer.reason)}")
         assert isinstance(answer, Welcome)  # the decoder lets nothing else through in this state
         try:
-            send(sock, encoder, initiator.prove(answer))
+            proof, session_key = initiator.prove(answer)
         except KeyMismatch as exc:
             send(sock, encoder, Refuse(str(exc)))
             await_close(sock, timeouts.close_s)
             raise KeyMismatch(f"is not let in: {exc}") from exc
+        send(sock, encoder, proof)
+        encoder.open(session_key)
         sock.settimeout(config.peer_timeout_s)
         return encoder
 

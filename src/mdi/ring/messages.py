@@ -16,7 +16,7 @@ class Hello:
 
 @dataclass(frozen=True)
 class Welcome:
-    """The handshake is accepted. In a ring with a key: the responder's nonce, and its proof of the key."""
+    """The handshake is accepted. In a ring with a key: the responder's nonce, and a proof of each of its keys."""
 
     nonce: bytes = b""
     mac: bytes = b""
@@ -24,7 +24,7 @@ class Welcome:
 
 @dataclass(frozen=True)
 class Proof:
-    """The initiator's answer to WELCOME. In a ring with a key: its proof of the key."""
+    """The initiator's answer to WELCOME. In a ring with a key: its proof of the key that both have."""
 
     mac: bytes = b""
 

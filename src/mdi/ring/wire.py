@@ -14,6 +14,9 @@ A frame is a 32-byte header, then a body. All integers are little-endian:
         24    4  CRC-32 of the body
         28    4  CRC-32 of the 28 bytes before
 
+In a ring with a key, behind the handshake, a 16-byte MAC of the whole frame follows the header and replaces the CRC-32
+of the body, which is 0.
+
 `docs/wire-protocol.md` is the normative description, with an example of every kind.
 """
 
@@ -21,18 +24,19 @@ import enum
 import json
 import struct
 import zlib
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from mdi.errors import LinkClosed, LocalProtocolError, RemoteProtocolError
 from mdi.ids import Rank
 from mdi.net.keys import MAC_BYTES, NONCE_BYTES
+from mdi.ring.frame_mac import TAG_BYTES, FrameMac
 from mdi.ring.messages import Activation, Fault, Goodbye, Hello, Message, Ping, Proof, Refuse, Welcome
 from mdi.segments import Fork, Release, Segment, check_segments, kept_rows_of, rows_of
 
 MAGIC = b"MDIR"
-VERSION = 2
+VERSION = 3
 MAX_TEXT_BYTES = 4096  # of a handshake, a refusal or a fault
 
 _HEADER = struct.Struct("<4sBBBBQIII")
@@ -66,6 +70,7 @@ class State(enum.Enum):
 
     HANDSHAKE = enum.auto()
     AWAITING_PROOF = enum.auto()
+    PROVED = enum.auto()  # until `open()`: whoever forgets the session key gets no frame through
     OPEN = enum.auto()
     CLOSED = enum.auto()
 
@@ -81,13 +86,15 @@ _RUNNING = {
 }
 FORWARD = {
     State.HANDSHAKE: {Kind.HELLO: State.AWAITING_PROOF},
-    State.AWAITING_PROOF: {Kind.PROOF: State.OPEN, Kind.REFUSE: State.CLOSED},
+    State.AWAITING_PROOF: {Kind.PROOF: State.PROVED, Kind.REFUSE: State.CLOSED},
+    State.PROVED: {},
     State.OPEN: _RUNNING,
     State.CLOSED: {},
 }
 BACKWARD: dict[State, dict[Kind, State]] = {
     State.HANDSHAKE: {Kind.WELCOME: State.AWAITING_PROOF, Kind.REFUSE: State.CLOSED},
     State.AWAITING_PROOF: {},
+    State.PROVED: {},
     State.OPEN: {},
     State.CLOSED: {},
 }
@@ -134,6 +141,12 @@ class Encoder:
         self._session = session
         self._table = BACKWARD if backward else FORWARD
         self.state = State.HANDSHAKE
+        self._mac: FrameMac | None = None
+
+    def open(self, session_key: bytes | None) -> None:
+        """Let the frames behind the handshake through, each with a MAC if there is a `session_key`."""
+        assert self.state is State.PROVED
+        self.state, self._mac = State.OPEN, None if session_key is None else FrameMac(session_key)
 
     def encode(self, message: Message) -> list[bytes | memoryview]:
         """The buffers of one frame, to be sent in order; the rows are not copied.
@@ -148,12 +161,11 @@ class Encoder:
         n_bytes = sum(len(part) for part in parts)
         if n_bytes > self._session.max_body_bytes or not (kind is Kind.ACTIVATION or n_bytes in _BODY_BYTES[kind]):
             raise LocalProtocolError(f"{kind.name} of {n_bytes} bytes is not of a legal size")
-        crc = 0
-        for part in parts:
-            crc = zlib.crc32(part, crc)
+        crc = 0 if self._mac else _crc_of(parts)
         header = _HEADER.pack(MAGIC, VERSION, kind, dtype, 0, self._session.epoch, n_segments, n_bytes, crc)
+        header += _U32.pack(zlib.crc32(header))
         self.state = next_state
-        return [header + _U32.pack(zlib.crc32(header)), *parts]
+        return [header + self._mac.tag(header, parts) if self._mac else header, *parts]
 
     def _body(self, message: Message) -> tuple[int, int, list[bytes | memoryview]]:
         match message:
@@ -224,8 +236,18 @@ class Decoder:
         self._table = BACKWARD if backward else FORWARD
         self.state = State.HANDSHAKE
         self._error: RemoteProtocolError | None = None
+        self._mac: FrameMac | None = None
         self._header = memoryview(bytearray(HEADER_BYTES))
         self._begin_frame()
+
+    def open(self, session_key: bytes | None) -> None:
+        """Let the frames behind the handshake through, each with a MAC if there is a `session_key`."""
+        assert self.state is State.PROVED
+        self.state = State.OPEN
+        if session_key is not None:
+            self._mac = FrameMac(session_key)
+            self._header = memoryview(bytearray(HEADER_BYTES + TAG_BYTES))
+            self._begin_frame()
 
     def _begin_frame(self) -> None:
         self._target, self._filled = self._header, 0
@@ -284,7 +306,7 @@ class Decoder:
             raise RemoteProtocolError(f"not a ring message: it begins with {bytes(magic)!r}")
         if version != VERSION:
             raise RemoteProtocolError(f"the peer speaks version {version} of the ring protocol, this node {VERSION}")
-        if _U32.unpack(self._header[_HEADER.size :])[0] != zlib.crc32(fields):
+        if _U32.unpack(self._header[_HEADER.size : HEADER_BYTES])[0] != zlib.crc32(fields):
             raise RemoteProtocolError("a damaged header: its checksum does not match")
         if kind not in self._table[self.state]:
             name = Kind(kind).name if kind in list(Kind) else f"kind {kind}"
@@ -325,17 +347,23 @@ class Decoder:
         return row_bytes
 
     def _finish_frame(self) -> Message:
-        crc = 0
-        for part in self._parts:
-            crc = zlib.crc32(part, crc)
-        if crc != self._crc:
-            raise RemoteProtocolError("a damaged body: its checksum does not match")
+        self._check_body()
         kind = self._kind
         assert kind is not None
         message = self._message(kind)
         self.state = self._table[self.state][kind]
         self._begin_frame()
         return message
+
+    def _check_body(self) -> None:
+        """Nothing of a frame is used before: its sizes were only held against those of the session."""
+        if self._mac is None:
+            if self._crc != _crc_of(self._parts):
+                raise RemoteProtocolError("a damaged body: its checksum does not match")
+        elif not self._mac.verify(self._header[HEADER_BYTES:], self._header[:HEADER_BYTES], self._parts):
+            raise RemoteProtocolError("a frame that is not the peer's next one: its MAC does not match")
+        elif self._crc:
+            raise RemoteProtocolError("a frame with a MAC and a checksum of its body")
 
     def _message(self, kind: Kind) -> Message:
         match kind:
@@ -378,7 +406,7 @@ class Decoder:
 # The legal sizes of a body, but for ACTIVATION.
 _BODY_BYTES: dict[Kind, Container[int]] = {
     Kind.HELLO: range(2, MAX_TEXT_BYTES + 1),
-    Kind.WELCOME: (0, NONCE_BYTES + MAC_BYTES),
+    Kind.WELCOME: (0, NONCE_BYTES + MAC_BYTES, NONCE_BYTES + 2 * MAC_BYTES),
     Kind.REFUSE: range(MAX_TEXT_BYTES + 1),
     Kind.RELEASE: (SEGMENT_BYTES,),
     Kind.FORK: (SEGMENT_BYTES,),
@@ -387,6 +415,13 @@ _BODY_BYTES: dict[Kind, Container[int]] = {
     Kind.GOODBYE: (0,),
     Kind.PROOF: (0, MAC_BYTES),
 }
+
+
+def _crc_of(parts: Iterable[bytes | memoryview]) -> int:
+    crc = 0
+    for part in parts:
+        crc = zlib.crc32(part, crc)
+    return crc
 
 
 def _read_text(data: memoryview) -> str:

@@ -37,10 +37,10 @@ def parse(arguments: list[str] | None = None) -> SecondaryOptions:
 
 def main(signals: Signals) -> None:
     options = parse()
-    node = load_node(options.nodes_config, options.index)
-    node.access.check()
     name = "" if options.index is None else options.index
     set_up_logging(options.verbose, f"logs_secondary{name}.log" if options.debug else None)
+    node = load_node(options.nodes_config, options.index)
+    node.access.check()
     from mdi.cli.run import run_secondary  # after the arguments are known to be good: torch and litgpt take seconds
 
     run_secondary(options, node, signals)
