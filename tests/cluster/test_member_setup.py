@@ -8,8 +8,8 @@ import pytest
 
 from mdi.cluster.member_setup import MIN_LOAD_BYTES_S, MemberSetup, Patience, PeersTimedOut
 from mdi.cluster.recovery import Recovery
-from mdi.control.client import ControlClient, NoAnswer, Unreachable
-from mdi.control.protocol import UPLOAD_BYTES
+from mdi.control.client import ControlClient
+from mdi.control.protocol import UPLOAD_BYTES, NoAnswer, Unreachable
 from mdi.control.session import SessionSpec
 from mdi.control.status import InitAnswer, NeedsChunk
 from mdi.errors import ControlError, StorageError

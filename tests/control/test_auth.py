@@ -8,7 +8,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,9 @@ import pytest
 from mdi import __version__
 from mdi.checkpoint.cache import ChunkCache
 from mdi.control.auth import SCHEME, AuthMiddleware, Challenge
-from mdi.control.client import ControlClient
+from mdi.control.client import ControlClient, _Request
+from mdi.control.exchange import Bounds
+from mdi.control.hosts import LOCAL_ADDRESS, OwnHosts, host_of
 from mdi.control.protocol import MAX_JSON_BYTES, UPLOAD_BYTES
 from mdi.control.routes import ControlServer
 from mdi.errors import ControlError
@@ -24,12 +26,14 @@ from mdi.net.access import Access
 from mdi.net.keys import Key, Keys, Nonces
 from mdi.net.sockets import listen
 from mdi.net.timeouts import DEFAULT_TIMEOUTS, Timeouts
-from support.control import CHUNK, DIGEST, HOST, SPEC, FakeNode, answer_of, sha256_of
+from support.control import CHUNK, DIGEST, HOST, SPEC, FakeNode, answer_of, raw_head, sha256_of, type_of
 from support.statuses import IDLE, READY
 
 SECRET = "correct horse battery staple"
 KEY, OTHER = Keys(Key(SECRET, "test")), Keys(Key("another horse, another staple", "test"))
 Answer = tuple[int, dict[str, str], bytes]
+BOUNDS = Bounds(silence_s=60.0, deadline_s=float("inf"), max_bytes=1 << 16)
+JSON_TYPE = {"Content-Type": "application/json"}
 
 
 @pytest.fixture
@@ -61,7 +65,7 @@ def ask(
     server: ControlServer, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None
 ) -> Answer:
     with contextlib.closing(http.client.HTTPConnection(HOST, server.port, timeout=10)) as connection:
-        connection.request(method, path, body or None, headers or {})
+        connection.request(method, path, body or None, type_of(method, path) | (headers or {}))
         response = connection.getresponse()
         return response.status, dict(response.headers), response.read()
 
@@ -93,9 +97,9 @@ def test_a_client_with_the_key_is_let_in_everywhere(server: ControlServer, node:
 
 def test_errors_of_a_node_reach_a_client_with_the_key(server: ControlServer, tmp_path: Path) -> None:
     with pytest.raises(ControlError, match="refused: the body is not JSON"):
-        client_of(server)._call("POST", "/init", data=b"{")
-    with pytest.raises(ControlError, match="refused: "):
-        client_of(server)._call("GET", "/nothing")
+        client_of(server)._call(_Request("POST", "/init", b"{", JSON_TYPE), BOUNDS)
+    with pytest.raises(ControlError, match="is not a node of this version: HTTP 404"):
+        client_of(server)._call(_Request("GET", "/nothing"), BOUNDS)
 
 
 @pytest.mark.parametrize(
@@ -161,14 +165,14 @@ CHANGES: dict[str, tuple[str, str, bytes]] = {
 def test_a_signature_is_of_one_method_path_and_body(
     server: ControlServer, node: FakeNode, change: tuple[str, str, bytes]
 ) -> None:
-    signature = challenge_of(server).sign(KEY, "PUT", "/release", b'{"epoch": 1}')
+    signature = challenge_of(server).sign(KEY, host_of(HOST, server.port), "PUT", "/release", b'{"epoch": 1}')
     method, path, body = change
     assert ask(server, method, path, body, {"Authorization": signature})[0] == 401
     assert node.asked == []
 
 
 def test_a_request_that_was_heard_is_not_taken_again(server: ControlServer, node: FakeNode) -> None:
-    signature = challenge_of(server).sign(KEY, "PUT", "/stop", b"")
+    signature = challenge_of(server).sign(KEY, host_of(HOST, server.port), "PUT", "/stop", b"")
     assert ask(server, "PUT", "/stop", headers={"Authorization": signature})[0] == 200
     status, headers, _ = ask(server, "PUT", "/stop", headers={"Authorization": signature})
     assert status == 401
@@ -178,16 +182,16 @@ def test_a_request_that_was_heard_is_not_taken_again(server: ControlServer, node
 
 def test_a_failed_attempt_uses_the_nonce_up(server: ControlServer, node: FakeNode) -> None:
     challenge = challenge_of(server)
-    wrong = challenge.sign(OTHER, "PUT", "/stop", b"")
+    wrong = challenge.sign(OTHER, host_of(HOST, server.port), "PUT", "/stop", b"")
     assert ask(server, "PUT", "/stop", headers={"Authorization": wrong})[0] == 401
-    right = challenge.sign(KEY, "PUT", "/stop", b"")
+    right = challenge.sign(KEY, host_of(HOST, server.port), "PUT", "/stop", b"")
     assert ask(server, "PUT", "/stop", headers={"Authorization": right})[0] == 401
     assert node.asked == []
 
 
 def test_a_nonce_of_another_node_is_not_taken(server: ControlServer, node: FakeNode) -> None:
     with serving(FakeNode(), Access(KEY)) as other:
-        signature = challenge_of(other).sign(KEY, "PUT", "/stop", b"")
+        signature = challenge_of(other).sign(KEY, host_of(HOST, server.port), "PUT", "/stop", b"")
     assert ask(server, "PUT", "/stop", headers={"Authorization": signature})[0] == 401
     assert node.asked == []
 
@@ -211,8 +215,9 @@ def test_a_nonce_that_was_forgotten_is_asked_for_again(
 
 def test_a_body_is_not_read_before_the_signature_is_right(server: ControlServer) -> None:
     """The answer comes although the body never does, and the connection ends."""
-    for authorization in ("", f"Authorization: {challenge_of(server).sign(OTHER, 'PUT', '/stop', b'')}\r\n"):
-        request = f"PUT /chunks/{DIGEST} HTTP/1.1\r\nHost: x\r\nContent-Length: 10000000\r\n{authorization}\r\n"
+    wrong = challenge_of(server).sign(OTHER, host_of(HOST, server.port), "PUT", "/stop", b"")
+    for authorization in ("", f"Authorization: {wrong}\r\n"):
+        request = f"{raw_head(server, f'PUT /chunks/{DIGEST}')}Content-Length: 10000000\r\n{authorization}\r\n"
         with socket.create_connection((HOST, server.port), timeout=3) as sock:
             sock.sendall(request.encode())
             with sock.makefile("rb") as file:
@@ -222,16 +227,16 @@ def test_a_body_is_not_read_before_the_signature_is_right(server: ControlServer)
 
 @pytest.mark.parametrize("length", [UPLOAD_BYTES + 1, None])
 def test_a_signed_body_that_is_too_long_or_has_no_length_is_refused(server: ControlServer, length: int | None) -> None:
-    signature = challenge_of(server).sign(KEY, "PUT", "/stop", b"")
+    signature = challenge_of(server).sign(KEY, host_of(HOST, server.port), "PUT", "/stop", b"")
     how = "Transfer-Encoding: chunked" if length is None else f"Content-Length: {length}"
     with socket.create_connection((HOST, server.port), timeout=3) as sock:
-        sock.sendall(f"PUT /stop HTTP/1.1\r\nHost: x\r\n{how}\r\nAuthorization: {signature}\r\n\r\n".encode())
+        sock.sendall(f"{raw_head(server, 'PUT /stop')}{how}\r\nAuthorization: {signature}\r\n\r\n".encode())
         assert sock.recv(1000).startswith(b"HTTP/1.1 400 ")
 
 
 def test_bytes_that_were_changed_on_their_way_are_not_held(server: ControlServer, node: FakeNode) -> None:
     path = f"/chunks/{DIGEST}"
-    signature = challenge_of(server).sign(KEY, "PUT", path, CHUNK)
+    signature = challenge_of(server).sign(KEY, host_of(HOST, server.port), "PUT", path, CHUNK)
     headers = {"Authorization": signature, "Content-Range": f"bytes 0-{len(CHUNK) - 1}/{len(CHUNK)}"}
     assert ask(server, "PUT", path, CHUNK[:-1] + b"!", headers)[0] == 401
     assert node.cache is not None
@@ -240,15 +245,15 @@ def test_bytes_that_were_changed_on_their_way_are_not_held(server: ControlServer
 
 def test_a_large_init_is_let_in(server: ControlServer) -> None:
     with pytest.raises(ControlError, match=f"refused: a body of .* {MAX_JSON_BYTES} are allowed"):
-        client_of(server)._call("POST", "/init", data=b" " * (MAX_JSON_BYTES + 1))
+        client_of(server)._call(_Request("POST", "/init", b" " * (MAX_JSON_BYTES + 1), JSON_TYPE), BOUNDS)
 
 
 # ---- the node has to show the key too
 
 
 @contextlib.contextmanager
-def imposter(*answers: bytes) -> Iterator[ControlClient]:
-    """A client with a key, of a server that gives these answers."""
+def imposter(*answers: Callable[[str], bytes]) -> Iterator[ControlClient]:
+    """A client with a key, of a server that gives these answers; they are told what the client calls it."""
     with listen(HOST, 0) as listener:
         listener.settimeout(10)
 
@@ -257,7 +262,7 @@ def imposter(*answers: bytes) -> Iterator[ControlClient]:
                 sock, _ = listener.accept()
                 with sock:
                     sock.recv(100_000)
-                    sock.sendall(answer)
+                    sock.sendall(answer(host_of(HOST, listener.getsockname()[1])))
 
         thread = threading.Thread(target=serve)
         thread.start()
@@ -266,47 +271,64 @@ def imposter(*answers: bytes) -> Iterator[ControlClient]:
 
 
 NONCE = "00" * 16
-UNAUTHORIZED = answer_of(b"", f'WWW-Authenticate: {SCHEME} nonce="{NONCE}", stale="false"', status="401 Unauthorized")
+Header = Callable[[str], str]
+
+
+def unauthorized(host: str) -> bytes:
+    challenge = f'WWW-Authenticate: {SCHEME} nonce="{NONCE}", stale="false"'
+    return answer_of(b"", challenge, status="401 Unauthorized")
 
 
 def signed_answer(
     key: Keys, body: bytes, nonce: str = NONCE, status: int = 200, role: bytes = b"mdi http answer"
-) -> str:
-    """The header of an answer, made as the document says."""
+) -> Header:
+    """The header of an answer of a host, made as the document says."""
     digest = hashlib.sha256(body).hexdigest()
-    mac = key.prove(role, nonce.encode(), str(status).encode(), digest.encode()).hex()
-    return f'Authentication-Info: body="{digest}", mac="{mac}"'
+
+    def header(host: str) -> str:
+        mac = key.prove(role, nonce.encode(), host.encode(), str(status).encode(), digest.encode()).hex()
+        return f'Authentication-Info: body="{digest}", mac="{mac}"'
+
+    return header
+
+
+def _with_another_digit(header: str) -> str:
+    return header[:-2] + ("1" if header[-2] == "0" else "0") + '"'
 
 
 def test_an_answer_with_the_key_is_taken() -> None:
     body = json.dumps(IDLE.to_json()).encode()
-    with imposter(UNAUTHORIZED, answer_of(body, signed_answer(KEY, body))) as client:
+    header = signed_answer(KEY, body)
+    with imposter(unauthorized, lambda host: answer_of(body, header(host))) as client:
         assert client.status() == IDLE
 
 
 @pytest.mark.parametrize(
     "header",
     [
-        "X: y",
-        "Authentication-Info: ",
+        lambda host: "X: y",
+        lambda host: "Authentication-Info: ",
         signed_answer(OTHER, b"{}"),
         signed_answer(KEY, b"[]"),
         signed_answer(KEY, b"{}", nonce="11" * 16),
         signed_answer(KEY, b"{}", status=201),
         signed_answer(KEY, b"{}", role=b"mdi http request"),
-        signed_answer(KEY, b"{}")[:-2] + '0"',
+        lambda host: _with_another_digit(signed_answer(KEY, b"{}")(host)),
+        lambda host: signed_answer(KEY, b"{}")(host + "0"),
     ],
 )
-def test_an_answer_without_the_key_is_not_taken(header: str) -> None:
-    words = "did not show that it has this ring's key"
-    with imposter(UNAUTHORIZED, answer_of(b"{}", header)) as client, pytest.raises(ControlError, match=words):
+def test_an_answer_without_the_key_is_not_taken(header: Header) -> None:
+    answers = (unauthorized, lambda host: answer_of(b"{}", header(host)))
+    with imposter(*answers) as client, pytest.raises(ControlError) as caught:
         client.status()
+    words = "did not show that it has this ring's key", "what came is not what a node with this ring's key sent"
+    assert any(text in str(caught.value) for text in words)
 
 
 def test_a_redirection_is_not_followed(node: FakeNode) -> None:
     with serving(node, Access()) as server:
         elsewhere = answer_of(b"", f"Location: http://{HOST}:{server.port}/stop", status="307 Temporary Redirect")
-        with imposter(elsewhere) as client, pytest.raises(ControlError):
+        with imposter(lambda host: elsewhere) as client, pytest.raises(ControlError):
             client.stop()
     assert node.asked == []
 
@@ -317,8 +339,11 @@ def test_a_redirection_is_not_followed(node: FakeNode) -> None:
 def through(access: Access, caller: str, local: str = "10.0.0.2") -> tuple[str, bytes]:
     """Status and body of what a caller gets from the gate of a node that listens on `local`."""
     statuses: list[str] = []
-    gate = AuthMiddleware(lambda environ, start: start("200 OK", []) or [b"in"], access, local, 100)
-    environ = {"REMOTE_ADDR": caller, "REQUEST_METHOD": "GET", "REQUEST_URI": "/"}
+    gate = AuthMiddleware(lambda environ, start: start("200 OK", []) or [b"in"], access, local, 100, OwnHosts(local))
+    environ = {
+        "REMOTE_ADDR": caller, "REQUEST_METHOD": "GET", "REQUEST_URI": "/", "PATH_INFO": "/",
+        "HTTP_HOST": f"{local}:8088", "wsgi.url_scheme": "http", LOCAL_ADDRESS: (local, 8088),
+    }  # fmt: skip
     body = b"".join(gate(environ, lambda status, headers, exc_info=None: statuses.append(status)))
     return statuses[0], body
 

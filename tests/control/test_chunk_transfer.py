@@ -9,7 +9,7 @@ import pytest
 from mdi.control.client import ControlClient
 from mdi.control.routes import ControlServer
 from mdi.errors import ControlError, StorageError
-from support.control import CHUNK, DIGEST, HOST, Answer, FakeNode, answer_of, answering, ask, reason_of
+from support.control import CHUNK, DIGEST, HOST, Answer, FakeNode, answer_of, answering, ask, raw_head, reason_of
 
 
 def put_chunk(
@@ -46,7 +46,7 @@ def test_a_chunk_is_resumed_where_it_broke_and_never_sent_twice(
 def test_a_piece_that_breaks_off_is_kept_and_resumed(
     server: ControlServer, client: ControlClient, node: FakeNode, chunk: Path
 ) -> None:
-    request = f"PUT /chunks/{DIGEST} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n"
+    request = f"{raw_head(server, f'PUT /chunks/{DIGEST}')}Content-Length: 1000\r\n"
     request += f"Content-Range: bytes 0-999/{len(CHUNK)}\r\n\r\n"
     with socket.create_connection((HOST, server.port), timeout=10) as sock:
         sock.sendall(request.encode() + CHUNK[:300])

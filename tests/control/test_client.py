@@ -6,7 +6,18 @@ import threading
 
 import pytest
 
-from mdi.control.client import ControlClient, Unreachable
+from mdi.control.client import ControlClient
+from mdi.control.protocol import (
+    DamagedFiles,
+    NoAnswer,
+    NodeBusy,
+    NoStorage,
+    NotANode,
+    NotAuthorized,
+    Refused,
+    Unreachable,
+    WrongVersion,
+)
 from mdi.control.routes import ControlServer
 from mdi.errors import ControlError
 from mdi.net.sockets import listen
@@ -30,32 +41,48 @@ def test_the_client_reads_the_timeline(client: ControlClient) -> None:
 # ---- answers that are none of a node's
 
 
-@pytest.mark.parametrize(
-    ("answer", "words"),
-    [
-        (b"", "cannot be reached"),
-        (b"SSH-2.0-OpenSSH_9.6\r\n", "secondary 0"),
-        (answer_of(b"<html>hello</html>"), "answered something that is not JSON"),
-        (answer_of(b""), "answered something that is not JSON"),
-        (answer_of(b"[1, 2]"), r"\[1, 2\]"),
-        (answer_of(b'{"error": "out of memory"}'), "out of memory"),
-        (answer_of(b"<h1>teapot</h1>", status="418 Teapot"), "refused: HTTP 418"),
-        (answer_of(b'"error"', status="500 Oops"), "refused: HTTP 500"),
-        (answer_of(b'{"error": "it is me"}', status="500 Oops"), "refused: it is me"),
-        (answer_of(b"{}")[:-1], "secondary 0"),
-        (answer_of(b"[" * 100_000), "answered something that is not JSON"),
-        (answer_of(b"9" * 5000), "answered something that is not JSON"),
-        (answer_of(b"[" * 100_000, status="500 Oops"), "refused: HTTP 500"),
-        (answer_of(json.dumps({"error": "two\nlines " + "x" * 5000}).encode()), "two lines"),
-        (answer_of(json.dumps({"error": "two\nlines " + "x" * 5000}).encode(), status="400 No"), "two lines"),
-        (answer_of(json.dumps(["two\nlines" * 1000]).encode()), r"\['two"),
-        (answer_of(b"{}"), "not the status of a node"),
-        (answer_of(json.dumps(IDLE.to_json() | {"state": 5}).encode()), "the status's state is not acceptable: 5"),
-    ],
-)
-def test_every_strange_answer_is_a_control_error(answer: bytes, words: str) -> None:
+TWO_LINES = json.dumps({"error": "two\nlines " + "x" * 5000}).encode()
+STRANGE: list[tuple[bytes, type[ControlError], str]] = [
+    (b"", NoAnswer, "did not answer: the connection ended"),
+    (b"SSH-2.0-OpenSSH_9.6\r\n", NotANode, "answers, but not in HTTP"),
+    (answer_of(b"<html>hello</html>"), NotANode, "answered something that is not JSON"),
+    (answer_of(b""), NotANode, "answered something that is not JSON"),
+    (answer_of(b"[1, 2]"), NotANode, r"\[1, 2\]"),
+    (answer_of(b'{"error": "out of memory"}'), Refused, "out of memory"),
+    (answer_of(b"<h1>teapot</h1>", status="418 Teapot"), NotANode, "is not a node of this version: HTTP 418"),
+    (answer_of(b"", status="501 Unsupported method ('POST')"), NotANode, "HTTP 501"),
+    (answer_of(b'{"error": "no such page"}', status="404 Not Found"), NotANode, "HTTP 404"),
+    (answer_of(b'"error"', status="500 Oops"), NotANode, "HTTP 500"),
+    (answer_of(b'{"error": {"code": 500}}', status="500 Oops"), NotANode, "HTTP 500"),
+    (answer_of(b"", "Location: http://127.0.0.1:1/", status="307 There"), NotANode, "HTTP 307"),
+    (answer_of(b"busy", status="503 Service Unavailable"), NoAnswer, "did not answer: HTTP 503"),
+    (answer_of(b'{"error": "it is me"}', status="500 Oops"), Refused, "refused: it is me"),
+    (answer_of(b'{"error": "x", "code": 5}', status="500 Oops"), Refused, "refused: x"),
+    (answer_of(b'{"error": "x", "code": "busy"}', status="400 No"), NodeBusy, "refused: x"),
+    (answer_of(b'{"error": "x", "code": "storage"}'), NoStorage, "x"),
+    (answer_of(b'{"error": "x", "code": "files"}'), DamagedFiles, "x"),
+    (answer_of(b'{"error": "x", "code": "version"}', status="400 No"), WrongVersion, "refused: x"),
+    (answer_of(b'{"error": "x"}', status="409 Conflict"), NodeBusy, "refused: x"),
+    (answer_of(b'{"error": "x"}', status="507 Full"), NoStorage, "refused: x"),
+    (answer_of(b'{"error": "x"}', status="403 Forbidden"), NotAuthorized, "refused: x"),
+    (answer_of(b"{}")[:-1], NoAnswer, "did not answer: the connection ended"),
+    (answer_of(b"[" * 60_000), NotANode, "answered something that is not JSON"),
+    (answer_of(b"9" * 5000), NotANode, "answered something that is not JSON"),
+    (answer_of(b"\x1f\x8b\x08", "Content-Encoding: gzip"), NotANode, "answered something that is not JSON"),
+    (answer_of(b"[" * 60_000, status="500 Oops"), NotANode, "HTTP 500"),
+    (answer_of(TWO_LINES), Refused, "two lines"),
+    (answer_of(TWO_LINES, status="400 No"), Refused, "two lines"),
+    (answer_of(json.dumps(["two\nlines" * 1000]).encode()), NotANode, r"\['two"),
+    (answer_of(b"{}"), NotANode, "not the status of a node"),
+    (answer_of(json.dumps(IDLE.to_json() | {"state": 5}).encode()), NotANode, "state is not acceptable: 5"),
+]
+
+
+@pytest.mark.parametrize(("answer", "kind", "words"), STRANGE)
+def test_every_strange_answer_is_a_control_error(answer: bytes, kind: type[ControlError], words: str) -> None:
     with answering(answer) as client, pytest.raises(ControlError, match=words) as caught:
         client.status()
+    assert type(caught.value) is kind
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 1200
     assert "secondary 0" in str(caught.value)

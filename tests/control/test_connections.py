@@ -13,6 +13,7 @@ import mdi.control.connections
 from mdi.checkpoint.cache import ChunkCache
 from mdi.control.auth import SCHEME, Challenge
 from mdi.control.client import ControlClient
+from mdi.control.hosts import host_of
 from mdi.control.routes import ControlServer
 from mdi.control.server import MAX_IGNORED_BYTES, N_THREADS
 from mdi.control.streams import MAX_HEAD_BYTES
@@ -20,7 +21,7 @@ from mdi.net.access import Access
 from mdi.net.keys import Key, Keys
 from mdi.net.timeouts import Timeouts
 from support.clocks import ManualClock
-from support.control import CHUNK, DIGEST, HOST, FakeNode, sha256_of
+from support.control import CHUNK, DIGEST, HOST, FakeNode, sha256_of, type_of
 from support.scripts import wait_until
 from support.statuses import IDLE
 
@@ -116,8 +117,11 @@ def signed(client: Client, method: str, target: str, body: bytes = b"") -> bytes
     client.send(b"GET / HTTP/1.1\r\nHost: x\r\nAuthorization: " + SCHEME.encode() + b"\r\n\r\n")
     challenge = Challenge.of(client.answer()[1]["WWW-Authenticate"])
     assert challenge is not None
-    head = f"{method} {target} HTTP/1.1\r\nHost: x\r\nAuthorization: {challenge.sign(KEY, method, target, body)}\r\n"
-    return head.encode() + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    host = host_of(*client.sock.getpeername())
+    headers = {"Host": host, "Authorization": challenge.sign(KEY, host, method, target, body)}
+    headers |= type_of(method, target) | {"Content-Length": str(len(body))}
+    lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
+    return "\r\n".join(lines).encode() + body
 
 
 # ---- whoever has no key takes no thread

@@ -8,7 +8,7 @@ from mdi.control.client import ControlClient
 from mdi.control.protocol import MAX_JSON_BYTES
 from mdi.control.routes import ControlServer
 from mdi.errors import ControlError
-from support.control import DIGEST, SPEC, FakeNode, ask, ask_raw, reason_of
+from support.control import DIGEST, SPEC, FakeNode, ask, ask_raw, raw_head, reason_of
 
 
 @pytest.mark.parametrize("path", ["/init", "/release"])
@@ -22,8 +22,8 @@ def test_a_body_that_is_not_json_is_refused(server: ControlServer, node: FakeNod
 
 
 def test_a_body_without_a_length_is_refused(server: ControlServer) -> None:
-    request = b"POST /init HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n"
-    assert ask_raw(server, request).startswith(b"HTTP/1.1 400 ")
+    head = f"{raw_head(server, 'POST /init')}Transfer-Encoding: chunked\r\n\r\n"
+    assert ask_raw(server, f"{head}2\r\n{{}}\r\n0\r\n\r\n".encode()).startswith(b"HTTP/1.1 400 ")
 
 
 @pytest.mark.parametrize("path", ["POST /init", "PUT /release", "PUT /stop", f"PUT /chunks/{DIGEST}"])
@@ -31,7 +31,7 @@ def test_damaged_chunks_beside_a_length_are_refused(
     server: ControlServer, node: FakeNode, path: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     headers = "Transfer-Encoding: chunked\r\nContent-Length: 10\r\nContent-Range: bytes 0-9/5120"
-    request = f"{path} HTTP/1.1\r\nHost: x\r\n{headers}\r\n\r\nno number\r\n"
+    request = f"{raw_head(server, path)}{headers}\r\n\r\nno number\r\n"
     assert ask_raw(server, request.encode()).startswith(b"HTTP/1.1 400 ")
     assert not caplog.records and node.asked == []
 
@@ -45,14 +45,14 @@ def test_a_body_that_is_too_large_is_refused(server: ControlServer, client: Cont
 
 @pytest.mark.parametrize("path", ["POST /init", "PUT /release", "PUT /stop", f"PUT /chunks/{DIGEST}", "GET /"])
 def test_a_body_without_end_is_refused_before_it_comes(server: ControlServer, path: str) -> None:
-    request = f"{path} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000000\r\n\r\n"
+    request = f"{raw_head(server, path)}Content-Length: 1000000000000\r\n\r\n"
     assert ask_raw(server, request.encode()).startswith(b"HTTP/1.1 413 ")
 
 
 @pytest.mark.parametrize("length", ["-1", "-1000", "x", "1e3"])
 def test_a_length_that_is_none_is_refused(server: ControlServer, length: str) -> None:
     for path in ("POST /init", "PUT /release"):
-        request = f"{path} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n"
+        request = f"{raw_head(server, path)}Content-Length: {length}\r\n\r\n"
         assert ask_raw(server, request.encode()).startswith(b"HTTP/1.1 400 ")
 
 

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 import mdi.control.routes
-from mdi.control.client import ControlClient, NoAnswer
-from mdi.control.protocol import NodeBusy
+from mdi.control.client import ControlClient
+from mdi.control.protocol import NoAnswer, NodeBusy
 from mdi.control.routes import ControlServer
 from mdi.errors import CheckpointError, ControlError
 from mdi.net.timeouts import Timeouts
-from support.control import DIGEST, HOST, SPEC, FakeNode, ask, ask_raw, reason_of
+from support.control import DIGEST, HOST, SPEC, FakeNode, ask, ask_raw, reason_of, type_of
 from support.scripts import wait_until
 from support.statuses import IDLE, READY
 
@@ -55,7 +55,7 @@ def test_one_connection_serves_many_requests_also_after_errors(server: ControlSe
             ("PUT", f"/chunks/{DIGEST}", b"x" * 100_000, 400),
             ("GET", "/", None, 200),
         ]:
-            connection.request(method, path, body)
+            connection.request(method, path, body, type_of(method, path))
             response = connection.getresponse()
             assert response.status == expected
             response.read()
@@ -87,7 +87,7 @@ def test_an_init_that_is_ready_at_once_is_answered(client: ControlClient, node: 
 def test_a_slow_init_gives_signs_of_life(lively: ControlServer, node: FakeNode) -> None:
     server = lively
     with contextlib.closing(http.client.HTTPConnection(HOST, server.port, timeout=10)) as connection:
-        connection.request("POST", "/init", json.dumps(SPEC.to_json()))
+        connection.request("POST", "/init", json.dumps(SPEC.to_json()), type_of("POST", "/init"))
         response = connection.getresponse()
         assert response.status == 200
         assert response.read(5) == b" " * 5
@@ -101,9 +101,9 @@ def test_a_node_whose_main_thread_is_stuck_gives_no_sign_of_life(node: FakeNode)
     server = ControlServer(HOST, 0, node, timeouts=Timeouts(heartbeat_s=0.02, stall_s=0.2))
     server.start()
     with contextlib.closing(server), contextlib.closing(http.client.HTTPConnection(HOST, server.port)) as connection:
-        connection.request("POST", "/init", json.dumps(SPEC.to_json()))
+        connection.request("POST", "/init", json.dumps(SPEC.to_json()), type_of("POST", "/init"))
         body = connection.getresponse().read()
-        assert body == b'{"error": "the node has made no progress for 0.2 s", "retry": true}'
+        assert body == b'{"error": "the node has made no progress for 0.2 s", "code": "busy"}'
         assert ControlClient("secondary 0", HOST, server.port).status() == IDLE
 
 

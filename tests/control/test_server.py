@@ -14,7 +14,7 @@ from mdi.control.routes import ControlServer
 from mdi.errors import ConfigError
 from mdi.net.sockets import listen
 from mdi.net.timeouts import DEFAULT_TIMEOUTS
-from support.control import DIGEST, HOST, SPEC, FakeNode
+from support.control import DIGEST, HOST, SPEC, FakeNode, raw_head, type_of
 from support.leftovers import own_threads
 from support.statuses import IDLE, READY
 
@@ -63,7 +63,7 @@ def test_a_server_closes_beside_an_idle_connection(node: FakeNode) -> None:
 def test_a_server_closes_while_an_upload_has_stopped(node: FakeNode) -> None:
     server = ControlServer(HOST, 0, node)
     server.start()
-    request = f"PUT /chunks/{DIGEST} HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\nContent-Range: bytes 0-9/10\r\n\r\n"
+    request = f"{raw_head(server, f'PUT /chunks/{DIGEST}')}Content-Length: 10\r\nContent-Range: bytes 0-9/10\r\n\r\n"
     with socket.create_connection((HOST, server.port), timeout=10) as sock:
         sock.sendall(request.encode() + b"12345")
         assert_closes(server)
@@ -72,7 +72,7 @@ def test_a_server_closes_while_an_upload_has_stopped(node: FakeNode) -> None:
 def test_a_server_closes_while_an_init_is_never_answered(lively: ControlServer, node: FakeNode) -> None:
     server = lively
     with contextlib.closing(http.client.HTTPConnection(HOST, server.port, timeout=10)) as connection:
-        connection.request("POST", "/init", json.dumps(SPEC.to_json()))
+        connection.request("POST", "/init", json.dumps(SPEC.to_json()), type_of("POST", "/init"))
         response = connection.getresponse()
         assert response.read(3) == b"   "
         try:

@@ -20,6 +20,7 @@ from fuzz.target import Target
 from mdi.checkpoint.cache import ChunkCache
 from mdi.checkpoint.config import config_from_dict
 from mdi.control.auth import SCHEME, AuthMiddleware, Challenge
+from mdi.control.hosts import OwnHosts, host_of
 from mdi.control.protocol import UPLOAD_BYTES
 from mdi.control.routes import application_of
 from mdi.control.server import WebServer, _Request
@@ -93,7 +94,7 @@ class _Connection:
         self.rfile, self.wfile = RequestStream(_Source(data), DEFAULT_TIMEOUTS), io.BytesIO()  # type: ignore[arg-type]
         self.remote_addr, self.remote_port = remote_addr, 40000
         self.ssl_env: dict[str, str] = {}
-        self.socket = None
+        self.socket = self  # of which the gateway asks one thing
         self.peercreds_enabled = self.peercreds_resolve_enabled = False
 
     def has_request(self) -> bool:
@@ -102,6 +103,9 @@ class _Connection:
             if not self.rfile.receive():
                 return False
         return True
+
+    def getsockname(self) -> tuple[str, int]:
+        return LOCAL, PORT
 
 
 class _Server(WebServer):
@@ -129,7 +133,8 @@ class _AnsweringNode(FakeNode):
 
 KEY = Keys(Key("a key for the fuzzer, long enough", "fuzz"))
 SIGN = b"@sign"
-LOCAL, STRANGER = "127.0.0.1", "203.0.113.5"
+LOCAL, PORT, STRANGER = "127.0.0.1", 8088, "203.0.113.5"
+HOST = host_of(LOCAL, PORT)
 N_REQUESTS = 4  # on one connection
 _ALLOWED_5XX = {501, 505, 507}
 _STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) ")
@@ -151,7 +156,10 @@ HEADERS = (b"Content-Range: bytes 0-9/10", b"Content-Range: bytes 10-19/5120", b
            b"Authorization: Basic Og==", b"Authorization: MDI-HMAC nonce=\"" + b"0" * 32 + b"\", body=\"" + b"0" * 64
            + b"\", mac=\"" + b"0" * 64 + b"\"", b"Cookie: a=b; session_id=x", b"Range: bytes=0-1",
            b"If-Modified-Since: x", b"X-Forwarded-For: 127.0.0.1", b"X-HTTP-Method-Override: PUT", b": ", b"A: \xff",
-           b"Accept: " + b"a," * 500, b" folded", b"Host:")  # fmt: skip
+           b"Accept: " + b"a," * 500, b" folded", b"Host:", b"Host: evil.example", b"Host: [::1]:8088", b"Host: [",
+           b"Host: \xff:8088", b"Host: localhost:08088", b"Host: 127.0.0.1:99999999", b"Origin: null", b"Origin: http://evil.example",
+           b"Origin: http://127.0.0.1:8088", b"Sec-Fetch-Site: cross-site",
+           b"Content-Type: application/json")  # fmt: skip
 BODIES = (b"{}", b'{"run": 1}', b'{"run": true}', b"[1]", b"null", b"", b"[" * 3000, b"9" * 5000, b"\xff", b"NaN")
 
 
@@ -181,7 +189,7 @@ class HttpTarget(Target):
 
     @staticmethod
     def _server(application: Any, access: Access) -> _Server:
-        gate = AuthMiddleware(application, access, LOCAL, UPLOAD_BYTES)
+        gate = AuthMiddleware(application, access, LOCAL, UPLOAD_BYTES, OwnHosts(LOCAL))
         return _Server(LOCAL, 0, gate, 2 * UPLOAD_BYTES, access)
 
     def seeds(self) -> list[bytes]:
@@ -257,7 +265,7 @@ class HttpTarget(Target):
         head, _, body = stream.partition(b"\r\n\r\n")
         method, target, *_ = [*head.split(b"\r\n")[0].split(b" "), b"", b""]
         challenge = Challenge(self._nonce(), stale=False)
-        header = challenge.sign(KEY, method.decode("latin-1"), target.decode("latin-1"), body)
+        header = challenge.sign(KEY, HOST, method.decode("latin-1"), target.decode("latin-1"), body)
         return stream.replace(SIGN, header.encode(), 1)
 
     def _nonce(self) -> str:
@@ -282,8 +290,12 @@ class HttpTarget(Target):
 
 
 def _request(method: bytes, path: bytes, headers: Sequence[bytes] = (), body: bytes = b"") -> bytes:
-    head = b"\r\n".join((method + b" " + path + b" HTTP/1.1", b"Host: node", *headers))
+    head = b"\r\n".join((method + b" " + path + b" HTTP/1.1", b"Host: " + HOST.encode(), _type_of(path), *headers))
     return (_fitting(head, body) if body else head) + b"\r\n\r\n" + body
+
+
+def _type_of(path: bytes) -> bytes:
+    return b"Content-Type: application/" + (b"octet-stream" if path.startswith(b"/chunks/") else b"json")
 
 
 def _fitting(head: bytes, body: bytes) -> bytes:

@@ -33,11 +33,12 @@ class Bench:
         http_port, port_in = free_ports(2)
         nodes = {0: replace(ANY_PORT, http_port=http_port, port_in=port_in, access=access)}
         nodes |= {number: machine.node for number, machine in self.machines.items()}
-        for machine in self.machines.values():
-            machine.start()
-            stack.callback(machine.kill)
         self.ring = {number: stack.enter_context(Relay(node.port_in)) for number, node in nodes.items()}
         self.http = {number: stack.enter_context(Relay(node.http_port)) for number, node in nodes.items() if number}
+        for number, machine in self.machines.items():
+            machine.node = replace(machine.node, known_as=(f"127.0.0.1:{self.http[number].port}",))
+            machine.start()
+            stack.callback(machine.kill)
         self.behind = {self.ring[0].port: port_in}  # where the starter really listens
         seen = {number: replace(node, port_in=self.ring[number].port) for number, node in nodes.items()}
         for number, relay in self.http.items():

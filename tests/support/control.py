@@ -101,12 +101,25 @@ SPEC = SessionSpec(
 )
 
 
+def type_of(method: str, path: str) -> dict[str, str]:
+    """The header with the type that the body of a request to `path` has to have."""
+    kind = "application/octet-stream" if path.startswith("/chunks/") else "application/json"
+    return {"Content-Type": kind} if method in ("PUT", "POST") else {}
+
+
+def raw_head(server: ControlServer, request: str) -> str:
+    """The lines that every request has, such as `PUT /stop`; others and a blank line are to follow."""
+    lines = [f"{request} HTTP/1.1", f"Host: {HOST}:{server.port}"]
+    lines += [f"{name}: {value}" for name, value in type_of(*request.split(" ")).items()]
+    return "\r\n".join([*lines, ""])
+
+
 def ask(
     server: ControlServer, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
 ) -> Answer:
     """Status, content type and body of the answer to one request."""
     with contextlib.closing(http.client.HTTPConnection(HOST, server.port, timeout=10)) as connection:
-        connection.request(method, path, body, headers or {})
+        connection.request(method, path, body, type_of(method, path) | (headers or {}))
         response = connection.getresponse()
         return response.status, response.headers.get("Content-Type", ""), response.read()
 
@@ -123,7 +136,7 @@ def reason_of(answer: Answer, status: int) -> str:
     assert answer[0] == status
     assert answer[1].startswith("application/json")
     error = json.loads(answer[2])
-    assert set(error) == {"error"}
+    assert {"error"} <= set(error) <= {"error", "code", "version"}
     assert "\n" not in error["error"]
     return str(error["error"])
 

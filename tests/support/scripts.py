@@ -338,7 +338,8 @@ def wait_until(condition: Callable[[], object], timeout_s: float, what: str) -> 
 
 def call(port: int, method: str = "GET", path: str = "/") -> dict[str, Any]:
     """Ask a node over HTTP; {} where nobody answers."""
-    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", method=method)
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", headers=headers, method=method)
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(request, timeout=5) as answer:

@@ -8,8 +8,8 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from mdi.control.client import ControlClient, NoAnswer, Unreachable
-from mdi.control.protocol import UPLOAD_BYTES, NodeBusy
+from mdi.control.client import ControlClient
+from mdi.control.protocol import UPLOAD_BYTES, NoAnswer, NodeBusy, Unreachable
 from mdi.control.session import SessionSpec
 from mdi.control.status import NodeStatus, Ready
 from mdi.errors import ControlError
@@ -76,7 +76,7 @@ class MemberSetup:
         while True:
             asked_s, silence_s = self._timeouts.clock(), self._silence_s()
             try:
-                answer = self._client.init(spec, silence_s)
+                answer = self._client.init(spec, silence_s, within_s=self._timeouts.left_s(limit_s) + silence_s)
                 if isinstance(answer, Ready):
                     return answer
                 if answer.held_bytes >= most_held + UPLOAD_BYTES:  # the last transfer got somewhere

@@ -9,8 +9,7 @@ import enum
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from mdi.control.client import NoAnswer
-from mdi.control.protocol import NodeBusy
+from mdi.control.protocol import NoAnswer, NodeBusy
 from mdi.errors import ControlError
 from mdi.ids import NodeId
 

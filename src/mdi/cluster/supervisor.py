@@ -19,8 +19,8 @@ from mdi.cluster.recovery import Decision, GiveUp, GoOnWithout, Recovery, RunSta
 from mdi.cluster.rendezvous import Call, Rendezvous, Statuses, describe
 from mdi.config.network import NetworkConfig, node_name
 from mdi.config.options import RingOptions
-from mdi.control.client import ControlClient, NoAnswer, Unreachable
-from mdi.control.protocol import NodeBusy
+from mdi.control.client import ControlClient
+from mdi.control.protocol import NoAnswer, NodeBusy, Unreachable
 from mdi.control.session import FIRST_EPOCH
 from mdi.control.status import NodeState, NodeStatus
 from mdi.engine.ring import LocalRing, Ring

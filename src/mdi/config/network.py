@@ -4,6 +4,7 @@ Errors are `ConfigError`s that name the file, the key, the value and what is all
 """
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from mdi.net.tls import Tls
 
 MAX_SHARE = 10**6
 LOOPBACK = ("localhost", "127.", "::1")
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+):[0-9]{1,5}")
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class NodeConfig:
     share: float = 1.0  # how much work the node can take, relative to the others
     starter_addr: str | None = None  # where a secondary expects its starter
     access: Access = THIS_MACHINE  # which peers are authorized
+    known_as: tuple[str, ...] = ()  # `address:port` by which others call its HTTP port, where something forwards to it
 
     @property
     def host(self) -> str:
@@ -196,6 +199,13 @@ class _Reader:
         warn_if_readable_by_others(self._path)
         return key_from_text(text, f"{self._path}: {self._where}{name}")
 
+    def optional_hosts(self, key: str) -> tuple[str, ...]:
+        values = self.take(key, list, "a list") if self.has(key) else []
+        for value in values:
+            if not isinstance(value, str) or not _HOST.fullmatch(value):
+                raise self.error(key, f"{str(value)[:40]!r} is not an address with a port, like 192.168.1.5:8088")
+        return tuple(values)
+
     def finish(self) -> None:
         if self._data:
             raise self.error(next(iter(self._data)), "unknown key")
@@ -219,6 +229,7 @@ def _read_node(reader: _Reader) -> NodeConfig:
     communication = reader.child("communication")
     http_port = communication.port("port")
     starter_addr = communication.optional_string("starter_addr")
+    known_as = communication.optional_hosts("known_as")
     communication.finish()
     inference = reader.child("inference")
     port_in, port_out = inference.port("port_in"), inference.port("port_out")
@@ -226,7 +237,7 @@ def _read_node(reader: _Reader) -> NodeConfig:
     device = reader.device() if reader.has("device") else None
     share = reader.share() if reader.has("share") else 1.0
     reader.finish()
-    return NodeConfig(addr, http_port, port_in, port_out, device, share, starter_addr)
+    return NodeConfig(addr, http_port, port_in, port_out, device, share, starter_addr, known_as=known_as)
 
 
 def _refuse_shared_ports(path: Path, nodes: Iterable[NodeConfig]) -> None:

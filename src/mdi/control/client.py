@@ -1,17 +1,35 @@
 """The client's side of the routes in `mdi.control.routes`."""
 
 import contextlib
-import functools
+import http.client
+import json
 import re
-from collections.abc import Callable, Iterator
+import ssl
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import requests
-from urllib3.exceptions import HTTPError
-
+from mdi import __version__
 from mdi.control.auth import SCHEME, Challenge
-from mdi.control.protocol import UPLOAD_BYTES, NodeBusy
+from mdi.control.exchange import AnswerTooLarge, Bounds, Connection
+from mdi.control.hosts import host_of
+from mdi.control.protocol import (
+    BYTES,
+    CODES,
+    JSON,
+    MAX_INIT_BYTES,
+    MAX_STATUS_BYTES,
+    MAX_TIMELINE_BYTES,
+    UPLOAD_BYTES,
+    NoAnswer,
+    NodeBusy,
+    NoStorage,
+    NotANode,
+    NotAuthorized,
+    Refused,
+    Unreachable,
+)
 from mdi.control.session import SessionSpec
 from mdi.control.status import InitAnswer, NodeStatus, init_answer_from_json
 from mdi.errors import ControlError
@@ -24,174 +42,267 @@ from mdi.strings import one_line
 T = TypeVar("T")
 
 MAX_QUOTED_CHARACTERS = 1000  # of an error of another node
+MAX_REASON_BYTES = 4 << 10  # of an answer that is not authenticated: it may say why, and nothing else is read of it
+SIGNING_ATTEMPTS = 3  # a busy node may have forgotten the nonce it gave us
+
 _BYTE_COUNT = re.compile(r"[0-9]{1,18}")
 _MAX_BYTES = 10**18
-SIGNING_ATTEMPTS = 3  # a busy node may have forgotten the nonce it gave us
+_UNAVAILABLE = (408, 503)  # a server that is overloaded, or about to end
+_NOT_OURS = (404, 405, 501)  # no node says that to what a client asks
+_UNAUTHORIZED = (401, 403)
+_KINDS: Mapping[int, type[Refused]] = {409: NodeBusy, 507: NoStorage}  # where the body has no code
+
+
+@dataclass(frozen=True)
+class _Request:
+    """One request, before it is signed."""
+
+    method: str
+    path: str
+    body: bytes = b""
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """A whole answer; in a ring with a key one of a node that has it."""
+
+    status: int
+    headers: http.client.HTTPMessage
+    body: bytes
+
+    def json(self) -> Any:
+        """Raises `ValueError` where the body is no JSON."""
+        try:
+            return json.loads(self.body)
+        except RecursionError as exc:  # 100 000 brackets
+            raise ValueError("nested too deep") from exc
+
+    def error(self) -> dict[str, Any] | None:
+        """What the body says as the error of a node; None where it says something else."""
+        try:
+            body = self.json()
+        except ValueError:
+            return None
+        return body if isinstance(body, dict) and isinstance(body.get("error"), str) else None
 
 
 class ControlClient:
-    """One node as seen from another one. Every failure is a `ControlError` that names the node."""
+    """One node as seen from another one. Every failure is a `ControlError` that names the node; see `protocol`.
+
+    Every call ends: an answer is bounded as a whole, in time and in bytes. In a ring with a key nothing of it is used,
+    and only its reason is kept, before its head has shown that the node has the key.
+    """
 
     def __init__(
         self, name: str, addr: str, port: int, access: Access = THIS_MACHINE, timeouts: Timeouts = DEFAULT_TIMEOUTS
     ) -> None:
         self.name = name
-        self._access, self._timeouts = access, timeouts
+        self._addr, self._port, self._access, self._timeouts = addr, port, access, timeouts
         scheme = "https" if access.tls else "http"
         self.url = f"{scheme}://{f'[{addr}]' if ':' in addr else addr}:{port}"
 
     def status(self) -> NodeStatus:
         """The status of the node."""
-        return self._checked(NodeStatus.from_json, self._call("GET", "/", answer_timeout_s=self._timeouts.status_s))
+        bounds = self._bounds(silence_s=self._timeouts.status_s)
+        return self._checked(NodeStatus.from_json, self._call(_Request("GET", "/"), bounds))
 
     def timeline(self) -> dict[str, Any]:
         """What the node did when, in its last run; see `mdi.trace`."""
-        return self._call("GET", "/timeline")
+        bounds = self._bounds(MAX_TIMELINE_BYTES, within_s=self._timeouts.upload_s)
+        return self._call(_Request("GET", "/timeline"), bounds)
 
-    def init(self, spec: SessionSpec, answer_timeout_s: float | None = None) -> InitAnswer:
+    def init(
+        self, spec: SessionSpec, answer_timeout_s: float | None = None, within_s: float | None = None
+    ) -> InitAnswer:
         """Configure the node; returns its answer once it is ready, or what it lacks.
 
         While it loads it sends a sign of life every second, so a lost node is noticed.
 
         Args:
             answer_timeout_s: how long it may be silent, if less than usual.
+            within_s: how long the whole may take, signs of life or not; an hour if not given.
         """
-        answer = self._call("POST", "/init", answer_timeout_s=answer_timeout_s, json=spec.to_json())
-        return self._checked(init_answer_from_json, answer)
+        bounds = self._bounds(MAX_INIT_BYTES, answer_timeout_s, within_s or self._timeouts.load_s)
+        return self._checked(init_answer_from_json, self._call(_json_request("POST", "/init", spec.to_json()), bounds))
 
     def release(self, run: int) -> None:
         """Give up a session that never ran."""
-        self._call("PUT", "/release", json={"run": run})
+        self._call(_json_request("PUT", "/release", {"run": run}), self._bounds())
 
     def stop(self, run: int | None = None) -> None:
         """End the node; with a `run`, only if it does not serve another one by now."""
-        self._call("PUT", "/stop", json={} if run is None else {"run": run})
+        self._call(_json_request("PUT", "/stop", {} if run is None else {"run": run}), self._bounds())
 
     def send_chunk(self, path: Path, digest: str, advance: Callable[[int], object] = lambda n_bytes: None) -> None:
         """Send the part of a chunk that the node does not hold yet; `advance` gets the bytes of each step."""
         url = f"/chunks/{digest}"
         try:
             total_bytes = path.stat().st_size
-            held = self._held_bytes(self._request("HEAD", url).headers.get("X-Held-Bytes", 0), 0, _MAX_BYTES)
+            answer = self._exchange(_Request("HEAD", url), self._bounds())
+            held = self._held_bytes(answer.headers.get("X-Held-Bytes", 0), 0, _MAX_BYTES)
             if held > total_bytes:  # the rest of another file with the same content: it begins anew
                 held = 0
             advance(held)
             with path.open("rb") as file:
                 while held < total_bytes:
                     file.seek(held)
-                    block = file.read(UPLOAD_BYTES)
-                    headers = {"Content-Range": f"bytes {held}-{held + len(block) - 1}/{total_bytes}"}
-                    answer = self._call("PUT", url, data=block, headers=headers)
-                    before, held = held, self._held_bytes(answer.get("held_bytes"), held + 1, total_bytes)
+                    before, held = held, self._send_piece(url, held, file.read(UPLOAD_BYTES), total_bytes)
                     advance(held - before)
         except OSError as exc:
             raise storage_error(path, exc) from exc
 
+    def _send_piece(self, url: str, held: int, block: bytes, total_bytes: int) -> int:
+        """Append to a chunk; returns how much of it the node holds then."""
+        content_range = f"bytes {held}-{held + len(block) - 1}/{total_bytes}"
+        request = _Request("PUT", url, block, {"Content-Range": content_range, "Content-Type": BYTES})
+        answer = self._call(request, self._bounds(within_s=self._timeouts.upload_s))
+        return self._held_bytes(answer.get("held_bytes"), held + 1, total_bytes)
+
     def _held_bytes(self, value: object, least: int, most: int) -> int:
         text = str(value)
         if not _BYTE_COUNT.fullmatch(text) or not least <= int(text) <= most:
-            claim = f"says it holds {one_line(text, 40)} bytes of a chunk, not {least} or more"
-            raise ControlError(f"{self.name} at {self.url} {claim}")
+            raise NotANode(f"{self} says it holds {one_line(text, 40)} bytes of a chunk, not {least} to {most}")
         return int(text)
+
+    def _bounds(
+        self, max_bytes: int = MAX_STATUS_BYTES, silence_s: float | None = None, within_s: float | None = None
+    ) -> Bounds:
+        silence_s = silence_s or self._timeouts.answer_s
+        whole_s = within_s or self._timeouts.connect_s + 2 * silence_s  # a nonce and an answer
+        return Bounds(silence_s, self._timeouts.deadline_s(whole_s), max_bytes)
 
     def _checked(self, parse: Callable[[Any], T], answer: dict[str, Any]) -> T:
         try:
             return parse(answer)
         except ControlError as exc:
-            raise ControlError(f"{self.name} at {self.url}: {exc}") from exc
+            raise NotANode(f"{self}: {exc}") from exc
 
-    def _call(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
+    def __str__(self) -> str:
+        return f"{self.name} at {self.url}"
+
+    # ---- one call
+
+    def _call(self, request: _Request, bounds: Bounds) -> dict[str, Any]:
+        """The JSON object that answers a request."""
+        answer = self._exchange(request, bounds)
+        if (error := answer.error()) is not None:
+            raise self._refusal(answer.status, error, "")
         try:
-            answer = self._request(method, path, **arguments).json()
-        except (ValueError, RecursionError) as exc:  # also an integer of 5000 digits, and 100 000 brackets
-            raise ControlError(f"{self.name} at {self.url} answered something that is not JSON") from exc
-        if not isinstance(answer, dict):
-            raise ControlError(f"{self.name} at {self.url}: {_quote(answer)}")
-        if "error" in answer:
-            kind = NodeBusy if answer.get("retry") is True else ControlError
-            raise kind(f"{self.name} at {self.url}: {_quote(answer['error'])}")
+            value = answer.json()
+        except ValueError as exc:  # also an integer of 5000 digits
+            raise NotANode(f"{self} answered something that is not JSON") from exc
+        if not isinstance(value, dict):
+            raise NotANode(f"{self}: {_quote(value)}")
+        return value
+
+    def _exchange(self, request: _Request, bounds: Bounds) -> _Answer:
+        """The answer to a request that was accepted."""
+        with self._connected(bounds) as connection:
+            keys, host = self._access.keys, host_of(self._addr, self._port)
+            headers = {"Host": host, "Content-Length": str(len(request.body)), **request.headers}
+            if keys is None:
+                answer = self._ask(connection, request, headers, bounds)
+            else:
+                answer = self._ask_signed(connection, request, headers, bounds, keys)
+        if not 200 <= answer.status < 300:
+            raise self._error_of(answer)
         return answer
 
-    def _request(
-        self, method: str, path: str, answer_timeout_s: float | None = None, **arguments: Any
-    ) -> requests.Response:
-        with self._session() as session:
-            try:
-                request = session.prepare_request(requests.Request(method, self.url + path, **arguments))
-                timeouts = (self._timeouts.connect_s, answer_timeout_s or self._timeouts.answer_s)
-                send = functools.partial(session.send, timeout=timeouts, allow_redirects=False)
-                keys = self._access.keys
-                response = send(request) if keys is None else self._send_signed(send, request, keys)
-            except requests.exceptions.SSLError as exc:
-                raise ControlError(f"{self.name} at {self.url} does not agree on TLS: {one_line(exc)}") from exc
-            except requests.ConnectionError as exc:
-                raise Unreachable(f"{self.name} at {self.url} cannot be reached") from exc
-            except (requests.RequestException, HTTPError, UnicodeError) as exc:
-                raise NoAnswer(f"{self.name} at {self.url} did not answer: {one_line(exc)}") from exc
-        if not response.ok:
-            kind = NodeBusy if response.status_code == 409 else ControlError
-            raise kind(f"{self.name} at {self.url} refused: {_reason(response)}")
-        return response
-
     @contextlib.contextmanager
-    def _session(self) -> Iterator[requests.Session]:
-        """A session for one request, whose connections are closed at its end.
-
-        requests leaves that to the garbage collector, and the traceback of an error keeps the connection. It is closed
-        from our side: `Connection: close` would leave the node's fixed port in TIME_WAIT.
-        """
-        with requests.Session() as session:
-            session.trust_env = False  # a proxy of the environment does not know the nodes of a LAN
-            if (tls := self._access.tls) is not None:
-                session.verify, session.cert = str(tls.ca), (str(tls.certificate), str(tls.private_key))
-            adapter = requests.adapters.HTTPAdapter()
-            session.mount(self.url, adapter)
+    def _connected(self, bounds: Bounds) -> Iterator[Connection]:
+        """A connection to the node. Whatever fails on it becomes a `ControlError`."""
+        with Connection(self._addr, self._port, self._access.tls, bounds, self._timeouts) as connection:
             try:
-                yield session
-            finally:
-                pools = adapter.poolmanager.pools
-                for key in list(pools.keys()):
-                    pools[key].close()
+                connection.connect()
+            except (OSError, UnicodeError) as exc:
+                raise Unreachable(f"{self} cannot be reached") from exc
+            try:
+                yield connection
+            except AnswerTooLarge as exc:
+                raise NoAnswer(f"{self} sends more than an answer can have ({bounds.max_bytes} bytes)") from exc
+            except (ssl.SSLEOFError, http.client.RemoteDisconnected, http.client.IncompleteRead) as exc:
+                raise NoAnswer(f"{self} did not answer: the connection ended") from exc
+            except ssl.SSLError as exc:
+                raise NotAuthorized(f"{self} does not agree on TLS: {one_line(exc)}") from exc
+            except TimeoutError as exc:
+                is_late = not self._timeouts.left_s(bounds.deadline_s)
+                reason = "its answer took too long" if is_late else f"silent for {bounds.silence_s:g} s"
+                raise NoAnswer(f"{self} did not answer: {reason}") from exc
+            except OSError as exc:
+                raise NoAnswer(f"{self} did not answer: {one_line(exc)}") from exc
+            except http.client.HTTPException as exc:
+                raise NotANode(f"{self} answers, but not in HTTP: {one_line(exc)}") from exc
 
-    def _send_signed(
-        self, send: Callable[..., requests.Response], request: requests.PreparedRequest, keys: Keys
-    ) -> requests.Response:
-        """Ask for a nonce, without the body; sign with it; check that the other side has the key too."""
-        body = request.body or b""
-        body = body.encode() if isinstance(body, str) else body
-        answer = send(requests.Request("HEAD", f"{self.url}/", headers={"Authorization": SCHEME}).prepare())
+    def _ask(self, connection: Connection, request: _Request, headers: Mapping[str, str], bounds: Bounds) -> _Answer:
+        response = connection.ask(request.method, request.path, headers, request.body)
+        return _Answer(response.status, response.headers, connection.read(response, bounds.max_bytes))
+
+    def _ask_signed(
+        self, connection: Connection, request: _Request, headers: Mapping[str, str], bounds: Bounds, keys: Keys
+    ) -> _Answer:
+        """Sign the request with a nonce of the node, and check that the node has the key before its answer is read."""
+        challenge, host = self._nonce(connection, headers["Host"]), headers["Host"]
         for _ in range(SIGNING_ATTEMPTS):
-            challenge = Challenge.of(answer.headers.get("WWW-Authenticate", ""))
-            if challenge is None:
-                raise ControlError(f"{self.name} at {self.url} has no key, and this node has one")
-            signature = challenge.sign(keys, str(request.method), request.path_url, body)
-            request.headers["Authorization"] = signature
-            answer = send(request)
-            if challenge.answered(
-                keys, answer.status_code, answer.content, answer.headers.get("Authentication-Info", "")
-            ):
-                return answer
-            again = Challenge.of(answer.headers.get("WWW-Authenticate", ""))
+            signature = challenge.sign(keys, host, request.method, request.path, request.body)
+            signed = {**headers, "Authorization": signature}
+            response = connection.ask(request.method, request.path, signed, request.body)
+            proof = response.headers.get("Authentication-Info", "")
+            if (digest := challenge.digest_of(keys, host, response.status, proof)) is not None:
+                received = connection.read(response, bounds.max_bytes)
+                if (body := challenge.verified(keys, host, digest, received)) is None:
+                    raise NoAnswer(f"{self} did not answer: what came is not what a node with this ring's key sent")
+                return _Answer(response.status, response.headers, body)
+            again = Challenge.of(response.headers.get("WWW-Authenticate", ""))
+            reason = self._reason(connection, response)
             if again is None or not again.stale:
                 break
-        raise ControlError(f"{self.name} at {self.url} did not show that it has this ring's key: {_reason(answer)}")
+            challenge = again
+        raise NotAuthorized(f"{self} did not show that it has this ring's key: {reason}")
+
+    def _nonce(self, connection: Connection, host: str) -> Challenge:
+        response = connection.ask("HEAD", "/", {"Host": host, "Authorization": SCHEME})
+        connection.read(response, 0)
+        challenge = Challenge.of(response.headers.get("WWW-Authenticate", ""))
+        if challenge is not None:
+            return challenge
+        if response.status == 403 and response.headers.get("Server", "").startswith("mdi-llm/"):
+            raise NotAuthorized(f"{self} has no key, and this node has one")
+        raise self._error_of(_Answer(response.status, response.headers, b""))
+
+    def _reason(self, connection: Connection, response: http.client.HTTPResponse) -> str:
+        """Why a request was refused, by an answer that anybody may have sent."""
+        try:
+            error = _Answer(response.status, response.headers, connection.read(response, MAX_REASON_BYTES)).error()
+        except AnswerTooLarge:
+            error = None
+        if error is None:
+            return f"HTTP {response.status}"
+        version = _quote(error.get("version", __version__))
+        other = "" if version == __version__ else f" (it runs version {version}, this node {__version__})"
+        return f"{_quote(error['error'])}{other}"
+
+    def _error_of(self, answer: _Answer) -> ControlError:
+        """The error for an answer that is none to what was asked."""
+        if answer.status in _UNAVAILABLE:
+            return NoAnswer(f"{self} did not answer: HTTP {answer.status}")
+        if (error := answer.error()) is not None and answer.status not in _NOT_OURS:
+            return self._refusal(answer.status, error, "refused: ")
+        return NotANode(f"{self} is not a node of this version: HTTP {answer.status}")
+
+    def _refusal(self, status: int, error: dict[str, Any], verb: str) -> ControlError:
+        text = f"{self} {verb}{_quote(error['error'])}" if verb else f"{self}: {_quote(error['error'])}"
+        if status in _UNAUTHORIZED:
+            return NotAuthorized(text)
+        code = error.get("code")
+        known = CODES.get(code) if isinstance(code, str) else None
+        return (known or _KINDS.get(status, Refused))(text)
 
 
-class NoAnswer(ControlError):
-    """The node was asked, and its answer did not come, or broke off."""
-
-
-class Unreachable(NoAnswer):
-    """Nobody answers at the node's address."""
+def _json_request(method: str, path: str, value: Any) -> _Request:
+    return _Request(method, path, json.dumps(value).encode(), {"Content-Type": JSON})
 
 
 def _quote(answer: object) -> str:
     """What a node sent, fit to stand in an error: it may be of any length."""
     return one_line(str(answer), MAX_QUOTED_CHARACTERS)
-
-
-def _reason(response: requests.Response) -> str:
-    try:
-        return _quote(response.json()["error"])
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return f"HTTP {response.status_code}"

@@ -1,10 +1,77 @@
-"""What both sides of the control plane hold to: the limits of its bodies, and the one error that is worth a retry."""
+"""What both sides of the control plane hold to: the limits of its bodies, and how a call can fail.
 
-from mdi.errors import ControlError
+ControlError
+  NoAnswer            no answer came, or none that was complete, in time and within its size
+    Unreachable       there was no connection
+  NotANode            another program answers, or something that no node says
+  NotAuthorized       the two do not accept each other: another key, none, other certificates
+  Refused             a node refuses, with its reason
+    NodeBusy          later it may accept
+    WrongVersion      it runs another version of this program
+    NoStorage         its disk is full, or cannot be written or read
+    DamagedFiles      its model files are damaged, or those of another model
+"""
+
+from collections.abc import Mapping
+
+from mdi.errors import CheckpointError, ControlError, MdiError, StorageError
 
 UPLOAD_BYTES = 16 << 20  # of one PUT of a chunk
 MAX_JSON_BYTES = 1 << 20  # of any other body
+MAX_STATUS_BYTES = 64 << 10  # of any answer but the following
+MAX_INIT_BYTES = 256 << 10  # a status, and one blank per second of loading
+MAX_TIMELINE_BYTES = 32 << 20  # some 60 bytes for each of its events
+
+JSON, BYTES = "application/json", "application/octet-stream"  # the types of bodies; no HTML form can send either
 
 
-class NodeBusy(ControlError):
-    """The node cannot do this now; later it may. Over HTTP: status 409, or `"retry": true` in an answer to /init."""
+class NoAnswer(ControlError):
+    """The node was asked, and its answer did not come, broke off, or was not complete in time or within its size."""
+
+
+class Unreachable(NoAnswer):
+    """Nobody answers at the node's address."""
+
+
+class NotANode(ControlError):
+    """Another program answers at the node's address, or something that no node of this version says."""
+
+
+class NotAuthorized(ControlError):
+    """The two nodes do not accept each other: another key, a key on one side only, TLS, or an unknown address."""
+
+
+class Refused(ControlError):
+    """The node refuses what was asked, with its reason."""
+
+
+class NodeBusy(Refused):
+    """The node cannot do this now; later it may."""
+
+
+class WrongVersion(Refused):
+    """The two nodes run different versions of this program."""
+
+
+class NoStorage(Refused):
+    """The node's disk is full, or its files cannot be written or read."""
+
+
+class DamagedFiles(Refused):
+    """The node's model files are missing, damaged, or those of another model."""
+
+
+# In the body of an error: what its reader can decide by.
+CODES: Mapping[str, type[Refused]] = {
+    "busy": NodeBusy,
+    "version": WrongVersion,
+    "storage": NoStorage,
+    "files": DamagedFiles,
+}
+_LOCAL_ERRORS: Mapping[type[MdiError], str] = {StorageError: "storage", CheckpointError: "files"}
+
+
+def code_of(error: MdiError) -> str | None:
+    """The code that stands beside the text of an error of this node; None where the text is all there is to say."""
+    kinds = [*((kind, code) for code, kind in CODES.items()), *_LOCAL_ERRORS.items()]
+    return next((code for kind, code in kinds if isinstance(error, kind)), None)

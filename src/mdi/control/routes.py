@@ -8,8 +8,9 @@
     HEAD /chunks/<digest>  how many bytes of a chunk the node holds (X-Held-Bytes)
     PUT  /chunks/<digest>  append to it (Content-Range)
 
-Bodies are JSON, but for the chunk's bytes. An error has the body {"error": reason}; with "retry": true it may pass.
-Which clients are authorized is decided before, in `mdi.control.auth`.
+Bodies are JSON, but for the chunk's bytes. An error has the body {"error": reason}, and beside it a "code" where the
+other side can decide by it; see `mdi.control.protocol`. Which clients are authorized is decided before, in
+`mdi.control.auth`.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ import logging
 import re
 import string
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any, Protocol
@@ -28,11 +29,12 @@ import cherrypy
 
 from mdi.checkpoint.cache import ChunkCache
 from mdi.control.auth import STREAMED, AuthMiddleware
-from mdi.control.protocol import MAX_JSON_BYTES, UPLOAD_BYTES, NodeBusy
+from mdi.control.hosts import OwnHosts
+from mdi.control.protocol import JSON, MAX_JSON_BYTES, UPLOAD_BYTES, NodeBusy, code_of
 from mdi.control.server import WebServer, marking
 from mdi.control.session import SessionSpec
 from mdi.control.status import InitAnswer, NodeStatus, init_answer_to_json
-from mdi.errors import ConfigError, ControlError, MdiError, StorageError
+from mdi.errors import ConfigError, ControlError, MdiError
 from mdi.net.access import THIS_MACHINE, Access, is_loopback
 from mdi.net.refusals import RefusalLog
 from mdi.net.sockets import listen
@@ -41,11 +43,12 @@ from mdi.strings import one_line
 
 log = logging.getLogger(__name__)
 
+_STATUSES = {"busy": 409, "storage": 507}  # by code; any other error has that of its route
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
 
 
 class Node(Protocol):
-    """What the routes ask of a node. All calls come from HTTP threads."""
+    """What the routes ask of a node. All calls come from HTTP threads; a `ControlError` refuses what is asked."""
 
     @property
     def cache(self) -> ChunkCache | None: ...
@@ -79,8 +82,12 @@ class ControlServer:
         access: Access = THIS_MACHINE,
         timeouts: Timeouts = DEFAULT_TIMEOUTS,
         refusals: RefusalLog | None = None,
+        known_as: Sequence[str] = (),
     ) -> None:
-        """`refusals` is the node's, if it has a ring port too.
+        """
+        Args:
+            refusals: the node's, if it has a ring port too.
+            known_as: `address:port` under which others call the node where something in between forwards to it.
 
         Raises `ConfigError` where the port is taken or the address is not one of this machine.
         """
@@ -90,7 +97,7 @@ class ControlServer:
         self._closing = threading.Event()
         refusals = refusals or RefusalLog()
         application = marking(application_of(node, self._closing, timeouts))
-        middleware = AuthMiddleware(application, access, local, UPLOAD_BYTES, refusals)
+        middleware = AuthMiddleware(application, access, local, UPLOAD_BYTES, OwnHosts(addr, known_as), refusals)
         self._server = WebServer(addr, port, middleware, 2 * UPLOAD_BYTES, access, timeouts, refusals)
         try:
             self._server.prepare()
@@ -130,7 +137,7 @@ def application_of(node: Node, closing: threading.Event, timeouts: Timeouts = DE
 
 
 def _error_page(status: str, message: str, traceback: str, version: str) -> str:
-    cherrypy.response.headers["Content-Type"] = "application/json"
+    cherrypy.response.headers["Content-Type"] = JSON
     return json.dumps({"error": html.unescape(message)})
 
 
@@ -171,16 +178,14 @@ class _Routes:
 
     @cherrypy.expose  # type: ignore[untyped-decorator]
     @cherrypy.tools.allow(methods=["POST"])  # type: ignore[untyped-decorator]
-    def init(self) -> Iterator[bytes]:
+    def init(self) -> Iterator[bytes] | bytes:
         try:
             spec = SessionSpec.from_json(_read_json())
             answer = self._node.request_init(spec)
             self._raise_if_refused(answer)
-        except NodeBusy as exc:
-            raise cherrypy.HTTPError(409, str(exc)) from exc
         except ControlError as exc:
-            raise cherrypy.HTTPError(400, str(exc)) from exc
-        cherrypy.response.headers["Content-Type"] = "application/json"
+            return _refused(exc, 400)
+        cherrypy.response.headers["Content-Type"] = JSON
         cherrypy.request.wsgi_environ[STREAMED] = True
         return self._wait_for(answer)
 
@@ -211,12 +216,12 @@ class _Routes:
                     n_steps, stalled_s = now, self._timeouts.deadline_s(self._timeouts.stall_s)
                     yield b" "
                 elif not self._timeouts.left_s(stalled_s):
-                    yield _late_error(f"the node has made no progress for {self._timeouts.stall_s:g} s", retry=True)
+                    yield _late_error(NodeBusy(f"the node has made no progress for {self._timeouts.stall_s:g} s"))
                     return
             except MdiError as exc:  # the status line was sent long ago, so the error goes into the body
-                yield _late_error(str(exc), retry=isinstance(exc, NodeBusy))
+                yield _late_error(exc)
                 return
-        yield _late_error("the node ends", retry=True)
+        yield _late_error(NodeBusy("the node ends"))
 
     @cherrypy.expose  # type: ignore[untyped-decorator]
     @cherrypy.tools.allow(methods=["PUT"])  # type: ignore[untyped-decorator]
@@ -224,8 +229,7 @@ class _Routes:
         body = _read_json()
         if not isinstance(body, dict) or type(body.get("run")) is not int:
             raise cherrypy.HTTPError(400, 'expected {"run": number}')
-        self._node.request_release(body["run"])
-        return _json({"released": body["run"]})
+        return _answered(lambda: self._node.request_release(body["run"]), {"released": body["run"]})
 
     @cherrypy.expose  # type: ignore[untyped-decorator]
     @cherrypy.tools.allow(methods=["PUT"])  # type: ignore[untyped-decorator]
@@ -234,15 +238,17 @@ class _Routes:
         run = body.get("run") if isinstance(body, dict) else body
         if run is not None and type(run) is not int:
             raise cherrypy.HTTPError(400, 'expected nothing, or {"run": number}')
-        self._node.request_stop(run)
-        return _json({"stopping": True})
+        return _answered(lambda: self._node.request_stop(run), {"stopping": True})
 
     @cherrypy.expose  # type: ignore[untyped-decorator]
     @cherrypy.tools.allow(methods=["HEAD", "PUT"])  # type: ignore[untyped-decorator]
     def chunks(self, digest: str) -> bytes:
         if cherrypy.request.method == "PUT":
             return self._append(digest)
-        cherrypy.response.headers["X-Held-Bytes"] = str(_checked(lambda: self._cache().held_bytes(digest)))
+        try:
+            cherrypy.response.headers["X-Held-Bytes"] = str(self._cache().held_bytes(digest))
+        except MdiError as exc:
+            return _refused(exc, 409)
         return b""
 
     def _append(self, digest: str) -> bytes:
@@ -252,8 +258,10 @@ class _Routes:
         if not match or length != int(match[2]) - int(match[1]) + 1 or length > UPLOAD_BYTES:
             raise cherrypy.HTTPError(400, "expected Content-Range: bytes first-last/total and a body of that length")
         start, stop, total_bytes = int(match[1]), int(match[2]) + 1, int(match[3])
-        body = cherrypy.request.rfile
-        held = _checked(lambda: self._cache().append(digest, start, stop, total_bytes, body))
+        try:
+            held = self._cache().append(digest, start, stop, total_bytes, cherrypy.request.rfile)
+        except MdiError as exc:
+            return _refused(exc, 409)
         return _json({"held_bytes": held})
 
     def _cache(self) -> ChunkCache:
@@ -262,18 +270,30 @@ class _Routes:
         return self._node.cache
 
 
-def _late_error(reason: str, *, retry: bool) -> bytes:
+def _late_error(error: MdiError) -> bytes:
     """An error whose status line was sent long ago."""
-    return json.dumps({"error": reason, "retry": retry}).encode()
+    return json.dumps(_error_body(error)).encode()
 
 
-def _checked(action: Callable[[], int]) -> int:
+def _answered(action: Callable[[], None], value: Any) -> bytes:
+    """What a route answers once the node has taken a request, or its refusal."""
     try:
-        return action()
+        action()
     except ControlError as exc:
-        raise cherrypy.HTTPError(409, str(exc)) from exc
-    except StorageError as exc:
-        raise cherrypy.HTTPError(507, str(exc)) from exc
+        return _refused(exc, 409)
+    return _json(value)
+
+
+def _refused(error: MdiError, status: int) -> bytes:
+    """The answer that carries an error of the node; `status` where the kind of the error has none of its own."""
+    body = _error_body(error)
+    cherrypy.response.status = _STATUSES.get(body.get("code", ""), status)
+    return _json(body)
+
+
+def _error_body(error: MdiError) -> dict[str, str]:
+    code = code_of(error)
+    return {"error": str(error)} | ({} if code is None else {"code": code})
 
 
 def _body_length() -> int:
@@ -298,5 +318,5 @@ def _read_json() -> Any:
 
 
 def _json(value: Any) -> bytes:
-    cherrypy.response.headers["Content-Type"] = "application/json"
+    cherrypy.response.headers["Content-Type"] = JSON
     return json.dumps(value).encode()

@@ -13,6 +13,7 @@ from cheroot import server, wsgi
 
 from mdi import __version__
 from mdi.control.connections import ConnectionLoop
+from mdi.control.hosts import LOCAL_ADDRESS
 from mdi.control.streams import MAX_HEAD_BYTES
 from mdi.net.access import THIS_MACHINE, Access, AllowedHosts, as_written
 from mdi.net.refusals import RefusalLog
@@ -31,6 +32,7 @@ class _Gateway(wsgi.Gateway_10):
     def get_environ(self) -> dict[str, Any]:  # type: ignore[override]  # the stubs say that it returns nothing
         environ: dict[str, Any] = super().get_environ()  # type: ignore[no-untyped-call]
         environ[_CONNECTION] = self.req.conn
+        environ[LOCAL_ADDRESS] = self.req.conn.socket.getsockname()[:2]
         environ["wsgi.url_scheme"] = "http" if self.req.server.access.tls is None else "https"
         return environ
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from mdi import __version__
 from mdi.control.checks import Check, is_digest, is_dtype, is_mode, is_span, is_string, optional, short, whole
+from mdi.control.protocol import WrongVersion
 from mdi.errors import ControlError
 from mdi.formats import Mode
 from mdi.ids import Rank
@@ -111,7 +112,7 @@ class SessionSpec:
             raise ControlError("the session is not a JSON object")
         if data.get("protocol") != VERSION or data.get("version") != __version__:
             theirs = short(f"{data.get('version')} (protocol {data.get('protocol')})")
-            raise ControlError(f"the starter runs version {theirs}, this node {__version__} (protocol {VERSION})")
+            raise WrongVersion(f"the starter runs version {theirs}, this node {__version__} (protocol {VERSION})")
         wanted = {item.name for item in fields(cls)}
         if set(data) != wanted:
             raise ControlError(f"the session has wrong fields: {short(', '.join(sorted(set(data) ^ wanted)))}")

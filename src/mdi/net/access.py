@@ -41,7 +41,7 @@ def resolved(addr: str) -> set[str]:
 
 def as_written(addr: str) -> set[str]:
     """`addr` where it is an address, nothing where it is a name; for callers that must not wait."""
-    return {addr} if _parse(addr) is not None else set()
+    return {addr} if parse_ip(addr) is not None else set()
 
 
 class AllowedHosts:
@@ -72,17 +72,18 @@ class AllowedHosts:
             return self._host(address) in self._hosts
 
     def _host(self, address: str) -> str:
-        ip = _parse(address)
-        return "here" if ip is not None and (ip.is_loopback or ip == _parse(self._local)) else str(ip)
+        ip = parse_ip(address)
+        return "here" if ip is not None and (ip.is_loopback or ip == parse_ip(self._local)) else str(ip)
 
 
 def is_loopback(addr: str) -> bool:
     """Whether only this machine can reach what listens on `addr`."""
-    ips = [_parse(text) for text in resolved(addr)]
+    ips = [parse_ip(text) for text in resolved(addr)]
     return bool(ips) and all(ip is not None and ip.is_loopback for ip in ips)
 
 
-def _parse(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+def parse_ip(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The address, in any spelling and without its zone; None where it is a name."""
     try:
         ip = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:

@@ -28,7 +28,9 @@ class Timeouts:
     connect_s: float = 3.0
     answer_s: float = 15.0  # of silence within an answer, not for the whole of it
     min_answer_s: float = 5.0  # the least of that, however near the deadline of a node is
-    status_s: float = 2.0
+    status_s: float = 2.0  # of silence within a status
+    upload_s: float = 300.0  # for one piece of a chunk to arrive: 16 MiB at 56 KB/s
+    load_s: float = 3600.0  # for the whole answer to /init, where nobody waits with a deadline of his own
     heartbeat_s: float = 1.0  # between two signs of life while /init loads, if the main thread got on
     stall_s: float = 10.0  # without a step of the main thread; then /init is answered "not now"
     request_head_s: float = 5.0  # for TLS, the request line and all headers together

@@ -111,7 +111,9 @@ class Secondary:
         self._refusals = RefusalLog()
         self._listener = listen(config.addr, config.port_in)
         try:
-            self._control = ControlServer(config.addr, config.http_port, self, config.access, timeouts, self._refusals)
+            self._control = ControlServer(
+                config.addr, config.http_port, self, config.access, timeouts, self._refusals, config.known_as
+            )
         except MdiError:
             self._listener.close()
             raise

@@ -107,7 +107,15 @@ class Starter:
                 timeouts=self._timeouts,
             )
             if self._network.secondaries:
-                control = ControlServer(starter.addr, starter.http_port, self, starter.access, self._timeouts, refusals)
+                control = ControlServer(
+                    starter.addr,
+                    starter.http_port,
+                    self,
+                    starter.access,
+                    self._timeouts,
+                    refusals,
+                    starter.known_as,
+                )
                 stack.callback(control.close)
                 control.start()
             stack.callback(self._supervisor.close)
@@ -158,9 +166,11 @@ class Starter:
         return self._timeline.to_json()
 
     def request_release(self, run: int) -> None:
-        pass
+        raise ControlError("this is a starter; it takes no /release")
 
     def request_stop(self, run: int | None) -> None:
+        if run not in (None, self._supervisor.run):
+            raise ControlError(f"this starter works on run {self._supervisor.run}, not on {run}")
         self.interrupt(signal.SIGTERM)
 
     def interrupt(self, number: signal.Signals) -> None:
