@@ -15,8 +15,10 @@ import torch
 from litgpt.config import Config
 
 from mdi.checkpoint.config import load_config
-from mdi.checkpoint.weights import MODEL_FILE, Weights, open_weights
+from mdi.checkpoint.tensor_file import open_weights
+from mdi.checkpoint.weights import MODEL_FILE
 from mdi.files import atomic_path
+from mdi.model.weights import Weights
 
 Array = npt.NDArray[np.float32]
 Make = tuple[str, torch.Tensor, int]  # a name of llama.cpp, its rows, and the heads they are interleaved in (0: none)

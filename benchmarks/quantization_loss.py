@@ -27,7 +27,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
 from mdi.checkpoint.chunks import split_model  # noqa: E402
 from mdi.checkpoint.config import CONFIG_FILE, load_config  # noqa: E402
-from mdi.checkpoint.weights import MODEL_FILE, open_weights  # noqa: E402
+from mdi.checkpoint.tensor_file import open_weights  # noqa: E402
+from mdi.checkpoint.weights import MODEL_FILE  # noqa: E402
 from mdi.config.paths import CHECKPOINTS_DIR  # noqa: E402
 from mdi.formats import MODES, Mode  # noqa: E402
 from mdi.model.backends.select import make_span_engine  # noqa: E402

@@ -17,7 +17,7 @@ from benchmarks.relay import Relay
 from benchmarks.report import TARGETS, Series, markdown, plot, ratio, read_json, slug, spread, verdict_table, write_json
 from benchmarks.rings import Request, decode_rate, ring
 from benchmarks.workers import BenchError, Worker, own_cores
-from mdi.checkpoint.weights import open_weights
+from mdi.checkpoint.tensor_file import open_weights
 from mdi.convert.gguf.convert import import_gguf
 from support.models import generate_cached, make_model, reference_model
 from support.paths import ROOT

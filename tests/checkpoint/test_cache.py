@@ -20,7 +20,7 @@ from support.wire import few_examples
 CONTENT = bytes(range(256)) * 10
 
 
-def sha256_of(path: Path) -> str:
+def sha256_of(path: Path, advance: object = None) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -145,7 +145,7 @@ def test_a_chunk_with_another_digest_is_discarded(cache: ChunkCache) -> None:
 
 
 def test_a_chunk_that_cannot_be_read_is_discarded(folder: Path) -> None:
-    def refuse(path: Path) -> str:
+    def refuse(path: Path, advance: object) -> str:
         raise CheckpointError(f"{path.name} is no chunk")
 
     cache = ChunkCache(folder, refuse)
@@ -157,7 +157,7 @@ def test_a_chunk_that_cannot_be_read_is_discarded(folder: Path) -> None:
 
 def test_a_chunk_is_verified_once(folder: Path) -> None:
     seen = []
-    cache = ChunkCache(folder, lambda path: seen.append(path) or sha256_of(path))
+    cache = ChunkCache(folder, lambda path, advance: seen.append(path) or sha256_of(path))
     append(cache, 0, len(CONTENT))
     assert seen == []  # it answers the sender first
     for _ in range(3):
@@ -294,7 +294,7 @@ def test_a_file_that_another_node_renames_meanwhile_does_no_harm(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two nodes of one machine share the folder: what one lists, the other may have renamed."""
-    cache = ChunkCache(tmp_path, lambda path: DIGEST)
+    cache = ChunkCache(tmp_path, lambda path, advance: DIGEST)
     gone = tmp_path / f"{'b' * 64}.partial"
     monkeypatch.setattr(Path, "iterdir", lambda folder: iter([gone]))
     assert cache.append(DIGEST, 0, 3, 6, io.BytesIO(b"abc")) == 3

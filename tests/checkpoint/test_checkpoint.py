@@ -2,17 +2,18 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
-from mdi.checkpoint import weights as weights_module
 from mdi.checkpoint.chunks import Manifest, chunk_name, chunks_folder, read_manifest, split_model
 from mdi.checkpoint.config import config_from_dict, find_models, load_config
-from mdi.checkpoint.weights import Weights, digest_of, file_digest, open_weights, select
+from mdi.checkpoint.digests import content_digest, digest_of
+from mdi.checkpoint.tensor_file import open_weights
+from mdi.checkpoint.weights import select
 from mdi.errors import CheckpointError, StorageError
 from mdi.model.span import Span, spans_of
 from support.files import small_files_only
@@ -47,7 +48,7 @@ def test_a_manifest_holds_the_digests_of_its_files(model: Path) -> None:
     for node, file in enumerate(manifest.files):
         path = chunks_folder(model, 3) / file.name
         assert file.name == chunk_name(node) and file.n_bytes == path.stat().st_size
-        assert file.digest == file_digest(path) == digest_of(open_weights(path))
+        assert file.digest == content_digest(path) == digest_of(open_weights(path))
 
 
 def test_a_digest_knows_names_dtypes_shapes_and_bytes_but_not_the_file(tmp_path: Path) -> None:
@@ -55,8 +56,8 @@ def test_a_digest_knows_names_dtypes_shapes_and_bytes_but_not_the_file(tmp_path:
     torch.save(base, tmp_path / "a.pth")
     torch.save(dict(reversed(base.items())), tmp_path / "b.pth")
     assert (tmp_path / "a.pth").read_bytes() != (tmp_path / "b.pth").read_bytes()
-    assert file_digest(tmp_path / "a.pth") == file_digest(tmp_path / "b.pth") == digest_of(base)
-    changes: list[Weights] = [
+    assert content_digest(tmp_path / "a.pth") == content_digest(tmp_path / "b.pth") == digest_of(base)
+    changes: list[dict[str, torch.Tensor]] = [
         {"a": base["a"], "c": base["b"]},
         base | {"b": torch.ones(2, dtype=torch.float64)},
         base | {"a": base["a"].view(3, 2)},
@@ -64,18 +65,6 @@ def test_a_digest_knows_names_dtypes_shapes_and_bytes_but_not_the_file(tmp_path:
         {"a": base["a"]},
     ]
     assert len({digest_of(weights) for weights in [base, *changes]}) == 6
-
-
-def test_a_digest_is_remembered_until_the_file_changes(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = model / "lit_model.pth"
-    first = file_digest(path)
-    with monkeypatch.context() as patch:
-        patch.setattr(weights_module, "digest_of", lambda weights: pytest.fail("computed again"))
-        assert file_digest(path) == first
-    torch.save({"a": torch.zeros(3)}, path)
-    assert file_digest(path) != first
-    (model / "lit_model.pth.digest").write_text("{ damaged")
-    assert file_digest(path) == digest_of({"a": torch.zeros(3)})
 
 
 def test_a_tied_tensor_is_stored_once(tmp_path: Path) -> None:
@@ -86,7 +75,7 @@ def test_a_tied_tensor_is_stored_once(tmp_path: Path) -> None:
     for dtype in (None, "bfloat16"):
         split_model(folder, SPANS, dtype)
         chunk = open_weights(chunks_folder(folder, 3) / chunk_name(0))
-        assert chunk["lm_head.weight"].data_ptr() == chunk["transformer.wte.weight"].data_ptr()
+        assert chunk.meta["lm_head.weight"] is chunk.meta["transformer.wte.weight"]
 
 
 def test_a_split_can_cast(model: Path) -> None:
@@ -128,7 +117,7 @@ def test_a_disk_that_fills_up_leaves_no_chunk(model: Path) -> None:
     assert not any(path.is_file() for path in chunks_folder(model, 3).iterdir())
 
 
-def published(weights: Weights, span: Span, config: object) -> Weights:
+def published(weights: Mapping[str, torch.Tensor], span: Span, config: object) -> dict[str, torch.Tensor]:
     """A secondary chunk as the published program writes it: layers from 0, attention fused and interleaved."""
     head_size, n_groups, q_per_kv = config.head_size, config.n_query_groups, config.n_head // config.n_query_groups  # type: ignore[attr-defined]
 
@@ -224,7 +213,7 @@ def test_a_pickle_that_calls_torch_wrongly_is_a_damaged_file(tmp_path: Path) -> 
 def test_integers_without_their_scale_are_refused(name: str, model: Path) -> None:
     whole = open_weights(model / "lit_model.pth")
     with pytest.raises(CheckpointError, match=f"{name} holds int64 numbers without their scale"):
-        select(whole | {name: whole[name].long()}, load_config(model), 1, Span(1, 2))
+        select({**whole, name: whole[name].long()}, load_config(model), 1, Span(1, 2))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 
 from mdi.checkpoint.chunks import split_model
 from mdi.checkpoint.config import load_config
-from mdi.checkpoint.weights import open_weights
+from mdi.checkpoint.tensor_file import open_weights
 from mdi.cluster.budget import Budget, Need, budgets_of, facts_of, fit_slots, need_of
 from mdi.control.status import NodeStatus
 from mdi.errors import ConfigError
@@ -35,10 +35,12 @@ def test_the_weights_are_those_of_the_chunk(mode: Mode, tmp_path: Path) -> None:
     spans = [Span(0, 2), Span(2, 6)]
     split_model(tmp_path, spans, quantization=mode)
     for node, name in enumerate(("model_starter.pth", "model_secondary0.pth")):
-        need = need_of(config, spans[node], has_ends=node == 0, dtype=torch.float32, mode=mode, context=10, max_rows=1)
+        session = {"dtype": torch.float32, "mode": mode, "context": 10, "max_rows": 1}
+        need = need_of(config, spans[node], has_ends=node == 0, device="cpu", **session)
+        on_a_gpu = need_of(config, spans[node], has_ends=node == 0, device="cuda:1", **session)
         weights = open_weights(tmp_path / "chunks" / "2nodes" / name)
-        held = sum(tensor.nbytes for key, tensor in weights.items() if "wte" not in key)
-        assert need.weights == pytest.approx(held, rel=0.05)
+        assert need.weights == pytest.approx(sum(tensor.nbytes for tensor in weights.values()), rel=0.05)
+        assert need.weights - on_a_gpu.weights == (config.padded_vocab_size * 64 * 4 if node == 0 else 0)
         assert need.slot == len(spans[node]) * 2 * 2 * 16 * 10 * 4  # layers, keys and values, groups, head size, ...
 
 
@@ -124,6 +126,8 @@ def test_what_is_held_for_the_last_session_is_counted_as_weights(model: Path) ->
     runner = StageRunner(torch.device("cpu"), torch.float32, make_span_engine)
     assert runner.weights_bytes == 0
     spec = StageSpec(config, Span(0, 2), has_head=True, weights_id=0, quantize="int8", rows=1)
-    assert runner.load(spec, lambda: weights, "the model")
-    need = need_of(config, Span(0, 2), has_ends=True, dtype=torch.float32, mode="int8", context=10, max_rows=1)
+    runner.load(spec, weights, "the model")
+    assert runner.holds(spec)
+    session = {"dtype": torch.float32, "mode": "int8", "context": 10, "max_rows": 1}
+    need = need_of(config, Span(0, 2), has_ends=True, device="cpu", **session)
     assert runner.weights_bytes == need.weights

@@ -15,7 +15,9 @@ from litgpt.config import Config
 from fuzz.mutations import change_archive, change_bytes, change_json, edge, put, splice
 from fuzz.target import Target
 from mdi.checkpoint.chunks import chunk_name, read_manifest
-from mdi.checkpoint.weights import digest_of, open_weights, select
+from mdi.checkpoint.digests import digest_of
+from mdi.checkpoint.tensor_file import open_weights
+from mdi.checkpoint.weights import select
 from mdi.config.network import load_network, load_node
 from mdi.convert.gguf import file as gguf_file
 from mdi.convert.gguf.convert import import_gguf

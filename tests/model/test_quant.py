@@ -7,7 +7,8 @@ import torch
 
 from mdi.checkpoint.chunks import read_manifest, split_model
 from mdi.checkpoint.config import load_config
-from mdi.checkpoint.weights import open_weights, select
+from mdi.checkpoint.tensor_file import open_weights
+from mdi.checkpoint.weights import select
 from mdi.errors import CheckpointError, ConfigError
 from mdi.formats import Mode
 from mdi.model.backends.select import make_span_engine
@@ -231,4 +232,4 @@ def test_a_damaged_scale_is_named(tmp_path: Path) -> None:
     name = "transformer.h.2.attn.qkv.weight"
     for bad in (torch.ones(3), weights[name + "_scale"].half()):
         with pytest.raises(CheckpointError, match=r"h\.2\.attn\.qkv\.weight is not in one of the formats"):
-            select(weights | {name + "_scale": bad}, load_config(tmp_path), 1, SPANS[1])
+            select({**weights, name + "_scale": bad}, load_config(tmp_path), 1, SPANS[1])

@@ -11,7 +11,7 @@ from litgpt.config import Config
 from litgpt.model import GPT
 
 from mdi.checkpoint.config import load_config
-from mdi.checkpoint.weights import open_weights
+from mdi.checkpoint.tensor_file import open_weights
 from mdi.errors import CheckpointError, ConfigError, RemoteProtocolError
 from mdi.model.attention import make_plan
 from mdi.model.backends import torch_compile
@@ -43,7 +43,7 @@ class Model:
         self.stages = [Stage(engine) for engine in self.engines]
         self.head = EmbeddingAndHead(self.config, weights, CPU)
         self.reference = GPT(self.config)
-        self.reference.load_state_dict(weights)
+        self.reference.load_state_dict(dict(weights))
         self.allocate()
 
     def allocate(self, n_slots: int = 4, context: int = 64) -> None:
@@ -215,7 +215,7 @@ def test_a_head_tied_to_the_embedding_is_held_once(tmp_path: Path) -> None:
     table = torch.randn(config.padded_vocab_size, config.n_embd)
     weights = {"transformer.wte.weight": table, "lm_head.weight": table, "transformer.ln_f.weight": torch.ones(32)}
     head = EmbeddingAndHead(config, weights, Placement(torch.device("cpu"), torch.bfloat16))
-    assert head._embedding.data_ptr() == table.data_ptr()  # looked up where it lies
+    assert head._embedding.data_ptr() == head._head.weight.data_ptr()
     assert torch.equal(head.embed([7], [0]), table[7:8].bfloat16())
 
 
@@ -226,7 +226,7 @@ def test_a_missing_or_misshapen_tensor_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"layer 1 .*norm_2\.weight"):
         TorchSpan(config, Span(0, 2), lacking, CPU)
     with pytest.raises(CheckpointError, match=r"embedding.*lm_head\.weight"):
-        EmbeddingAndHead(config, weights | {"lm_head.weight": torch.zeros(3, 3)}, CPU)
+        EmbeddingAndHead(config, {**weights, "lm_head.weight": torch.zeros(3, 3)}, CPU)
 
 
 def test_weights_and_slots_go_with_the_stage(tmp_path: Path) -> None:

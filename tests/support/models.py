@@ -11,7 +11,7 @@ from litgpt.config import Config
 from litgpt.generate.base import generate_fn
 from litgpt.model import GPT
 
-from mdi.checkpoint.weights import open_weights
+from mdi.checkpoint.tensor_file import open_weights
 from mdi.convert.random import write_byte_tokenizer
 
 NEAR_TIE = 1e-4  # of the two best logits: there, and only there, the ring may choose the other one
@@ -110,7 +110,7 @@ def make_model(folder: Path, seed: int = 0, **traits: Any) -> Path:
 def reference_model(folder: Path) -> GPT:
     """litgpt's model on one device, float32."""
     model = GPT(Config.from_file(folder / "model_config.yaml"))
-    model.load_state_dict(open_weights(folder / "lit_model.pth"))
+    model.load_state_dict(dict(open_weights(folder / "lit_model.pth")))
     return model.float().eval()
 
 

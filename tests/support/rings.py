@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mdi.checkpoint.cache import ChunkCache
+from mdi.checkpoint.digests import content_digest
 from mdi.checkpoint.folder import open_folder
-from mdi.checkpoint.weights import content_digest
 from mdi.cli.requests import load_requests, samples_for
 from mdi.config.network import NetworkConfig, NodeConfig
 from mdi.config.options import StarterOptions

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from mdi.checkpoint.tensor_file import Advance, no_progress
 from mdi.errors import CheckpointError, ControlError, StorageError
 from mdi.files import storage_error
 from mdi.formats import DIGEST
@@ -22,29 +23,42 @@ class ChunkCache:
     two writers of one chunk apart, also across processes that share the folder.
     """
 
-    def __init__(self, folder: Path, digest_of: Callable[[Path], str], limit_bytes: int = DEFAULT_LIMIT_BYTES) -> None:
+    def __init__(
+        self, folder: Path, digest_of: Callable[[Path, Advance], str], limit_bytes: int = DEFAULT_LIMIT_BYTES
+    ) -> None:
         """
         Args:
-            digest_of: computes the digest of a finished file's content.
+            digest_of: computes the digest of a finished file's content; calls what it is given with the bytes it read.
             limit_bytes: the least recently used chunks are removed to stay below this.
         """
         self._folder, self._digest_of, self._limit_bytes = folder, digest_of, limit_bytes
 
-    def find(self, digest: str) -> Path | None:
-        """The file that holds the chunk `digest`, whole and verified, or None.
+    def find(self, digest: str, advance: Advance = no_progress) -> Path | None:
+        """The file that holds the chunk `digest`, or None. What was read when it arrived may have been damaged since.
 
-        What was received since the last call is verified first, which reads all of it.
+        What was received since the last call is verified first, which reads all of it; `advance` gets the bytes.
         Raises `CheckpointError` where it is not the chunk it was sent as; it is discarded.
         """
         path = self._path(digest)
         try:
-            if not path.is_file() and not self._verify(digest):
+            if not path.is_file() and not self._verify(digest, advance):
                 return None
         except OSError as exc:
             raise storage_error(self._folder, exc) from exc
         with contextlib.suppress(OSError):
             os.utime(path)  # recently used
         return path
+
+    def holds(self, digest: str) -> bool:
+        """Whether the chunk is here under its name, so that `find` does not have to verify it."""
+        return self._path(digest).is_file()
+
+    def discard(self, digest: str) -> None:
+        """Remove a chunk that turned out to be damaged. Raises `StorageError` where it cannot be removed."""
+        try:
+            self._path(digest).unlink(missing_ok=True)
+        except OSError as exc:
+            raise storage_error(self._path(digest), exc) from exc
 
     def held_bytes(self, digest: str) -> int:
         """How many bytes of the chunk are here, whole or partial."""
@@ -92,13 +106,13 @@ class ChunkCache:
             os.fsync(file.fileno())
         return held
 
-    def _verify(self, digest: str) -> bool:
+    def _verify(self, digest: str, advance: Advance) -> bool:
         """Give a chunk that was received its name. False where none is complete."""
         received = self._received(digest)
         if not received.is_file():
-            return self._adopt_partial(digest)
+            return self._adopt_partial(digest, advance)
         try:
-            actual = self._digest_of(received)
+            actual = self._digest_of(received, advance)
         except CheckpointError:  # not for a `StorageError`: what cannot be read now may be whole
             received.unlink()
             raise
@@ -108,11 +122,11 @@ class ChunkCache:
         received.rename(self._path(digest))
         return True
 
-    def _adopt_partial(self, digest: str) -> bool:
+    def _adopt_partial(self, digest: str, advance: Advance) -> bool:
         """A node that was killed before it could rename a complete file has it still as a partial one."""
         partial = self._partial(digest)
         with contextlib.suppress(CheckpointError, StorageError):
-            if partial.is_file() and self._digest_of(partial) == digest:
+            if partial.is_file() and self._digest_of(partial, advance) == digest:
                 partial.rename(self._path(digest))
                 return True
         return False

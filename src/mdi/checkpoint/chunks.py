@@ -11,22 +11,17 @@ import torch
 from litgpt.utils import incremental_save
 
 from mdi.checkpoint.config import MAX_VALUES, load_config
-from mdi.checkpoint.weights import (
-    MODEL_FILE,
-    Weights,
-    digest_of_lines,
-    open_weights,
-    select,
-    tensor_line,
-    write_errors,
-)
+from mdi.checkpoint.digests import checked, digest_of_lines, expect_lines, read_digests, tensor_line
+from mdi.checkpoint.tensor_file import open_weights
+from mdi.checkpoint.weights import MODEL_FILE, select, write_errors
 from mdi.errors import CheckpointError, StorageError
 from mdi.files import atomic_path, storage_error, write_text
 from mdi.formats import DIGEST, MODES, Mode
 from mdi.liveness import no_tick
 from mdi.model.quant import mode_for, quantize, weight_bytes
 from mdi.model.span import Span, spans_of
-from mdi.model.tensors import TORCH_DTYPES, dtype_name, mapped_empty, page_out
+from mdi.model.tensors import TORCH_DTYPES, dtype_name, mapped_empty
+from mdi.model.weights import Weights
 from mdi.progress import progress_bar
 from mdi.strings import format_bytes
 
@@ -112,11 +107,13 @@ def split_model(
 ) -> Manifest:
     """Write one chunk per span into `chunks/<N>nodes/`, and the manifest last.
 
-    Tensors are copied, cast or quantized one at a time from the mapped model; one that the model ties is stored once.
-    An interrupted split leaves no manifest. `advance` is called with the bytes of each tensor that was copied.
+    Tensors are copied, cast or quantized one at a time; one that the model ties is stored once. What is read is
+    compared with the model's digests, where it has them. An interrupted split leaves no manifest. `advance` is called
+    with the bytes that were read.
     """
     config = load_config(folder)
-    weights = open_weights(folder / MODEL_FILE)
+    model = folder / MODEL_FILE
+    weights, check = open_weights(model, advance), expect_lines(model, read_digests(folder))
     parts = [select(weights, config, node, span) for node, span in enumerate(spans)]
     target = chunks_folder(folder, len(spans))
     _check_space(target, parts, dtype, quantization)
@@ -128,35 +125,38 @@ def split_model(
     files = []
     for node, part in enumerate(parts):
         path = target / chunk_name(node)
-        own_lines = _write_chunk(path, part, dtype, quantization, advance)
+        with checked(part, check) as checked_part:
+            own_lines = _write_chunk(path, checked_part, dtype, quantization)
         files.append(ChunkFile(path.name, path.stat().st_size, digest_of_lines(own_lines)))
         lines |= own_lines
-    used_dtype = dtype or dtype_name(next(iter(weights.values())).dtype)
+    used_dtype = dtype or dtype_name(next(iter(weights.meta.values())).dtype)
     manifest = Manifest(digest_of_lines(lines), tuple(spans), used_dtype, quantization, tuple(files))
     write_text(target / MANIFEST_FILE, json.dumps(asdict(manifest), indent=1))
     return manifest
 
 
 def _write_chunk(
-    path: Path, weights: Weights, dtype: str | None, quantization: Mode, advance: Callable[[int], object]
+    path: Path, weights: Weights, dtype: str | None, quantization: Mode, expected: str = ""
 ) -> dict[str, str]:
-    """Write one file; returns what a digest says of each tensor, by name."""
+    """Write one file, if its digest is the `expected` one; returns what a digest says of each tensor, by name."""
     lines: dict[str, str] = {}
     proxies: dict[str, Any] = {}
-    stored: dict[tuple[int, torch.Size, Mode], dict[str, tuple[Any, str]]] = {}
+    stored: dict[tuple[int, Mode], dict[str, tuple[Any, str]]] = {}
     with atomic_path(path) as partial_path, write_errors(path), incremental_save(partial_path) as saver:
-        for name, tensor in weights.items():
+        for name in weights:
             mode = mode_for(name, quantization)
-            key = (tensor.data_ptr(), tensor.shape, mode)
+            key = (id(weights.meta[name]), mode)
             if key not in stored:
+                tensor = weights[name]
                 parts = quantize(tensor, mode).parts if mode != "none" else {"": _cast(tensor, dtype)}
                 stored[key] = {
                     suffix: (saver.store_early(_own_storage(part)), tensor_line(part)) for suffix, part in parts.items()
                 }
-                page_out(tensor)
-                advance(tensor.nbytes)
             for suffix, (proxy, line) in stored[key].items():
                 proxies[name + suffix], lines[name + suffix] = proxy, line
+        weights.verify()
+        if expected not in ("", digest_of_lines(lines)):
+            raise CheckpointError(f"{path}: not what {MODEL_FILE} gives by now; remove {path.parent} to split it again")
         saver.save(proxies)
     return lines
 
@@ -181,10 +181,22 @@ def _check_space(target: Path, parts: Sequence[Weights], dtype: str | None, quan
     needed = sum(
         weight_bytes(name, tensor.numel(), TORCH_DTYPES[dtype] if dtype else tensor.dtype, quantization)
         for part in parts
-        for name, tensor in part.items()
+        for name, tensor in part.meta.items()
     )
     if needed > free_bytes:
         raise StorageError(f"{target}: the chunks take {format_bytes(needed)} and {format_bytes(free_bytes)} are free")
+
+
+def remake_chunk(folder: Path, manifest: Manifest, node: int) -> None:
+    """Write the chunk of one node anew from the whole model, as `manifest` describes it.
+
+    Raises `CheckpointError` where the model is damaged too, or not the one that the chunks were made from.
+    """
+    model, path = folder / MODEL_FILE, chunks_folder(folder, len(manifest.spans)) / manifest.files[node].name
+    weights = select(open_weights(model), load_config(folder), node, manifest.spans[node])
+    expected = manifest.files[node].digest
+    with checked(weights, expect_lines(model, read_digests(folder))) as checked_weights:
+        _write_chunk(path, checked_weights, manifest.dtype, manifest.quantization, expected)
 
 
 def write_chunks(

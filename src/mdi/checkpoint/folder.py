@@ -12,9 +12,11 @@ from mdi.checkpoint.chunks import (
     chunks_folder,
     is_fresh,
     read_manifest,
+    remake_chunk,
     write_chunks,
 )
 from mdi.checkpoint.config import CONFIG_FILE, find_models, load_config
+from mdi.checkpoint.digests import Check, expect_digest, expect_lines, read_digests
 from mdi.checkpoint.weights import MODEL_FILE
 from mdi.config.paths import CHECKPOINTS_DIR
 from mdi.errors import CheckpointError, ConfigError
@@ -81,6 +83,22 @@ class ModelFolder:
         raise CheckpointError(
             f"{self.path}: neither {MODEL_FILE} nor chunks for {n_nodes} nodes; run prepare_model.py first"
         )
+
+    def check(self, path: Path, n_nodes: int) -> Check | None:
+        """What is known of the weights in a file that `starter_weights` chose. Raises as `read_digests`."""
+        if path == self.path / MODEL_FILE:
+            return expect_lines(path, read_digests(self.path))
+        manifest = self.manifests.get(n_nodes)
+        otherwise = f"{path}: damaged: its tensors are not those of its manifest"
+        return expect_digest(manifest.files[0].digest if manifest else "", otherwise)
+
+    def can_remake(self, path: Path) -> bool:
+        """Whether a chunk of this folder can be written anew."""
+        return self.has_weights and path.is_relative_to(self.path / "chunks")
+
+    def remake_chunk(self, n_nodes: int, rank: int) -> None:
+        """Write one chunk anew, as its manifest says. Raises as `mdi.checkpoint.chunks.remake_chunk`."""
+        remake_chunk(self.path, self.manifests[n_nodes], rank)
 
     def _is_quantized(self, mode: Mode | None) -> bool:
         """Whether a chunk of the whole model has the quantization that was asked for."""

@@ -6,8 +6,8 @@ import logging
 import sys
 
 from mdi.checkpoint.cache import ChunkCache
+from mdi.checkpoint.digests import content_digest
 from mdi.checkpoint.folder import ModelFolder, find_folder, open_folder
-from mdi.checkpoint.weights import content_digest
 from mdi.cli.plots import plot_token_times
 from mdi.cli.requests import load_requests
 from mdi.cli.run_statistics import RunStats, append_run_csv, check_run_csv

@@ -40,6 +40,7 @@ class NodeFacts:
 
     name: str
     place: str  # the memory it draws on: nodes of one machine share it
+    device: str
     dtype: torch.dtype
     mode: Mode
     free_bytes: int | None  # None: it cannot tell
@@ -55,6 +56,7 @@ def facts_of(name: str, host: str, status: NodeStatus | None, stored: Mode, want
     return NodeFacts(
         name=name,
         place=f"{host} {status and status.device}",
+        device=status.device if status else "cpu",
         dtype=TORCH_DTYPES[status.dtype] if status else torch.float32,
         mode=stored if stored != "none" else mode,
         free_bytes=status.free_memory_bytes if status else None,
@@ -68,7 +70,14 @@ def budgets_of(
     shared: dict[str, list[tuple[NodeFacts, Need]]] = {}
     for number, (node, span) in enumerate(zip(nodes, spans, strict=True)):
         need = need_of(
-            config, span, has_ends=number == 0, dtype=node.dtype, mode=node.mode, context=context, max_rows=max_rows
+            config,
+            span,
+            has_ends=number == 0,
+            device=node.device,
+            dtype=node.dtype,
+            mode=node.mode,
+            context=context,
+            max_rows=max_rows,
         )
         shared.setdefault(node.place, []).append((node, need))
     return [
@@ -102,11 +111,19 @@ class Budget:
 
 
 def need_of(
-    config: ModelConfig, span: Span, *, has_ends: bool, dtype: torch.dtype, mode: Mode, context: int, max_rows: int
+    config: ModelConfig,
+    span: Span,
+    *,
+    has_ends: bool,
+    device: str,
+    dtype: torch.dtype,
+    mode: Mode,
+    context: int,
+    max_rows: int,
 ) -> Need:
     """What the layers of `span` take on one node, with the head where `has_ends`."""
     shapes = stage_shapes(config, span) | (head_shapes(config) if has_ends else {})
-    weights = held_bytes(shapes, dtype, mode)
+    weights = held_bytes(shapes, dtype, mode, device.partition(":")[0])
     slot = len(span) * 2 * config.n_query_groups * config.head_size * context * dtype.itemsize
     widest = max(
         config.n_embd, 2 * config.intermediate_size, (config.n_head + 2 * config.n_query_groups) * config.head_size

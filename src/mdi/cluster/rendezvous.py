@@ -210,7 +210,7 @@ class Rendezvous:
 
     def _configure(self, plan: Plan, model: ModelFolder, rank: Rank, epoch: int, setup: MemberSetup) -> None:
         spec, client = self.spec(plan, model, rank, epoch), self.clients[plan.members[rank]]
-        weights_bytes = held_bytes(stage_shapes(model.config, spec.span), torch.float32, "none")
+        weights_bytes = held_bytes(stage_shapes(model.config, spec.span), torch.float32, "none", "cpu")
         ready = setup.configure(spec, weights_bytes, lambda: self._send_chunk(client, model, len(plan.members), rank))
         status = ready.status
         log.info("%s is ready: layers %s, %s on %s", client.name, list(spec.span), status.dtype, status.device)

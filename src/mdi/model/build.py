@@ -1,7 +1,7 @@
 """A litgpt module without memory and its weights -> the same computation here, in fewer operations.
 
-The weights come mapped from a file. Each goes to its device, dtype and layout by itself, and its pages are let go,
-so that no more than one of them is ever held twice.
+Each weight is read when it is built in, and goes to its device, dtype and layout by itself, so that no more than one of
+them, or one and its neighbour that it is joined with, is ever held twice.
 
 The parts that do the work are plain callables on rows (N, C) instead of modules on batches: of a decoding step of a
 small model, `nn.Module`'s way of finding and calling its children took a fifth.
@@ -21,7 +21,7 @@ from mdi.liveness import no_tick
 from mdi.model.linear import make_linear
 from mdi.model.ops import PointwiseOps
 from mdi.model.quant import Weight, join, load_weight, mode_for, quantize
-from mdi.model.tensors import page_out
+from mdi.model.weights import Weights
 from mdi.strings import one_line
 
 Rows = Callable[[torch.Tensor], torch.Tensor]
@@ -67,7 +67,7 @@ class ModuleBuilder:
 
     def __init__(self, weights: Mapping[str, torch.Tensor], what: str, placement: Placement) -> None:
         """`weights` are those of one module, under the names that it knows them by; `what` is for errors."""
-        self._weights, self._what, self._placement = weights, what, placement
+        self._weights, self._what, self._placement = Weights.of(weights), what, placement
 
     def build(self, module: nn.Module, path: str = "") -> Any:
         """What computes `module` with its weights: itself with other parts, or a callable in its place.
@@ -96,22 +96,22 @@ class ModuleBuilder:
 
     def _linear(self, parts: Mapping[str, nn.Linear]) -> Rows:
         """One layer that yields the outputs of all `parts`, by path, side by side."""
-        weights = [self._weight(f"{path}weight", part) for path, part in parts.items()]
-        self._placement.tick()
         biases = [self.find(f"{path}bias", part.bias.shape) for path, part in parts.items() if part.bias is not None]
         place = self._placement
         layer = make_linear(
-            weights[0] if len(weights) == 1 else join(weights),
+            self._joined(parts),
             torch.cat(biases) if biases else None,
             device=place.device,
             dtype=place.dtype,
             rows=place.rows,
         )
-        for path in parts:
-            if getattr(layer, "weight", None) is not (source := self._weights[f"{path}weight"]):
-                page_out(source)
-        self._placement.tick()
+        place.tick()
         return layer
+
+    def _joined(self, parts: Mapping[str, nn.Linear]) -> Weight:
+        weights = [self._weight(f"{path}weight", part) for path, part in parts.items()]
+        self._placement.tick()
+        return weights[0] if len(weights) == 1 else join(weights)
 
     def _weight(self, name: str, linear: nn.Linear) -> Weight:
         try:
@@ -131,12 +131,16 @@ class ModuleBuilder:
 
     def find(self, name: str, shape: torch.Size) -> torch.Tensor:
         """The tensor `name` as it lies in the file. Raises `CheckpointError` as `build` does."""
-        if (tensor := self._weights.get(name)) is None:
+        if (found := self._weights.meta.get(name)) is None:
             raise self._mismatch_error(f"{name} is missing")
-        if tensor.shape != shape:
-            raise self._mismatch_error(f"{name} is {tuple(tensor.shape)}, not {tuple(shape)}")
+        if found.shape != shape:
+            raise self._mismatch_error(f"{name} is {tuple(found.shape)}, not {tuple(shape)}")
         self._placement.tick()
-        return tensor
+        return self._weights[name]
+
+    def is_tied(self, name: str, other: str) -> bool:
+        """Whether two names stand for one stored tensor."""
+        return self._weights.meta[name] is self._weights.meta[other]
 
     def _mismatch_error(self, problem: str) -> CheckpointError:
         return CheckpointError(f"the weights of {self._what} do not fit this model: {problem}")

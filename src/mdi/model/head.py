@@ -14,6 +14,7 @@ from mdi.model.build import ModuleBuilder, Placement
 from mdi.model.devices import memory_errors
 from mdi.model.quant import held_bytes
 from mdi.model.shapes import head_shapes
+from mdi.model.tensors import mapped_empty
 
 
 class EmbeddingAndHead:
@@ -27,17 +28,29 @@ class EmbeddingAndHead:
     ) -> None:
         """Raises `CheckpointError` where a tensor is missing or of another shape, `ConfigError` as `TorchSpan` does.
 
-        Embeddings are looked up where they lie in the file, row by row, so a head that is tied to them is held once.
+        The embedding stays in the CPU's memory, where its rows are looked up. A head that is tied to it is held once,
+        unless its layout is another one.
         """
         self.config, self.device, self.dtype = config, placement.device, placement.dtype
-        self.weights_bytes = held_bytes(head_shapes(config), placement.dtype, placement.quantize)
+        self.weights_bytes = held_bytes(head_shapes(config), placement.dtype, placement.quantize, self.device.type)
         self._architecture = architecture = architecture_of(config)
         empty: Any = architecture.build_ends(config)
         with memory_errors("the weights of the head"):
             builder = ModuleBuilder(weights, "the embedding and the head", placement)
-            self._embedding = builder.find(architecture.embedding, empty["embedding"].weight.shape)
+            table = builder.find(architecture.embedding, empty["embedding"].weight.shape)
             self._norm = builder.build(empty["norm"], architecture.norm_path)
             self._head = builder.build(empty["head"], architecture.head_path)
+            is_tied = builder.is_tied(architecture.embedding, f"{architecture.head_path}weight")
+            self._embedding = self._kept(table, is_tied)
+
+    def _kept(self, table: torch.Tensor, is_tied: bool) -> torch.Tensor:
+        """The embedding as it is kept: the head's own weight where that is the same, or else in the smaller dtype."""
+        head: torch.Tensor | None = getattr(self._head, "weight", None)
+        if is_tied and head is not None and head.device.type == "cpu":
+            return head
+        if self.dtype.itemsize < table.itemsize:
+            return mapped_empty(table.shape, self.dtype).copy_(table)
+        return table
 
     @torch.inference_mode()
     def embed(self, ids: Sequence[int], positions: Sequence[int]) -> torch.Tensor:

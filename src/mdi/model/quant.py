@@ -72,9 +72,10 @@ def weight_bytes(name: str, n_elements: int, dtype: torch.dtype, mode: Mode) -> 
     return n_elements + n_elements // 64 if mode == "int8" else n_elements // 2 + n_elements // (GROUP // 4)
 
 
-def held_bytes(shapes: Mapping[str, torch.Size], dtype: torch.dtype, mode: Mode) -> int:
-    """What a node holds of tensors of these shapes; not the embedding, which is looked up in the mapped file."""
-    return sum(weight_bytes(name, shape.numel(), dtype, mode) for name, shape in shapes.items() if "wte" not in name)
+def held_bytes(shapes: Mapping[str, torch.Size], dtype: torch.dtype, mode: Mode, device_type: str) -> int:
+    """What tensors of these shapes take of a device's memory, at most; the embedding is always in the CPU's."""
+    on_device = [name for name in shapes if device_type != "cuda" or "wte" not in name]
+    return sum(weight_bytes(name, shapes[name].numel(), dtype, mode) for name in on_device)
 
 
 def resolve(stored: Mode, wanted: Mode | None, what: str) -> Mode:

@@ -14,8 +14,9 @@ from mdi.model.devices import free_memory_bytes
 from mdi.model.head import EmbeddingAndHead
 from mdi.model.quant import mode_of, resolve
 from mdi.model.span import Span
-from mdi.model.span_engine import SpanEngineFactory, Weights
+from mdi.model.span_engine import SpanEngineFactory
 from mdi.model.stage import Stage
+from mdi.model.weights import Weights
 from mdi.segments import Fork, Segment
 
 
@@ -50,29 +51,33 @@ class StageRunner:
         self._stage: Stage | None = None
         self._head: EmbeddingAndHead | None = None
 
-    def load(self, spec: StageSpec, find: Callable[[], Weights | None], source: str) -> bool:
-        """Hold the stage of `spec`. What is loaded stays where it is the same; else it goes before the new one comes.
-
-        Args:
-            find: the weights, mapped and checked; None where they are not here.
-            source: what they are called in an error.
-
-        Returns whether there are weights. Raises as the engine and `resolve` do.
-        """
+    def holds(self, spec: StageSpec) -> bool:
+        """Whether the stage of `spec` is loaded. If not, the loaded one is given up: the new one needs its memory."""
         if self._stage is not None and self._spec == spec:
             return True
         if self._spec is None or (self._spec.config, self._spec.weights_id) != (spec.config, spec.weights_id):
             self._head = None
         self._stage, self._spec = None, None
-        if (weights := find()) is None:
-            return False
-        mode = resolve(mode_of(weights), spec.quantize, source)
+        return False
+
+    def load(self, spec: StageSpec, weights: Weights, source: str) -> None:
+        """Load the stage of `spec`, unless it is loaded already.
+
+        Args:
+            source: what the weights are called in an error.
+
+        Raises as the engine, `resolve` and `Weights.verify` do; then nothing is loaded.
+        """
+        if self.holds(spec):
+            return
+        mode = resolve(mode_of(weights.meta), spec.quantize, source)
         placement = Placement(self.device, self.dtype, mode, spec.rows, self._compile_ops, tick=self._tick)
-        if spec.has_head and self._head is None:  # before the blocks: while it is packed, the head is held twice
-            self._head = EmbeddingAndHead(spec.config, weights, placement)
-        self._stage = Stage(self._make_engine(spec.config, spec.span, weights, placement))
-        self._spec = spec
-        return True
+        head = self._head
+        if spec.has_head and head is None:  # before the blocks: while it is packed, the head is held twice
+            head = EmbeddingAndHead(spec.config, weights, placement)
+        stage = Stage(self._make_engine(spec.config, spec.span, weights, placement))
+        weights.verify()  # before anything is computed with them
+        self._stage, self._head, self._spec = stage, head, spec
 
     def begin(self, n_slots: int, context: int) -> None:
         """Begin a session with empty slots."""

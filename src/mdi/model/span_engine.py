@@ -1,6 +1,6 @@
 """The interface between a stage and the backend that computes its span."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -8,9 +8,8 @@ import torch
 from mdi.model.architecture import ModelConfig
 from mdi.model.build import Placement
 from mdi.model.span import Span
+from mdi.model.weights import Weights
 from mdi.segments import Segment
-
-Weights = Mapping[str, torch.Tensor]
 
 
 class SpanEngine(Protocol):

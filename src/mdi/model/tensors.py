@@ -1,10 +1,6 @@
 """Tensor <-> (dtype, shape, buffer), no copies."""
 
-import ctypes
-import functools
 import mmap
-from collections.abc import Callable
-from typing import Any
 
 import torch
 
@@ -42,32 +38,13 @@ def mapped_empty(shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
     From the heap, glibc kept 738 MB of a 956 MB model that was made and freed tensor by tensor: the holes
     do not fit the next aligned block.
     """
+    if not shape.numel():
+        return torch.empty(shape, dtype=dtype)
     return torch.frombuffer(mmap.mmap(-1, shape.numel() * dtype.itemsize), dtype=dtype).view(shape)
 
 
 def zeros(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """A tensor of zeros; on the CPU its memory is not touched before something is written to it."""
-    if device.type == "cpu" and shape.numel():
+    if device.type == "cpu":
         return mapped_empty(shape, dtype)
     return torch.zeros(shape, dtype=dtype, device=device)
-
-
-def page_out(tensor: torch.Tensor) -> None:
-    """Tell the system that the memory behind a mapped tensor is not needed soon.
-
-    Its pages leave the resident set, and come back from the file if they are read again. Without effect
-    where the system has no such call (Linux has it since 5.4).
-    """
-    if (advise := _madvise()) is not None:
-        first = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-        stop = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
-        if stop > first:
-            advise(ctypes.c_void_p(first), ctypes.c_size_t(stop - first), _MADV_PAGEOUT)
-
-
-_MADV_PAGEOUT = 21
-
-
-@functools.cache
-def _madvise() -> Callable[..., Any] | None:
-    return getattr(ctypes.CDLL(None), "madvise", None)

@@ -3,6 +3,7 @@
 Everything that happens arrives in one inbox, and the main thread handles it. HTTP threads only post and wait.
 """
 
+import functools
 import logging
 import queue
 import signal
@@ -351,8 +352,10 @@ class Secondary:
             quantize=self._quantize or spec.quantize,
             rows=-(-spec.n_slots // spec.n_nodes),
         )
-        if not self._runner.load(stage, lambda: self._sources.find(spec, config), "the chunk"):
-            return False
+        if not self._runner.holds(stage):
+            build = functools.partial(self._runner.load, stage, source="the chunk")
+            if not self._sources.load(spec, config, build, self._tick):
+                return False
         self._runner.begin(spec.n_slots, spec.context)
         return True
 

@@ -1,17 +1,24 @@
 """Where a secondary's weights come from: a file it was given, a model folder, or its chunk cache."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from mdi.checkpoint.cache import ChunkCache
-from mdi.checkpoint.chunks import chunk_name, chunks_folder
-from mdi.checkpoint.weights import MODEL_FILE, Weights, digest_of, file_digest, open_weights, select
+from mdi.checkpoint.chunks import chunk_name, chunks_folder, read_manifest
+from mdi.checkpoint.digests import Check, checked, digest_of_lines, expect_digest, expect_lines, read_digests
+from mdi.checkpoint.tensor_file import Advance, open_weights
+from mdi.checkpoint.weights import MODEL_FILE, select
 from mdi.control.session import FIRST_EPOCH, SessionSpec
 from mdi.errors import CheckpointError, StorageError
+from mdi.liveness import no_tick
 from mdi.model.architecture import ModelConfig
+from mdi.model.weights import Weights
 
 log = logging.getLogger(__name__)
+
+_UNUSABLE = (CheckpointError, StorageError)
 
 
 @dataclass(frozen=True)
@@ -22,51 +29,110 @@ class WeightSources:
     chunk: Path | None = None
     folder: Path | None = None
 
-    def find(self, spec: SessionSpec, config: ModelConfig) -> Weights | None:
-        """The weights of `spec`, mapped and checked; None where the starter has to send them.
+    def load(
+        self,
+        spec: SessionSpec,
+        config: ModelConfig,
+        build: Callable[[Weights], None],
+        tick: Callable[[], None] = no_tick,
+    ) -> bool:
+        """Have `build` load the weights of `spec` from the first place that has them undamaged.
 
-        Raises `CheckpointError` where the file given with --chunk is not the one the starter expects, `StorageError`
-        where it cannot be read; but where a ring is formed anew, the layers may be others than the file was given for.
+        `build` reads them, calls their `verify`, and keeps nothing where that raises. `tick` is called before every
+        tensor and for every 8 MB that were read; what it raises ends the loading.
+
+        Returns False where the starter has to send them. Raises `CheckpointError` where the file given with --chunk is
+        not the one the starter expects, `StorageError` where it cannot be read; but where a ring is formed anew, the
+        layers may be others than the file was given for.
         """
-        if self.chunk is not None:
-            try:
-                return _load_given(self.chunk, spec, config)
-            except (CheckpointError, StorageError) as exc:
-                if spec.epoch == FIRST_EPOCH:
-                    raise
-                log.warning("%s; looking elsewhere for layers that another node had", exc)
-        if self.folder is not None and (weights := _load_from_folder(self.folder, spec, config)) is not None:
-            return weights
-        path = self.cache.find(spec.chunk_digest) if spec.chunk_digest else None
-        return None if path is None else _load(path, spec, config)
+        loading = _Loading(spec, config, build, lambda n_bytes: tick())
+        return (
+            (self.chunk is not None and _load_given(self.chunk, loading))
+            or (self.folder is not None and _load_from_folder(self.folder, loading))
+            or (bool(spec.chunk_digest) and _load_cached(self.cache, loading))
+        )
 
 
-def _load(path: Path, spec: SessionSpec, config: ModelConfig) -> Weights:
-    log.info("weights of layers %d to %d from %s", spec.span.start, spec.span.stop - 1, path)
-    return select(open_weights(path), config, spec.rank, spec.span)
+@dataclass(frozen=True)
+class _Loading:
+    """One stage that is to be loaded from one of several files."""
+
+    spec: SessionSpec
+    config: ModelConfig
+    build: Callable[[Weights], None]
+    advance: Advance
+
+    def load(self, path: Path, check: Check | None) -> None:
+        span = self.spec.span
+        log.info("weights of layers %d to %d from %s", span.start, span.stop - 1, path)
+        weights = select(open_weights(path, self.advance), self.config, self.spec.rank, span)
+        with checked(weights, check) as checked_weights:
+            self.build(checked_weights)
 
 
-def _load_given(path: Path, spec: SessionSpec, config: ModelConfig) -> Weights:
+def _load_given(path: Path, loading: _Loading) -> bool:
+    digest = loading.spec.chunk_digest
+    otherwise = f"not the chunk {digest[:12]} that the starter's manifest names, or damaged"
     try:
-        weights = _load(path, spec, config)
         # a published chunk has other names and rows: its translation counts, not the file
-        if spec.chunk_digest not in ("", file_digest(path)) and digest_of(weights) != spec.chunk_digest:
-            raise CheckpointError(f"not the chunk {spec.chunk_digest[:12]} that the starter's manifest names")
-    except (CheckpointError, StorageError) as exc:
-        raise type(exc)(f"--chunk {path}: {exc}") from exc
-    return weights
+        loading.load(path, expect_digest(digest, otherwise))
+    except _UNUSABLE as exc:
+        problem = f"--chunk {path}: {exc}"
+        if loading.spec.epoch == FIRST_EPOCH:
+            raise type(exc)(problem) from exc
+        log.warning("%s; looking elsewhere for layers that another node had", problem)
+        return False
+    return True
 
 
-def _load_from_folder(folder: Path, spec: SessionSpec, config: ModelConfig) -> Weights | None:
-    chunk = chunks_folder(folder, spec.n_nodes) / chunk_name(spec.rank)
-    if chunk.is_file() and spec.chunk_digest in ("", file_digest(chunk)):
-        return _load(chunk, spec, config)
+def _load_from_folder(folder: Path, loading: _Loading) -> bool:
+    for load in (_load_chunk, _load_model):
+        try:
+            if load(folder, loading):
+                return True
+        except _UNUSABLE as exc:
+            log.warning("--ckpt %s is of no use (%s); looking elsewhere", folder, exc)
+    return False
+
+
+def _load_chunk(folder: Path, loading: _Loading) -> bool:
+    """Load the chunk in a model folder; False where there is none, or one of another split."""
+    spec = loading.spec
+    files = chunks_folder(folder, spec.n_nodes)
+    path, manifest = files / chunk_name(spec.rank), read_manifest(files)
+    if not path.is_file():
+        return False
+    known = manifest.files[spec.rank].digest if manifest is not None and spec.rank < len(manifest.files) else ""
+    if known and spec.chunk_digest not in ("", known):
+        return False
+    digest = spec.chunk_digest or known
+    loading.load(path, expect_digest(digest, f"{path}: not the chunk {digest[:12]}, or damaged"))
+    return True
+
+
+def _load_model(folder: Path, loading: _Loading) -> bool:
+    """Load a part of the whole model. Raises `CheckpointError` where that is not the starter's chunk."""
+    spec, path, known = loading.spec, folder / MODEL_FILE, read_digests(folder)
+    otherwise = f"{path}: it is not the starter's chunk {spec.chunk_digest[:12]}"
+    if known is not None and spec.chunk_digest:
+        names = select(open_weights(path), loading.config, spec.rank, spec.span)
+        if digest_of_lines({name: known.get(name, "") for name in names}) != spec.chunk_digest:
+            raise CheckpointError(otherwise)
+    loading.load(path, expect_digest(spec.chunk_digest, otherwise) or expect_lines(path, known))
+    return True
+
+
+def _load_cached(cache: ChunkCache, loading: _Loading) -> bool:
+    digest = loading.spec.chunk_digest
+    was_there = cache.holds(digest)
+    if (path := cache.find(digest, loading.advance)) is None:
+        return False
     try:
-        weights = _load(folder / MODEL_FILE, spec, config)
-        if spec.chunk_digest in ("", digest_of(weights)):
-            return weights
-        problem = f"it is not the starter's chunk {spec.chunk_digest[:12]}"
-    except (CheckpointError, StorageError) as exc:
-        problem = str(exc)
-    log.warning("--ckpt %s is of no use (%s); looking elsewhere", folder, problem)
-    return None
+        loading.load(path, expect_digest(digest, f"{path}: damaged: its tensors are not those of its name"))
+    except _UNUSABLE as exc:
+        cache.discard(digest)
+        if not was_there:  # it arrived whole, a moment ago: to ask for it again would not end
+            raise
+        log.warning("%s; it was removed, and the starter sends it again", exc)
+        return False
+    return True

@@ -9,8 +9,10 @@ from typing import Any
 
 from mdi import __version__
 from mdi.checkpoint.cache import ChunkCache
+from mdi.checkpoint.digests import Check, checked, expect_digest
 from mdi.checkpoint.folder import ModelFolder
-from mdi.checkpoint.weights import Weights, digest_of, open_weights, select
+from mdi.checkpoint.tensor_file import open_weights
+from mdi.checkpoint.weights import MODEL_FILE, select
 from mdi.cluster.plan import Plan, PlanOptions
 from mdi.cluster.rendezvous import nodes_on_host
 from mdi.cluster.supervisor import RECOVERABLE, RingSupervisor
@@ -23,11 +25,13 @@ from mdi.engine.engine import Engine
 from mdi.engine.sample import Sample
 from mdi.engine.scheduler import Scheduler
 from mdi.errors import CheckpointError, ControlError
+from mdi.ids import Rank
 from mdi.inbox import Inbox
 from mdi.model.backends.select import make_span_engine
 from mdi.model.devices import peak_memory_bytes, pick_device, pick_dtype, share_threads
 from mdi.model.runner import StageRunner, StageSpec
 from mdi.model.tensors import dtype_name
+from mdi.model.weights import Weights
 from mdi.net.refusals import RefusalLog
 from mdi.net.sockets import listen
 from mdi.net.timeouts import DEFAULT_TIMEOUTS, Timeouts
@@ -242,8 +246,24 @@ class Starter:
             quantize=self._options.quantize,
             rows=-(-plan.n_slots // len(plan.members)),
         )
-        self._runner.load(spec, lambda: self._open(path, plan, model), str(path))
+        if not self._runner.holds(spec):
+            self._load_undamaged(spec, path, plan, model)
         self._runner.begin(plan.n_slots, plan.context)
+
+    def _load_undamaged(self, spec: StageSpec, path: Path, plan: Plan, model: ModelFolder) -> None:
+        """Load the stage from `path`; where that is a damaged chunk, from one that is made anew of the whole model."""
+        try:
+            self._load_from(spec, path, plan, model)
+        except CheckpointError as exc:
+            if not model.can_remake(path):
+                raise
+            log.warning("%s; making it anew from %s", exc, MODEL_FILE)
+            model.remake_chunk(len(plan.members), Rank(0))
+            self._load_from(spec, path, plan, model)
+
+    def _load_from(self, spec: StageSpec, path: Path, plan: Plan, model: ModelFolder) -> None:
+        with checked(self._open(path, plan, model), self._check(path, plan, model)) as weights:
+            self._runner.load(spec, weights, str(path))
 
     def _check_weights(self) -> None:
         plan, model = self._supervisor.plan, self._supervisor.model
@@ -256,8 +276,13 @@ class Starter:
         return given or model.starter_weights(plan.spans, self._options.quantize)
 
     def _open(self, path: Path, plan: Plan, model: ModelFolder) -> Weights:
-        weights = select(open_weights(path), model.config, 0, plan.spans[0])
-        manifest = model.ring_manifest(len(plan.members))
-        if path == self._options.chunk and manifest is not None and digest_of(weights) != manifest.files[0].digest:
-            raise CheckpointError(f"--chunk {path}: not the chunk that the manifest of {model.path} names")
-        return weights
+        return select(open_weights(path, lambda n_bytes: self._inbox.check()), model.config, 0, plan.spans[0])
+
+    def _check(self, path: Path, plan: Plan, model: ModelFolder) -> Check | None:
+        """What is known of the weights in `path`, before they are read."""
+        n_nodes = len(plan.members)
+        if path == self._options.chunk:
+            manifest = model.ring_manifest(n_nodes)
+            otherwise = f"--chunk {path}: not the chunk that the manifest of {model.path} names, or damaged"
+            return expect_digest(manifest.files[0].digest if manifest else "", otherwise)
+        return model.check(path, n_nodes)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mdi.checkpoint.weights import open_weights
+from mdi.checkpoint.tensor_file import open_weights
 from support.models import make_model
 from support.runs import ENDLESS, NO_WAITING, assert_serves_again, start_run, wait_until_generating
 from support.scripts import (

@@ -8,7 +8,8 @@ from mdi.model.architecture import ModelConfig
 from mdi.model.backends.torch_span import TorchSpan
 from mdi.model.build import Placement
 from mdi.model.span import Span
-from mdi.model.span_engine import SpanEngine, SpanEngineFactory, Weights
+from mdi.model.span_engine import SpanEngine, SpanEngineFactory
+from mdi.model.weights import Weights
 
 
 @dataclass(frozen=True)

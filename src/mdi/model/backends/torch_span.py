@@ -17,6 +17,7 @@ from mdi.model.devices import memory_errors
 from mdi.model.quant import held_bytes
 from mdi.model.shapes import stage_shapes
 from mdi.model.span import Span
+from mdi.model.weights import Weights
 from mdi.segments import Segment
 
 
@@ -33,8 +34,11 @@ class TorchSpan:
         """
         self.config, self.span = config, span
         self.device, self.dtype = placement.device, placement.dtype
-        self.weights_bytes = held_bytes(stage_shapes(config, span), placement.dtype, placement.quantize)
-        self.blocks = {layer: _load_block(config, layer, weights, placement) for layer in range(*span)}
+        self.weights_bytes = held_bytes(
+            stage_shapes(config, span), placement.dtype, placement.quantize, self.device.type
+        )
+        source = Weights.of(weights)
+        self.blocks = {layer: _load_block(config, layer, source, placement) for layer in range(*span)}
         if placement.compile_ops:
             compile_ops(placement.ops, self, config.n_embd, placement.device)
 
@@ -71,10 +75,9 @@ class TorchSpan:
             block.attn.fork(source, target, n)
 
 
-def _load_block(config: ModelConfig, layer: int, weights: Mapping[str, torch.Tensor], placement: Placement) -> Block:
+def _load_block(config: ModelConfig, layer: int, weights: Weights, placement: Placement) -> Block:
     architecture = architecture_of(config)
-    prefix = architecture.block_path.format(layer)
-    own = {name.removeprefix(prefix): weights[name] for name in weights if name.startswith(prefix)}
+    own = weights.below(architecture.block_path.format(layer))
     with memory_errors(f"the weights of layer {layer}"):
         return ModuleBuilder(own, f"layer {layer}", placement).build(
             architecture.build_block(config, layer, placement.ops)
