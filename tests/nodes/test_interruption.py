@@ -3,19 +3,18 @@
 import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mdi.checkpoint.cache import ChunkCache
 from mdi.checkpoint.config import config_to_dict
+from mdi.checkpoint.digests import content_digest
 from mdi.checkpoint.folder import ModelFolder, open_folder
-from mdi.checkpoint.weights import Weights, content_digest
 from mdi.config.network import NetworkConfig
 from mdi.config.options import StarterOptions
 from mdi.control.protocol import NodeBusy
-from mdi.control.session import SessionSpec
 from mdi.inbox import Inbox, Stopped
-from mdi.model.architecture import ModelConfig
 from mdi.model.span import Span
 from mdi.nodes.secondary import Secondary
 from mdi.nodes.sources import WeightSources
@@ -51,13 +50,13 @@ def test_a_secondary_that_loads_answers_its_starter_that_it_was_stopped(
     sources = WeightSources(ChunkCache(tmp_path, content_digest), folder=folder.path)
     spec = replace(SPEC, config=config_to_dict(folder.config), span=Span(2, 4), chunk_digest="", n_nodes=2)
     with Secondary(ANY_PORT, sources, dtype="float32") as secondary:
-        find = WeightSources.find
+        load = WeightSources.load
 
-        def interrupted(self: WeightSources, spec: SessionSpec, config: ModelConfig) -> Weights | None:
+        def interrupted(*arguments: Any) -> bool:
             secondary.interrupt(signal.SIGINT)
-            return find(self, spec, config)
+            return load(*arguments)
 
-        monkeypatch.setattr(WeightSources, "find", interrupted)
+        monkeypatch.setattr(WeightSources, "load", interrupted)
         answer = secondary.request_init(spec)
         with pytest.raises(Stopped) as caught:
             secondary.serve()

@@ -134,10 +134,11 @@ def _open(path: Path) -> _File:
         raise CheckpointError(f"{path}: no such file") from exc
     except OSError as exc:
         raise storage_error(path, exc) from exc
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise CheckpointError(f"{path}: not a file")
     file = _File(fd, closefd=False)
     weakref.finalize(file, os.close, fd)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        raise CheckpointError(f"{path}: not a file")
     return file
 
 
