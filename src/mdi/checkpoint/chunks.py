@@ -194,9 +194,10 @@ def remake_chunk(folder: Path, manifest: Manifest, node: int) -> None:
     """
     model, path = folder / MODEL_FILE, chunks_folder(folder, len(manifest.spans)) / manifest.files[node].name
     weights = select(open_weights(model), load_config(folder), node, manifest.spans[node])
-    expected = manifest.files[node].digest
+    stored_dtype = dtype_name(next(iter(weights.meta.values())).dtype)
+    dtype, expected = None if stored_dtype == manifest.dtype else manifest.dtype, manifest.files[node].digest
     with checked(weights, expect_lines(model, read_digests(folder))) as checked_weights:
-        _write_chunk(path, checked_weights, manifest.dtype, manifest.quantization, expected)
+        _write_chunk(path, checked_weights, dtype, manifest.quantization, expected)
 
 
 def write_chunks(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mdi.checkpoint.chunks import Manifest, chunks_folder, is_fresh, read_manifest, write_chunks
 from mdi.checkpoint.config import CONFIG_FILE, load_config
+from mdi.checkpoint.digests import record_digests
 from mdi.checkpoint.weights import MODEL_FILE
 from mdi.cluster.partition import Load, split
 from mdi.config.network import load_network
@@ -124,6 +125,8 @@ def _unless_ready(target: Path, source: str, *, keep_on_error: bool = False) -> 
         return
     with partial_folder(target, keep_on_error=keep_on_error) as folder:
         yield folder
+        with progress_bar((folder / MODEL_FILE).stat().st_size, "recording digests", "B") as advance:
+            record_digests(folder, advance)
         write_text(folder / SOURCE_FILE, json.dumps({"source": source}))
     log.warning("%s is ready", target)
 

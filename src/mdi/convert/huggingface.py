@@ -27,6 +27,7 @@ from litgpt.model import GPT
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from mdi.checkpoint.tensor_file import open_weights
 from mdi.checkpoint.weights import MODEL_FILE, write_errors
 from mdi.convert.hf_configs import check_config, check_convertible, config_by_name
 from mdi.convert.hub import is_weight_file, read_config, wanted_files
@@ -273,11 +274,8 @@ def _storing(copy: Callable[..., None], dtype: torch.dtype | None) -> Callable[.
 
 
 def _verify(file: Path, config: Config) -> None:
-    """`file` must load without unpickling code and hold exactly the model's parameters."""
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, pickle.UnpicklingError, *_DAMAGE) as exc:
-        raise CheckpointError(f"{file} does not load after conversion ({one_line(exc)})") from exc
+    """`file` must hold exactly the model's parameters. Raises `CheckpointError` otherwise."""
+    state = open_weights(file).meta
     with torch.device("meta"):
         expected = {name: tuple(tensor.shape) for name, tensor in GPT(config).state_dict().items()}
     missing, foreign = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())

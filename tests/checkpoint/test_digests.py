@@ -1,0 +1,193 @@
+"""Weights are compared with what is known of them while they are loaded."""
+
+import json
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from mdi.checkpoint import digests
+from mdi.checkpoint.chunks import Manifest, chunk_name, chunks_folder, read_manifest, remake_chunk, split_model
+from mdi.checkpoint.config import load_config
+from mdi.checkpoint.digests import (
+    DIGESTS_FILE,
+    checked,
+    content_digest,
+    digest_of,
+    expect_digest,
+    expect_lines,
+    read_digests,
+    record_digests,
+    tensor_line,
+)
+from mdi.checkpoint.tensor_file import open_weights
+from mdi.checkpoint.weights import select
+from mdi.errors import CheckpointError
+from mdi.model.backends.select import make_span_engine
+from mdi.model.runner import StageRunner, StageSpec
+from mdi.model.span import spans_of
+from mdi.model.weights import Weights
+from support.damage import flip_signs
+from support.models import make_model
+
+SPANS = spans_of([2, 4])
+DAMAGED = "transformer.h.3.mlp.proj.weight"
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return make_model(tmp_path / "org" / "model")
+
+
+@pytest.fixture
+def manifest(model: Path) -> Manifest:
+    return split_model(model, SPANS)
+
+
+def load(path: Path, check: digests.Check | None) -> StageRunner:
+    """Load the second node's stage from a file."""
+    config = load_config(path.parents[2] if path.parent.name == "2nodes" else path.parent)
+    runner = StageRunner(torch.device("cpu"), torch.float32, make_span_engine)
+    spec = StageSpec(config, SPANS[1], has_head=False, weights_id=1, quantize=None, rows=1)
+    with checked(select(open_weights(path), config, 1, SPANS[1]), check) as weights:
+        try:
+            runner.load(spec, weights, "it")
+        except CheckpointError:
+            assert not runner.holds(spec) and runner.weights_bytes == 0
+            raise
+    return runner
+
+
+def test_a_stage_of_damaged_weights_is_dropped(model: Path, manifest: Manifest) -> None:
+    chunk = chunks_folder(model, 2) / chunk_name(1)
+    check = expect_digest(manifest.files[1].digest, "damaged")
+    assert load(chunk, check).weights_bytes > 0
+    flip_signs(chunk, DAMAGED)
+    with pytest.raises(CheckpointError, match=r"^damaged$"):
+        load(chunk, check)
+    assert load(chunk, None).weights_bytes > 0  # nothing is known of it
+
+
+def test_a_part_of_the_whole_model_is_compared_tensor_by_tensor(model: Path) -> None:
+    path = model / "lit_model.pth"
+    assert read_digests(model) is None and expect_lines(path, None) is None
+    record_digests(model)
+    flip_signs(path, "transformer.h.1.mlp.proj.weight")  # which the second node does not read
+    check = expect_lines(path, read_digests(model))
+    assert load(path, check).weights_bytes > 0
+    flip_signs(path, DAMAGED)
+    with pytest.raises(CheckpointError, match=rf"lit_model\.pth: damaged: {DAMAGED} is not what {DIGESTS_FILE} says"):
+        load(path, check)
+
+
+def test_a_file_cut_short_while_it_is_loaded_is_one_line(model: Path, manifest: Manifest) -> None:
+    chunk = chunks_folder(model, 2) / chunk_name(1)
+    config = load_config(model)
+    weights = select(open_weights(chunk), config, 1, SPANS[1])
+
+    def cut(name: str) -> torch.Tensor:
+        if name == DAMAGED:
+            chunk.write_bytes(b"")
+        return weights[name]
+
+    runner = StageRunner(torch.device("cpu"), torch.float32, make_span_engine)
+    spec = StageSpec(config, SPANS[1], has_head=False, weights_id=1, quantize=None, rows=1)
+    with (
+        pytest.raises(CheckpointError, match=rf"{chunk}: damaged: it was cut short"),
+        checked(Weights(weights.meta, cut), expect_digest(manifest.files[1].digest, "")) as checked_weights,
+    ):
+        runner.load(spec, checked_weights, "it")
+    assert runner.weights_bytes == 0
+
+
+def test_tensors_that_nobody_read_count_too(model: Path, manifest: Manifest) -> None:
+    chunk = chunks_folder(model, 2) / chunk_name(1)
+    flip_signs(chunk, DAMAGED)
+    with (
+        pytest.raises(CheckpointError, match="damaged"),
+        checked(open_weights(chunk), expect_digest(manifest.files[1].digest, "damaged")) as weights,
+    ):
+        weights.verify()
+
+
+def test_other_threads_hash_and_end(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashing: set[str] = set()
+
+    def line(tensor: torch.Tensor) -> str:
+        hashing.add(threading.current_thread().name.partition("_")[0])
+        return tensor_line(tensor)
+
+    monkeypatch.setattr(digests, "tensor_line", line)
+    digest_of(open_weights(model / "lit_model.pth"))
+    assert hashing == {"digest"}
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("digest")]
+
+
+def test_no_more_tensors_are_held_than_threads_hash(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads that hash slower than the main thread packs hold it up: what waits takes memory."""
+    n_waiting, most_waiting, lock = 0, 0, threading.Lock()
+    whole = open_weights(model / "lit_model.pth")
+
+    def read(name: str) -> torch.Tensor:
+        nonlocal n_waiting, most_waiting
+        with lock:
+            n_waiting += 1
+            most_waiting = max(most_waiting, n_waiting)
+        return whole[name]
+
+    def slow_line(tensor: torch.Tensor) -> str:
+        nonlocal n_waiting
+        with lock:
+            n_waiting -= 1
+        return tensor_line(tensor)
+
+    monkeypatch.setattr(digests, "tensor_line", slow_line)
+    digest_of(Weights(whole.meta, read))
+    assert most_waiting <= digests.HASH_THREADS
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "{}", '{"format_version": 2, "tensors": {}}', '{"format_version": 1, "tensors": {"a": 1}}',
+             '{"format_version": 1, "tensors": []}', "[" * 100_000]
+)  # fmt: skip
+def test_damaged_digests_of_a_model_are_one_line(text: str, model: Path) -> None:
+    (model / DIGESTS_FILE).write_text(text)
+    with pytest.raises(CheckpointError, match=rf"{DIGESTS_FILE}: damaged .*; remove it, or prepare the model again"):
+        read_digests(model)
+
+
+def test_the_digests_of_a_model_are_those_of_its_tensors(model: Path) -> None:
+    record_digests(model)
+    whole = open_weights(model / "lit_model.pth")
+    assert read_digests(model) == {name: tensor_line(tensor) for name, tensor in whole.items()}
+    assert json.loads((model / DIGESTS_FILE).read_text())["format_version"] == 1
+
+
+# ---- writing chunks
+
+
+def test_a_split_of_a_damaged_model_writes_no_chunk(model: Path) -> None:
+    record_digests(model)
+    flip_signs(model / "lit_model.pth", DAMAGED)
+    with pytest.raises(CheckpointError, match=rf"lit_model\.pth: damaged: {DAMAGED}"):
+        split_model(model, SPANS)
+    assert read_manifest(chunks_folder(model, 2)) is None
+    assert not (chunks_folder(model, 2) / chunk_name(1)).exists()
+
+
+@pytest.mark.parametrize("mode", ["none", "int8"])
+def test_one_chunk_is_made_anew_as_its_manifest_says(mode: str, model: Path) -> None:
+    manifest = split_model(model, SPANS, "bfloat16", quantization=mode)  # type: ignore[arg-type]
+    chunk = chunks_folder(model, 2) / chunk_name(1)
+    chunk.write_bytes(b"damaged")
+    remake_chunk(model, manifest, 1)
+    assert content_digest(chunk) == manifest.files[1].digest
+
+
+def test_a_chunk_of_another_model_is_not_made_in_its_place(model: Path, manifest: Manifest) -> None:
+    before = (chunks_folder(model, 2) / chunk_name(1)).read_bytes()
+    make_model(model, seed=1)
+    with pytest.raises(CheckpointError, match=r"not what lit_model\.pth gives by now"):
+        remake_chunk(model, manifest, 1)
+    assert (chunks_folder(model, 2) / chunk_name(1)).read_bytes() == before
