@@ -9,7 +9,7 @@ NETWORK := src/settings_distr/configuration.json
 LLAMA_PYTHON ?= $(BIN)/python
 MODEL := $(CHECKPOINTS)/local/SmolLM2-135M-Instruct
 
-.PHONY: help demo demo-compare certs test test-quick lint types pytest soak chaos fuzz bench bench-quick venv model clean
+.PHONY: help demo demo-compare certs test test-quick lint types pytest soak chaos floods fuzz bench bench-quick venv model clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := demo
 
@@ -57,6 +57,9 @@ bench-quick: $(MODEL)/model_config.yaml  ## the same with fewer settings
 
 chaos: $(VENV)/.dev  ## processes killed and stopped at random
 	$(BIN)/python -m pytest -m chaos tests/system/test_chaos.py
+
+floods: $(VENV)/.dev  ## status calls timed while clients without a key flood a ring
+	FLOOD_CALLS=$${FLOOD_CALLS:-1000} $(BIN)/python -m pytest -s tests/system/test_floods.py
 
 venv: $(VENV)/.installed  ## create .venv with the requirements
 

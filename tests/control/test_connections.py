@@ -1,11 +1,14 @@
 """Connections of a node's HTTP port: whoever has no key costs a descriptor for a few seconds, and nothing else."""
 
 import contextlib
+import errno
 import json
 import logging
+import os
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -294,6 +297,26 @@ def test_descriptors_are_free_as_soon_as_clients_are_gone(serve: Serve, dial: Di
         client.close()
     assert status_of(server) == IDLE
     wait_until(lambda: open_connections(server) == 0, PATIENCE_S, "all connections are closed")
+
+
+def test_a_server_whose_descriptors_ran_out_accepts_again(
+    serve: Serve, dial: Dial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = serve()
+    waiting = dial(server)
+    wait_until(lambda: open_connections(server) == 1, PATIENCE_S, "it is accepted")
+    accept, failures = socket.socket.accept, [errno.EMFILE] * 3
+
+    def fail(self: socket.socket) -> tuple[socket.socket, Any]:
+        if failures:
+            number = failures.pop()
+            raise OSError(number, os.strerror(number))
+        return accept(self)
+
+    monkeypatch.setattr(socket.socket, "accept", fail)
+    assert status_of(server) == IDLE
+    assert not failures
+    assert waiting.is_closed  # its descriptor was needed
 
 
 # ---- what the log says

@@ -106,9 +106,13 @@ def new_nonce() -> bytes:
 
 
 class Nonces:
-    """The challenges that a node has given out, each good for one answer. Called from HTTP threads."""
+    """The challenges that a node has given out, each good for one answer. Called from HTTP threads.
 
-    def __init__(self, limit: int = 512, lifetime_s: float = 30.0, clock: Clock = time.monotonic) -> None:
+    The limit is well above the requests that may wait to be answered, so that those of other clients, which are given
+    one each, do not push out a nonce before it comes back.
+    """
+
+    def __init__(self, limit: int = 8192, lifetime_s: float = 30.0, clock: Clock = time.monotonic) -> None:
         self._limit, self._lifetime_s, self._clock = limit, lifetime_s, clock
         self._deadlines_s: OrderedDict[bytes, float] = OrderedDict()
         self._lock = threading.Lock()
