@@ -195,6 +195,16 @@ def test_an_archive_of_other_records_is_refused(
     assert problem in error_of(rewritten(source, tmp_path / "x.pth", change, **options))
 
 
+@pytest.mark.parametrize("offset", [1, 10**6, 2**32 - 1])
+def test_a_record_that_the_directory_places_elsewhere_is_refused(offset: int, tmp_path: Path) -> None:
+    path = saved({"a": torch.zeros(100)}, tmp_path / "x.pth")
+    data = bytearray(path.read_bytes())
+    entry = data.index(b"PK\1\2", data.index(b"PK\1\2") + 1)
+    data[entry + 42 : entry + 46] = struct.pack("<I", offset)
+    path.write_bytes(data)
+    assert "damaged, or not a file of torch.save" in error_of(path)
+
+
 def test_a_directory_that_would_take_all_memory_is_refused(tmp_path: Path) -> None:
     """A sparse file that says its directory has 4 GB."""
     path, size = tmp_path / "x.pth", 0xFFFFFFF0

@@ -200,7 +200,7 @@ class ChunkTarget(Target):
             chosen = select(weights, self._config, 1, self.SPAN)
         except CheckpointError:
             return 1
-        mode_of(chosen)
+        mode_of(chosen.meta)
         for name in chosen:
             if is_quantized_name(name):
                 dequantize(load_weight(chosen, name))

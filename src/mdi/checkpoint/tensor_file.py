@@ -5,6 +5,7 @@ and `<root>/data/<key>`, the bytes of each storage. Bytes are read into memory o
 that is cut short under the program a mapping makes SIGBUS, which ends the process without a word.
 """
 
+import errno
 import io
 import math
 import os
@@ -151,9 +152,11 @@ class _Records:
         try:
             with zipfile.ZipFile(file) as archive:
                 entries = {entry.filename: entry for entry in archive.infolist()}
-        except (Damaged, OSError):
+        except Damaged:
             raise
         except Exception as exc:  # of a damaged directory it raises whatever comes of its numbers
+            if isinstance(exc, OSError) and exc.errno != errno.EINVAL:  # that is a seek before the start
+                raise
             raise Damaged(f"no archive ({one_line(exc, 100)})") from exc
         roots = [name.removesuffix("data.pkl") for name in entries if name.endswith("/data.pkl")]
         if len(roots) != 1:
@@ -168,6 +171,8 @@ class _Records:
             raise Damaged(f"the record {name} is missing")
         if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
             raise Damaged(f"the record {name} is compressed")
+        if not 0 <= entry.header_offset < self.file_bytes:
+            raise Damaged(f"the record {name} is not in the file")
         self._file.seek(entry.header_offset)
         header = self._file.read(_LOCAL_HEADER_BYTES)
         if len(header) < _LOCAL_HEADER_BYTES or header[:4] != b"PK\3\4":
