@@ -199,7 +199,7 @@ def test_an_archive_of_other_records_is_refused(
 def test_a_record_that_the_directory_places_elsewhere_is_refused(offset: int, tmp_path: Path) -> None:
     path = saved({"a": torch.zeros(100)}, tmp_path / "x.pth")
     data = bytearray(path.read_bytes())
-    entry = data.index(b"PK\1\2", data.index(b"PK\1\2") + 1)
+    entry = data.rindex(b"PK\1\2", 0, data.rindex(b"/data/0"))
     data[entry + 42 : entry + 46] = struct.pack("<I", offset)
     path.write_bytes(data)
     assert "damaged, or not a file of torch.save" in error_of(path)
