@@ -38,6 +38,7 @@ from mdi.model.span import Span  # noqa: E402
 from mdi.model.stage import Stage, kept_rows  # noqa: E402
 from mdi.segments import Segment  # noqa: E402
 from mdi.text.tokenizer import load_tokenizer  # noqa: E402
+from mdi.text.worker_process import TextWorker  # noqa: E402
 
 TEXT = ROOT / "benchmarks" / "public_domain_text.txt"
 WINDOW = 1024  # tokens that are seen together; the first of each window is not predicted
@@ -91,7 +92,8 @@ class Model:
 
 def read_windows(folder: Path, n_tokens: int) -> list[Ids]:
     """The text in windows, as many as are full. Its lines are joined, paragraphs too."""
-    ids = load_tokenizer(folder).encode(" ".join(TEXT.read_text(encoding="utf-8").split()))
+    with TextWorker() as worker:
+        ids = load_tokenizer(folder, worker).encode(" ".join(TEXT.read_text(encoding="utf-8").split()))
     return [ids[start : start + WINDOW] for start in range(0, min(n_tokens, len(ids)) - WINDOW + 1, WINDOW)]
 
 

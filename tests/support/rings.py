@@ -20,6 +20,7 @@ from mdi.nodes.secondary import Secondary
 from mdi.nodes.sources import WeightSources
 from mdi.nodes.starter import Starter
 from mdi.text.stops import StopSequences
+from mdi.text.worker_process import TextWorker
 from support.scripts import free_ports
 
 ANY_PORT = NodeConfig("127.0.0.1", 0, 0, 0)
@@ -62,7 +63,8 @@ def starter_for(
     """A starter with its samples queued: those of the options, or of prompts given as token ids."""
     assert options.ckpt is not None
     model = open_folder(options.ckpt, len(network.nodes))
-    requests = load_requests(options, model)
+    with TextWorker() as worker:
+        requests = load_requests(options, model, worker)
     samples, context = requests.samples, requests.context
     if prompts is not None:
         own_stops = samples[0].params.stops if stops is None else stops

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from hypothesis import strategies as st
 
-from mdi.text.tokenizer import Tokenizer, load_tokenizer
+from mdi.text.tokenizer import Tokenizer, tokenizer_for
+from mdi.text.vocabulary import load_vocabulary
 
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|eot_id|>"]
 CORPUS = [
@@ -117,12 +118,17 @@ def model_folder(folder: Path, kind: str, **config: object) -> Path:
     return folder
 
 
+def local_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a folder, without a worker: its vocabulary is no stranger's."""
+    return tokenizer_for(folder, load_vocabulary(folder))
+
+
 @cache
 def shared_tokenizer(kind: str) -> Tokenizer:
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
-        return load_tokenizer(model_folder(Path(folder), kind))
+        return local_tokenizer(model_folder(Path(folder), kind))
 
 
 ALL_KINDS = pytest.mark.parametrize("kind", VOCABULARIES)

@@ -260,10 +260,10 @@ SMOLLM2_PROMPTS = [
 
 @pytest.mark.parametrize(("n_nodes", "split"), [(1, "auto"), (2, "auto"), (3, "10,8,12"), (5, "auto")])
 def test_the_real_model_equals_litgpt(n_nodes: int, split: str, rings: dict[int, Ring], smollm2: Path) -> None:
-    from mdi.text.tokenizer import load_tokenizer
+    from support.vocabularies import local_tokenizer
 
     torch.set_num_threads(1)
-    tokenizer, model = load_tokenizer(smollm2), reference_model(smollm2)
+    tokenizer, model = local_tokenizer(smollm2), reference_model(smollm2)
     prompts = [tokenizer.encode(prompt) for prompt in SMOLLM2_PROMPTS]
     references = [_reference(model, tuple(prompt), 16) for prompt in prompts]
     for n_samples in (1, 3, 7) if n_nodes == 3 else (3,):
@@ -283,10 +283,10 @@ def _reference(model: object, prompt: tuple[int, ...], n_tokens: int) -> list[in
 
 def test_sixteen_samples_of_the_real_model_equal_litgpt(rings: dict[int, Ring], smollm2: Path, seen: Seen) -> None:
     """Groups of eight on two nodes, contexts of 1 to 90 tokens."""
-    from mdi.text.tokenizer import load_tokenizer
+    from support.vocabularies import local_tokenizer
 
     torch.set_num_threads(1)
-    tokenizer, model = load_tokenizer(smollm2), reference_model(smollm2)
+    tokenizer, model = local_tokenizer(smollm2), reference_model(smollm2)
     text = tokenizer.encode((ROOT / "benchmarks" / "public_domain_text.txt").read_text(encoding="utf-8"))
     prompts = [tokenizer.encode(prompt) for prompt in SMOLLM2_PROMPTS]
     prompts += [text[100 * i : 100 * i + 10 * i + 1] for i in range(1, 10)]

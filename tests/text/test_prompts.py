@@ -7,9 +7,8 @@ import pytest
 from mdi.errors import ConfigError
 from mdi.text.prompts import encode_prompt, load_prompts, split_paragraphs
 from mdi.text.styles import PLAIN, Style
-from mdi.text.tokenizer import load_tokenizer
 from support.paths import SRC
-from support.vocabularies import N_LLAMA3_RANKS, model_folder, shared_tokenizer
+from support.vocabularies import N_LLAMA3_RANKS, local_tokenizer, model_folder, shared_tokenizer
 
 # ---- prompts
 
@@ -70,7 +69,7 @@ def test_a_prompt_becomes_styled_ids() -> None:
 
 def test_an_empty_prompt_becomes_bos(tmp_path: Path) -> None:
     assert encode_prompt(shared_tokenizer("llama3"), PLAIN, "") == [N_LLAMA3_RANKS]
-    without_bos = load_tokenizer(model_folder(tmp_path, "byte-level", bos_token="<|im_start|>", add_bos_token=False))
+    without_bos = local_tokenizer(model_folder(tmp_path, "byte-level", bos_token="<|im_start|>", add_bos_token=False))
     assert encode_prompt(without_bos, PLAIN, "") == [1]
 
 

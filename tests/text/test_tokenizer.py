@@ -1,17 +1,14 @@
 """Tokenizers: text to ids and back, and the ids that a text begins and ends with."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 
-from mdi.text.tokenizer import load_tokenizer
-from support.paths import SRC
 from support.vocabularies import (
     ALL_KINDS,
     byte_level_json,
+    local_tokenizer,
     model_folder,
     shared_tokenizer,
     texts,
@@ -20,19 +17,6 @@ from support.vocabularies import (
 )
 
 # ---- tokenizers
-
-
-@ALL_KINDS
-def test_loading_and_using_a_tokenizer_imports_neither_torch_nor_litgpt(kind: str, tmp_path: Path) -> None:
-    code = (
-        "import sys; from pathlib import Path; from mdi.text import prompts, styles, tokenizer as tokenizers_of\n"
-        "folder = Path(sys.argv[1]); tokenizer = tokenizers_of.load_tokenizer(folder)\n"
-        "style = styles.load_style(folder, 'x', tokenizer, 'none')\n"
-        "assert prompts.encode_prompt(tokenizer, style, 'hello')\n"
-        "assert not {'torch', 'litgpt'} & set(sys.modules)"
-    )
-    folder = model_folder(tmp_path, kind)
-    subprocess.run([sys.executable, "-c", code, str(folder)], cwd=SRC, check=True)
 
 
 @ALL_KINDS
@@ -94,7 +78,7 @@ def test_bytes_that_form_no_character_do_not_spoil_their_neighbours() -> None:
 
 def test_without_a_word_on_bos_the_post_processor_decides(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(byte_level_json(bos="<|im_start|>"), encoding="utf-8")
-    tokenizer = load_tokenizer(tmp_path)
+    tokenizer = local_tokenizer(tmp_path)
     assert tokenizer.bos_id == 1
     assert tokenizer.encode("x")[0] == 1
     assert shared_tokenizer("byte-level").encode("x")[0] not in (0, 1, 2, 3)
@@ -105,23 +89,23 @@ def test_the_name_of_the_folder_decides_nothing(tmp_path: Path) -> None:
     for name in ("SmolLM2-135M-Instruct", "Meta-Llama-3-8B"):
         folder = tmp_path / name
         folder.mkdir()
-        tokenizer = load_tokenizer(model_folder(folder, "byte-level", bos_token="<|im_start|>"))
+        tokenizer = local_tokenizer(model_folder(folder, "byte-level", bos_token="<|im_start|>"))
         assert tokenizer.bos_id == 1
         assert tokenizer.encode("x")[0] != 1
 
 
 def test_a_trailing_end_of_text_stays(tmp_path: Path) -> None:
-    tokenizer = load_tokenizer(model_folder(tmp_path, "byte-level", eos_token="<|im_end|>"))
+    tokenizer = local_tokenizer(model_folder(tmp_path, "byte-level", eos_token="<|im_end|>"))
     assert tokenizer.eos_id == 2
     assert tokenizer.encode("x<|im_end|>")[-1] == 2
 
 
 @ALL_KINDS
 def test_add_bos_token_of_the_configuration_wins(kind: str, tmp_path: Path) -> None:
-    off = load_tokenizer(model_folder(tmp_path, kind, add_bos_token=False))
+    off = local_tokenizer(model_folder(tmp_path, kind, add_bos_token=False))
     assert off.encode("hello")[0] != off.bos_id
     bos = {"content": "<|im_start|>"} if kind == "byte-level" else None
-    on = load_tokenizer(model_folder(tmp_path, kind, add_bos_token=True, bos_token=bos))
+    on = local_tokenizer(model_folder(tmp_path, kind, add_bos_token=True, bos_token=bos))
     assert on.bos_id is not None
     assert on.encode("hello") == [on.bos_id, *off.encode("hello")]
 
@@ -143,5 +127,5 @@ def test_bos_is_never_doubled(kind: str, bos: str) -> None:
 def test_bos_and_eos_come_from_the_generation_config_where_nothing_else_names_them(tmp_path: Path) -> None:
     folder = model_folder(tmp_path, "byte-level")
     write_json(folder / "generation_config.json", {"bos_token_id": 0, "eos_token_id": [2, 0]})
-    tokenizer = load_tokenizer(folder)
+    tokenizer = local_tokenizer(folder)
     assert (tokenizer.bos_id, tokenizer.eos_id) == (0, 2)

@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 from mdi.errors import CheckpointError
-from mdi.text.tokenizer import load_tokenizer
 from mdi.text.tokenizer_config import generation_ids
-from support.vocabularies import model_folder
+from support.vocabularies import local_tokenizer, model_folder
 
 # ---- tokenizer_config.json
 
@@ -17,7 +16,7 @@ from support.vocabularies import model_folder
 def test_a_damaged_tokenizer_config_is_refused(data: bytes, tmp_path: Path) -> None:
     (model_folder(tmp_path, "byte-level") / "tokenizer_config.json").write_bytes(data)
     with pytest.raises(CheckpointError, match=r"tokenizer_config\.json"):
-        load_tokenizer(tmp_path)
+        local_tokenizer(tmp_path)
 
 
 # ---- generation_config.json

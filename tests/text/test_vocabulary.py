@@ -5,8 +5,15 @@ from pathlib import Path
 import pytest
 
 from mdi.errors import CheckpointError
-from mdi.text.tokenizer import load_tokenizer
-from support.vocabularies import ALL_KINDS, N_LLAMA3_RANKS, SPACE, llama3_model, shared_tokenizer, vocabulary
+from support.vocabularies import (
+    ALL_KINDS,
+    N_LLAMA3_RANKS,
+    SPACE,
+    llama3_model,
+    local_tokenizer,
+    shared_tokenizer,
+    vocabulary,
+)
 
 # ---- tokenizers
 
@@ -55,7 +62,7 @@ def test_words_of_a_vocabulary_without_decoder_are_joined_by_spaces(tmp_path: Pa
     processor = Processor(models.WordLevel({"<unk>": 0, "one": 1, "two": 2}, unk_token="<unk>"))
     processor.pre_tokenizer = pre_tokenizers.Whitespace()
     processor.save(str(tmp_path / "tokenizer.json"))
-    tokenizer = load_tokenizer(tmp_path)
+    tokenizer = local_tokenizer(tmp_path)
     assert tokenizer.encode("one  two") == [1, 2]
     assert tokenizer.decode([1, 2, 2]) == processor.decode([1, 2, 2]) == "one two two"
 
@@ -68,7 +75,7 @@ def test_metaspace_decoders_are_understood(tmp_path: Path) -> None:
     for scheme, alone in (("always", "ab "), ("never", " ab ")):
         processor.decoder = decoders.Metaspace(prepend_scheme=scheme)
         processor.save(str(tmp_path / "tokenizer.json"))
-        assert load_tokenizer(tmp_path).decode([0, 1]) == processor.decode([0, 1]) == alone
+        assert local_tokenizer(tmp_path).decode([0, 1]) == processor.decode([0, 1]) == alone
 
 
 # ---- damaged files
@@ -92,19 +99,19 @@ def test_metaspace_decoders_are_understood(tmp_path: Path) -> None:
 def test_a_damaged_vocabulary_is_one_line_that_names_it(name: str, data: bytes, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(data)
     with pytest.raises(CheckpointError, match=name) as caught:
-        load_tokenizer(tmp_path)
+        local_tokenizer(tmp_path)
     assert "\n" not in str(caught.value)
 
 
 def test_a_truncated_sentencepiece_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.model").write_bytes(vocabulary("sentencepiece")[1][:500])
     with pytest.raises(CheckpointError, match=r"tokenizer\.model"):
-        load_tokenizer(tmp_path)
+        local_tokenizer(tmp_path)
 
 
 def test_a_folder_without_vocabulary_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"neither tokenizer\.json nor tokenizer\.model"):
-        load_tokenizer(tmp_path)
+        local_tokenizer(tmp_path)
 
 
 def test_a_decoder_that_needs_more_than_bytes_is_refused_by_name(tmp_path: Path) -> None:
@@ -119,4 +126,4 @@ def test_a_decoder_that_needs_more_than_bytes_is_refused_by_name(tmp_path: Path)
         processor.decoder = decoder
         processor.save(str(tmp_path / "tokenizer.json"))
         with pytest.raises(CheckpointError, match=reason):
-            load_tokenizer(tmp_path)
+            local_tokenizer(tmp_path)

@@ -13,6 +13,7 @@ from mdi.text.prompts import encode_prompt, load_prompts
 from mdi.text.stops import StopSequences
 from mdi.text.styles import PLAIN, load_style, stop_sequences
 from mdi.text.tokenizer import Tokenizer, load_tokenizer
+from mdi.text.worker_process import TextWorker
 
 log = logging.getLogger(__name__)
 
@@ -28,10 +29,10 @@ class Requests:
     is_completion: bool  # whether the samples go on from their prompts, rather than answer them
 
 
-def load_requests(options: StarterOptions, model: ModelFolder) -> Requests:
+def load_requests(options: StarterOptions, model: ModelFolder, worker: TextWorker) -> Requests:
     """Read and encode the prompts. Raises `ConfigError` with the numbers where one does not fit."""
-    tokenizer = load_tokenizer(model.path)
-    style = load_style(model.path, model.config.name, tokenizer, options.prompt_style)
+    tokenizer = load_tokenizer(model.path, worker)
+    style = load_style(model.path, model.config.name, tokenizer, worker, options.prompt_style)
     stops = () if options.ignore_eos else stop_sequences(model.path, tokenizer, style)
     prompts = load_prompts(options.prompt, options.n_samples)
     prompt_ids = [encode_prompt(tokenizer, style, prompt) for prompt in prompts]

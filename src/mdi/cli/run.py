@@ -23,17 +23,19 @@ from mdi.inbox import Stopped
 from mdi.nodes.secondary import Secondary
 from mdi.nodes.sources import WeightSources
 from mdi.nodes.starter import Starter
+from mdi.text.worker_process import TextWorker
 
 log = logging.getLogger(__name__)
 
 
-def run_starter(options: StarterOptions, network: NetworkConfig, signals: Signals) -> None:
-    """Generate the samples of `options` on `network` and print them."""
+def run_starter(options: StarterOptions, network: NetworkConfig, signals: Signals, worker: TextWorker) -> None:
+    """Generate the samples of `options` on `network` and print them. `worker` reads the model's vocabulary."""
     if options.time_run is not None:
         check_run_csv(options.time_run)
     gc.freeze()  # what torch and litgpt have imported is never collected, at exit neither
     model = open_folder(find_folder(options.ckpt, options.chunk), len(network.nodes))
-    requests = load_requests(options, model)
+    requests = load_requests(options, model, worker)
+    worker.close()  # every prompt is encoded
     stream = sys.stdout.isatty() if options.stream is None else options.stream
     with contextlib.ExitStack() as stack:
         writer = stack.enter_context(SampleWriter(options.output)) if options.output else None

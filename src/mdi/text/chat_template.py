@@ -11,11 +11,14 @@ from mdi.files import read_bytes
 from mdi.strings import one_line
 from mdi.text.tokenizer_config import read_tokenizer_config, token_text
 
+ADVICE = "try --prompt-style none"
+
 
 class ChatTemplate:
     """A Jinja template that a model brings along, rendered as Hugging Face's library would.
 
     A template comes with a model, so from anyone: it runs in Jinja's sandbox and can read nothing but its arguments.
+    What it takes is not bounded here: see `mdi.text.worker_process`.
     """
 
     def __init__(self, source: str, origin: Path, special_tokens: dict[str, str]) -> None:
@@ -27,15 +30,17 @@ class ChatTemplate:
         try:
             self._template = _template_environment().from_string(source)
         except TemplateSyntaxError as exc:
-            raise CheckpointError(f"{origin}: bad chat template, line {exc.lineno}: {exc.message}") from exc
+            raise CheckpointError(f"{origin}: bad chat template, line {exc.lineno}: {exc.message}; {ADVICE}") from exc
+        except MemoryError:
+            raise
+        except Exception as exc:  # Jinja computes constants, and Python compiles what it wrote
+            raise CheckpointError(f"{origin}: bad chat template ({one_line(exc)}); {ADVICE}") from exc
 
     def render(self, messages: Sequence[dict[str, str]]) -> str:
         """The text of a conversation, up to where the model is to answer.
 
         Messages have a `role` and a `content`. Raises `CheckpointError` where the template refuses them.
         """
-        from jinja2 import TemplateError
-
         try:
             text: str = self._template.render(
                 messages=list(messages),
@@ -45,24 +50,30 @@ class ChatTemplate:
                 **self._special_tokens,
             )
             return text
-        except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as exc:
-            raise CheckpointError(
-                f"{self._origin}: the chat template failed ({one_line(exc)}); try --prompt-style none"
-            ) from exc
+        except MemoryError:
+            raise
+        except Exception as exc:  # a template is a program, and can raise anything
+            raise CheckpointError(f"{self._origin}: the chat template failed ({one_line(exc)}); {ADVICE}") from exc
+
+
+def template_file(folder: Path) -> Path:
+    """Where the chat template of a model folder is, if it has one."""
+    path = folder / "chat_template.jinja"
+    return path if path.is_file() else folder / "tokenizer_config.json"
 
 
 def load_chat_template(folder: Path) -> ChatTemplate | None:
     """chat_template.jinja, else the `chat_template` of tokenizer_config.json, else None."""
     config = read_tokenizer_config(folder)
     tokens = {key: text for key in config if key.endswith("_token") and (text := token_text(config[key])) is not None}
-    path = folder / "chat_template.jinja"
-    if path.is_file():
+    path = template_file(folder)
+    if path.suffix == ".jinja":
         try:
             return ChatTemplate(read_bytes(path).decode("utf-8"), path, tokens)
         except UnicodeDecodeError as exc:
             raise CheckpointError(f"{path}: cannot be read ({exc})") from exc
     source = _default_template(config.get("chat_template"))
-    return None if source is None else ChatTemplate(source, folder / "tokenizer_config.json", tokens)
+    return None if source is None else ChatTemplate(source, path, tokens)
 
 
 def _default_template(value: object) -> str | None:

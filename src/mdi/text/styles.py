@@ -8,10 +8,11 @@ from typing import Any
 from mdi.errors import CheckpointError, ConfigError
 from mdi.files import read_bytes
 from mdi.strings import one_line
-from mdi.text.chat_template import load_chat_template
 from mdi.text.stops import StopSequences
 from mdi.text.tokenizer import Tokenizer
 from mdi.text.tokenizer_config import generation_ids
+from mdi.text.worker_client import find_template
+from mdi.text.worker_process import TextWorker
 
 
 @dataclass(frozen=True)
@@ -26,18 +27,20 @@ class Style:
 PLAIN = Style("none", lambda prompt: prompt)
 
 
-def load_style(folder: Path, config_name: str, tokenizer: Tokenizer, override: str | None = None) -> Style:
-    """The style of a model folder, whose model_config.yaml says `name: <config_name>`.
+def load_style(
+    folder: Path, config_name: str, tokenizer: Tokenizer, worker: TextWorker, override: str | None = None
+) -> Style:
+    """The style of a model folder, whose model_config.yaml says `name: <config_name>`. `worker` renders its template.
 
     prompt_style.yaml, else litgpt's style for the name, else the model's chat template, else none.
     `override` is `none`, `chat-template` or a name known to litgpt. Raises `ConfigError` for an unknown
     override, `CheckpointError` for a damaged folder.
     """
     if override is not None:
-        return _named_style(folder, tokenizer, override)
+        return _named_style(folder, tokenizer, worker, override)
     if (saved := folder / "prompt_style.yaml").is_file():
         return _litgpt_style(_saved_class(saved)(), tokenizer)
-    return _style_for_name(config_name, tokenizer) or _template_style(folder) or PLAIN
+    return _style_for_name(config_name, tokenizer) or _template_style(folder, worker) or PLAIN
 
 
 def stop_sequences(folder: Path, tokenizer: Tokenizer, style: Style) -> StopSequences:
@@ -47,11 +50,11 @@ def stop_sequences(folder: Path, tokenizer: Tokenizer, style: Style) -> StopSequ
     return tuple(dict.fromkeys([*style.stops, *eos, *generation]))
 
 
-def _named_style(folder: Path, tokenizer: Tokenizer, name: str) -> Style:
+def _named_style(folder: Path, tokenizer: Tokenizer, worker: TextWorker, name: str) -> Style:
     if name == "none":
         return PLAIN
     if name == "chat-template":
-        style = _template_style(folder)
+        style = _template_style(folder, worker)
         if style is None:
             raise ConfigError(f"--prompt-style {name}: {folder} has no chat template")
         return style
@@ -102,8 +105,8 @@ def _litgpt_style(style: Any, tokenizer: Tokenizer) -> Style:
     return Style(type(style).__name__, style.apply, usable)
 
 
-def _template_style(folder: Path) -> Style | None:
-    template = load_chat_template(folder)
+def _template_style(folder: Path, worker: TextWorker) -> Style | None:
+    template = find_template(folder, worker)
     if template is None:
         return None
     return Style("chat-template", lambda prompt: template.render([{"role": "user", "content": prompt}]))

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from mdi.text.tokenizer_config import generation_ids, read_tokenizer_config, token_text
-from mdi.text.vocabulary import Backend, load_vocabulary
+from mdi.text.vocabulary import Backend
+from mdi.text.worker_client import WorkerVocabulary
+from mdi.text.worker_process import TextWorker
 
 
 class Tokenizer:
@@ -62,14 +64,21 @@ class Tokenizer:
         return self._backend.token_bytes(token_id)
 
 
-def load_tokenizer(folder: Path) -> Tokenizer:
+def load_tokenizer(folder: Path, worker: TextWorker) -> Tokenizer:
     """The tokenizer of a model folder. Raises `CheckpointError` naming the missing or damaged file.
+
+    `worker` reads the vocabulary and encodes texts; decoding needs it no more.
+    """
+    return tokenizer_for(folder, WorkerVocabulary(folder, worker))
+
+
+def tokenizer_for(folder: Path, backend: Backend) -> Tokenizer:
+    """The tokenizer of a vocabulary, as the configuration files in its folder have it.
 
     BOS is added as `add_bos_token` of tokenizer_config.json says; without it, as the vocabulary
     file's own post-processor does; always for a tokenizer.model.
     """
     config = read_tokenizer_config(folder)
-    backend = load_vocabulary(folder)
     add_bos = config.get("add_bos_token")
     return Tokenizer(
         backend,

@@ -12,8 +12,12 @@ from typing import Any, Protocol
 
 from mdi.errors import CheckpointError
 from mdi.files import read_bytes
-from mdi.strings import one_line
+from mdi.strings import format_bytes, one_line
 from mdi.text.byte_level import LLAMA3_WORDS, byte_alphabet
+
+VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model")
+MAX_VOCABULARY_BYTES = 256_000_000  # the largest known one has 35 MB
+MAX_IDS = 1 << 22
 
 # Llama 3's 256 special tokens: the named ones at their places behind the vocabulary, numbered reserves at all others.
 _LLAMA3_SPECIALS = {
@@ -34,7 +38,8 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 class Backend(Protocol):
     """What a vocabulary file can do. `bos_id`, `eos_id` and `prefix` are what the file itself declares."""
 
-    vocab_size: int
+    vocab_size: int  # number of tokens
+    n_ids: int  # one more than the largest id: more than `vocab_size` where ids are left out
     bos_id: int | None
     eos_id: int | None
     prefix: tuple[int, ...]
@@ -50,16 +55,30 @@ class Backend(Protocol):
         """The bytes the token stands for; none for special tokens and for ids beyond the vocabulary."""
 
 
+def find_vocabulary(folder: Path) -> Path:
+    """The vocabulary file of a model folder. Raises `CheckpointError` where there is none, or none of a usual size."""
+    path = next((path for name in VOCABULARY_FILES if (path := folder / name).is_file()), None)
+    if path is None:
+        names = " nor ".join(VOCABULARY_FILES)
+        raise CheckpointError(f"{folder}: neither {names} is there; prepare the model again")
+    if (n_bytes := path.stat().st_size) > MAX_VOCABULARY_BYTES:
+        limit = format_bytes(MAX_VOCABULARY_BYTES)
+        raise CheckpointError(f"{path}: {format_bytes(n_bytes)}, and no vocabulary has more than {limit}")
+    return path
+
+
 def load_vocabulary(folder: Path) -> Backend:
-    """The vocabulary of a model folder. Raises `CheckpointError` naming the missing or damaged file."""
-    if (path := folder / "tokenizer.json").is_file():
-        return _HuggingFace(path)
-    if (path := folder / "tokenizer.model").is_file():
-        data = read_bytes(path)
-        if _LLAMA3_LINE.fullmatch(data.partition(b"\n")[0]):
-            return _Llama3(path, data)
-        return _SentencePiece(path, data)
-    raise CheckpointError(f"{folder}: neither tokenizer.json nor tokenizer.model is there; prepare the model again")
+    """The vocabulary of a model folder. Raises `CheckpointError` naming the missing or damaged file.
+
+    What a file makes of the libraries that read it is not bounded here: see `mdi.text.worker_process`.
+    """
+    path = find_vocabulary(folder)
+    data = read_bytes(path)
+    if path.suffix == ".json":
+        return _HuggingFace(path, data)
+    if _LLAMA3_LINE.fullmatch(data.partition(b"\n")[0]):
+        return _Llama3(path, data)
+    return _SentencePiece(path, data)
 
 
 # --- tokenizer.json ---
@@ -81,11 +100,11 @@ class _HuggingFace:
 
     eos_id: int | None = None
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, data: bytes) -> None:
         from tokenizers import Tokenizer as Processor
 
         try:
-            self._processor = Processor.from_file(str(path))
+            self._processor = Processor.from_buffer(data)  # a path would have to be UTF-8
         except Exception as exc:  # the library raises nothing more specific
             raise CheckpointError(f"{path}: not a tokenizer ({one_line(exc)})") from exc
         # Both are settings for training that some published files carry.
@@ -96,7 +115,10 @@ class _HuggingFace:
         self._special = frozenset(token_id for token_id, token in added.items() if token.special)
         self._decoding = _read_decoding(path, self._processor.decoder)
         self.drops_leading_space = self._decoding.drops_leading_space
-        self.vocab_size = int(self._processor.get_vocab_size(with_added_tokens=True))
+        ids = self._processor.get_vocab(with_added_tokens=True).values()
+        self.vocab_size, self.n_ids = len(ids), 1 + max(ids, default=-1)
+        if self.n_ids > MAX_IDS:
+            raise CheckpointError(f"{path}: damaged: token id {self.n_ids - 1}, and no model has so many")
         self.prefix = self._post_processor_prefix()
         self.bos_id = self.prefix[0] if len(self.prefix) == 1 else None
 
@@ -200,7 +222,7 @@ class _Llama3:
         self._encoding = tiktoken.Encoding(
             path.name, pat_str=LLAMA3_WORDS, mergeable_ranks=ranks, special_tokens=self._specials
         )
-        self.vocab_size = self._n_ranks + _N_LLAMA3_SPECIALS
+        self.vocab_size = self.n_ids = self._n_ranks + _N_LLAMA3_SPECIALS
         self.bos_id: int | None = self._specials["<|begin_of_text|>"]
         self.eos_id: int | None = self._specials["<|end_of_text|>"]
         self.prefix: tuple[int, ...] = (self._specials["<|begin_of_text|>"],)
@@ -258,7 +280,7 @@ class _SentencePiece:
         except (RuntimeError, OSError, ValueError) as exc:
             raise CheckpointError(f"{path}: neither a Llama 3 nor a SentencePiece vocabulary") from exc
         self._processor: Any = processor
-        self.vocab_size = int(processor.vocab_size())
+        self.vocab_size = self.n_ids = int(processor.vocab_size())
         self.bos_id = _valid_id(processor.bos_id())
         self.eos_id = _valid_id(processor.eos_id())
         self.prefix: tuple[int, ...] = () if self.bos_id is None else (self.bos_id,)

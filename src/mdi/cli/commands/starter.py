@@ -8,6 +8,7 @@ from mdi.cli.script import Parser, add_node_options, options_from, run_script, s
 from mdi.cli.signals import Signals
 from mdi.config.network import load_network
 from mdi.config.options import StarterOptions
+from mdi.text.worker_process import TextWorker
 
 
 def build_parser(options: type[StarterOptions] = StarterOptions) -> Parser:
@@ -56,9 +57,10 @@ def main(signals: Signals, kind: type[StarterOptions] = StarterOptions) -> None:
     set_up_logging(options.verbose, "logs_starter.log" if options.debug else None)
     network = load_network(options.nodes_config)
     network.starter.access.check()
-    from mdi.cli.run import run_starter  # after the arguments are known to be good: torch and litgpt take seconds
+    with TextWorker() as worker:  # imports its libraries while this process imports others
+        from mdi.cli.run import run_starter  # after the arguments are known to be good: torch and litgpt take seconds
 
-    run_starter(options, network, signals)
+        run_starter(options, network, signals, worker)
 
 
 def run() -> NoReturn:

@@ -1,0 +1,164 @@
+"""The text worker's program: serves requests on its standard input, a socket, until that closes.
+
+It takes its limits from the kernel, which needs no turn of Python to apply them: a single operation such as a power
+of large numbers, or a call into native code, can take minutes.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import socket
+from array import array
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from mdi.errors import CheckpointError, StorageError
+from mdi.strings import one_line
+from mdi.text.chat_template import ChatTemplate, load_chat_template
+from mdi.text.frames import MAX_ERROR_CHARS, Frame, receive_frame, send_frame
+from mdi.text.vocabulary import Backend, load_vocabulary
+
+_MAX_REQUEST_BYTES = (1 << 32) - 1  # the program that asks is trusted, and bounds what it sends
+
+
+def main() -> None:
+    """Serve until the program that started this one closes its socket, or ends."""
+    channel = socket.socket(fileno=0)
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _import_libraries()
+    with contextlib.suppress(EOFError, ConnectionError):
+        while True:
+            request = receive_frame(channel, _MAX_REQUEST_BYTES)
+            answer = _answer(channel, request)
+            send_frame(channel, answer)
+            if "failure" in answer.header:  # whatever it was, the libraries may be in any state
+                return
+
+
+def _import_libraries() -> None:
+    """What most requests need, while the program that starts this one has other things to do."""
+    with contextlib.suppress(ImportError):  # missed where it is needed
+        import jinja2.sandbox  # noqa: F401
+        import tokenizers  # noqa: F401
+
+
+# ---- limits
+
+
+def _answer(channel: socket.socket, request: Frame) -> Frame:
+    header = request.header
+    with _limits(channel, header["seconds"], header["memory_bytes"]):
+        try:
+            return _OPERATIONS[header["operation"]](Path(header["folder"]), request.payload)
+        except (CheckpointError, StorageError) as exc:
+            return Frame({"error": one_line(exc, MAX_ERROR_CHARS), "kind": type(exc).__name__})
+        except ModuleNotFoundError as exc:
+            return Frame({"missing": exc.name or str(exc)})
+        except MemoryError:
+            return Frame({"failure": "memory"})
+        except BaseException as exc:  # noqa: BLE001  (a panic of a Rust library is nothing more specific)
+            return Frame({"failure": one_line(f"{type(exc).__name__}: {exc}")})
+
+
+@contextlib.contextmanager
+def _limits(channel: socket.socket, seconds: float, memory_bytes: int) -> Iterator[None]:
+    """The kernel ends this process after `seconds`, or when the other end of the socket closes, within the block."""
+    _limit_memory(memory_bytes)
+    signal.setitimer(signal.ITIMER_REAL, seconds)  # SIGALRM and SIGIO end a process that has no handler for them
+    _end_on_hangup(channel, True)
+    try:
+        yield
+    finally:
+        _end_on_hangup(channel, False)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _limit_memory(n_bytes: int) -> None:
+    """Let allocations fail beyond `n_bytes` of data, or beyond an earlier limit that was larger.
+
+    An earlier one may be in use still, because freed memory does not all go back to the system. Where there is no such
+    limit (macOS counts no mappings) the time and the size of answers are bounded alone.
+    """
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        if soft != resource.RLIM_INFINITY:
+            n_bytes = max(n_bytes, soft)
+        if hard != resource.RLIM_INFINITY:
+            n_bytes = min(n_bytes, hard)
+        resource.setrlimit(resource.RLIMIT_DATA, (n_bytes, hard))
+
+
+def _end_on_hangup(channel: socket.socket, wanted: bool) -> None:
+    """Whether the kernel sends SIGIO for events on the socket: while a request is served, only its end is one.
+
+    The program that asked may be killed, and then nobody is left who would end a template that runs without end.
+    """
+    with contextlib.suppress(AttributeError, OSError):  # the timer is a bound of its own
+        if wanted:
+            fcntl.fcntl(channel, fcntl.F_SETOWN, os.getpid())
+        flags = fcntl.fcntl(channel, fcntl.F_GETFL)
+        fcntl.fcntl(channel, fcntl.F_SETFL, flags | os.O_ASYNC if wanted else flags & ~os.O_ASYNC)
+
+
+# ---- operations
+
+# What was loaded for a description or a question serves the requests that follow; a new worker loads it again.
+_vocabulary = lru_cache(maxsize=1)(load_vocabulary)
+_template = lru_cache(maxsize=1)(load_chat_template)
+
+
+def _describe(folder: Path, payload: bytes) -> Frame:
+    _vocabulary.cache_clear()
+    vocabulary: Backend = _vocabulary(folder)
+    tokens = [vocabulary.token_bytes(token_id) for token_id in range(vocabulary.n_ids)]
+    lengths = array("I", map(len, tokens))
+    return Frame(
+        {
+            "vocab_size": vocabulary.vocab_size,
+            "n_ids": vocabulary.n_ids,
+            "bos_id": vocabulary.bos_id,
+            "eos_id": vocabulary.eos_id,
+            "prefix": list(vocabulary.prefix),
+            "drops_leading_space": vocabulary.drops_leading_space,
+        },
+        lengths.tobytes() + b"".join(tokens),
+    )
+
+
+def _encode(folder: Path, payload: bytes) -> Frame:
+    return Frame({}, array("I", _vocabulary(folder).encode(payload.decode("utf-8"))).tobytes())
+
+
+def _token_id(folder: Path, payload: bytes) -> Frame:
+    return Frame({"token_id": _vocabulary(folder).token_id(payload.decode("utf-8"))})
+
+
+def _has_template(folder: Path, payload: bytes) -> Frame:
+    _template.cache_clear()
+    return Frame({"has_template": _template(folder) is not None})
+
+
+def _render(folder: Path, payload: bytes) -> Frame:
+    template: ChatTemplate | None = _template(folder)
+    if template is None:
+        raise CheckpointError(f"{folder}: there is no chat template any more")
+    messages: list[dict[str, Any]] = json.loads(payload)
+    return Frame({}, template.render(messages).encode("utf-8"))
+
+
+_OPERATIONS: dict[str, Callable[[Path, bytes], Frame]] = {
+    "describe": _describe,
+    "encode": _encode,
+    "token_id": _token_id,
+    "has_template": _has_template,
+    "render": _render,
+}
