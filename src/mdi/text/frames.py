@@ -50,7 +50,7 @@ def receive_frame(sock: socket.socket, max_payload_bytes: int, deadline_s: float
     """
     n_header, n_payload = _LENGTHS.unpack(_receive(sock, _LENGTHS.size, deadline_s))
     if n_header > MAX_HEADER_BYTES or n_payload > max_payload_bytes:
-        raise FrameTooLarge(f"{n_payload} bytes, where {max_payload_bytes} are allowed")
+        raise FrameTooLarge(f"{n_header + n_payload} bytes, {MAX_HEADER_BYTES + max_payload_bytes} at most")
     try:
         header = json.loads(_receive(sock, n_header, deadline_s))
     except (ValueError, RecursionError) as exc:

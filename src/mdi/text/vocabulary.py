@@ -18,6 +18,7 @@ from mdi.text.byte_level import LLAMA3_WORDS, byte_alphabet
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model")
 MAX_VOCABULARY_BYTES = 256_000_000  # the largest known one has 35 MB
 MAX_IDS = 1 << 22
+MAX_PREFIX_IDS = 64
 
 # Llama 3's 256 special tokens: the named ones at their places behind the vocabulary, numbered reserves at all others.
 _LLAMA3_SPECIALS = {
@@ -119,13 +120,17 @@ class _HuggingFace:
         self.vocab_size, self.n_ids = len(ids), 1 + max(ids, default=-1)
         if self.n_ids > MAX_IDS:
             raise CheckpointError(f"{path}: damaged: token id {self.n_ids - 1}, and no model has so many")
+        self._path = path
         self.prefix = self._post_processor_prefix()
         self.bos_id = self.prefix[0] if len(self.prefix) == 1 else None
 
     def _post_processor_prefix(self) -> tuple[int, ...]:
         encoding = self._processor.encode("a")
         marked = zip(encoding.ids, encoding.special_tokens_mask, strict=True)
-        return tuple(token_id for token_id, _ in takewhile(lambda pair: pair[1], marked))
+        prefix = tuple(token_id for token_id, _ in takewhile(lambda pair: pair[1], marked))
+        if len(prefix) > MAX_PREFIX_IDS:
+            raise CheckpointError(f"{self._path}: damaged: {len(prefix)} tokens in front of every text")
+        return prefix
 
     def encode(self, text: str) -> list[int]:
         return list(self._processor.encode(text, add_special_tokens=False).ids)

@@ -46,10 +46,16 @@ class WorkerVocabulary:
         self.bos_id, self.eos_id = self._read_id(answer, "bos_id"), self._read_id(answer, "eos_id")
         self.prefix = tuple(map(self._checked_id, answer.value("prefix", list)))
         self.drops_leading_space: bool = answer.value("drops_leading_space", bool)
-        lengths = array("I", answer.payload[: _ID_BYTES * self.n_ids])
-        self._bytes = answer.payload[_ID_BYTES * self.n_ids :]
-        self._starts = array("Q", accumulate(lengths, initial=0))
-        if len(lengths) != self.n_ids or self._starts[-1] != len(self._bytes):
+        self._read_table(answer.payload)
+
+    def _read_table(self, payload: bytes) -> None:
+        """The lengths of all tokens, then their bytes."""
+        n_bytes = _ID_BYTES * self.n_ids
+        if len(payload) < n_bytes:
+            raise FrameError("too few lengths of tokens")
+        self._bytes = payload[n_bytes:]
+        self._starts = array("Q", accumulate(array("I", payload[:n_bytes]), initial=0))
+        if self._starts[-1] != len(self._bytes):
             raise FrameError("lengths of tokens that do not fit their bytes")
 
     def encode(self, text: str) -> list[int]:

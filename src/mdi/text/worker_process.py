@@ -93,6 +93,8 @@ class TextWorker:
 
     def close(self) -> None:
         """End the process, whatever it does, and free its memory. A later request starts another."""
+        if (process := self._process) is not None:
+            process.kill()  # a thread that waits for an answer holds the lock until then
         with self._lock:
             self._end()
 
@@ -194,7 +196,7 @@ class _Process:
         """Why a process that has closed its socket has ended."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._popen.wait(_END_TIMEOUT_S)
-        self._kill()
+        self.kill()
         code = self._popen.returncode
         if code == -signal.SIGALRM:
             return f"took more than {format_seconds(seconds)} s"
@@ -212,11 +214,12 @@ class _Process:
 
     def end(self) -> None:
         """Kill the process and wait for its end."""
-        self._kill()
+        self.kill()
         self._socket.close()
         if self._popen.stderr is not None:
             self._popen.stderr.close()
 
-    def _kill(self) -> None:
+    def kill(self) -> None:
+        """May be called from any thread."""
         self._popen.kill()
         self._popen.wait()
