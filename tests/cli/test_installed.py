@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from support.paths import ROOT, SRC
+from support.vocabularies import model_folder, shared_tokenizer
 
 pytestmark = pytest.mark.slow
 
@@ -110,3 +111,19 @@ def test_mdi_home_takes_all_that_is_written(bin_folder: Path, tmp_path: Path) ->
 def test_the_packaged_parts_start_each_other(bin_folder: Path, tmp_path: Path) -> None:
     code = "import os; from mdi.cli.local_ring import command as c; a = c('starter', '--help'); os.execv(a[0], a)"
     assert output_of([bin_folder / "python", "-c", code], tmp_path).startswith("usage: ")
+
+
+ENCODE = """
+import sys
+from pathlib import Path
+from mdi.text.tokenizer import load_tokenizer
+from mdi.text.worker_process import TextWorker
+with TextWorker() as worker:
+    print(load_tokenizer(Path(sys.argv[1]), worker).encode("hello"))
+"""
+
+
+def test_the_text_worker_is_that_of_the_package(bin_folder: Path, tmp_path: Path) -> None:
+    folder = model_folder(tmp_path, "byte-level")
+    printed = output_of([bin_folder / "python", "-c", ENCODE, folder], tmp_path, PYTHONSAFEPATH="1")
+    assert printed == f"{shared_tokenizer('byte-level').encode('hello')}\n"

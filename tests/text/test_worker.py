@@ -162,7 +162,7 @@ ENDLESS_TEMPLATES = {
 @pytest.mark.parametrize("case", ENDLESS_TEMPLATES)
 def test_a_template_without_end_is_one_line(case: str, tmp_path: Path) -> None:
     with TextWorker(QUICK) as worker:
-        with pytest.raises(CheckpointError, match=r"took more than 1\.0\d* s; try --prompt-style none") as caught:
+        with pytest.raises(CheckpointError, match=r"took more than 1 s; try --prompt-style none") as caught:
             render(tmp_path, ENDLESS_TEMPLATES[case], worker)
         assert_one_line(caught, "tokenizer_config.json: the chat template ")
         assert_serves(worker, tmp_path)

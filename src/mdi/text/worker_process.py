@@ -20,7 +20,7 @@ from typing import TypeVar
 from mdi.config.paths import SOURCE_DIR
 from mdi.errors import CheckpointError, MdiError, StorageError
 from mdi.files import storage_error
-from mdi.strings import format_bytes, format_seconds, one_line
+from mdi.strings import format_bytes, one_line
 from mdi.text.frames import MAX_ERROR_CHARS, Frame, FrameError, FrameTooLarge, receive_frame, send_frame
 
 # Not by `-m`, which would look into the working directory first. The package may lie outside of Python's own folders.
@@ -179,7 +179,7 @@ class _Process:
             send_frame(self._socket, Frame(header | limits, request.payload), deadline_s)
             answer = receive_frame(self._socket, request.max_answer_bytes, deadline_s)
         except TimeoutError as exc:
-            raise _Failure(f"took more than {format_seconds(seconds)} s") from exc
+            raise _Failure(f"took more than {seconds:.0f} s") from exc
         except FrameTooLarge as exc:
             raise _Failure(f"gives more than it may for an input of this size ({exc})") from exc
         except (EOFError, OSError) as exc:
@@ -199,7 +199,7 @@ class _Process:
         self.kill()
         code = self._popen.returncode
         if code == -signal.SIGALRM:
-            return f"took more than {format_seconds(seconds)} s"
+            return f"took more than {seconds:.0f} s"
         assert self._popen.stderr is not None
         last_words = self._popen.stderr.read()  # a pipe of a process that has ended: as much as the system buffers
         if _OUT_OF_MEMORY.search(last_words):

@@ -41,6 +41,11 @@ def _truncate(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
 
+DOUBLES = "{% set ns.x = ns.x + ns.x %}"
+MULTIPLIES = {
+    "type": "Sequence",
+    "normalizers": [{"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 100}] * 6,
+}
 DAMAGES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "weights cut off": ("lit_model.pth", _truncate, r"lit_model\.pth: damaged"),
     "weights empty": ("lit_model.pth", lambda path: path.write_bytes(b""), r"lit_model\.pth: damaged"),
@@ -66,6 +71,21 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     ),
     "vocabulary cut off": ("tokenizer.json", _truncate, r"tokenizer\.json"),
     "vocabulary missing": ("tokenizer.json", Path.unlink, r"tokenizer"),
+    "a normalizer that multiplies": (
+        "tokenizer.json",
+        lambda path: path.write_text(json.dumps(json.loads(path.read_text()) | {"normalizer": MULTIPLIES})),
+        r"tokenizer\.json: the tokenizer needs more than .* of memory; prepare the model again",
+    ),
+    "a chat template that takes all memory": (
+        "chat_template.jinja",
+        lambda path: path.write_text("{% set ns = namespace(x='ab') %}" + DOUBLES * 60),
+        r"chat_template\.jinja: the chat template needs more than .* of memory; try --prompt-style none",
+    ),
+    "a chat template without a bottom": (
+        "chat_template.jinja",
+        lambda path: path.write_text("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}"),
+        r"chat_template\.jinja: the chat template failed \(.*recursion.*\); try --prompt-style none",
+    ),
     "tokenizer configuration cut off": ("tokenizer_config.json", _truncate, r"tokenizer_config\.json: not valid JSON"),
 }
 

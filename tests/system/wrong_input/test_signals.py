@@ -79,6 +79,29 @@ def start_cold(scripts: Scripts, model: Path, network: Network) -> Process:
 
 
 @pytest.mark.parametrize(("number", "code"), SIGNALS)
+def test_a_signal_ends_a_starter_whose_template_runs_without_end(
+    number: signal.Signals, code: int, scripts: Scripts, alone: Network, model: Path
+) -> None:
+    loop = "{% for i in range(99999) %}"
+    (model / "chat_template.jinja").write_text(loop * 4 + "{% endfor %}" * 4)
+    starter = start_run(scripts, alone, model)
+    worker = wait_for_busy_child(starter)
+    end_with(starter, number, code)
+    assert not worker.is_running()
+
+
+def wait_for_busy_child(process: Process) -> psutil.Process:
+    """The one child of a process, once it computes: to start it takes a third of the time that is waited for."""
+
+    def busy() -> list[psutil.Process]:
+        assert process.alive, process.stderr
+        return [child for child in psutil.Process(process.pid).children() if child.cpu_times().user > 1.0]
+
+    wait_until(busy, 60, "a child of it computes")
+    return busy()[0]
+
+
+@pytest.mark.parametrize(("number", "code"), SIGNALS)
 def test_a_signal_ends_a_starter_whose_nodes_load(
     number: signal.Signals,
     code: int,
