@@ -95,6 +95,15 @@ def test_a_client_with_the_key_is_let_in_everywhere(server: ControlServer, node:
     assert node.asked == [SPEC, 5, "stop"]
 
 
+def test_a_slow_init_gives_signs_of_life_to_a_client_with_the_key(node: FakeNode) -> None:
+    with serving(node, Access(KEY), Timeouts(heartbeat_s=0.02)) as server:
+        client = ControlClient("secondary 0", HOST, server.port, Access(KEY), Timeouts(answer_s=1.0))  # of a silence
+        timer = threading.Timer(2.0, node.answer.set_result, [READY])
+        timer.start()
+        assert client.init(SPEC) == READY
+        timer.join()
+
+
 def test_errors_of_a_node_reach_a_client_with_the_key(server: ControlServer, tmp_path: Path) -> None:
     with pytest.raises(ControlError, match="refused: the body is not JSON"):
         client_of(server)._call(_Request("POST", "/init", b"{", JSON_TYPE), BOUNDS)

@@ -16,6 +16,7 @@ import io
 import json
 import logging
 import re
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +32,7 @@ from mdi.strings import one_line
 log = logging.getLogger(__name__)
 
 SCHEME = "MDI-HMAC"
-STREAMED = "mdi.streamed"  # set in the environ by a route whose answer comes bit by bit
+STREAMED = "mdi.streamed"  # in the environ: an event that a route sets whose answer comes bit by bit
 STREAM = "stream"  # instead of the digest of such a body, which ends with a line that holds its MAC
 
 _HEX = "[0-9a-f]"
@@ -176,6 +177,7 @@ class AuthMiddleware:
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         signed: _Signed | None = None
+        environ[STREAMED] = threading.Event()  # an object: CherryPy gives the routes a copy of the environ
         try:
             if self._keys is None:
                 self._check_address(environ)
@@ -276,7 +278,7 @@ class AuthMiddleware:
             begun[:] = [(status, headers)]
 
         response = self._application(environ, begin)
-        if environ.get(STREAMED):
+        if environ[STREAMED].is_set():
             digest, response = STREAM, signed.sign_stream(response)
         else:
             response = _collected(response)

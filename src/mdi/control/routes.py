@@ -186,7 +186,7 @@ class _Routes:
         except ControlError as exc:
             return _refused(exc, 400)
         cherrypy.response.headers["Content-Type"] = JSON
-        cherrypy.request.wsgi_environ[STREAMED] = True
+        cherrypy.request.wsgi_environ[STREAMED].set()
         return self._wait_for(answer)
 
     def _raise_if_refused(self, answer: "Future[InitAnswer]") -> None:
