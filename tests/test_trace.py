@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mdi.errors import ControlError
-from mdi.trace import NodeTimeline, Timeline, TraceEvent, from_json, write_trace
+from mdi.trace import MAX_EVENTS, NodeTimeline, Timeline, TraceEvent, from_json, write_trace
 from support.models import make_model
 from support.rings import ring_of
 
@@ -36,7 +36,12 @@ def test_another_clock_is_shifted_to_ours() -> None:
 @pytest.mark.parametrize("data", [None, [], {}, {"now_s": "x", "spans": []}, {"now_s": 1.0, "spans": [[9, 1, 1, 1]]},
                                   {"now_s": 1.0, "spans": [[0, "x", 1, 1]]}, {"now_s": 1.0, "spans": [1]},
                                   {"now_s": 1.0, "spans": [[0, 1, 1, float("inf")]]},
-                                  {"now_s": 10**400, "spans": []}])  # fmt: skip
+                                  {"now_s": 10**400, "spans": []}, {"now_s": float("nan"), "spans": []},
+                                  {"now_s": True, "spans": []}, {"now_s": 1.0, "spans": {}},
+                                  {"now_s": 1.0, "spans": [[-1, 1, 1, 1]]}, {"now_s": 1.0, "spans": [[0, "1", 1, 1]]},
+                                  {"now_s": 1.0, "spans": [[0, 1, float("inf"), 1]]},
+                                  {"now_s": 1.0, "spans": [[0, 1, 1, -1]]}, {"now_s": 1.0, "spans": ["abcd"]},
+                                  {"now_s": 1.0, "spans": [[0, 1, 1, 1]] * (MAX_EVENTS + 1)}])  # fmt: skip
 def test_anything_else_is_refused(data: object) -> None:
     with pytest.raises(ControlError, match="secondary 0 sent something else than a timeline"):
         from_json("secondary 0", data, 0.0, 1.0)

@@ -16,6 +16,7 @@ from mdi.errors import ControlError
 from mdi.files import write_text
 
 MAX_EVENTS = 200_000  # of a node; the oldest go first
+MAX_TIME_S = 1e12  # of any clock
 ACTIVITIES = ("compute", "send", "receive", "idle")  # one row each in a viewer
 
 
@@ -75,15 +76,26 @@ def from_json(name: str, data: Any, asked_s: float, answered_s: float) -> NodeTi
     """What a node answered to a request between two moments of our clock: its clock is taken to have been
     read half-way. Raises `ControlError` for anything else than a timeline.
     """
-    try:
-        shift_s = (asked_s + answered_s) / 2 - data["now_s"]
-        events = [
-            TraceEvent(ACTIVITIES[activity], float(start_s) + shift_s, float(duration_s), int(rows))
-            for activity, start_s, duration_s, rows in data["spans"]
-        ]
-    except (KeyError, TypeError, ValueError, IndexError, OverflowError) as exc:
-        raise ControlError(f"{name} sent something else than a timeline") from exc
-    return NodeTimeline(name, events, (answered_s - asked_s) / 2)
+    match data:
+        case {"now_s": now_s, "spans": list(rows)} if _is_time(now_s) and len(rows) <= MAX_EVENTS:
+            if all(map(_is_event, rows)):
+                shift_s = (asked_s + answered_s) / 2 - now_s
+                events = [TraceEvent(ACTIVITIES[row[0]], row[1] + shift_s, row[2], row[3]) for row in rows]
+                return NodeTimeline(name, events, (answered_s - asked_s) / 2)
+    raise ControlError(f"{name} sent something else than a timeline")
+
+
+def _is_event(row: Any) -> bool:
+    """Whether a row is one that `Timeline.to_json` writes."""
+    if not isinstance(row, list) or len(row) != 4:
+        return False
+    activity, start_s, duration_s, n_rows = row
+    is_known = type(activity) is int and 0 <= activity < len(ACTIVITIES) and type(n_rows) is int and n_rows >= 0
+    return is_known and _is_time(start_s) and _is_time(duration_s)
+
+
+def _is_time(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < MAX_TIME_S  # NaN is not
 
 
 def write_trace(path: Path, nodes: Sequence[NodeTimeline]) -> None:

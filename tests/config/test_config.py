@@ -126,6 +126,14 @@ def test_loopback_addresses_are_known(addr: str, loopback: bool) -> None:
     assert (NodeConfig(addr, 1, 2, 3).host == "loopback") is loopback
 
 
+def test_a_node_may_be_known_by_other_addresses(tmp_path: Path) -> None:
+    data = network_json()
+    data["nodes"]["secondary"][0]["communication"]["known_as"] = ["192.168.1.5:9000", "[2001:db8::1]:9000"]
+    network = load_network(written(tmp_path, data))
+    assert network.secondaries[0].known_as == ("192.168.1.5:9000", "[2001:db8::1]:9000")
+    assert network.starter.known_as == ()
+
+
 def test_port_zero_may_be_used_many_times(tmp_path: Path) -> None:
     data = {"nodes": {"starter": node_json(0, 0, 0), "secondary": [node_json(0, 0, 0)]}}
     assert len(load_network(written(tmp_path, data)).nodes) == 2
@@ -202,6 +210,10 @@ WRONG_VALUES = [
     ("nodes.secondary[1].inference.port_out", [1], "[1] is not a port number"),
     ("nodes.secondary[1].communication.starter_addr", 1, "1 is not a string"),
     ("nodes.secondary[1].communication.starter_addr", "", "is empty"),
+    ("nodes.secondary[1].communication.known_as", "a:1", "'a:1' is not a list"),
+    ("nodes.secondary[1].communication.known_as", ["box"], "'box' is not an address with a port"),
+    ("nodes.secondary[1].communication.known_as", ["::1:8088"], "'::1:8088' is not an address with a port"),
+    ("nodes.secondary[1].communication.known_as", [8088], "'8088' is not an address with a port"),
     ("nodes.secondary[1].device", "gpu", "'gpu' is not cpu, mps, cuda or cuda:N"),
     ("nodes.secondary[1].device", "cuda:", "'cuda:' is not cpu"),
     ("nodes.secondary[1].device", "cuda:0 ", "'cuda:0 ' is not cpu"),

@@ -1,11 +1,9 @@
 """Every answer ends: however slowly it comes, however large it is, and whatever it claims to be."""
 
-import contextlib
 import random
 import socket
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,73 +16,19 @@ from mdi.control.protocol import MAX_INIT_BYTES, MAX_STATUS_BYTES, MAX_TIMELINE_
 from mdi.errors import ControlError
 from mdi.net.access import THIS_MACHINE, Access
 from mdi.net.keys import Key, Keys
-from mdi.net.sockets import listen
-from mdi.net.timeouts import DEFAULT_TIMEOUTS, Timeouts
-from support.control import HOST, SPEC, answer_of
+from mdi.net.timeouts import Timeouts
+from support.control import SPEC, answer_of
+from support.impostor import PIECE, Impostor, client_of
 
 KEYED = Access(Keys(Key("a key of more than sixteen characters", "test")))
 SHORT = Timeouts(connect_s=0.4, status_s=0.4, answer_s=0.4)
 AT_ONCE_S = 30.0  # far beyond the bounds of a test, far below for ever
 KERNEL_BYTES = 16 << 20  # that the system may hold between the two ends of a connection
-PIECE = 1 << 16
 
 OK = b"HTTP/1.1 200 OK\r\n"
 CHALLENGE = f'WWW-Authenticate: {SCHEME} nonce="{"00" * 16}", stale="false"'
 UNAUTHORIZED = answer_of(b"", CHALLENGE, status="401 Unauthorized")
 WRONG_MAC = f'Authentication-Info: body="{"00" * 32}", mac="{"00" * 32}"\r\n'.encode()
-
-
-class Impostor:
-    """Answers every request by a script that gets the connection; counts what it could send."""
-
-    def __init__(self, script: Callable[["Impostor", socket.socket], None]) -> None:
-        self._script, self._listener = script, listen(HOST, 0)
-        self.port = int(self._listener.getsockname()[1])
-        self.n_sent = 0
-        self.closing = threading.Event()
-        self._thread = threading.Thread(target=self._serve)
-
-    def __enter__(self) -> "Impostor":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.closing.set()
-        socket.create_connection((HOST, self.port)).close()
-        self._thread.join()
-        self._listener.close()
-
-    def send(self, sock: socket.socket, data: bytes) -> None:
-        sock.sendall(data)
-        self.n_sent += len(data)
-
-    def drip(self, sock: socket.socket, data: bytes) -> None:
-        """For ever, a byte at a time, more often than any silence that is allowed."""
-        while not self.closing.wait(0.02):
-            for byte in data:
-                self.send(sock, bytes([byte]))
-
-    def flood(self, sock: socket.socket, data: bytes) -> None:
-        while not self.closing.is_set():
-            self.send(sock, data)
-
-    def _serve(self) -> None:
-        while not self.closing.is_set():
-            sock, _ = self._listener.accept()
-            with sock, contextlib.suppress(OSError):
-                sock.settimeout(AT_ONCE_S)
-                sock.recv(PIECE)
-                self._script(self, sock)
-
-
-@contextlib.contextmanager
-def client_of(
-    script: Callable[[Impostor, socket.socket], None],
-    access: Access = THIS_MACHINE,
-    timeouts: Timeouts = DEFAULT_TIMEOUTS,
-) -> Iterator[tuple[ControlClient, Impostor]]:
-    with Impostor(script) as impostor:
-        yield ControlClient("secondary 0", HOST, impostor.port, access, timeouts), impostor
 
 
 def fails(call: Callable[[], object], kind: type[ControlError]) -> str:

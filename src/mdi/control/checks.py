@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mdi.formats import DIGEST, DTYPES, MODES
+from mdi.strings import one_line
 
 MAX_STRING_CHARACTERS = 1024
 
@@ -12,8 +13,8 @@ Check = Callable[[Any], bool]
 
 def short(text: str) -> str:
     """What another node sent, fit to stand in one line."""
-    text = " ".join(text.split())
-    return text if len(text) <= 200 else f"{text[:200]}..."
+    line = one_line(text, 201)
+    return line if len(line) <= 200 else f"{line[:200]}..."
 
 
 def whole(least: int, most: int) -> Check:
@@ -26,8 +27,20 @@ def optional(check: Check) -> Check:
     return lambda value: value is None or check(value)
 
 
+def printable(value: Any, limit: int = MAX_STRING_CHARACTERS) -> Any:
+    """A string of another node, or a list of them, as it may be shown; anything else as it is."""
+    if isinstance(value, list):
+        return [printable(item, limit) for item in value]
+    return one_line(value, limit) if isinstance(value, str) and value else value
+
+
 def is_string(value: Any) -> bool:
     return isinstance(value, str) and len(value) <= MAX_STRING_CHARACTERS
+
+
+def is_name(value: Any) -> bool:
+    """A string that can be shown, or resolved, as it is."""
+    return is_string(value) and value.isprintable()
 
 
 def is_digest(value: Any) -> bool:

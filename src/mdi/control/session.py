@@ -4,7 +4,19 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from mdi import __version__
-from mdi.control.checks import Check, is_digest, is_dtype, is_mode, is_span, is_string, optional, short, whole
+from mdi.control.checks import (
+    Check,
+    is_digest,
+    is_dtype,
+    is_mode,
+    is_name,
+    is_span,
+    is_string,
+    optional,
+    printable,
+    short,
+    whole,
+)
 from mdi.control.protocol import WrongVersion
 from mdi.errors import ControlError
 from mdi.formats import Mode
@@ -125,6 +137,7 @@ class SessionSpec:
             raise ControlError(f"the session's span is not acceptable: {data['span']} of {n_layer} layers")
         values = data | {
             "span": Span(*data["span"]),
+            "model": printable(data["model"]),
             "starter": Peer(**data["starter"]),
             "predecessor": Peer(**data["predecessor"]),
             "successor": Peer(**data["successor"]),
@@ -136,8 +149,8 @@ def _is_peer(value: Any) -> bool:
     return (
         isinstance(value, dict)
         and set(value) == {"name", "addr", "port"}
-        and is_string(value["name"])
-        and is_string(value["addr"])
+        and is_name(value["name"])
+        and is_name(value["addr"])
         and whole(1, 65535)(value["port"])
     )
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
-from mdi.control.checks import Check, is_dtype, is_mode, is_span, is_string, optional, short, whole
+from mdi.control.checks import Check, is_dtype, is_mode, is_span, is_string, optional, printable, short, whole
 from mdi.errors import ControlError
 from mdi.formats import Mode
 from mdi.ids import Rank
@@ -133,7 +133,7 @@ def _checked(kind: type[NodeStatus], data: Mapping[str, Any]) -> dict[str, Any]:
             raise ControlError(f"the status lacks {name}")
         if not check(data[name]):
             raise ControlError(f"the status's {name} is not acceptable: {short(repr(data[name]))}")
-        values[name] = data[name]
+        values[name] = printable(data[name], MAX_ERROR_CHARACTERS)
     span = values["span"]
     return values | {"state": NodeState(values["state"]), "span": None if span is None else Span(*span)}
 

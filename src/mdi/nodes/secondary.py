@@ -192,6 +192,8 @@ class Secondary:
         self._inbox.post(ReleaseRequested(run))
 
     def request_stop(self, run: int | None) -> None:
+        if self._serves_another(run):
+            raise ControlError(f"this node serves another run than {run} by now")
         self._inbox.post(StopRequested(run))
 
     def interrupt(self, number: signal.Signals) -> None:
@@ -216,10 +218,11 @@ class Secondary:
             return self._inbox.get()
 
     def _is_stop(self, event: object) -> bool:
+        return isinstance(event, StopRequested) and not self._serves_another(event.run)
+
+    def _serves_another(self, run: int | None) -> bool:
         current = self._session.current
-        return isinstance(event, StopRequested) and not (
-            event.run is not None and current is not None and current.run != event.run
-        )
+        return run is not None and current is not None and current.run != run
 
     def _handle(self, event: object) -> None:
         self._steps.tick()
