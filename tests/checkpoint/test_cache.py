@@ -5,6 +5,7 @@ import hashlib
 import io
 import os
 import shutil
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -239,6 +240,110 @@ def test_two_senders_at_once_do_not_mix(cache: ChunkCache) -> None:
     assert cache.append(DIGEST, 0, len(CONTENT), len(CONTENT), Meddling(CONTENT)) == len(CONTENT)
     assert len(refused) == 1
     assert cache.find(DIGEST) is not None
+
+
+# ---- attacks
+
+
+def test_what_is_only_declared_makes_no_room(folder: Path) -> None:
+    cache = ChunkCache(folder, sha256_of, limit_bytes=1000)
+    for i in range(9):
+        store(cache, bytes([i]) * 100)
+    held = sorted(folder.glob("*.pth"))
+    assert cache.append(DIGEST, 0, 1, 1000, io.BytesIO(b"x")) == 1
+    assert sorted(folder.glob("*.pth")) == held
+    with pytest.raises(StorageError, match=r"the chunk takes 1001 B and the cache may hold 1000 B"):
+        cache.append("ab" * 32, 0, 1, 1001, io.BytesIO(b"x"))
+    assert sorted(folder.glob("*.pth")) == held
+
+
+def test_room_is_made_as_bytes_arrive(folder: Path) -> None:
+    cache = ChunkCache(folder, sha256_of, limit_bytes=3000)
+    for age, i in enumerate(range(4)):
+        os.utime(store(cache, bytes([i]) * 500), (1000 + age, 1000 + age))
+    counts = []
+    for start in range(0, 2500, 500):
+        cache.append(DIGEST, start, start + 500, len(CONTENT), io.BytesIO(CONTENT[start : start + 500]))
+        counts.append(len(list(folder.glob("*.pth"))))
+        assert sum(path.stat().st_size for path in folder.iterdir() if path.suffix != ".lock") <= 3000
+    assert counts == [4, 4, 3, 2, 1]
+
+
+def test_the_total_is_what_the_first_part_declared(folder: Path) -> None:
+    """Small totals at first and large ones later would get past the limit."""
+    cache = ChunkCache(folder, sha256_of, limit_bytes=10_000)
+    append(cache, 0, 1000)
+    with pytest.raises(ControlError, match=r"the chunk had 2560 bytes at first, now 9000: send it again"):
+        cache.append(DIGEST, 1000, 1001, 9000, io.BytesIO(b"x"))
+    assert cache.held_bytes(DIGEST) == 0  # who is honest about another file of the same content begins anew
+    content = CONTENT + bytes(10)
+    assert cache.append(DIGEST, 0, len(content), len(content), io.BytesIO(content)) == len(content)
+
+
+def test_no_chunk_grows_beyond_its_total(folder: Path) -> None:
+    cache = ChunkCache(folder, sha256_of, limit_bytes=1000)
+    with pytest.raises(ControlError, match="not a range"):
+        cache.append(DIGEST, 0, 2000, 1000, io.BytesIO(CONTENT))
+    assert cache.append(DIGEST, 0, 900, 1000, io.BytesIO(CONTENT)) == 900
+    assert cache.held_bytes(DIGEST) == 900
+
+
+@pytest.mark.parametrize("suffix", ["partial", "lock"])
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_link_under_a_name_of_the_cache_is_not_followed(
+    suffix: str, exists: bool, cache: ChunkCache, folder: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "target"
+    if exists:
+        target.write_bytes(b"precious")
+    folder.mkdir(parents=True)
+    (folder / f"{DIGEST}.{suffix}").symlink_to(target)
+    with pytest.raises(StorageError, match=rf"{DIGEST}\.{suffix}"):
+        cache.append(DIGEST, held := cache.held_bytes(DIGEST), held + 1, len(CONTENT), io.BytesIO(b"x"))
+    assert target.exists() == exists and (not exists or target.read_bytes() == b"precious")
+
+
+@pytest.mark.parametrize("suffix", ["partial", "lock"])
+def test_a_pipe_under_a_name_of_the_cache_does_not_block(suffix: str, cache: ChunkCache, folder: Path) -> None:
+    folder.mkdir(parents=True)
+    os.mkfifo(folder / f"{DIGEST}.{suffix}")
+    with pytest.raises(StorageError, match=rf"{DIGEST}\.{suffix}"):
+        append(cache, 0, 10)
+
+
+def test_a_link_to_a_chunk_is_no_chunk(cache: ChunkCache, folder: Path, tmp_path: Path) -> None:
+    folder.mkdir(parents=True)
+    (tmp_path / "elsewhere").write_bytes(CONTENT)
+    for suffix in ("pth", "received", "partial"):
+        (folder / f"{DIGEST}.{suffix}").symlink_to(tmp_path / "elsewhere")
+    assert cache.find(DIGEST) is None
+
+
+def test_the_folder_is_made_for_its_owner_alone(cache: ChunkCache, folder: Path) -> None:
+    path = store(cache, CONTENT)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_folder_that_others_can_write_to_is_refused(cache: ChunkCache, folder: Path, tmp_path: Path) -> None:
+    path = store(cache, CONTENT)
+    folder.chmod(0o777)
+    for action in (lambda: cache.find(DIGEST), lambda: store(cache, b"x")):
+        with pytest.raises(StorageError, match=rf"{folder} can be written to by other users: .* chmod go-w {folder}"):
+            action()
+    folder.chmod(0o770)  # the group: on many systems its owner alone
+    assert cache.find(DIGEST) == path
+    (tmp_path / "link").symlink_to(folder)
+    with pytest.raises(StorageError, match=rf"link can be written to by other users: .* chmod go-w {folder}"):
+        ChunkCache(tmp_path / "link", sha256_of).find(DIGEST)
+
+
+def test_a_folder_of_somebody_else_is_refused(cache: ChunkCache, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store(cache, CONTENT)
+    monkeypatch.setattr(os, "geteuid", lambda: folder.stat().st_uid + 1)
+    for action in (lambda: cache.find(DIGEST), lambda: store(cache, b"x")):
+        with pytest.raises(StorageError, match=f"{folder} belongs to another user"):
+            action()
 
 
 # ---- names

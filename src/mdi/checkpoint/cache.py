@@ -1,9 +1,14 @@
-"""Chunks that a node has received, each under its digest: resumable, size-limited, never half-written."""
+"""Chunks that a node has received, each under its digest: resumable, size-limited, never half-written.
+
+Of the chunk <digest> there is at most one of `<digest>.partial`, `.received` (complete) and `.pth` (verified). The file
+`<digest>.lock` keeps two writers apart, and holds the size that the first part of the chunk declared.
+"""
 
 import contextlib
 import fcntl
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -16,11 +21,12 @@ from mdi.strings import format_bytes
 
 DEFAULT_LIMIT_BYTES = 64 * 2**30
 _BLOCK_BYTES = 1 << 20
+_NO_LINK = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # nor does a pipe of that name block
 
 
 class ChunkCache:
-    """A folder of chunk files. Called from HTTP threads and the compute thread; a file lock keeps
-    two writers of one chunk apart, also across processes that share the folder.
+    """A folder of chunk files, which other users cannot write to. Called from HTTP threads and the compute thread; a
+    file lock keeps two writers of one chunk apart, also across processes that share the folder.
     """
 
     def __init__(
@@ -41,17 +47,20 @@ class ChunkCache:
         """
         path = self._path(digest)
         try:
-            if not path.is_file() and not self._verify(digest, advance):
+            if not self._folder.exists():
+                return None
+            self._check_folder()
+            if not _is_file(path) and not self._verify(digest, advance):
                 return None
         except OSError as exc:
             raise storage_error(self._folder, exc) from exc
         with contextlib.suppress(OSError):
-            os.utime(path)  # recently used
+            os.utime(path, follow_symlinks=False)  # recently used
         return path
 
     def holds(self, digest: str) -> bool:
         """Whether the chunk is here under its name, so that `find` does not have to verify it."""
-        return self._path(digest).is_file()
+        return _is_file(self._path(digest))
 
     def discard(self, digest: str) -> None:
         """Remove a chunk that turned out to be damaged. Raises `StorageError` where it cannot be removed."""
@@ -64,7 +73,7 @@ class ChunkCache:
         """How many bytes of the chunk are here, whole or partial."""
         for path in (self._path(digest), self._received(digest), self._partial(digest)):
             with contextlib.suppress(OSError):
-                return path.stat().st_size
+                return path.lstat().st_size
         return 0
 
     def append(self, digest: str, start: int, stop: int, total_bytes: int, source: BinaryIO) -> int:
@@ -74,21 +83,19 @@ class ChunkCache:
         complete gets its name once `find` has verified it.
 
         Raises:
-            ControlError: the range does not begin where the held part ends.
-            StorageError: there is no room.
+            ControlError: the range does not begin where the held part ends, or the first part declared another total.
+            StorageError: there is no room, or the folder is not only ours.
         """
         if not 0 <= start < stop <= total_bytes:
             raise ControlError(f"bytes {start}-{stop} of {total_bytes} are not a range")
         try:
-            with self._locked(digest):
-                if start == 0 and self.held_bytes(digest) > total_bytes:  # of another file with the same content
-                    self._partial(digest).unlink(missing_ok=True)
+            with self._locked(digest) as lock:
+                self._check_total(digest, start, total_bytes, lock)
                 if start != (held := self.held_bytes(digest)):
                     raise ControlError(
                         f"the chunk has {held} bytes here, so the next part begins there, not at {start}"
                     )
-                if start == 0:
-                    self._make_room(total_bytes)
+                self._check_room(total_bytes, held)
                 held = self._write(digest, start, stop, source)
                 if held == total_bytes:
                     self._partial(digest).rename(self._received(digest))
@@ -96,10 +103,23 @@ class ChunkCache:
         except OSError as exc:
             raise storage_error(self._folder, exc) from exc
 
+    def _check_total(self, digest: str, start: int, total_bytes: int, lock: BinaryIO) -> None:
+        """Hold a part against the size that the first one declared, which the lock file keeps."""
+        partial, declared = self._partial(digest), lock.read(20)
+        if _is_file(partial) and declared.isdigit() and int(declared) != total_bytes:
+            partial.unlink()  # of another file with the same content, or of nobody who means it
+            if start:
+                raise ControlError(f"the chunk had {int(declared)} bytes at first, now {total_bytes}: send it again")
+        lock.seek(0)
+        lock.truncate()
+        lock.write(str(total_bytes).encode())
+        lock.flush()
+
     def _write(self, digest: str, start: int, stop: int, source: BinaryIO) -> int:
-        held = start
-        with self._partial(digest).open("ab") as file:
+        held, path = start, self._partial(digest)
+        with _opened(path, os.O_WRONLY | os.O_APPEND) as file:
             while held < stop and (block := source.read(min(_BLOCK_BYTES, stop - held))):
+                self._make_room(len(block), path)
                 file.write(block)
                 held += len(block)
             file.flush()
@@ -109,7 +129,7 @@ class ChunkCache:
     def _verify(self, digest: str, advance: Advance) -> bool:
         """Give a chunk that was received its name. False where none is complete."""
         received = self._received(digest)
-        if not received.is_file():
+        if not _is_file(received):
             return self._adopt_partial(digest, advance)
         try:
             actual = self._digest_of(received, advance)
@@ -126,33 +146,36 @@ class ChunkCache:
         """A node that was killed before it could rename a complete file has it still as a partial one."""
         partial = self._partial(digest)
         with contextlib.suppress(CheckpointError, StorageError):
-            if partial.is_file() and self._digest_of(partial, advance) == digest:
+            if _is_file(partial) and self._digest_of(partial, advance) == digest:
                 partial.rename(self._path(digest))
                 return True
         return False
 
-    def _make_room(self, n_bytes: int) -> None:
-        files = self._files()
-        held_bytes = sum(n for _, n, _ in files)
-        free_bytes = shutil.disk_usage(self._folder).free
-        if n_bytes > self._limit_bytes:
+    def _check_room(self, total_bytes: int, held: int) -> None:
+        """Refuse a chunk that would not fit if all others were removed; none is for what is only declared."""
+        if total_bytes > self._limit_bytes:
             raise StorageError(
-                f"{self._folder}: the chunk takes {format_bytes(n_bytes)} and the cache may hold"
+                f"{self._folder}: the chunk takes {format_bytes(total_bytes)} and the cache may hold"
                 f" {format_bytes(self._limit_bytes)}"
             )
-        excess = min(max(held_bytes + n_bytes - self._limit_bytes, n_bytes - free_bytes), held_bytes)
-        if n_bytes <= free_bytes + held_bytes:
-            for _, n_held, path in files:
-                if excess <= 0:
-                    break
-                excess -= n_held
-                path.unlink(missing_ok=True)  # a stage that maps it keeps its memory
-            free_bytes = shutil.disk_usage(self._folder).free
-        if n_bytes > free_bytes:
+        others = sum(n_bytes for _, n_bytes, _ in self._files()) - held
+        if total_bytes - held > (free_bytes := shutil.disk_usage(self._folder).free) + others:
             raise StorageError(
-                f"{self._folder}: the chunk takes {format_bytes(n_bytes)} and {format_bytes(free_bytes)} are free: free"
-                " some space or choose another folder with --cache-dir"
+                f"{self._folder}: the chunk takes {format_bytes(total_bytes)} and {format_bytes(free_bytes)} are free:"
+                " free some space or choose another folder with --cache-dir"
             )
+
+    def _make_room(self, n_bytes: int, growing: Path) -> None:
+        """Remove the least recently used chunks until the file `growing` can take `n_bytes` more."""
+        files = self._files()
+        excess = sum(n for _, n, _ in files) + n_bytes - self._limit_bytes
+        excess = max(excess, n_bytes - shutil.disk_usage(self._folder).free)
+        for _, n_held, path in files:
+            if excess <= 0:
+                break
+            if path != growing:
+                excess -= n_held
+                path.unlink(missing_ok=True)  # whoever loads it has it open
 
     def _files(self) -> list[tuple[float, int, Path]]:
         """(time of last use, bytes, path) of all chunks, whole or not, the least recently used first.
@@ -163,19 +186,34 @@ class ChunkCache:
         for path in self._folder.iterdir():
             if path.suffix in (".pth", ".received", ".partial"):
                 with contextlib.suppress(FileNotFoundError):
-                    stat = path.stat()
-                    found.append((stat.st_mtime, stat.st_size, path))
+                    status = path.lstat()
+                    found.append((status.st_mtime, status.st_size, path))
         return sorted(found)
 
     @contextlib.contextmanager
-    def _locked(self, digest: str) -> Iterator[None]:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with self._path(digest).with_suffix(".lock").open("w") as file:
+    def _locked(self, digest: str) -> Iterator[BinaryIO]:
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._check_folder()
+        with _opened(self._path(digest).with_suffix(".lock"), os.O_RDWR) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as exc:
                 raise ControlError("another starter is sending this chunk right now") from exc
-            yield
+            yield file
+
+    def _check_folder(self) -> None:
+        """Raise `StorageError` where other users could put files into the folder, or have put it there."""
+        status = self._folder.stat()
+        if not stat.S_ISDIR(status.st_mode):
+            raise StorageError(f"{self._folder}: not a folder: choose another one with --cache-dir")
+        if status.st_uid != os.geteuid():
+            raise StorageError(f"{self._folder} belongs to another user: choose another folder with --cache-dir")
+        writers = stat.S_IWOTH | (stat.S_IWGRP if self._folder.is_symlink() else 0)
+        if status.st_mode & writers:
+            raise StorageError(
+                f"{self._folder} can be written to by other users: choose another folder with --cache-dir, or"
+                f" chmod go-w {self._folder.resolve()}"
+            )
 
     def _path(self, digest: str) -> Path:
         if not DIGEST.fullmatch(digest):
@@ -187,3 +225,25 @@ class ChunkCache:
 
     def _received(self, digest: str) -> Path:
         return self._path(digest).with_suffix(".received")
+
+
+def _is_file(path: Path) -> bool:
+    """Whether there is a file, not a link to one."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except FileNotFoundError:
+        return False
+
+
+@contextlib.contextmanager
+def _opened(path: Path, flags: int) -> Iterator[BinaryIO]:
+    """Open or create a file that is none but ours. Raises `StorageError` for a link or a pipe of that name."""
+    try:
+        fd = os.open(path, flags | os.O_CREAT | _NO_LINK, 0o600)
+    except OSError as exc:
+        raise storage_error(path, exc) from exc
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise StorageError(f"{path}: not a file")
+    with open(fd, "ab" if flags & os.O_APPEND else "r+b") as file:
+        yield file
