@@ -15,22 +15,13 @@ from mdi.control.status import InitAnswer, NeedsChunk
 from mdi.errors import ControlError, StorageError
 from mdi.ids import NodeId
 from mdi.net.timeouts import Timeouts
+from support.clocks import ManualClock
 from support.control import CHUNK, DIGEST, SPEC
 from support.stand_ins import ABSENT, STAND_INS, stand_in
 from support.statuses import READY
 
 NODE_TIMEOUT_S = 60.0
 NODE = NodeId(1)
-
-
-class ManualClock:
-    """A clock that a test sets."""
-
-    def __init__(self) -> None:
-        self.now_s = 1000.0
-
-    def __call__(self) -> float:
-        return self.now_s
 
 
 class ScriptedClient(ControlClient):

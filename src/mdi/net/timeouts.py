@@ -21,8 +21,15 @@ class Timeouts:
     close_s: float = 2.0  # for a peer to read our last frame and close
     fault_drain_s: float = 2.0  # to forward a FAULT or GOODBYE before the link is closed
     stop_drain_s: float = 1.0  # to send a FAULT of our own when a node ends
-    step_s: float = 600.0  # a ring whose nodes all ping but that returns nothing for so long is stuck
     goodbye_s: float = 60.0  # for one last trip round the ring, behind whatever still travels
+
+    # Progress, where signs of life alone say nothing: `patience_s`
+    slack: float = 10.0  # times as long as expected, and it counts as stuck
+    max_patience_s: float = 60.0  # but after a minute at the latest
+    first_patience_s: float = 120.0  # at least, for the first message of a ring, when nothing is known
+    long_slack: float = 2.0  # or after twice what is expected, where that is longer
+    link_bytes_s: float = 256e3  # what a link is taken to carry before anything was measured
+    fast_link_bytes_s: float = 10e6  # a link is never taken to carry more
 
     # over HTTP
     connect_s: float = 3.0
@@ -52,6 +59,10 @@ class Timeouts:
     def left_s(self, deadline_s: float) -> float:
         """The time left until a deadline, never less than 0."""
         return max(0.0, deadline_s - self.clock())
+
+    def patience_s(self, expected_s: float, peer_timeout_s: float) -> float:
+        """How long what should take `expected_s` may take before it counts as stuck: never less than a silence may."""
+        return max(peer_timeout_s, min(self.slack * expected_s, self.max_patience_s), self.long_slack * expected_s)
 
     def ping_every_s(self, peer_timeout_s: float) -> float:
         """The ping interval of a link: two of them may be late before the peer takes the link for lost."""

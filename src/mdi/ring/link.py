@@ -25,7 +25,8 @@ from mdi.net.tls import host_name
 from mdi.ring.acceptor import HandshakeAcceptor
 from mdi.ring.config import LinkConfig
 from mdi.ring.handshake import Initiator, KeyMismatch
-from mdi.ring.messages import Message, Ping, Refuse, Welcome, carried_rows
+from mdi.ring.messages import Activation, Message, Ping, Refuse, Welcome, carried_rows
+from mdi.ring.pace import Pace, Transfer
 from mdi.ring.transport import send
 from mdi.ring.wire import Decoder, Encoder, Session, State
 from mdi.strings import one_line
@@ -42,6 +43,7 @@ class Received:
 
     link: "Link"
     message: Message
+    at_s: float = 0.0  # when it was complete, by the clock of `Timeouts`
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,11 @@ class Link:
         self._outbox: queue.Queue[Message | None] = queue.Queue()
         self._reader = self._thread("ring-reader", self._read, config.predecessor)
         self._writer = self._thread("ring-writer", self._write, config.successor)
+        timeouts = config.timeouts
+        self._reading = Pace(timeouts, config.peer_timeout_s, timeouts.fast_link_bytes_s)
+        # What is sent is only in the system's buffers by then, so that it went fast says nothing of the link.
+        self._writing = Pace(timeouts, config.peer_timeout_s, timeouts.link_bytes_s)
+        self.n_received = self.n_sent = 0  # messages with rows
         self._wake, self._woken = socket.socketpair()
         self._sockets: list[socket.socket] = []
         self._lock = threading.Lock()
@@ -171,32 +178,47 @@ class Link:
             self._post(PredecessorConnected(self))
             while decoder.state is not State.CLOSED:
                 message = self._receive(sock, decoder)
+                self.n_received += isinstance(message, Activation)
                 if not isinstance(message, Ping):
-                    self._post(Received(self, message))
+                    self._post(Received(self, message, self.config.timeouts.clock()))
 
     def _accept_predecessor(self) -> tuple[socket.socket, Decoder]:
         with HandshakeAcceptor(
             self.config, listener=self._listener, woken=self._woken, access=self._access, refusals=self._refusals
         ) as acceptor:
             sock, decoder = acceptor.accept()
-        sock.settimeout(self.config.peer_timeout_s)
         return sock, decoder
 
     def _receive(self, sock: socket.socket, decoder: Decoder, deadline_s: float | None = None) -> Message:
-        """The next message. The timeout of `sock` bounds a silence, `deadline_s` the whole message."""
-        began_s = None
+        """The next message. It may be waited for until `deadline_s`, or else as long as the peer may be silent; once it
+        has begun, it must get through at the pace of the link.
+        """
+        transfer, began_s = None, 0.0
         while True:
-            if deadline_s is not None:
-                sock.settimeout(self.config.timeouts.left_s(deadline_s) or 0.001)  # 0 would not wait, nor time out
-            # Straight into the memory that becomes the rows' tensor. The decoder never offers room beyond the part of
-            # the frame that it knows the size of, so nothing of the next frame has to be moved afterwards.
-            n_bytes = sock.recv_into(decoder.buffer())
+            frame_bytes = decoder.frame_bytes
+            with self._bounded(sock, transfer, frame_bytes, deadline_s):
+                # Straight into the memory that becomes the rows' tensor. The decoder never offers room beyond the part
+                # of the frame that it knows the size of, so nothing of the next frame has to be moved afterwards.
+                n_bytes = sock.recv_into(decoder.buffer())
             if n_bytes == 0:
                 decoder.end_of_file()
-            began_s = began_s or time.perf_counter()
+            if transfer is None:
+                transfer, began_s = self._reading.begin(), time.perf_counter()
             if (message := decoder.received(n_bytes)) is not None:
+                transfer.end(frame_bytes)
                 self._timeline.add("receive", began_s, carried_rows(message))
                 return message
+
+    def _bounded(
+        self, sock: socket.socket, transfer: Transfer | None, frame_bytes: int, deadline_s: float | None
+    ) -> contextlib.AbstractContextManager[None]:
+        """Bound one read: of the handshake, of a frame that has begun, or of the next one, which may be a while off."""
+        if deadline_s is None and transfer is not None:
+            return transfer.step(sock, frame_bytes)
+        timeouts, peer_timeout_s = self.config.timeouts, self.config.peer_timeout_s
+        # 0 would not wait, nor time out
+        sock.settimeout(peer_timeout_s if deadline_s is None else timeouts.left_s(deadline_s) or 0.001)
+        return contextlib.nullcontext()
 
     # ---- writer thread
 
@@ -212,7 +234,8 @@ class Link:
                 if message is None:
                     return
                 with self._timeline.during("send", carried_rows(message)):
-                    send(sock, encoder, message)
+                    send(sock, encoder, message, self._writing.begin())
+                self.n_sent += isinstance(message, Activation)
             await_close(sock, timeouts.close_s)
 
     def _connect_to_successor(self) -> socket.socket:

@@ -1,31 +1,28 @@
 """One frame onto a socket, plain or TLS."""
 
+import contextlib
 import socket
 import ssl
 
 from mdi.ring.messages import Message
+from mdi.ring.pace import Transfer
 from mdi.ring.wire import Encoder
 
 
-def send(sock: socket.socket, encoder: Encoder, message: Message) -> None:
-    """Send one frame; the timeout of `sock` bounds each step without progress."""
-    parts = encoder.encode(message)
-    if isinstance(sock, ssl.SSLSocket):
-        for part in parts:
-            sock.sendall(part)
-    else:
-        _send_together(sock, parts)
+def send(sock: socket.socket, encoder: Encoder, message: Message, transfer: Transfer | None = None) -> None:
+    """Send one frame; the timeout of `sock` bounds each step without progress, and `transfer` the whole.
 
-
-def _send_together(sock: socket.socket, parts: list[bytes | memoryview]) -> None:
-    """Send the parts in one system call, without joining them: header and segments are tiny, the rows are megabytes.
-
+    The parts go out in one system call, without being joined: header and segments are tiny, the rows are megabytes.
     TLS, which copies anyway, has no such call.
     """
-    buffers = [memoryview(part) for part in parts]
+    buffers = [memoryview(part) for part in encoder.encode(message)]
+    n_bytes = sum(map(len, buffers))
     while buffers:
-        sent = sock.sendmsg(buffers)
+        with contextlib.nullcontext() if transfer is None else transfer.step(sock, n_bytes):
+            sent = sock.send(buffers[0]) if isinstance(sock, ssl.SSLSocket) else sock.sendmsg(buffers)
         while buffers and sent >= len(buffers[0]):
             sent -= len(buffers.pop(0))
         if sent:
             buffers[0] = buffers[0][sent:]
+    if transfer is not None:
+        transfer.end(n_bytes)

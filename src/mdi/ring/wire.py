@@ -261,6 +261,11 @@ class Decoder:
             raise self._error
         return self._target[self._filled :]
 
+    @property
+    def frame_bytes(self) -> int:
+        """The size of the frame that is being read, as far as it is known: of its header, then of all of it."""
+        return len(self._header) + (0 if self._kind is None else self._body_bytes)
+
     def received(self, n_bytes: int) -> Message | None:
         """Take note of `n_bytes` written to `buffer()`; return the message they complete, if any.
 
