@@ -78,5 +78,13 @@ class RingBroken(LinkError):
         self.rank = rank
 
 
+class RingStalled(RingBroken):
+    """All nodes of the ring are alive, but it returns nothing. `sent` and `received` are messages of the starter."""
+
+    def __init__(self, text: str, *, sent: int, received: int) -> None:
+        super().__init__(text)
+        self.sent, self.received = sent, received
+
+
 class ControlError(MdiError):
     """A node could not be reached over HTTP, or refused what was asked, with its reason."""

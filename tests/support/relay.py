@@ -17,6 +17,7 @@ BLOCK_BYTES = 1 << 16
 THROTTLE_BYTES_S = 20_000
 STALL_S = 1.3
 DELAY_S = 0.05
+TRICKLE_S = 1.0  # for a byte
 _RESET = struct.pack("ii", 1, 0)
 
 
@@ -34,6 +35,7 @@ class Fault(enum.Enum):
     THROTTLE = "throttle"  # few bytes per second
     TRUNCATE = "truncate"  # the stream ends within a frame
     CORRUPT = "corrupt"  # one byte is another one
+    TRICKLE = "trickle"  # one byte per second from now on: signs of life, and no progress
 
 
 class Relay:
@@ -162,8 +164,24 @@ class Relay:
                 self._pause(DELAY_S)
             case Fault.THROTTLE:
                 self._pause(len(data) / THROTTLE_BYTES_S)
+            case Fault.TRICKLE:
+                return self._trickle(data, source, target)
             case Fault.HALF_OPEN:
                 pass
+        return True
+
+    def _trickle(self, data: bytes, source: socket.socket, target: socket.socket) -> bool:
+        """Pass `data` on a byte at a time; False where one of the two has given up."""
+        deadline_s = time.monotonic()
+        for byte in data:
+            target.sendall(bytes([byte]))
+            deadline_s += TRICKLE_S
+            while (left_s := deadline_s - time.monotonic()) > 0:
+                ready, _, _ = select.select([self._woken, source, target], [], [], left_s)
+                if self._woken in ready or any(sock.recv(1, socket.MSG_PEEK) == b"" for sock in ready):
+                    return False
+                if ready:  # more is to come, or the other direction speaks: it waits
+                    self._pause(left_s)
         return True
 
     def _pause(self, seconds: float) -> None:

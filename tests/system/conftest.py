@@ -8,7 +8,8 @@ import pytest
 
 import mdi.nodes.starter
 from mdi.net.sockets import listen
-from support.bench import GREEDY, SEEDED, Bench
+from mdi.net.timeouts import Timeouts
+from support.bench import GREEDY, SEEDED, TIMEOUTS, Bench
 from support.scripts import Network, write_network
 
 
@@ -19,11 +20,11 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Network:
 
 
 @pytest.fixture
-def make_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], Bench]]:
+def make_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Bench]]:
     with contextlib.ExitStack() as stack:
 
-        def make(n_nodes: int) -> Bench:
-            bench = Bench(n_nodes, tmp_path / "cache", stack)
+        def make(n_nodes: int, timeouts: Timeouts = TIMEOUTS) -> Bench:
+            bench = Bench(n_nodes, tmp_path / "cache", stack, timeouts=timeouts)
             monkeypatch.setattr(mdi.nodes.starter, "listen", lambda addr, port: listen(addr, bench.behind[port]))
             return bench
 

@@ -128,7 +128,7 @@ class Rendezvous:
             timeline=self._timeline,
             refusals=self._refusals,
         )
-        ring = LinkRing(link, self._inbox, plan.names)
+        ring = LinkRing(link, self._inbox, plan.names, len(plan.spans[0]) / model.config.n_layer)
         try:
             ring.connect(self._timeouts.handshake_s * len(plan.members))
         except BaseException:

@@ -17,12 +17,13 @@ from mdi.cluster.member_setup import Patience, PeersTimedOut
 from mdi.cluster.plan import Member, Plan, PlanOptions, plan
 from mdi.cluster.recovery import Decision, GiveUp, GoOnWithout, Recovery, RunState
 from mdi.cluster.rendezvous import Call, Rendezvous, Statuses, describe
+from mdi.cluster.stall import Traffic, locate
 from mdi.config.network import NetworkConfig, node_name
 from mdi.config.options import RingOptions
 from mdi.control.client import ControlClient
 from mdi.control.protocol import NoAnswer, NodeBusy, Unreachable
 from mdi.control.session import FIRST_EPOCH
-from mdi.control.status import NodeState, NodeStatus
+from mdi.control.status import NodeState, NodeStatus, SecondaryStatus
 from mdi.engine.ring import LocalRing, Ring
 from mdi.errors import (
     CheckpointError,
@@ -32,6 +33,7 @@ from mdi.errors import (
     RemoteProtocolError,
     RingBroken,
     RingError,
+    RingStalled,
     StorageError,
 )
 from mdi.ids import NodeId
@@ -152,6 +154,8 @@ class RingSupervisor:
 
     def report_failure(self, error: MdiError, *, progressed: bool) -> None:
         """The ring broke, or could not be formed. `progressed`: a token was generated since it had been formed."""
+        if isinstance(error, RingStalled):
+            error = self._located(error)  # while the nodes are still in the session, and know what they counted in it
         self.ring.close()
         self._failure = Failure(error, progressed)
 
@@ -243,6 +247,18 @@ class RingSupervisor:
                 return node
         rank = error.rank if isinstance(error, RingBroken) else None
         return None if rank is None else self.plan.members[rank]
+
+    def _located(self, stalled: RingStalled) -> RingBroken:
+        """The error with the node to blame, if the nodes' counts tell which one that is."""
+        statuses = self._rendezvous.statuses(self.plan.members[1:])
+        own = Traffic(stalled.received, stalled.received, stalled.sent)
+        stall = locate(self.plan.names, [own, *(self._traffic_of(status) for status in statuses.values())])
+        return stalled if stall is None else RingBroken(f"{stalled}: {stall.reason}", stall.rank)
+
+    def _traffic_of(self, status: NodeStatus | None) -> Traffic | None:
+        if not isinstance(status, SecondaryStatus) or (status.run, status.epoch) != (self.run, self.epoch):
+            return None
+        return Traffic(status.received, status.computed, status.sent)
 
     def _plan_without(self, nodes: Sequence[NodeId], why: str, own_status: NodeStatus) -> None:
         """Adopt a plan in which the remaining nodes take over."""

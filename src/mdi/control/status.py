@@ -93,6 +93,10 @@ class SecondaryStatus(NodeStatus):
         "rank": optional(whole(0, 10_000)),
         "wire_dtype": optional(is_dtype),
         "messages": _SIZE,
+        "received": _SIZE,
+        "computed": _SIZE,
+        "sent": _SIZE,
+        "computing_s": optional(lambda value: type(value) in (int, float) and 0 <= value < 1e9),
         "last_error": lambda value: isinstance(value, str) and len(value) <= MAX_ERROR_CHARACTERS,
     }
 
@@ -101,6 +105,11 @@ class SecondaryStatus(NodeStatus):
     wire_dtype: str | None
     messages: int  # computed since it was started
     last_error: str  # why its last session ended; empty: none has failed
+    # Messages with rows in the session, and for how long one has been computed; None: the node waits for the next one.
+    received: int = 0
+    computed: int = 0
+    sent: int = 0
+    computing_s: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, with an error that the other side accepts."""

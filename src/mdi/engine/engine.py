@@ -4,7 +4,6 @@ The loop knows neither whether the ring is made of links or of this node alone, 
 there at the start or come one by one.
 """
 
-import queue
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,7 +13,6 @@ from mdi.engine.ring import LocalRing, Ring
 from mdi.engine.sample import Outcome, Sample
 from mdi.engine.sampler import choose
 from mdi.engine.scheduler import Batch, Scheduler
-from mdi.errors import RingBroken
 from mdi.inbox import Inbox
 from mdi.model.runner import StageRunner
 from mdi.net.timeouts import DEFAULT_TIMEOUTS, Timeouts
@@ -47,8 +45,8 @@ class Engine:
         timeline: Timeline,
         timeouts: Timeouts = DEFAULT_TIMEOUTS,
     ) -> None:
-        self.scheduler, self._timeouts = scheduler, timeouts
-        self._runner, self._inbox, self._timeline = runner, inbox, timeline
+        self.scheduler, self._clock = scheduler, timeouts.clock
+        self._runner, self._timeline = runner, timeline
         self._ring: Ring = LocalRing(inbox)
 
     @property
@@ -77,8 +75,12 @@ class Engine:
         that is accepted at once, so a replay changes no text. Raises `RingBroken`, and `Stopped` as the inbox does.
         """
         while (batch := self.scheduler.schedule()) is not None:
-            self._ring.send(batch.segments, self._forward(batch))
-        match event := self._next_event():
+            began_s = self._clock()
+            rows = self._forward(batch)
+            self._ring.send(batch.segments, rows, self._clock() - began_s)
+        with self._timeline.during("idle"):
+            event = self._ring.next_event()
+        match event:
             case AddRequested(sample):
                 self.add(sample)
             case CancelRequested(sample):
@@ -93,14 +95,6 @@ class Engine:
             self._ring.control(fork)
         with self._timeline.during("compute", len(batch.ids)):
             return self._runner.forward(self._runner.embed(batch.ids, batch.positions), batch.segments)
-
-    def _next_event(self) -> object:
-        step_s = self._timeouts.step_s
-        try:
-            with self._timeline.during("idle"):
-                return self._inbox.get(step_s if self.scheduler.n_in_flight else None)
-        except queue.Empty as exc:
-            raise RingBroken(f"the ring returned nothing for {step_s:g} s, though it is alive") from exc
 
     def _complete(self, segments: Sequence[Segment], rows: torch.Tensor) -> None:
         returned = self.scheduler.complete(segments)

@@ -7,7 +7,8 @@ from typing import NoReturn, Protocol
 
 import torch
 
-from mdi.errors import LinkError, RemoteProtocolError, RingBroken
+from mdi.engine.trips import Trips
+from mdi.errors import LinkError, RemoteProtocolError, RingBroken, RingStalled
 from mdi.ids import Rank
 from mdi.inbox import Inbox
 from mdi.model.stage import kept_rows
@@ -28,8 +29,11 @@ class Returned:
 class Ring(Protocol):
     """What the engine sends batches into. What comes back, and whatever breaks the ring, arrives in the inbox."""
 
-    def send(self, segments: tuple[Segment, ...], rows: torch.Tensor) -> None:
-        """Send a message: hidden states (N, C) after the starter's stage."""
+    def send(self, segments: tuple[Segment, ...], rows: torch.Tensor, own_s: float) -> None:
+        """Send a message: hidden states (N, C) after the starter's stage, which took it `own_s` seconds."""
+
+    def next_event(self) -> object:
+        """The next event of the inbox. Raises `RingStalled` where a message is overdue, `Stopped` as the inbox does."""
 
     def receive(self, event: object) -> Returned | None:
         """What an event of the inbox returns to the starter; None where it returns no rows.
@@ -53,8 +57,11 @@ class LocalRing:
     def __init__(self, inbox: Inbox) -> None:
         self._inbox = inbox
 
-    def send(self, segments: tuple[Segment, ...], rows: torch.Tensor) -> None:
+    def send(self, segments: tuple[Segment, ...], rows: torch.Tensor, own_s: float) -> None:
         self._inbox.post(Returned(segments, kept_rows(rows, segments)))
+
+    def next_event(self) -> object:
+        return self._inbox.get()
 
     def receive(self, event: object) -> Returned | None:
         return event if isinstance(event, Returned) else None
@@ -72,13 +79,16 @@ class LocalRing:
 class LinkRing:
     """A ring of several nodes, for one session. Whatever breaks it is raised as `RingBroken`."""
 
-    def __init__(self, link: Link, inbox: Inbox, names: Sequence[str]) -> None:
+    def __init__(self, link: Link, inbox: Inbox, names: Sequence[str], part: float) -> None:
         """
         Args:
             inbox: where everything that happens on `link` arrives.
             names: what the nodes are called, by rank.
+            part: what the starter computes of each message, between 0 and 1.
         """
         self._link, self._inbox, self._names = link, inbox, names
+        self._timeouts = link.config.timeouts
+        self._trips = Trips(self._timeouts, link.config.peer_timeout_s, part)
 
     def connect(self, timeout_s: float) -> None:
         """Connect to the successor, which connects to its own, and so on until the last node connects to us."""
@@ -91,12 +101,25 @@ class LinkRing:
                 self._break(down)
         raise AssertionError("a message before the ring closed")
 
-    def send(self, segments: tuple[Segment, ...], rows: torch.Tensor) -> None:
+    def send(self, segments: tuple[Segment, ...], rows: torch.Tensor, own_s: float) -> None:
         self._link.send(Activation(segments, to_buffer(rows, self._link.session.wire_dtype)))
+        self._trips.sent(len(rows), own_s)
+
+    def next_event(self) -> object:
+        began_s = self._timeouts.clock()
+        try:
+            event = self._inbox.get(self._trips.left_s())
+        except queue.Empty as exc:
+            self._trips.waited(self._timeouts.clock() - began_s)
+            raise RingStalled(self._trips.overdue, sent=self._link.n_sent, received=self._link.n_received) from exc
+        self._trips.waited(self._timeouts.clock() - began_s)
+        return event
 
     def receive(self, event: object) -> Returned | None:
         match event:
-            case Received(link, message) if link is self._link:
+            case Received(link, message, at_s) if link is self._link:
+                if isinstance(message, Activation):
+                    self._trips.returned(at_s)
                 return self._returned(message)
             case LinkDown(link) if link is self._link:
                 self._break(event)
@@ -120,10 +143,10 @@ class LinkRing:
 
     def close_gracefully(self) -> None:
         """End the session as planned: the goodbye goes round the ring and comes back."""
-        timeout_s = self._link.config.timeouts.goodbye_s
+        deadline_s = self._timeouts.deadline_s(self._timeouts.goodbye_s)
         self._link.send(Goodbye())
         while True:
-            event = self._next_link_event(timeout_s, "the goodbye did not come back")
+            event = self._next_link_event(self._timeouts.left_s(deadline_s), "the goodbye did not come back")
             if isinstance(event, Received) and isinstance(event.message, Goodbye):
                 return
             self.receive(event)

@@ -3,10 +3,12 @@
 Everything that happens arrives in one inbox, and the main thread handles it. HTTP threads only post and wait.
 """
 
+import contextlib
 import functools
 import logging
 import queue
 import signal
+from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -107,7 +109,9 @@ class Secondary:
         self._session = Session()
         self._link: Link | None = None
         self._n_refusals = 0  # in a row, by a starter that was asked whether it wants this node
-        self._n_messages = 0
+        self._n_messages = 0  # computed since it was started
+        self._n_computed = 0  # of the session
+        self._computing_since_s: float | None = None
         self._last_error = ""
         self._refusals = RefusalLog()
         self._listener = listen(config.addr, config.port_in)
@@ -158,7 +162,7 @@ class Secondary:
         return self._steps.n_steps
 
     def status(self) -> SecondaryStatus:
-        session, runner = self._session, self._runner
+        session, runner, link, since_s = self._session, self._runner, self._link, self._computing_since_s
         spec = session.current
         return SecondaryStatus(
             version=__version__,
@@ -175,6 +179,10 @@ class Secondary:
             wire_dtype=spec.wire_dtype if spec else None,
             messages=self._n_messages,
             last_error=self._last_error,
+            received=link.n_received if link else 0,
+            computed=self._n_computed,
+            sent=link.n_sent if link else 0,
+            computing_s=None if since_s is None else max(0.0, self._timeouts.clock() - since_s),
             peak_memory_bytes=peak_memory_bytes(),
             free_memory_bytes=runner.free_memory_bytes(),
         )
@@ -371,6 +379,7 @@ class Secondary:
             timeline=self._timeline,
             refusals=self._refusals,
         )
+        self._n_computed = 0
         self._link.accept()
 
     def _take(self, message: Message) -> None:
@@ -396,12 +405,22 @@ class Secondary:
                 self._runner.fork(message)
             case Activation(segments, data):
                 x = from_buffer(data, spec.wire_dtype, spec.config["n_embd"])
-                with self._timeline.during("compute", len(x)):
+                with self._timeline.during("compute", len(x)), self._computing():
                     y = self._runner.forward(x, segments)
                 self._n_messages += 1
+                self._n_computed += 1
                 is_last = spec.rank == spec.n_nodes - 1
                 return Activation(segments, to_buffer(kept_rows(y, segments) if is_last else y, spec.wire_dtype))
         return message
+
+    @contextlib.contextmanager
+    def _computing(self) -> Iterator[None]:
+        """Let the status tell for how long the block has been at work."""
+        self._computing_since_s = self._timeouts.clock()
+        try:
+            yield
+        finally:
+            self._computing_since_s = None
 
     def _lose(self, peer: Peer, error: Exception) -> None:
         """One side of the link failed. Nobody but this node can see that its predecessor is gone, so it says so."""
