@@ -12,11 +12,11 @@ from mdi.net.timeouts import Timeouts
 from support.clocks import ManualClock
 from support.wire import few_examples
 
-PEER_TIMEOUT_S = 5.0
+LEAST_S = 5.0
 
 
-def trips_at(clock: ManualClock, peer_timeout_s: float = PEER_TIMEOUT_S, part: float = 0.5) -> Trips:
-    return Trips(Timeouts(clock=clock), peer_timeout_s, part)
+def trips_at(clock: ManualClock, least_s: float = LEAST_S, part: float = 0.5) -> Trips:
+    return Trips(Timeouts(clock=clock), least_s, part)
 
 
 def travel(trips: Trips, clock: ManualClock, n_rows: int, took_s: float, times: int = 1) -> None:
@@ -87,7 +87,7 @@ def test_sizes_are_told_apart() -> None:
     trips = trips_at(clock)
     travel(trips, clock, 128, 5.0)
     travel(trips, clock, 1, 0.1)
-    assert limit_s(trips, 1) == PEER_TIMEOUT_S
+    assert limit_s(trips, 1) == LEAST_S
 
 
 def test_one_slow_message_neither_kills_the_ring_nor_spoils_what_is_usual() -> None:
@@ -108,7 +108,7 @@ def test_what_this_node_computes_does_not_count() -> None:
     travel(trips, clock, 1, 0.1, times=3)
     trips.sent(1, 0.0)
     clock.now_s += 1000.0
-    assert trips.left_s() == PEER_TIMEOUT_S
+    assert trips.left_s() == LEAST_S
     trips.waited(2.0)
     assert trips.left_s() == 3.0
     trips.waited(4.0)
@@ -118,12 +118,12 @@ def test_what_this_node_computes_does_not_count() -> None:
 
 @given(st.floats(0.1, 100.0), st.lists(st.tuples(st.integers(1, 2000), st.floats(0.0, 300.0)), max_size=30))
 @few_examples
-def test_a_message_never_has_less_time_than_a_silence(peer_timeout_s: float, history: list[tuple[int, float]]) -> None:
+def test_a_message_never_has_less_time_than_a_silence(least_s: float, history: list[tuple[int, float]]) -> None:
     clock = ManualClock()
     for n_rows, took_s in history:
-        trips = trips_at(clock, peer_timeout_s)
+        trips = trips_at(clock, least_s)
         travel(trips, clock, n_rows, took_s)
-        assert limit_s(trips, n_rows) >= peer_timeout_s
+        assert limit_s(trips, n_rows) >= least_s
 
 
 class Pipeline:
@@ -131,7 +131,7 @@ class Pipeline:
 
     def __init__(self, node_s: list[float], chance: random.Random, jitter: float) -> None:
         self.clock = ManualClock()
-        self.trips = trips_at(self.clock, peer_timeout_s=0.1, part=1 / (1 + len(node_s)))
+        self.trips = trips_at(self.clock, least_s=0.1, part=1 / (1 + len(node_s)))
         self._node_s, self._chance, self._jitter = node_s, chance, jitter
         self._free_s = [self.clock.now_s] * len(node_s)
         self._arrivals_s: deque[float] = deque()

@@ -129,7 +129,7 @@ def dripping(sock: socket.socket, data: bytes, every_s: float = 0.05) -> Iterato
 @pytest.mark.parametrize("data", [activation([(0, 0, 1, 1)], rows(1)), frame(7)], ids=["rows", "ping"])
 def test_a_predecessor_that_sends_a_byte_at_a_time_is_lost(bench: Bench, data: bytes) -> None:
     """Each byte is a sign of life, so no silence would ever tell."""
-    end = bench.end(1, peer_timeout_s=0.5, timeouts=QUICK)
+    end = bench.end(1, peer_timeout_s=1.0, timeouts=QUICK)
     end.link.accept()
     with dripping(bench.predecessor(end), data * 100):
         down = end.down()
@@ -141,13 +141,13 @@ def test_a_predecessor_that_sends_a_byte_at_a_time_is_lost(bench: Bench, data: b
 
 def test_a_successor_that_takes_little_at_a_time_is_lost(bench: Bench) -> None:
     listener = bench.listener()
-    end = bench.end(listener.getsockname()[1], session=LARGE, peer_timeout_s=0.5, timeouts=QUICK)
+    end = bench.end(listener.getsockname()[1], session=LARGE, peer_timeout_s=2.0, timeouts=QUICK)
     end.link.connect()
     sock, done = bench.successor(listener), threading.Event()
 
     def sip() -> None:
         with contextlib.suppress(OSError):
-            while not done.wait(0.05) and sock.recv(1 << 16):
+            while not done.wait(0.05) and sock.recv(1 << 18):
                 pass
 
     thread = threading.Thread(target=sip)
@@ -165,7 +165,7 @@ def test_a_successor_that_takes_little_at_a_time_is_lost(bench: Bench) -> None:
 
 def test_a_slow_link_that_gets_on_is_left_alone(bench: Bench) -> None:
     """Its frame takes several times as long as a silence may."""
-    end = bench.end(1, peer_timeout_s=0.5, timeouts=Timeouts(handshake_s=PATIENCE_S, link_bytes_s=1.0))
+    end = bench.end(1, peer_timeout_s=1.0, timeouts=Timeouts(handshake_s=PATIENCE_S, link_bytes_s=1.0))
     end.link.accept()
-    with dripping(bench.predecessor(end), activation([(0, 0, 1, 1)], rows(1)), every_s=0.02):
+    with dripping(bench.predecessor(end), activation([(0, 0, 1, 1)], rows(1)), every_s=0.03):
         end.message()

@@ -86,6 +86,15 @@ def _silent(handler: _Handler) -> None:
     handler.server.closing.wait(60)
 
 
+def _endless(handler: _Handler) -> None:
+    """Signs of life for ever."""
+    handler.send_response(200)
+    handler.send_header("Connection", "close")
+    handler.end_headers()
+    while not handler.server.closing.wait(0.02):
+        handler.wfile.write(b" ")
+
+
 def _answers(value: object) -> Behaviour:
     return lambda handler: handler.send(json.dumps(value).encode())
 
@@ -101,6 +110,7 @@ STAND_INS: dict[str, Behaviour] = {
     "damaged cache": _damaged_cache,
     "cut short": _cut_short,
     "silent": _silent,
+    "endless": _endless,
     "null": _answers(None),
     "list": _answers([{}]),
     "empty": _answers({}),
@@ -111,7 +121,7 @@ STAND_INS: dict[str, Behaviour] = {
     "needs nothing": _answers({"needs_chunk": {}}),
     "needs less than nothing": _answers({"needs_chunk": {"held_bytes": -1}}),
 }
-ABSENT = ("silent", "cut short")  # not there yet, as far as anybody can tell
+ABSENT = ("silent", "cut short", "endless")  # not there yet, as far as anybody can tell
 
 
 @contextlib.contextmanager

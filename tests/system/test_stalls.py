@@ -129,12 +129,12 @@ def test_a_link_that_carries_a_byte_a_second_is_broken(
     elif phase == "end":
         hooks = {"on_token": once(N_TOKENS * len(PROMPTS), lambda: relay.strike(Fault.TRICKLE))}
     began_s = time.monotonic()
-    assert three.run(tiny, **hooks) == expected["greedy"]
+    assert three.run(tiny, peer_timeout_s=2.5, **hooks) == expected["greedy"]  # longer than a byte takes
     assert time.monotonic() - began_s < 30.0
     assert relay.struck.is_set(), "the fault did not happen"
     if phase != "end":
         assert three.n_recoveries >= 1
-        assert "is too slow: " in caplog.text or "no sign of life" in caplog.text
+        assert "is too slow: " in caplog.text
     assert three.starter is not None
     assert three.starter.status().state is NodeState.RUNNING
     three.assert_at_rest()

@@ -88,7 +88,8 @@ class LinkRing:
         """
         self._link, self._inbox, self._names = link, inbox, names
         self._timeouts = link.config.timeouts
-        self._trips = Trips(self._timeouts, link.config.peer_timeout_s, part)
+        # A link that fails is told by the node behind it, which knows more, and has the first word.
+        self._trips = Trips(self._timeouts, 2 * link.config.peer_timeout_s, part)
 
     def connect(self, timeout_s: float) -> None:
         """Connect to the successor, which connects to its own, and so on until the last node connects to us."""

@@ -27,9 +27,13 @@ class Trips:
     makes what is usual longer, and never the wait.
     """
 
-    def __init__(self, timeouts: Timeouts, peer_timeout_s: float, part: float) -> None:
-        """`part` is what this node computes of each message, between 0 and 1."""
-        self._timeouts, self._peer_timeout_s, self._part = timeouts, peer_timeout_s, part
+    def __init__(self, timeouts: Timeouts, least_s: float, part: float) -> None:
+        """
+        Args:
+            least_s: how long any message may take.
+            part: what this node computes of each message, between 0 and 1.
+        """
+        self._timeouts, self._least_s, self._part = timeouts, least_s, part
         self._under_way: deque[_Trip] = deque()
         self._usual_s: dict[int, float] = {}  # by size
         self._waited_s = 0.0
@@ -70,8 +74,8 @@ class Trips:
         """
         timeouts, usual_s = self._timeouts, self._usual_s
         if trip.size in usual_s:
-            return timeouts.patience_s(usual_s[trip.size], self._peer_timeout_s)
+            return timeouts.patience_s(usual_s[trip.size], self._least_s)
         # A message of twice the rows takes at most twice as long.
         scaled_s = [took_s * 2 ** (trip.size - size) for size, took_s in usual_s.items() if size < trip.size]
         least_s = timeouts.max_patience_s if usual_s else timeouts.first_patience_s
-        return max(least_s, timeouts.patience_s(max(trip.prior_s, *scaled_s, 0.0), self._peer_timeout_s))
+        return max(least_s, timeouts.patience_s(max(trip.prior_s, *scaled_s, 0.0), self._least_s))
