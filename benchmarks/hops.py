@@ -1,7 +1,8 @@
 """What a hop costs outside the stages: two real links in two processes, on two cores.
 
 A message goes to the other process and comes back as it is: tensor to bytes, frame and checksum, writer thread,
-socket, reader thread, inbox, bytes to tensor. Half the round trip is one hop.
+socket, reader thread, inbox, bytes to tensor. Half the round trip is one hop. With a key a MAC takes the place of the
+checksum.
 
 `python -m benchmarks.hops` is one of the two processes: it answers JSON lines.
 """
@@ -18,11 +19,13 @@ import torch
 
 from benchmarks.workers import Worker, answer, python_module, requests
 from mdi.model.tensors import from_buffer, to_buffer
+from mdi.net.access import THIS_MACHINE, Access
+from mdi.net.keys import Key, Keys
 from mdi.net.sockets import Peer, listen
 from mdi.ring.config import LinkConfig
 from mdi.ring.link import Link, LinkDown, LinkEvent, PredecessorConnected, Received
-from mdi.ring.messages import Activation, Goodbye
-from mdi.ring.wire import Session
+from mdi.ring.messages import Activation, Goodbye, Hello, Proof
+from mdi.ring.wire import Decoder, Encoder, Session
 from mdi.segments import Segment
 
 WARM_UP = 20
@@ -34,7 +37,7 @@ CONTEXT = 1024
 
 
 @contextlib.contextmanager
-def pair(cores: Sequence[int], scratch: Path, n_embd: int) -> Iterator[Worker]:
+def pair(cores: Sequence[int], scratch: Path, n_embd: int, key: str = "") -> Iterator[Worker]:
     """Two linked processes; yields the one that answers `{"n_rows", "n_trips"}` with microseconds per hop."""
     log = scratch / "logs"
     with contextlib.ExitStack() as stack:
@@ -42,9 +45,40 @@ def pair(cores: Sequence[int], scratch: Path, n_embd: int) -> Iterator[Worker]:
         far = stack.enter_context(Worker(python_module("hops"), cores[1:2], log / "hop_far.log"))
         ports = [worker.hear()["port"] for worker in (near, far)]
         for worker, port, echo in ((near, ports[1], False), (far, ports[0], True)):
-            worker.tell({"port": port, "echo": echo, "n_embd": n_embd})
+            worker.tell({"port": port, "echo": echo, "n_embd": n_embd, "key": key})
         near.hear()
         yield near
+
+
+def microseconds_per_frame(n_rows: int, n_embd: int, session_key: bytes | None, n_frames: int) -> float:
+    """Median to encode and to decode a message, without threads and sockets; with a key both sides make a MAC."""
+    session = _session(n_embd)
+    encoder, decoder = Encoder(session), Decoder(session)
+    for message in (Hello({}), Proof()):
+        _decode(decoder, encoder.encode(message))
+    encoder.open(session_key)
+    decoder.open(session_key)
+    message = Activation(segments_of(n_rows), memoryview(bytes(n_rows * session.row_bytes)))
+    seconds = []
+    for _ in range(WARM_UP + n_frames):
+        begin = time.perf_counter()
+        _decode(decoder, encoder.encode(message))
+        seconds.append(time.perf_counter() - begin)
+    return 1e6 * statistics.median(seconds[WARM_UP:])
+
+
+def _decode(decoder: Decoder, buffers: Sequence[bytes | memoryview]) -> None:
+    for buffer in map(memoryview, buffers):
+        at = 0
+        while at < len(buffer):
+            room = decoder.buffer()[: len(buffer) - at]
+            room[:] = buffer[at : at + len(room)]
+            at += len(room)
+            decoder.received(len(room))
+
+
+def _session(n_embd: int) -> Session:
+    return Session(1, n_embd, "float32", MOST_DECODE_ROWS, CONTEXT, CONTEXT)
 
 
 # ---- the child's side
@@ -99,7 +133,7 @@ def main() -> None:
         other = Peer("the other end", "127.0.0.1", request["port"])
         link = Link(
             LinkConfig(
-                session=Session(1, request["n_embd"], "float32", MOST_DECODE_ROWS, CONTEXT, CONTEXT),
+                session=_session(request["n_embd"]),
                 predecessor=other,
                 successor=other,
                 expected={},
@@ -110,6 +144,7 @@ def main() -> None:
             ),
             listener=listener,
             post=inbox.put_nowait,
+            access=Access(Keys(Key(request["key"], "the benchmark"))) if request["key"] else THIS_MACHINE,
         )
         with contextlib.closing(link):
             link.accept()

@@ -1,6 +1,7 @@
 """The measures: which configurations alternate, and what is made of them."""
 
 import contextlib
+import functools
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ Action = Callable[[], Run]
 Opener = contextlib.AbstractContextManager[Action]
 
 PROMPT_TOKENS = 32
+HOP_KEY = "a key for the benchmark"
 LARGE_SHAPE = "TinyLlama/TinyLlama-1.1B-Chat-v1.0"
 
 
@@ -260,19 +262,35 @@ def _over_llama(
 
 
 def measure_hops(bench: Bench) -> list[Series]:
-    """What a hop costs outside the stages, by the rows of the message."""
+    """What a hop costs outside the stages, by the rows of the message, and what a key adds."""
     n_embd = load_config(bench.ckpt).n_embd
     n_trips = 100 if bench.quick else 400
-    with hops.pair(bench.cores, bench.scratch, n_embd) as near:
-        actions = {n: _ask_hops(near, n, n_trips) for n in (1, 16, 128, 512)}
-        found = alternate(bench.rounds, {f"{n} rows": action for n, action in actions.items()})
+    with contextlib.ExitStack() as stack:
+        bare, keyed = (stack.enter_context(hops.pair(bench.cores, bench.scratch, n_embd, key)) for key in ("", HOP_KEY))
+        actions = {(n, ""): _ask_hops(bare, n, n_trips) for n in (1, 16, 128, 512)}
+        actions |= {(n, ", with a key"): _ask_hops(keyed, n, n_trips) for n in (1, 16)}
+        found = alternate(bench.rounds, {f"{n} rows{key}": action for (n, key), action in actions.items()})
     series = []
-    for n, stats in zip(actions, found.values(), strict=True):
-        name = f"{n} row{'s' * (n > 1)} of {n_embd}, {4 * n * n_embd / 1000:.0f} kB"
-        target = "hop" if n == 16 else ""
+    for (n, key), stats in zip(actions, found.values(), strict=True):
+        name = f"{n} row{'s' * (n > 1)} of {n_embd}, {4 * n * n_embd / 1000:.0f} kB{key}"
+        target = "hop" if n == 16 and not key else ""
         series.append(Series("hops", f"{name}: median", "ms", tuple(s["median"] / 1e3 for s in stats), target=target))
         series.append(Series("hops", f"{name}: 95th percentile", "ms", tuple(s["p95"] / 1e3 for s in stats)))
-    return series
+    return series + _measure_frames(bench.rounds, n_embd, n_trips)
+
+
+def _measure_frames(rounds: int, n_embd: int, n_frames: int) -> list[Series]:
+    """The part of a hop that encodes and decodes, with a checksum or a MAC."""
+    kinds = {"with a checksum": None, "with a MAC": bytes(32)}
+    actions = {
+        f"a frame of {n} row{'s' * (n > 1)}, {kind}": functools.partial(
+            hops.microseconds_per_frame, n, n_embd, session_key, n_frames
+        )
+        for n in (1, 16)
+        for kind, session_key in kinds.items()
+    }
+    found = alternate(rounds, actions)
+    return [Series("hops", f"{name}: encoded and decoded", "µs", tuple(values)) for name, values in found.items()]
 
 
 def _ask_hops(near: Worker, n_rows: int, n_trips: int) -> Callable[[], dict[str, float]]:
