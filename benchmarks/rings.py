@@ -109,7 +109,7 @@ class Ring:
 
 def _clients(nodes_config: Path) -> list[ControlClient]:
     nodes = load_network(nodes_config).secondaries
-    return [ControlClient(f"secondary {i}", node.addr, node.http_port) for i, node in enumerate(nodes)]
+    return [ControlClient(f"secondary {i}", node.addr, node.http_port, node.access) for i, node in enumerate(nodes)]
 
 
 def _answers(client: ControlClient) -> bool:
