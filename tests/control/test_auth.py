@@ -244,12 +244,14 @@ def test_a_signed_body_that_is_too_long_or_has_no_length_is_refused(server: Cont
 
 
 def test_bytes_that_were_changed_on_their_way_are_not_held(server: ControlServer, node: FakeNode) -> None:
-    path = f"/chunks/{DIGEST}"
-    signature = challenge_of(server).sign(KEY, host_of(HOST, server.port), "PUT", path, CHUNK)
-    headers = {"Authorization": signature, "Content-Range": f"bytes 0-{len(CHUNK) - 1}/{len(CHUNK)}"}
-    assert ask(server, "PUT", path, CHUNK[:-1] + b"!", headers)[0] == 401
+    path, content_range = f"/chunks/{DIGEST}", f"bytes 0-{len(CHUNK) - 1}/{len(CHUNK)}"
     assert node.cache is not None
-    assert node.cache.held_bytes(DIGEST) == 0
+    for body, sent_range in [(CHUNK[:-1] + b"!", content_range), (CHUNK, content_range + "0")]:
+        host = host_of(HOST, server.port)
+        signature = challenge_of(server).sign(KEY, host, "PUT", path, CHUNK, content_range)
+        headers = {"Authorization": signature, "Content-Range": sent_range}
+        assert ask(server, "PUT", path, body, headers)[0] == 401
+        assert node.cache.held_bytes(DIGEST) == 0
 
 
 def test_a_large_init_is_let_in(server: ControlServer) -> None:
@@ -295,7 +297,7 @@ def signed_answer(
     digest = hashlib.sha256(body).hexdigest()
 
     def header(host: str) -> str:
-        mac = key.prove(role, nonce.encode(), host.encode(), str(status).encode(), digest.encode()).hex()
+        mac = key.prove(role, nonce.encode(), host.encode(), str(status).encode(), b"", digest.encode()).hex()
         return f'Authentication-Info: body="{digest}", mac="{mac}"'
 
     return header

@@ -115,14 +115,15 @@ def open_connections(server: ControlServer) -> int:
     return len(server._server.connections._open)
 
 
-def signed(client: Client, method: str, target: str, body: bytes = b"") -> bytes:
+def signed(client: Client, method: str, target: str, body: bytes = b"", content_range: str = "") -> bytes:
     """A request with the key, whose nonce is asked for on `client`."""
     client.send(b"GET / HTTP/1.1\r\nHost: x\r\nAuthorization: " + SCHEME.encode() + b"\r\n\r\n")
     challenge = Challenge.of(client.answer()[1]["WWW-Authenticate"])
     assert challenge is not None
     host = host_of(*client.sock.getpeername())
-    headers = {"Host": host, "Authorization": challenge.sign(KEY, host, method, target, body)}
+    headers = {"Host": host, "Authorization": challenge.sign(KEY, host, method, target, body, content_range)}
     headers |= type_of(method, target) | {"Content-Length": str(len(body))}
+    headers |= {"Content-Range": content_range} if content_range else {}
     lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
     return "\r\n".join(lines).encode() + body
 
@@ -206,8 +207,8 @@ def test_a_body_may_come_with_its_head_and_the_next_request(serve: Serve, dial: 
 def test_a_body_that_comes_in_pieces_is_read_whole(serve: Serve, dial: Dial, node: FakeNode) -> None:
     server = serve()
     client = dial(server)
-    request = signed(client, "PUT", f"/chunks/{DIGEST}", CHUNK)
-    request = request.replace(b"\r\n", b"\r\nContent-Range: bytes 0-%d/%d\r\n" % (len(CHUNK) - 1, len(CHUNK)), 1)
+    content_range = f"bytes 0-{len(CHUNK) - 1}/{len(CHUNK)}"
+    request = signed(client, "PUT", f"/chunks/{DIGEST}", CHUNK, content_range)
     for start in range(0, len(request), 700):
         client.send(request[start : start + 700])
     assert client.answer()[0] == 200

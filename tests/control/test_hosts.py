@@ -8,9 +8,11 @@ import select
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
+from mdi.checkpoint.cache import ChunkCache
 from mdi.control.auth import SCHEME, Challenge
 from mdi.control.client import ControlClient
 from mdi.control.hosts import OwnHosts, host_of
@@ -18,7 +20,7 @@ from mdi.control.protocol import NoAnswer, NotAuthorized, Refused
 from mdi.control.routes import ControlServer
 from mdi.net.access import THIS_MACHINE, Access
 from mdi.net.keys import Key, Keys
-from support.control import DIGEST, HOST, SPEC, FakeNode, type_of
+from support.control import CHUNK, DIGEST, HOST, SPEC, FakeNode, sha256_of, type_of
 from support.relay import Relay
 from support.statuses import IDLE, READY
 
@@ -252,6 +254,17 @@ def test_a_node_behind_a_relay_that_it_knows_of_is_reached(node: FakeNode, acces
         relay.target = server.port
         assert ControlClient("secondary 0", HOST, relay.port, access).status() == IDLE
         assert ask(server, "GET", "/", {"Host": f"{HOST}:1"})[0] == 421
+
+
+def test_what_a_node_holds_cannot_be_changed_on_its_way(node: FakeNode, tmp_path: Path) -> None:
+    node.cache = ChunkCache(tmp_path / "cache", sha256_of)
+    (tmp_path / "chunk.pth").write_bytes(CHUNK)
+    relay = ChangingRelay(lambda data: data.replace(b"X-Held-Bytes: 0", b"X-Held-Bytes: 9"))
+    with relay, serving(node, Access(KEY), f"{HOST}:{relay.port}") as server:
+        relay.target = server.port
+        with pytest.raises(NotAuthorized, match="did not show that it has this ring's key"):
+            ControlClient("secondary 0", HOST, relay.port, Access(KEY)).send_chunk(tmp_path / "chunk.pth", DIGEST)
+    assert node.cache.held_bytes(DIGEST) == 0
 
 
 # ---- the streamed answer to /init

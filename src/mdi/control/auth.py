@@ -19,11 +19,12 @@ import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from http.client import HTTPMessage
 from typing import Any
 
 from mdi import __version__
 from mdi.control.hosts import LOCAL_ADDRESS, OwnHosts
-from mdi.control.protocol import BYTES, JSON
+from mdi.control.protocol import BYTES, HELD_BYTES, JSON
 from mdi.net.access import Access, AllowedHosts
 from mdi.net.keys import MAC_BYTES, NONCE_BYTES, Key, Keys, Nonces
 from mdi.net.refusals import RefusalLog
@@ -52,16 +53,19 @@ Application = Callable[[Environ, StartResponse], Iterable[bytes]]
 
 @dataclass(frozen=True)
 class _Exchange:
-    """What the proofs of a request and of its answer have in common: the nonce, and the node that they are for."""
+    """What the proofs of a request and of its answer have in common: the nonce, and the node that they are for.
+
+    Each also covers the one header that says something of its body: Content-Range and X-Held-Bytes.
+    """
 
     nonce: str
     host: str
 
-    def request(self, method: str, target: str, digest: str) -> tuple[bytes, ...]:
-        return self._parts(b"mdi http request", method, target, digest)
+    def request(self, method: str, target: str, content_range: str, digest: str) -> tuple[bytes, ...]:
+        return self._parts(b"mdi http request", method, target, content_range, digest)
 
-    def answer(self, status: int, digest: str) -> tuple[bytes, ...]:
-        return self._parts(b"mdi http answer", str(status), digest)
+    def answer(self, status: int, held_bytes: str, digest: str) -> tuple[bytes, ...]:
+        return self._parts(b"mdi http answer", str(status), held_bytes, digest)
 
     def streamed(self, digest: str) -> tuple[bytes, ...]:
         return self._parts(b"mdi http stream", digest)
@@ -70,7 +74,7 @@ class _Exchange:
         return label, *(value.encode("latin-1", "replace") for value in (self.nonce, self.host, *values))
 
 
-def _sha256(body: bytes | memoryview) -> str:
+def _sha256(body: bytes) -> str:
     return hashlib.sha256(body).hexdigest()
 
 
@@ -90,21 +94,21 @@ class Challenge:
         match = _CHALLENGE.fullmatch(header)
         return cls(match[1], match[2] == "true") if match else None
 
-    def sign(self, keys: Keys, host: str, method: str, target: str, body: bytes | memoryview) -> str:
+    def sign(self, keys: Keys, host: str, method: str, target: str, body: bytes, content_range: str = "") -> str:
         """The header Authorization for one request; `host` and `target` (path and query) are those that are sent."""
         digest = _sha256(body)
-        mac = keys.prove(*_Exchange(self.nonce, host).request(method, target, digest)).hex()
+        mac = keys.prove(*_Exchange(self.nonce, host).request(method, target, content_range, digest)).hex()
         return f'{SCHEME} nonce="{self.nonce}", body="{digest}", mac="{mac}"'
 
-    def digest_of(self, keys: Keys, host: str, status: int, header: str) -> str | None:
+    def digest_of(self, keys: Keys, host: str, status: int, headers: HTTPMessage) -> str | None:
         """What the header Authentication-Info of an answer says of its body, which is still to come.
 
         `STREAM` or a SHA-256; None where it does not show that the other side has one of the keys.
         """
-        match = _ANSWER.fullmatch(header)
+        match = _ANSWER.fullmatch(headers.get("Authentication-Info", ""))
         if match is None:
             return None
-        parts = _Exchange(self.nonce, host).answer(status, match[1])
+        parts = _Exchange(self.nonce, host).answer(status, headers.get(HELD_BYTES, ""), match[1])
         return match[1] if keys.match(bytes.fromhex(match[2]), *parts) else None
 
     def verified(self, keys: Keys, host: str, digest: str, body: bytes) -> bytes | None:
@@ -137,9 +141,9 @@ class _Signed:
     exchange: _Exchange
     digest: str  # of its body, which is still to come
 
-    def info(self, status: str, digest: str) -> tuple[str, str]:
+    def info(self, status: str, digest: str, held_bytes: str = "") -> tuple[str, str]:
         """The header of an answer with that status line and body."""
-        mac = self.key.mac(*self.exchange.answer(int(status[:3]), digest)).hex()
+        mac = self.key.mac(*self.exchange.answer(int(status[:3]), held_bytes, digest)).hex()
         return "Authentication-Info", f'body="{digest}", mac="{mac}"'
 
     def sign_stream(self, blocks: Iterable[bytes]) -> Iterator[bytes]:
@@ -209,7 +213,8 @@ class AuthMiddleware:
             raise _RequestRejected("this ring has a key and the caller has none")
         nonce, digest, mac = match.groups()
         exchange = _Exchange(nonce, environ.get("HTTP_HOST", ""))
-        parts = exchange.request(environ["REQUEST_METHOD"], environ["REQUEST_URI"], digest)
+        content_range = environ.get("HTTP_CONTENT_RANGE", "")
+        parts = exchange.request(environ["REQUEST_METHOD"], environ["REQUEST_URI"], content_range, digest)
         known = self._nonces.redeem(bytes.fromhex(nonce))
         key = keys.match(bytes.fromhex(mac), *parts)
         if key is None:
@@ -284,7 +289,7 @@ class AuthMiddleware:
             response = _collected(response)
             digest = _sha256(b"".join(response))
         ((status, headers),) = begun
-        start_response(status, [*headers, signed.info(status, digest)])
+        start_response(status, [*headers, signed.info(status, digest, dict(headers).get(HELD_BYTES, ""))])
         return response
 
 

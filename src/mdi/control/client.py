@@ -17,6 +17,7 @@ from mdi.control.hosts import host_of
 from mdi.control.protocol import (
     BYTES,
     CODES,
+    HELD_BYTES,
     JSON,
     MAX_INIT_BYTES,
     MAX_STATUS_BYTES,
@@ -123,7 +124,8 @@ class ControlClient:
             answer_timeout_s: how long it may be silent, if less than usual.
             within_s: how long the whole may take, signs of life or not; an hour if not given.
         """
-        bounds = self._bounds(MAX_INIT_BYTES, answer_timeout_s, within_s or self._timeouts.load_s)
+        within_s = self._timeouts.load_s if within_s is None else within_s
+        bounds = self._bounds(MAX_INIT_BYTES, answer_timeout_s, within_s)
         return self._checked(init_answer_from_json, self._call(_json_request("POST", "/init", spec.to_json()), bounds))
 
     def release(self, run: int) -> None:
@@ -140,7 +142,7 @@ class ControlClient:
         try:
             total_bytes = path.stat().st_size
             answer = self._exchange(_Request("HEAD", url), self._bounds())
-            held = self._held_bytes(answer.headers.get("X-Held-Bytes", 0), 0, _MAX_BYTES)
+            held = self._held_bytes(answer.headers.get(HELD_BYTES, 0), 0, _MAX_BYTES)
             if held > total_bytes:  # the rest of another file with the same content: it begins anew
                 held = 0
             advance(held)
@@ -168,9 +170,10 @@ class ControlClient:
     def _bounds(
         self, max_bytes: int = MAX_STATUS_BYTES, silence_s: float | None = None, within_s: float | None = None
     ) -> Bounds:
-        silence_s = silence_s or self._timeouts.answer_s
-        whole_s = within_s or self._timeouts.connect_s + 2 * silence_s  # a nonce and an answer
-        return Bounds(silence_s, self._timeouts.deadline_s(whole_s), max_bytes)
+        silence_s = self._timeouts.answer_s if silence_s is None else silence_s
+        if within_s is None:
+            within_s = self._timeouts.connect_s + 2 * silence_s  # for a nonce, and for the answer
+        return Bounds(silence_s, self._timeouts.deadline_s(within_s), max_bytes)
 
     def _checked(self, parse: Callable[[Any], T], answer: dict[str, Any]) -> T:
         try:
@@ -244,11 +247,11 @@ class ControlClient:
         """Sign the request with a nonce of the node, and check that the node has the key before its answer is read."""
         challenge, host = self._nonce(connection, headers["Host"]), headers["Host"]
         for _ in range(SIGNING_ATTEMPTS):
-            signature = challenge.sign(keys, host, request.method, request.path, request.body)
+            content_range = headers.get("Content-Range", "")
+            signature = challenge.sign(keys, host, request.method, request.path, request.body, content_range)
             signed = {**headers, "Authorization": signature}
             response = connection.ask(request.method, request.path, signed, request.body)
-            proof = response.headers.get("Authentication-Info", "")
-            if (digest := challenge.digest_of(keys, host, response.status, proof)) is not None:
+            if (digest := challenge.digest_of(keys, host, response.status, response.headers)) is not None:
                 received = connection.read(response, bounds.max_bytes)
                 if (body := challenge.verified(keys, host, digest, received)) is None:
                     raise NoAnswer(f"{self} did not answer: what came is not what a node with this ring's key sent")

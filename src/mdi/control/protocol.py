@@ -22,6 +22,7 @@ MAX_STATUS_BYTES = 64 << 10  # of any answer but the following
 MAX_INIT_BYTES = 256 << 10  # a status, and one blank per second of loading
 MAX_TIMELINE_BYTES = 32 << 20  # some 60 bytes for each of its events
 
+HELD_BYTES = "X-Held-Bytes"  # the header that says how much of a chunk a node has
 JSON, BYTES = "application/json", "application/octet-stream"  # the types of bodies; no HTML form can send either
 
 

@@ -30,7 +30,7 @@ import cherrypy
 from mdi.checkpoint.cache import ChunkCache
 from mdi.control.auth import STREAMED, AuthMiddleware
 from mdi.control.hosts import OwnHosts
-from mdi.control.protocol import JSON, MAX_JSON_BYTES, UPLOAD_BYTES, NodeBusy, code_of
+from mdi.control.protocol import HELD_BYTES, JSON, MAX_JSON_BYTES, UPLOAD_BYTES, NodeBusy, code_of
 from mdi.control.server import WebServer, marking
 from mdi.control.session import SessionSpec
 from mdi.control.status import InitAnswer, NodeStatus, init_answer_to_json
@@ -246,7 +246,7 @@ class _Routes:
         if cherrypy.request.method == "PUT":
             return self._append(digest)
         try:
-            cherrypy.response.headers["X-Held-Bytes"] = str(self._cache().held_bytes(digest))
+            cherrypy.response.headers[HELD_BYTES] = str(self._cache().held_bytes(digest))
         except MdiError as exc:
             return _refused(exc, 409)
         return b""
