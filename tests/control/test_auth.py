@@ -15,12 +15,13 @@ import pytest
 
 from mdi import __version__
 from mdi.checkpoint.cache import ChunkCache
-from mdi.control.auth import SCHEME, AuthMiddleware, Challenge
+from mdi.control.auth import AuthMiddleware
 from mdi.control.client import ControlClient, _Request
 from mdi.control.exchange import Bounds
 from mdi.control.hosts import LOCAL_ADDRESS, OwnHosts, host_of
 from mdi.control.protocol import MAX_JSON_BYTES, UPLOAD_BYTES
 from mdi.control.routes import ControlServer
+from mdi.control.signatures import SCHEME, Challenge
 from mdi.errors import ControlError
 from mdi.net.access import Access
 from mdi.net.keys import Key, Keys, Nonces

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 import mdi.control.client
-from mdi.control.auth import SCHEME
 from mdi.control.client import ControlClient
 from mdi.control.protocol import MAX_INIT_BYTES, MAX_STATUS_BYTES, MAX_TIMELINE_BYTES, NoAnswer, NotANode, NotAuthorized
+from mdi.control.signatures import SCHEME
 from mdi.errors import ControlError
 from mdi.net.access import THIS_MACHINE, Access
 from mdi.net.keys import Key, Keys

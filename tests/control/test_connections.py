@@ -14,11 +14,11 @@ import pytest
 
 import mdi.control.connections
 from mdi.checkpoint.cache import ChunkCache
-from mdi.control.auth import SCHEME, Challenge
 from mdi.control.client import ControlClient
 from mdi.control.hosts import host_of
 from mdi.control.routes import ControlServer
 from mdi.control.server import MAX_IGNORED_BYTES, N_THREADS
+from mdi.control.signatures import SCHEME, Challenge
 from mdi.control.streams import MAX_HEAD_BYTES
 from mdi.net.access import Access
 from mdi.net.keys import Key, Keys

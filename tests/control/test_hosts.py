@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from mdi.checkpoint.cache import ChunkCache
-from mdi.control.auth import SCHEME, Challenge
 from mdi.control.client import ControlClient
 from mdi.control.hosts import OwnHosts, host_of
 from mdi.control.protocol import NoAnswer, NotAuthorized, Refused
 from mdi.control.routes import ControlServer
+from mdi.control.signatures import SCHEME, Challenge
 from mdi.net.access import THIS_MACHINE, Access
 from mdi.net.keys import Key, Keys
 from support.control import CHUNK, DIGEST, HOST, SPEC, FakeNode, sha256_of, type_of

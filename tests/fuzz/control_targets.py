@@ -19,12 +19,13 @@ from fuzz.mutations import change_bytes, change_json, pick
 from fuzz.target import Target
 from mdi.checkpoint.cache import ChunkCache
 from mdi.checkpoint.config import config_from_dict
-from mdi.control.auth import SCHEME, AuthMiddleware, Challenge
+from mdi.control.auth import AuthMiddleware
 from mdi.control.hosts import OwnHosts, host_of
 from mdi.control.protocol import UPLOAD_BYTES
 from mdi.control.routes import application_of
 from mdi.control.server import WebServer, _Request
 from mdi.control.session import SessionSpec
+from mdi.control.signatures import SCHEME, Challenge
 from mdi.control.status import InitAnswer
 from mdi.control.streams import RequestStream
 from mdi.errors import CheckpointError, ControlError

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mdi import __version__
-from mdi.control.auth import SCHEME, Challenge
 from mdi.control.exchange import AnswerTooLarge, Bounds, Connection
 from mdi.control.hosts import host_of
 from mdi.control.protocol import (
@@ -32,6 +31,7 @@ from mdi.control.protocol import (
     Unreachable,
 )
 from mdi.control.session import SessionSpec
+from mdi.control.signatures import SCHEME, Challenge
 from mdi.control.status import InitAnswer, NodeStatus, init_answer_from_json
 from mdi.errors import ControlError
 from mdi.files import storage_error
