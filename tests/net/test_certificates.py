@@ -38,6 +38,17 @@ def test_private_keys_are_for_their_owner_alone(made: Path) -> None:
     assert not (made / "10.0.0.2" / "ca.key").exists()
 
 
+def test_a_private_key_that_others_may_read_is_warned_of(
+    made: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = files_of(Path(shutil.copytree(made / "10.0.0.2", tmp_path / "copy")))
+    files.check()
+    assert not caplog.records
+    files.private_key.chmod(0o644)
+    files.check()
+    assert f"other users of this machine may read it: chmod 600 {files.private_key}" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("name", "names"),
     [

@@ -9,6 +9,7 @@ from pathlib import Path
 from selectors import EVENT_READ, EVENT_WRITE
 
 from mdi.errors import ConfigError
+from mdi.net.key_sources import warn_if_readable_by_others
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Tls:
             except OSError as exc:
                 raise ConfigError(f"tls: {path} cannot be read: {exc.strerror}; `make certs` makes one") from exc
         _ = self.server, self.client  # made now: what is wrong with the contents of the files is raised here
+        warn_if_readable_by_others(self.private_key)
 
     def _context(self, protocol: ssl._SSLMethod) -> ssl.SSLContext:
         context = ssl.SSLContext(protocol)
