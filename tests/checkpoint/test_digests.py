@@ -153,7 +153,7 @@ def test_no_more_tensors_are_held_than_threads_hash(model: Path, monkeypatch: py
 )  # fmt: skip
 def test_damaged_digests_of_a_model_are_one_line(text: str, model: Path) -> None:
     (model / DIGESTS_FILE).write_text(text)
-    with pytest.raises(CheckpointError, match=rf"{DIGESTS_FILE}: damaged .*; remove it, or prepare the model again"):
+    with pytest.raises(CheckpointError, match=rf"{DIGESTS_FILE}: .*; remove it, or prepare the model again"):
         read_digests(model)
 
 

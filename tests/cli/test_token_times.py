@@ -40,7 +40,7 @@ def test_a_damaged_token_csv_is_refused(content: bytes, tmp_path: Path) -> None:
 
 
 def test_a_missing_token_csv_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="no such file"):
         read_token_csv(tmp_path / "none.csv")
 
 

@@ -222,9 +222,7 @@ WRONG_VALUES = [
     ("nodes.secondary[1].device", 0, "0 is not a string"),
     ("nodes.starter.share", 0, "0 is not a positive number"),
     ("nodes.starter.share", -1.5, "-1.5 is not a positive number"),
-    ("nodes.starter.share", float("nan"), "nan is not a positive number"),
-    ("nodes.starter.share", float("inf"), "inf is not a positive number"),
-    pytest.param("nodes.starter.share", 10**400, "is not a positive number", id="beyond every float"),
+    ("nodes.starter.share", 10**39, "is not a positive number"),
     ("nodes.starter.share", True, "True is not a number"),
     ("nodes.starter.share", "1", "'1' is not a number"),
 ]
@@ -285,14 +283,16 @@ def test_a_network_without_an_index_says_how_to_give_one(tmp_path: Path) -> None
         (b"", "not valid JSON"),
         (b"{", "not valid JSON"),
         (b"{'nodes': 1}", "not valid JSON"),
-        (b"\xef\xbb\xbf{}", "not valid JSON"),
+        ("{}".encode("utf-16"), "is UTF-16 text"),
         (b"[" * 100_000, "not valid JSON"),
         (b'{"nodes": ' + b"1" * 5000 + b"}", "not valid JSON"),
         (b"[]", "expected an object at the top level"),
         (b"null", "expected an object at the top level"),
-        (b'{"nodes": "caf\xe9"}', "cannot be read"),
+        (b'{"nodes": "caf\xe9"}', "is not UTF-8 text (byte 14)"),
+        (b'{"nodes": NaN}', "not valid JSON: NaN"),
+        (b'{"nodes": 1e999}', "not valid JSON: 1e999"),
     ],
-    ids=["empty", "cut", "quotes", "bom", "deep", "huge number", "list", "null", "latin-1"],
+    ids=["empty", "cut", "quotes", "utf-16", "deep", "huge number", "list", "null", "latin-1", "nan", "infinite"],
 )
 def test_a_file_that_is_no_json_object_is_refused(tmp_path: Path, content: bytes, problem: str) -> None:
     path = tmp_path / "nodes.json"

@@ -358,5 +358,5 @@ def test_a_file_of_the_wrong_size_is_not_taken_for_the_model(stub: StubHub, fold
 
 def test_a_damaged_config(stub: StubHub, folder: Path) -> None:
     stub.files["config.json"] = b"<html>"
-    with pytest.raises(CheckpointError, match=r"config\.json is not JSON"):
+    with pytest.raises(CheckpointError, match=r"config\.json: not valid JSON"):
         hub.download_config("org/tiny", folder)

@@ -370,10 +370,10 @@ def test_the_unused_numbers_of_a_slot_message_are_zero(kind: int, numbers: tuple
     ("body", "words"),
     [
         (b"[]", "not a JSON object"),
-        (b"{,}", "not JSON"),
-        (b"[" * 4000, "not JSON"),
-        (b"\xff\xfe", "not UTF-8"),
-        (b"1" * 4096, "a handshake that is not"),
+        (b"{,}", "not valid JSON"),
+        (b"[" * 4000, "not valid JSON"),
+        (b"\xff\xfd", "not UTF-8"),
+        (b"1" * 4096, "a handshake: not valid JSON"),
     ],
 )
 def test_a_handshake_that_is_no_json_object_is_refused(body: bytes, words: str) -> None:

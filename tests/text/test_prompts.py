@@ -37,7 +37,7 @@ def test_indented_first_lines_keep_their_indent() -> None:
         ("prompts.txt", b" \n\n\t\n", "holds no text"),
         ("prompts.txt", b"", "holds no text"),
         ("prompts.txt", b"caf\xe9", "not UTF-8"),
-        ("prompts.txt", None, "cannot be read"),
+        ("prompts.txt", None, "no such file"),
         ("a\0b.txt", None, "not a usable path"),
     ],
 )

@@ -14,6 +14,7 @@ from mdi.checkpoint.config import MAX_VALUES, load_config
 from mdi.checkpoint.digests import checked, digest_of_lines, expect_lines, read_digests, tensor_line
 from mdi.checkpoint.tensor_file import open_weights
 from mdi.checkpoint.weights import MODEL_FILE, select, write_errors
+from mdi.documents import read_json
 from mdi.errors import CheckpointError, StorageError
 from mdi.files import atomic_path, storage_error, write_text
 from mdi.formats import DIGEST, MODES, Mode
@@ -23,10 +24,11 @@ from mdi.model.span import Span, spans_of
 from mdi.model.tensors import TORCH_DTYPES, dtype_name, mapped_empty
 from mdi.model.weights import Weights
 from mdi.progress import progress_bar
-from mdi.strings import format_bytes
+from mdi.strings import format_bytes, one_line
 
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
+MAX_MANIFEST_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -65,19 +67,19 @@ def read_manifest(folder: Path) -> Manifest | None:
     path = folder / MANIFEST_FILE
     if not path.is_file():
         return None
+    data = read_json(path, MAX_MANIFEST_BYTES, CheckpointError)
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        if data["format_version"] != FORMAT_VERSION:
+        if (version := data["format_version"]) != FORMAT_VERSION:
             raise CheckpointError(
-                f"{path}: format {data['format_version']}, this version reads {FORMAT_VERSION}; split again"
+                f"{path}: format {one_line(repr(version), 40)}, this version reads {FORMAT_VERSION}; split again"
             )
         spans = tuple(Span(*span) for span in data.pop("spans"))
         files = tuple(ChunkFile(**file) for file in data.pop("files"))
         manifest = Manifest(spans=spans, files=files, **data)
         _check_manifest(manifest)
         return manifest
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
-        raise CheckpointError(f"{path}: damaged ({exc}); delete it and split the model again") from exc
+    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise CheckpointError(f"{path}: damaged ({one_line(exc)}); delete it and split the model again") from exc
 
 
 def _check_manifest(manifest: Manifest) -> None:

@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 
+from mdi.documents import read_yaml
 from mdi.errors import CheckpointError
 from mdi.model.architecture import LITGPT, ModelConfig, architecture_of
 from mdi.model.shapes import head_shapes, layer_weights
 from mdi.strings import one_line
 
 CONFIG_FILE = "model_config.yaml"
+MAX_FILE_BYTES = 1 << 16
 
 # Numbers that decide how long it takes and how much memory to look at a configuration, far above any known model's.
 MAX_VALUES = {"n_layer": 10_000, "n_expert": 2048, "head_size": 1 << 16}
@@ -24,7 +26,14 @@ def load_config(folder: Path) -> ModelConfig:
         raise CheckpointError(
             f"{folder}: no {CONFIG_FILE}, so this is not a prepared model; run prepare_model.py first"
         )
-    return _checked(lambda: ModelConfig.from_file(path), str(path))
+    return _checked(lambda: LITGPT.config_from_dict(_read_fields(path)), str(path))
+
+
+def _read_fields(path: Path) -> dict[str, Any]:
+    values = read_yaml(path, MAX_FILE_BYTES, CheckpointError)
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path}: not a configuration that litgpt can run: it holds no fields")
+    return values
 
 
 def config_from_dict(values: Mapping[str, Any]) -> ModelConfig:

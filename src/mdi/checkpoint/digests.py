@@ -15,11 +15,11 @@ import torch
 
 from mdi.checkpoint.tensor_file import MAX_TENSORS, Advance, no_progress, open_weights
 from mdi.checkpoint.weights import MODEL_FILE
+from mdi.documents import Fields, read_json
 from mdi.errors import CheckpointError
 from mdi.files import write_text
 from mdi.model.tensors import dtype_name
 from mdi.model.weights import Weights
-from mdi.strings import one_line
 
 DIGESTS_FILE = "lit_model.digests.json"
 FORMAT_VERSION = 1
@@ -142,15 +142,16 @@ def read_digests(folder: Path) -> dict[str, str] | None:
     if not path.is_file():
         return None
     try:
-        if path.stat().st_size > _MAX_DIGESTS_BYTES:
-            raise ValueError("too long")
-        data = json.loads(path.read_text(encoding="utf-8"))
-        lines = data["tensors"]
-        if data["format_version"] != FORMAT_VERSION or not all(isinstance(line, str) for line in lines.values()):
-            raise ValueError("of another format")
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as exc:
-        raise CheckpointError(f"{path}: damaged ({one_line(exc)}); remove it, or prepare the model again") from exc
-    return dict(lines)
+        fields = Fields(read_json(path, _MAX_DIGESTS_BYTES, CheckpointError), str(path), CheckpointError)
+        fields.get("format_version", lambda value: value == FORMAT_VERSION, f"{FORMAT_VERSION}")
+        lines: dict[str, str] = fields.get("tensors", _are_lines, "a text for each tensor")
+    except CheckpointError as exc:
+        raise CheckpointError(f"{exc}; remove it, or prepare the model again") from exc
+    return lines
+
+
+def _are_lines(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(line, str) for line in value.values())
 
 
 def expect_lines(path: Path, known: Mapping[str, str] | None) -> Check | None:

@@ -15,12 +15,14 @@ from typing import TextIO
 import psutil
 
 from mdi.cli.plots import plot_curves
+from mdi.documents import parse_integer, parse_number, read_text
 from mdi.errors import ConfigError
 from mdi.files import storage_error
 from mdi.inbox import Inbox
-from mdi.strings import format_seconds
+from mdi.strings import format_seconds, one_line
 
 MEMORY_CSV_HEADER = "seconds,rss_bytes"
+MAX_FILE_BYTES = 256 << 20
 _MIB = 1 << 20
 
 
@@ -120,15 +122,14 @@ def _signal_group(group_id: int, number: signal.Signals) -> None:
 
 def read_memory_csv(path: Path) -> list[tuple[float, int]]:
     """The (seconds, bytes) of a file that `watch_command` wrote. Raises `ConfigError`."""
-    try:
-        header, *lines = path.read_text(encoding="utf-8").splitlines()
-        rows = [line.split(",") for line in lines]
-        points = [(float(seconds), int(rss_bytes)) for seconds, rss_bytes in rows]
-    except (OSError, ValueError) as exc:
-        raise ConfigError(f"{path}: not a memory record ({exc})") from exc
+    header, *lines = read_text(path, MAX_FILE_BYTES, ConfigError).split("\n")
     if header != MEMORY_CSV_HEADER:
-        raise ConfigError(f"{path}: begins with {header!r}, not {MEMORY_CSV_HEADER!r}")
-    return points
+        raise ConfigError(f"{path}: begins with {one_line(repr(header), 60)}, not {MEMORY_CSV_HEADER!r}")
+    try:
+        rows = [line.split(",") for line in lines if line]
+        return [(parse_number(seconds), parse_integer(rss_bytes)) for seconds, rss_bytes in rows]
+    except ValueError as exc:
+        raise ConfigError(f"{path}: not a memory record ({one_line(exc)})") from exc
 
 
 def plot_memory(csv_path: Path, png_path: Path) -> None:

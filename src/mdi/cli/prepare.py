@@ -18,7 +18,8 @@ from mdi.convert.hf_configs import resolve_config_name
 from mdi.convert.hub import download, download_config, read_config
 from mdi.convert.huggingface import convert_folder, link_or_copy
 from mdi.convert.random import make_random
-from mdi.errors import ConfigError
+from mdi.documents import Fields, read_json
+from mdi.errors import CheckpointError, ConfigError
 from mdi.files import partial_folder, write_text
 from mdi.model.shapes import head_weight, layer_weights
 from mdi.model.span import Span
@@ -132,10 +133,11 @@ def _unless_ready(target: Path, source: str, *, keep_on_error: bool = False) -> 
 
 
 def _check_source(target: Path, source: str) -> None:
-    try:
-        known = json.loads((target / SOURCE_FILE).read_text(encoding="utf-8"))["source"]
-    except (OSError, ValueError, KeyError, TypeError):
+    path = target / SOURCE_FILE
+    if not path.is_file():
         return  # put there by hand
+    fields = Fields(read_json(path, 1 << 20, CheckpointError), str(path), CheckpointError)
+    known = fields.get("source", lambda value: isinstance(value, str), "a text")
     if known != source:
         raise ConfigError(
             f"{target} was made from {known}, not from {source}: remove it, or choose another --ckpt-folder"

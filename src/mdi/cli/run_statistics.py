@@ -5,9 +5,10 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mdi.documents import decode_text
 from mdi.errors import ConfigError
 from mdi.files import storage_error
-from mdi.strings import format_seconds
+from mdi.strings import format_seconds, one_line
 
 RUN_CSV_HEADER = "timestamp,n_samples,n_layers,context_size,gen_time"
 
@@ -35,14 +36,14 @@ def check_run_csv(path: Path) -> bool:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-        with path.open(encoding="utf-8") as file:
-            header = file.readline(200)
-    except UnicodeDecodeError as exc:
-        raise ConfigError(f"{path}: not a text file; choose another for --time-run") from exc
+        with path.open("rb") as file:
+            first_line = file.readline(200)
     except OSError as exc:
         raise storage_error(path, exc) from exc
-    if header and header.removesuffix("\n") != RUN_CSV_HEADER:
-        raise ConfigError(f"{path}: begins with {header!r}, not {RUN_CSV_HEADER!r}; choose another file")
+    header = decode_text(first_line, f"{path} (--time-run)", ConfigError)
+    if header and header.rstrip("\r\n") != RUN_CSV_HEADER:
+        found = one_line(repr(header), 60)
+        raise ConfigError(f"{path}: begins with {found}, not {RUN_CSV_HEADER!r}; choose another file")
     return bool(header)
 
 

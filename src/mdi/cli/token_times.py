@@ -4,11 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mdi.documents import parse_integer, parse_number, read_text
 from mdi.errors import ConfigError
 from mdi.files import write_text
-from mdi.strings import format_seconds
+from mdi.strings import format_seconds, one_line
 
 Points = Sequence[tuple[float, int]]
+
+MAX_FILE_BYTES = 256 << 20  # some ten million tokens
 
 
 @dataclass
@@ -41,10 +44,7 @@ def write_token_csv(path: Path, points: Points) -> None:
 
 def read_token_csv(path: Path) -> list[tuple[float, int]]:
     """Read back what `write_token_csv` wrote. Raises `ConfigError` naming file and line."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as exc:
-        raise ConfigError(f"{path}: cannot be read ({exc})") from exc
+    lines = read_text(path, MAX_FILE_BYTES, ConfigError).splitlines()
     if not lines:
         raise ConfigError(f"{path}: the file is empty")
     return [_parse_point(path, number, line) for number, line in enumerate(lines, 1)]
@@ -53,6 +53,6 @@ def read_token_csv(path: Path) -> list[tuple[float, int]]:
 def _parse_point(path: Path, number: int, line: str) -> tuple[float, int]:
     try:
         seconds, tokens = line.split(",")
-        return float(seconds), int(tokens)
+        return parse_number(seconds), parse_integer(tokens)
     except ValueError as exc:
-        raise ConfigError(f"{path}: line {number} is {line!r}, not `seconds,tokens`") from exc
+        raise ConfigError(f"{path}: line {number} is {one_line(repr(line), 60)}, not `seconds,tokens`") from exc

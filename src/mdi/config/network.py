@@ -3,13 +3,13 @@
 Errors are `ConfigError`s that name the file, the key, the value and what is allowed.
 """
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mdi.documents import read_json
 from mdi.errors import ConfigError
 from mdi.formats import DEVICE
 from mdi.net.access import THIS_MACHINE, Access
@@ -18,6 +18,7 @@ from mdi.net.keys import Key
 from mdi.net.tls import Tls
 
 MAX_SHARE = 10**6
+MAX_FILE_BYTES = 1 << 20
 LOOPBACK = ("localhost", "127.", "::1")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+):[0-9]{1,5}")
 
@@ -108,14 +109,7 @@ def _range_of(n_secondaries: int) -> str:
 
 
 def _load_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as exc:
-        raise ConfigError(f"{path}: no such file") from exc
-    except (OSError, UnicodeDecodeError) as exc:
-        raise ConfigError(f"{path}: cannot be read: {exc}") from exc
-    except (ValueError, RecursionError) as exc:  # also an integer of too many digits
-        raise ConfigError(f"{path}: not valid JSON: {exc}") from exc
+    data = read_json(path, MAX_FILE_BYTES, ConfigError)
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected an object at the top level")
     return data

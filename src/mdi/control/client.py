@@ -33,6 +33,7 @@ from mdi.control.protocol import (
 from mdi.control.session import SessionSpec
 from mdi.control.signatures import SCHEME, Challenge
 from mdi.control.status import InitAnswer, NodeStatus, init_answer_from_json
+from mdi.documents import parse_json
 from mdi.errors import ControlError
 from mdi.files import storage_error
 from mdi.net.access import THIS_MACHINE, Access
@@ -74,10 +75,7 @@ class _Answer:
 
     def json(self) -> Any:
         """Raises `ValueError` where the body is no JSON."""
-        try:
-            return json.loads(self.body)
-        except RecursionError as exc:  # 100 000 brackets
-            raise ValueError("nested too deep") from exc
+        return parse_json(self.body, "the answer", ValueError)
 
     def error(self) -> dict[str, Any] | None:
         """What the body says as the error of a node; None where it says something else."""

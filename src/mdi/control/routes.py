@@ -34,6 +34,7 @@ from mdi.control.protocol import HELD_BYTES, JSON, MAX_JSON_BYTES, UPLOAD_BYTES,
 from mdi.control.server import WebServer, marking
 from mdi.control.session import SessionSpec
 from mdi.control.status import InitAnswer, NodeStatus, init_answer_to_json
+from mdi.documents import parse_json
 from mdi.errors import ConfigError, ControlError, MdiError
 from mdi.net.access import THIS_MACHINE, Access, is_loopback
 from mdi.net.refusals import RefusalLog
@@ -312,8 +313,8 @@ def _read_json() -> Any:
             pass  # closing with unread bytes makes the kernel send RST, which can discard our answer at the client
         raise cherrypy.HTTPError(413, f"a body of {length} bytes; {MAX_JSON_BYTES} are allowed")
     try:
-        return json.loads(cherrypy.request.rfile.read(length))
-    except (ValueError, RecursionError) as exc:
+        return parse_json(cherrypy.request.rfile.read(length), "the body", ControlError)
+    except ControlError as exc:
         raise cherrypy.HTTPError(400, "the body is not JSON") from exc
 
 

@@ -173,7 +173,7 @@ def _trimmed_vocabulary(config: Config, rows: int) -> bool:
 def _scaling_mismatch(scaling: dict[str, Any], config: Config) -> Iterator[tuple[str, Any, Any]]:
     if scaling and scaling.get("rope_type", scaling.get("type")) not in ("llama3", "linear"):
         return
-    theirs = float(scaling.get("factor", 1.0))
+    theirs = scaling.get("factor", 1.0)
     ours = float((config.rope_adjustments or {}).get("factor", config.rope_condense_ratio))
     if theirs != ours:
         yield "rope_scaling factor", theirs, ours

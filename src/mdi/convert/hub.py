@@ -8,7 +8,6 @@ success, and on Ctrl-C it waits until its worker threads have finished their fil
 
 import contextlib
 import fnmatch
-import json
 import logging
 import os
 import re
@@ -20,9 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mdi.convert.hub_errors import endpoint, translated
+from mdi.documents import Fields, read_json
 from mdi.errors import CheckpointError, ConfigError, StorageError
-from mdi.files import storage_error
-from mdi.strings import format_bytes, one_line
+from mdi.strings import format_bytes
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
@@ -33,6 +32,8 @@ _SMALL_FILES = ("config.json", "generation_config.json", "tokenizer*", "chat_tem
 _NOT_THE_MODEL = ("consolidated*", "adapter*", "optimizer*", "training_args*", "scheduler*", "flax*", "tf_*")
 _SHARD = re.compile(r"-\d+-of-\d+\.")
 _API_TIMEOUT_S = 30.0
+MAX_CONFIG_BYTES = 4 << 20
+_PARTS = ("text_config", "rope_scaling", "rope_parameters", "quantization_config")  # objects in config.json
 # The hub serves larger files only through its xet protocol, which starts a broken file again from zero;
 # up to here plain HTTP is used, because that resumes.
 _PLAIN_HTTP_LIMIT_BYTES = 50 * 10**9
@@ -73,17 +74,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     where it cannot be read.
     """
     path = folder / "config.json"
-    try:
-        loaded = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as exc:
-        raise CheckpointError(f"{path}: {exc.strerror}") from exc
-    except OSError as exc:
-        raise storage_error(path, exc) from exc
-    except ValueError as exc:
-        raise CheckpointError(f"{path} is not JSON: {one_line(exc)}") from exc
-    if not isinstance(loaded, dict):
-        raise CheckpointError(f"{path} is not a JSON object")
-    return loaded
+    config: dict[str, Any] = read_json(path, MAX_CONFIG_BYTES, CheckpointError)
+    fields = Fields(config, str(path), CheckpointError)
+    fields.get("model_type", lambda value: isinstance(value, str), "a text", None)
+    for part in _PARTS:
+        fields.get(part, lambda value: isinstance(value, dict), "an object", None)
+    return config
 
 
 def download(repo_id: str, folder: Path, *, token: str | None = None, progress: bool = True) -> None:

@@ -8,7 +8,6 @@ What litgpt prints is suppressed; an error becomes one line.
 import contextlib
 import errno
 import io
-import json
 import pickle
 import re
 import shutil
@@ -31,10 +30,13 @@ from mdi.checkpoint.tensor_file import open_weights
 from mdi.checkpoint.weights import MODEL_FILE, write_errors
 from mdi.convert.hf_configs import check_config, check_convertible, config_by_name
 from mdi.convert.hub import is_weight_file, read_config, wanted_files
+from mdi.documents import Fields, read_json
 from mdi.errors import CheckpointError, ConfigError, StorageError
 from mdi.files import flush, storage_error
 from mdi.model.tensors import TORCH_DTYPES, mapped_empty
 from mdi.strings import one_line
+
+MAX_INDEX_BYTES = 64 << 20  # one line for each tensor
 
 # What torch.load raises for bytes that are not a checkpoint, or a truncated one.
 _DAMAGE = (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError)
@@ -123,13 +125,11 @@ def _check_complete(folder: Path, weights: list[str]) -> None:
 
 
 def _indexed(index: Path) -> set[str]:
-    try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, TypeError, AttributeError) as exc:
-        raise CheckpointError(f"{index} is not an index of weight files: fetch it again") from exc
-    if not all(isinstance(name, str) and Path(name).name == name for name in names):
+    fields = Fields(read_json(index, MAX_INDEX_BYTES, CheckpointError), str(index), CheckpointError)
+    weight_map = fields.get("weight_map", lambda value: isinstance(value, dict), "names of files by tensor")
+    if not all(isinstance(name, str) and name and Path(name).name == name for name in weight_map.values()):
         raise CheckpointError(f"{index} names files outside its own folder: refused")
-    return names
+    return set(weight_map.values())
 
 
 def _tensor_names(file: Path) -> list[str]:

@@ -28,6 +28,7 @@ from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from mdi.documents import parse_json
 from mdi.errors import LinkClosed, LocalProtocolError, RemoteProtocolError
 from mdi.ids import Rank
 from mdi.net.keys import MAC_BYTES, NONCE_BYTES
@@ -437,10 +438,7 @@ def _read_text(data: memoryview) -> str:
 
 
 def _read_facts(data: memoryview) -> dict[str, Any]:
-    try:
-        facts = json.loads(_read_text(data))
-    except (ValueError, RecursionError) as exc:
-        raise RemoteProtocolError("a handshake that is not JSON") from exc
+    facts = parse_json(bytes(data), "a handshake", RemoteProtocolError)
     if not isinstance(facts, dict):
         raise RemoteProtocolError("a handshake that is not a JSON object")
     return facts

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from mdi.documents import read_text
 from mdi.errors import CheckpointError
-from mdi.files import read_bytes
 from mdi.strings import one_line
 from mdi.text.tokenizer_config import read_tokenizer_config, token_text
 
 ADVICE = "try --prompt-style none"
+MAX_TEMPLATE_BYTES = 4 << 20
 
 
 class ChatTemplate:
@@ -68,10 +69,7 @@ def load_chat_template(folder: Path) -> ChatTemplate | None:
     tokens = {key: text for key in config if key.endswith("_token") and (text := token_text(config[key])) is not None}
     path = template_file(folder)
     if path.suffix == ".jinja":
-        try:
-            return ChatTemplate(read_bytes(path).decode("utf-8"), path, tokens)
-        except UnicodeDecodeError as exc:
-            raise CheckpointError(f"{path}: cannot be read ({exc})") from exc
+        return ChatTemplate(read_text(path, MAX_TEMPLATE_BYTES, CheckpointError), path, tokens)
     source = _default_template(config.get("chat_template"))
     return None if source is None else ChatTemplate(source, path, tokens)
 

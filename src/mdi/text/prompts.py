@@ -3,11 +3,13 @@
 from itertools import cycle, groupby, islice
 from pathlib import Path
 
+from mdi.documents import read_text
 from mdi.errors import ConfigError
 from mdi.text.styles import Style
 from mdi.text.tokenizer import Tokenizer
 
 PROMPT_SUFFIXES = (".txt", ".md", ".tex")
+MAX_FILE_BYTES = 64 << 20
 _FILE_PREFIX = "FILE:"
 
 
@@ -36,13 +38,10 @@ def _read_prompt_file(path: Path) -> str:
     if path.suffix.lower() not in PROMPT_SUFFIXES:
         raise ConfigError(f"{path}: a prompt file must end in {', '.join(PROMPT_SUFFIXES)}")
     try:
-        return path.expanduser().read_text(encoding="utf-8-sig")
-    except OSError as exc:
-        raise ConfigError(f"{path}: the prompt file cannot be read: {exc.strerror or exc}") from exc
-    except UnicodeDecodeError as exc:
-        raise ConfigError(f"{path}: the prompt file is not UTF-8 text (byte {exc.start})") from exc
-    except (ValueError, RuntimeError) as exc:  # a NUL in the path; `~` of an unknown user
+        expanded = path.expanduser()
+    except RuntimeError as exc:  # `~` of an unknown user
         raise ConfigError(f"{path}: not a usable path ({exc})") from exc
+    return read_text(expanded, MAX_FILE_BYTES, ConfigError)
 
 
 def encode_prompt(tokenizer: Tokenizer, style: Style, prompt: str) -> list[int]:

@@ -5,14 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mdi.documents import read_yaml
 from mdi.errors import CheckpointError, ConfigError
-from mdi.files import read_bytes
-from mdi.strings import one_line
 from mdi.text.stops import StopSequences
 from mdi.text.tokenizer import Tokenizer
 from mdi.text.tokenizer_config import generation_ids
 from mdi.text.worker_client import find_template
 from mdi.text.worker_process import TextWorker
+
+MAX_FILE_BYTES = 1 << 16  # of prompt_style.yaml
 
 
 @dataclass(frozen=True)
@@ -76,13 +77,9 @@ def _style_for_name(config_name: str, tokenizer: Tokenizer) -> Style | None:
 
 def _saved_class(path: Path) -> Any:
     """The class of `litgpt.prompts` that a prompt_style.yaml names; nothing else is ever imported."""
-    import yaml
     from litgpt import prompts
 
-    try:
-        content = yaml.safe_load(read_bytes(path))
-    except (ValueError, yaml.YAMLError) as exc:
-        raise CheckpointError(f"{path}: cannot be read ({one_line(exc)})") from exc
+    content = read_yaml(path, MAX_FILE_BYTES, CheckpointError)
     class_path = content.get("class_path") if isinstance(content, dict) else None
     module, _, name = str(class_path).rpartition(".")
     style_class = getattr(prompts, name, None) if module == prompts.__name__ else None

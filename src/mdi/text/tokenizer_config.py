@@ -1,16 +1,16 @@
 """The configuration files beside a vocabulary: tokenizer_config.json and generation_config.json."""
 
-import json
 import logging
 import re
 from pathlib import Path
 from typing import Any
 
+from mdi.documents import Fields, parse_json, read_document, read_json
 from mdi.errors import CheckpointError
-from mdi.files import read_bytes
-from mdi.strings import one_line
 
 log = logging.getLogger(__name__)
+
+MAX_FILE_BYTES = 16 << 20
 
 
 def read_tokenizer_config(folder: Path) -> dict[str, Any]:
@@ -18,10 +18,7 @@ def read_tokenizer_config(folder: Path) -> dict[str, Any]:
     path = folder / "tokenizer_config.json"
     if not path.is_file():
         return {}
-    try:
-        config = json.loads(read_bytes(path))
-    except ValueError as exc:
-        raise CheckpointError(f"{path}: not valid JSON ({one_line(exc)})") from exc
+    config = read_json(path, MAX_FILE_BYTES, CheckpointError)
     if not isinstance(config, dict):
         raise CheckpointError(f"{path}: a JSON object is expected")
     return config
@@ -42,25 +39,21 @@ def generation_ids(folder: Path, key: str) -> tuple[int, ...]:
     path = folder / "generation_config.json"
     if not path.is_file():
         return ()
+    data = read_document(path, MAX_FILE_BYTES, CheckpointError)
     try:
-        value = _lenient_json(read_bytes(path).decode("utf-8")).get(key)
-    except ValueError as exc:
-        log.warning("%s is ignored: not valid JSON (%s)", path, one_line(exc))
+        fields = Fields(parse_json(data, str(path), CheckpointError, lenient=_with_commas), str(path), CheckpointError)
+        value = fields.get(key, lambda value: isinstance(value, int | list), "a token id or a list of them", [])
+    except CheckpointError as exc:
+        log.warning("%s; it is ignored", exc)
         return ()
     values = value if isinstance(value, list) else [value]
     return tuple(v for v in values if isinstance(v, int) and not isinstance(v, bool) and v >= 0)
 
 
-def _lenient_json(text: str) -> dict[str, Any]:
-    """A JSON object, in which commas may be missing at line ends or left over before a bracket.
+def _with_commas(text: str) -> str:
+    """JSON with commas that were missing at line ends, and without those left over before a bracket.
 
-    Llama 3.2 was published with such a generation_config.json. Raises `ValueError`.
+    Llama 3.2 was published with such a generation_config.json.
     """
-    try:
-        value = json.loads(text)
-    except ValueError:
-        text = re.sub(r",(?=\s*[}\]])", "", text)
-        value = json.loads(re.sub(r'(?<=[\w"}\]])(?=[^\S\n]*\n\s*")', ",", text))
-    if not isinstance(value, dict):
-        raise ValueError("a JSON object is expected")
-    return value
+    text = re.sub(r",(?=\s*[}\]])", "", text)
+    return re.sub(r'(?<=[\w"}\]])(?=[^\S\n]*\n\s*")', ",", text)

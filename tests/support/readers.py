@@ -1,0 +1,107 @@
+"""Every kind of file and answer that somebody else writes, with a valid one, and what reads it."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from litgpt.config import Config
+
+from mdi.checkpoint.chunks import MANIFEST_FILE, chunk_name, read_manifest
+from mdi.checkpoint.config import CONFIG_FILE, load_config
+from mdi.cli.memory_monitor import read_memory_csv
+from mdi.cli.run_statistics import RUN_CSV_HEADER, check_run_csv
+from mdi.cli.token_times import read_token_csv
+from mdi.config.network import load_network, load_node
+from mdi.control.session import SessionSpec
+from mdi.control.status import NodeStatus, init_answer_from_json
+from mdi.convert.hf_configs import resolve_config_name
+from mdi.convert.hub import read_config
+from mdi.convert.huggingface import _indexed
+from mdi.documents import parse_json
+from mdi.errors import ControlError, MdiError
+from mdi.text.prompts import load_prompts
+from mdi.text.styles import _saved_class
+from mdi.text.tokenizer_config import generation_ids, read_tokenizer_config, token_text
+from support.control import SPEC
+from support.models import BASE
+from support.paths import ROOT
+from support.statuses import READY
+
+DIGEST = "ab" * 32
+
+
+class Reader(NamedTuple):
+    """One kind of file, and what reads it."""
+
+    file: str
+    content: bytes
+    read: Callable[[Path], object]
+
+
+def as_json(value: Any) -> bytes:
+    return json.dumps(value).encode()
+
+
+def hugging_face_config(path: Path) -> str:
+    return resolve_config_name("HuggingFaceTB/SmolLM2-135M", read_config(path.parent), None)
+
+
+def tokenizer_settings(path: Path) -> object:
+    config = read_tokenizer_config(path.parent)
+    return [token_text(config.get(name)) for name in ("bos_token", "eos_token")], config.get("chat_template")
+
+
+def from_a_peer(parse: Callable[[Any], object]) -> Callable[[Path], object]:
+    return lambda path: parse(parse_json(path.read_bytes(), "the node", ControlError))
+
+
+MANIFEST = {
+    "model_digest": DIGEST, "spans": [[0, 1], [1, 3]], "dtype": "float32", "quantization": "none",
+    "files": [{"name": chunk_name(node), "n_bytes": 1000, "digest": DIGEST} for node in range(2)], "format_version": 1,
+}  # fmt: skip
+HF_CONFIG = {
+    "model_type": "llama", "num_hidden_layers": 30, "hidden_size": 576, "num_attention_heads": 9, "vocab_size": 49152,
+    "num_key_value_heads": 3, "intermediate_size": 1536, "rope_theta": 100000.0, "tie_word_embeddings": True,
+    "rope_scaling": {"rope_type": "linear", "factor": 1.0}, "rope_parameters": {"rope_theta": 100000.0},
+    "text_config": {"hidden_size": 576}, "quantization_config": None, "torch_dtype": "bfloat16", "eos_token_id": [1, 2],
+}  # fmt: skip
+TOKENIZER_CONFIG = {
+    "bos_token": "<s>", "eos_token": {"content": "</s>", "lstrip": False}, "add_bos_token": True,
+    "chat_template": [{"name": "default", "template": "{{ messages }}"}],
+}  # fmt: skip
+NETWORK = ROOT / "src" / "settings_distr" / "configuration.json"
+READERS = {
+    "network": Reader("net.json", NETWORK.read_bytes(), load_network),
+    "one node": Reader("net.json", NETWORK.read_bytes(), lambda path: load_node(path, 0)),
+    "manifest": Reader(MANIFEST_FILE, as_json(MANIFEST), lambda path: read_manifest(path.parent)),
+    "model configuration": Reader(
+        CONFIG_FILE, yaml.safe_dump(asdict(Config(**BASE))).encode(), lambda path: load_config(path.parent)
+    ),
+    "hugging face configuration": Reader("config.json", as_json(HF_CONFIG), hugging_face_config),
+    "index of weights": Reader("i.json", as_json({"weight_map": {"a": "1.safetensors", "b": "2.bin"}}), _indexed),
+    "tokenizer configuration": Reader("tokenizer_config.json", as_json(TOKENIZER_CONFIG), tokenizer_settings),
+    "generation configuration": Reader(
+        "generation_config.json", b'{"eos_token_id": [1, 2],\n "bos_token_id": 1}',
+        lambda path: generation_ids(path.parent, "eos_token_id"),
+    ),
+    "prompt style": Reader("prompt_style.yaml", b"class_path: litgpt.prompts.Llama3\n", _saved_class),
+    "prompts": Reader("p.txt", "Eins,\r\nzwei.\n\nDrei, süß.\n".encode(), lambda path: load_prompts(f"FILE:{path}", 3)),
+    "token times": Reader("t.csv", b"0,0\n0.125,1\n0.25,2\n", read_token_csv),
+    "memory record": Reader("m.csv", b"seconds,rss_bytes\n0,1000\n0.5,2000\n", read_memory_csv),
+    "run statistics": Reader("r.csv", f"{RUN_CSV_HEADER}\n1,2,3,4,5\n".encode(), check_run_csv),
+    "session": Reader("s", as_json(SPEC.to_json()), from_a_peer(SessionSpec.from_json)),
+    "status": Reader("s", as_json(READY.status.to_json()), from_a_peer(NodeStatus.from_json)),
+    "answer to /init": Reader("s", as_json({"ready": READY.status.to_json()}), from_a_peer(init_answer_from_json)),
+}  # fmt: skip
+
+
+def outcome(reader: Reader, path: Path) -> str:
+    """The text of the error that a file leads to; empty for a value."""
+    try:
+        reader.read(path)
+    except MdiError as exc:
+        return str(exc) or "an error without a text"
+    return ""
