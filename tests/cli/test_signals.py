@@ -25,10 +25,13 @@ from mdi.cli.script import run_script
 from mdi.files import atomic_path
 from mdi.inbox import Inbox
 
+inbox = Inbox()
+
 def send():
     os.kill(os.getpid(), signal.{name})
 
 def main(signals):
+    with signals.{block}:
 {body}
 
 run_script(main, grace_s={grace_s})
@@ -77,9 +80,16 @@ except OSError:
 }
 
 
-def program(body: str, number: signal.Signals = signal.SIGTERM, grace_s: float = LONG_GRACE_S) -> list[str]:
-    """A Python command line: `main` of a script of ours is `body`, which may `send()` itself signal `number`."""
-    text = PROGRAM.format(src=str(SRC), name=number.name, body=textwrap.indent(body, "    "), grace_s=grace_s)
+RAISED, NODE, NOTHING = "raised()", "passed_to(inbox.interrupt)", "passed_to(None)"
+
+
+def program(
+    body: str, number: signal.Signals = signal.SIGTERM, grace_s: float = LONG_GRACE_S, block: str = RAISED
+) -> list[str]:
+    """A Python command line: a script of ours runs `body` in a block of `Signals`. It may `send()` itself `number`."""
+    text = PROGRAM.format(
+        src=str(SRC), name=number.name, body=textwrap.indent(body, " " * 8), grace_s=grace_s, block=block
+    )
     return [sys.executable, "-c", text]
 
 
@@ -118,25 +128,22 @@ finally:
 
 
 AT_A_NODE = """
-inbox = Inbox()
 class Thing:
     def __del__(self):
         send()
         time.sleep(1)  # an exception would come here
         print("whole")
-with signals.passed_to(inbox.interrupt):
-    Thing()
-    try:
-        send()
-        inbox.get()
-    finally:
-        print("in order")
+Thing()
+try:
+    inbox.get()
+finally:
+    print("in order")
 """
 
 
 @pytest.mark.parametrize(("number", "code"), NUMBERS)
 def test_while_a_node_is_at_work_nothing_is_raised_but_what_its_inbox_raises(number: signal.Signals, code: int) -> None:
-    done = run(AT_A_NODE, number=number)
+    done = run(AT_A_NODE, number=number, block=NODE)
     assert (done.returncode, done.stdout) == (code, "whole\nin order\n")
     assert "Traceback" not in done.stderr
 
@@ -147,12 +154,23 @@ try:
     send()
 except BaseException:
     pass
-inbox = Inbox()
 with signals.passed_to(inbox.interrupt):
     inbox.get()
 """
     done = run(body)
     assert (done.returncode, done.stderr) == (143, "")
+
+
+def test_at_first_a_signal_exits_at_once_and_interrupts_no_instruction() -> None:
+    body = """
+try:
+    send()
+    time.sleep(600)
+finally:  # within an import, for one
+    print("raised", flush=True)
+"""
+    done = run(body, block=NOTHING)
+    assert (done.returncode, done.stdout, done.stderr) == (143, "", "")
 
 
 STUBBORN = """

@@ -95,6 +95,7 @@ def run_script(main: Callable[[Signals], None], *, grace_s: float = GRACE_S) -> 
     """Run `main` and exit: 0, 1 for a failed run, 2 for what the user can fix, 128 + n after signal n.
 
     The first signal ends the program in good order, or `grace_s` later in any case; further ones are ignored meanwhile.
+    `main` says what good order is, by the blocks of `Signals`.
     """
     signals = Signals(grace_s)
     signals.watch()
@@ -105,7 +106,7 @@ def run_script(main: Callable[[Signals], None], *, grace_s: float = GRACE_S) -> 
     finally:
         signals.ignore()
     if signals.came:
-        _exit_at_once(code)
+        _exit_quickly(code)
     raise SystemExit(code)
 
 
@@ -143,10 +144,10 @@ def _exit_code(main: Callable[[], None]) -> int:
     return 0
 
 
-def _exit_at_once(code: int) -> NoReturn:
-    """Exit without taking the interpreter down, which takes seconds on a slow machine.
+def _exit_quickly(code: int) -> NoReturn:
+    """Exit without taking the interpreter down: with torch in it that takes seconds on a slow machine.
 
-    It also aborts where the signal has interrupted the import of a C++ library: torch is then half there.
+    It can also abort the process where `Stopped` has interrupted the import of a C++ library.
     """
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):

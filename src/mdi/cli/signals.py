@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from mdi.cli.streams import leave_dead_terminal
 from mdi.inbox import Stopped
@@ -21,24 +21,27 @@ AGAIN_S = 0.2
 
 
 class Signals:
-    """What becomes of a signal that is to end this program.
+    """What becomes of a signal that is to end this program. A thread of its own waits for it.
 
-    Python runs signal handlers on the main thread, between any two of its instructions. There an exception can leave a
-    lock taken, or half a frame sent. So while a node is at work (`passed_to`) none is raised, and the signal goes to
-    the node's inbox.
+    At first there is nothing to put in order, and the process exits at once, from that thread. Python would run a
+    handler on the main thread, between any two of its instructions; an exception there, within the import of torch,
+    aborts the process.
 
-    At other times `Stopped` is raised on the main thread. An exception that is raised within a destructor, a callback
-    from C or code that catches everything is lost; so it is raised again, until it is on its way up.
+    Within `raised`, `Stopped` is raised on the main thread: it ends a call that waits, and removes what is half made.
+    In a destructor, a callback from C or code that catches everything an exception is lost; so it is raised again,
+    until it is on its way up.
 
-    A thread of its own learns of the signal at once, even where the main thread is in one long call. It also ends the
-    program after the grace, whatever the main thread does.
+    Within `passed_to`, nothing is raised. A node is at work, and an exception at any instruction of it could leave a
+    lock taken, or half a frame sent.
+
+    Whatever becomes of the signal, the thread ends the process after the grace.
     """
 
     def __init__(self, grace_s: float = GRACE_S) -> None:
         self._grace_s = grace_s
         self._receive: Callable[[signal.Signals], None] | None = None
         self._first: signal.Signals | None = None
-        self._is_due = True  # whether the handler raises when it runs next
+        self._is_due = False  # whether the handler is to raise when it runs next
 
     def watch(self) -> None:
         """Handle the signals from now on. Called once, on the main thread."""
@@ -55,11 +58,6 @@ class Signals:
         for number in _ending_signals():
             signal.signal(number, signal.SIG_IGN)
 
-    @property
-    def came(self) -> bool:
-        """Whether there was a signal."""
-        return self._first is not None
-
     @contextlib.contextmanager
     def passed_to(self, receive: Callable[[signal.Signals], None]) -> Iterator[None]:
         """Within the block a signal raises nothing: another thread calls `receive` with it, again and again."""
@@ -69,35 +67,54 @@ class Signals:
         finally:
             self._receive = before
 
+    @contextlib.contextmanager
+    def raised(self) -> Iterator[None]:
+        """Within the block, on the main thread, a signal raises `Stopped`."""
+        with self.passed_to(self._have_it_raised):
+            yield
+
     def check(self) -> None:
         """Raise `Stopped` if there was a signal: for what waits within `passed_to` without an inbox."""
         if self._first is not None:
             raise Stopped(self._first)
 
-    # ---- on the main thread, between two instructions
+    @property
+    def came(self) -> bool:
+        """Whether there was a signal."""
+        return self._first is not None
 
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        self._first = self._first or signal.Signals(number)
-        if self._receive is None and self._is_due and not _is_on_its_way():
-            self._is_due = False
-            raise Stopped(self._first)
-
-    # ---- on the thread that learns of signals
+    # ---- the thread that waits
 
     def _await_signal(self, news: int) -> None:
-        number = signal.Signals(os.read(news, 1)[0])
-        self._first = number = self._first or number
-        deadline_s = time.monotonic() + self._grace_s
+        number = self._first = signal.Signals(os.read(news, 1)[0])
+        if self._receive is None:
+            _exit_at_once(number)
         if number == signal.SIGHUP:
             leave_dead_terminal()
+        deadline_s = time.monotonic() + self._grace_s
         while (left_s := deadline_s - time.monotonic()) > 0:
             if (receive := self._receive) is not None:
                 receive(number)
             time.sleep(min(AGAIN_S, left_s))
-            if self._receive is None:
-                self._is_due = True
-                signal.pthread_kill(threading.main_thread().ident or 0, number)  # the handler runs again
         os._exit(128 + number)
+
+    def _have_it_raised(self, number: signal.Signals) -> None:
+        self._is_due = True
+        signal.pthread_kill(threading.main_thread().ident or 0, number)  # `_handle` runs
+
+    # ---- on the main thread, between any two instructions
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._is_due and self._receive == self._have_it_raised and not _is_on_its_way():
+            self._is_due = False
+            self.check()
+
+
+def _exit_at_once(number: signal.Signals) -> NoReturn:
+    if number == signal.SIGINT:
+        with contextlib.suppress(OSError):
+            os.write(2, b"interrupted\n")
+    os._exit(128 + number)
 
 
 def _ending_signals() -> list[signal.Signals]:

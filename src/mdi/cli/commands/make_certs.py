@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from mdi.cli.script import Parser, run_script
+from mdi.cli.signals import Signals
 from mdi.config.network import load_network
 from mdi.config.paths import CERTIFICATES_DIR, SETTINGS_DIR
 from mdi.net.certificates import make_certificates
@@ -17,16 +18,18 @@ def build_parser() -> Parser:
     return parser
 
 
-def main() -> None:
+def main(signals: Signals) -> None:
     arguments = build_parser().parse_args()
     nodes = load_network(arguments.nodes_config).nodes
-    for folder in make_certificates([node.addr for node in nodes], arguments.out):
+    with signals.raised():
+        folders = make_certificates([node.addr for node in nodes], arguments.out)
+    for folder in folders:
         print(folder)
 
 
 def run() -> NoReturn:
     """What `make_certs.py` and `mdi-certs` call."""
-    run_script(lambda signals: main())
+    run_script(main)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,8 @@ def main(signals: Signals) -> None:
     except Stopped:  # what was recorded stays, and is drawn
         _plot(options)
         raise
-    _plot(options)
+    with signals.raised():
+        _plot(options)
     raise SystemExit(status)
 
 

@@ -4,6 +4,7 @@ from typing import NoReturn
 
 from mdi.cli.plots import plot_token_times
 from mdi.cli.script import Parser, run_script
+from mdi.cli.signals import Signals
 from mdi.cli.token_times import comparison_image, read_token_csv, run_names
 from mdi.config.paths import IMAGES_DIR, LOGS_DIR
 from mdi.errors import ConfigError
@@ -18,7 +19,7 @@ def build_parser() -> Parser:
     return parser
 
 
-def main() -> None:
+def main(signals: Signals) -> None:
     arguments = build_parser().parse_args()
     curves = {}
     for n_nodes in range(1, MAX_NODES + 1):
@@ -31,13 +32,14 @@ def main() -> None:
             f"no runs of {arguments.model} to draw: there is no file like {pattern}; run starter.py -p first"
         )
     image = comparison_image(IMAGES_DIR, arguments.model, arguments.n_samples)
-    plot_token_times(image, curves)
+    with signals.raised():
+        plot_token_times(image, curves)
     print(image)
 
 
 def run() -> NoReturn:
     """What `plot_tok_time.py` and `mdi-plot` call."""
-    run_script(lambda signals: main())
+    run_script(main)
 
 
 if __name__ == "__main__":

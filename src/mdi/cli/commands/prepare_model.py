@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from mdi.cli.script import Parser, options_from, run_script, set_up_logging
+from mdi.cli.signals import Signals
 from mdi.config.options import PrepareOptions
 
 
@@ -25,12 +26,13 @@ def build_parser() -> Parser:
     return parser
 
 
-def main() -> None:
+def main(signals: Signals) -> None:
     options = options_from(PrepareOptions, build_parser().parse_args())
     set_up_logging(verbose=False)
     from mdi.cli.prepare import prepare  # torch and litgpt take seconds to import
 
-    folder, manifest = prepare(options)
+    with signals.raised():
+        folder, manifest = prepare(options)
     if manifest is not None:
         layers = ", ".join(f"{len(span)}" for span in manifest.spans)
         print(f"{folder}: layers per node {layers}")
@@ -40,7 +42,7 @@ def main() -> None:
 
 def run() -> NoReturn:
     """What `prepare_model.py` and `mdi-prepare` call."""
-    run_script(lambda signals: main())
+    run_script(main)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,8 @@ def main(signals: Signals) -> None:
     node.access.check()
     from mdi.cli.run import run_secondary  # after the arguments are known to be good: torch and litgpt take seconds
 
-    run_secondary(options, node, signals)
+    with signals.raised():
+        run_secondary(options, node, signals)
 
 
 def run() -> NoReturn:

@@ -60,7 +60,8 @@ def main(signals: Signals, kind: type[StarterOptions] = StarterOptions) -> None:
     with TextWorker() as worker:  # imports its libraries while this process imports others
         from mdi.cli.run import run_starter  # after the arguments are known to be good: torch and litgpt take seconds
 
-        run_starter(options, network, signals, worker)
+        with signals.raised():
+            run_starter(options, network, signals, worker)
 
 
 def run() -> NoReturn:
