@@ -12,6 +12,10 @@ from mdi.errors import ConfigError
 from mdi.model.tensors import TORCH_DTYPES
 from mdi.strings import one_line
 
+# Of layer shapes, of which most models have four, times numbers of rows: a session decodes with one to four of those.
+ONEDNN_ENTRIES = 32
+_ONEDNN_CAPACITIES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+
 
 def pick_device(wanted: str | None) -> torch.device:
     """The device named by the user, or else the best of cuda, mps and cpu. Raises `ConfigError` if it is not there."""
@@ -47,6 +51,17 @@ def share_threads(nodes_on_host: int) -> None:
     """Divide the cores among the nodes of this machine, unless OMP_NUM_THREADS says otherwise."""
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, n_cores() // nodes_on_host))
+
+
+def limit_onednn_caches() -> None:
+    """Let oneDNN keep what few layer shapes with few numbers of rows need. Called before the first layer is made.
+
+    For each of them oneDNN keeps its code, and torch's wrapper of it a description: 0.6 MB in all, by default for 1024.
+    Each message of a prompt may have a new number of rows, so a node would grow for as long as it meets prompts. What
+    decoding needs again and again stays; what was left out is made anew in 1 to 3 ms, once for all layers.
+    """
+    for name in _ONEDNN_CAPACITIES:
+        os.environ.setdefault(name, str(ONEDNN_ENTRIES))  # read when oneDNN is first used
 
 
 def n_cores() -> int:

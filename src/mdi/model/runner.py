@@ -10,7 +10,7 @@ from mdi.formats import Mode
 from mdi.liveness import no_tick
 from mdi.model.architecture import ModelConfig
 from mdi.model.build import Placement
-from mdi.model.devices import free_memory_bytes
+from mdi.model.devices import free_memory_bytes, limit_onednn_caches
 from mdi.model.head import EmbeddingAndHead
 from mdi.model.quant import mode_of, resolve
 from mdi.model.span import Span
@@ -45,6 +45,7 @@ class StageRunner:
         tick: Callable[[], None] = no_tick,
     ) -> None:
         """`tick` is called again and again while weights are loaded."""
+        limit_onednn_caches()
         self.device, self.dtype = device, dtype
         self._make_engine, self._compile_ops, self._tick = make_engine, compile_ops, tick
         self._spec: StageSpec | None = None
