@@ -1,7 +1,11 @@
 """What a session does when more than one thing happens at once."""
 
 import contextlib
+import gc
+import os
 import shutil
+import threading
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -130,3 +134,28 @@ def test_an_odd_configuration_is_refused_and_the_node_lives(
             with pytest.raises(ControlError, match="not a configuration that litgpt can run"):
                 client.init(replace(spec, config=spec.config | change))
         assert ring.generate(tiny, [[1, 2]], n_tokens=2)
+
+
+def test_a_session_leaves_nothing_behind(tiny: Path, tmp_path: Path) -> None:
+    """Of starters and secondaries in this process: objects, threads and descriptors stay as many."""
+    n_sessions = 6
+    with ring_of(3, tmp_path) as ring:
+
+        def held_after(n: int) -> Counter[str]:
+            for _ in range(n):
+                ring.generate(tiny, [[1, 2, 3], [4]], n_tokens=3)
+            wait_until(lambda: all(s.status().state is NodeState.IDLE for s in ring.secondaries), 60, "they are idle")
+            return _held()
+
+        held_after(2)  # caches are filled
+        before = held_after(1)
+        more = held_after(n_sessions) - before
+    assert not {what: n for what, n in more.items() if n >= n_sessions}, more
+
+
+def _held() -> Counter[str]:
+    """Live objects by type, and what the kernel holds for this process."""
+    gc.collect()
+    counts = Counter(type(thing).__qualname__ for thing in gc.get_objects())
+    counts["thread"], counts["descriptor"] = threading.active_count(), len(os.listdir("/dev/fd"))
+    return counts
