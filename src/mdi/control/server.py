@@ -112,6 +112,11 @@ class WebServer(wsgi.Server):
         self.connections = ConnectionLoop(self, self.socket, self.access.tls, known.include, self._refusals)
         self._connections = self.connections
 
+    def stop(self) -> None:
+        """End all threads, and leave cheroot's list of servers, which lasts as long as the process."""
+        super().stop()
+        getattr(logging, "statistics", {}).pop(f"Cheroot HTTPServer {id(self)}", None)
+
     def error_log(self, msg: str = "", level: int = logging.INFO, traceback: bool = False) -> None:
         """Called by cheroot; most of it is about what a client did."""
         self._refusals.add(log, "%s", msg, level=level, trace=traceback)
