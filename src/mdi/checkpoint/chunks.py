@@ -189,13 +189,14 @@ def _check_space(target: Path, parts: Sequence[Weights], dtype: str | None, quan
         raise StorageError(f"{target}: the chunks take {format_bytes(needed)} and {format_bytes(free_bytes)} are free")
 
 
-def remake_chunk(folder: Path, manifest: Manifest, node: int) -> None:
-    """Write the chunk of one node anew from the whole model, as `manifest` describes it.
+def remake_chunk(folder: Path, manifest: Manifest, node: int, tick: Callable[[], None] = no_tick) -> None:
+    """Write the chunk of one node anew from the whole model, as `manifest` describes it. `tick` may end it by raising.
 
     Raises `CheckpointError` where the model is damaged too, or not the one that the chunks were made from.
     """
     model, path = folder / MODEL_FILE, chunks_folder(folder, len(manifest.spans)) / manifest.files[node].name
-    weights = select(open_weights(model), load_config(folder), node, manifest.spans[node])
+    source = open_weights(model, lambda n_bytes: tick())
+    weights = select(source, load_config(folder), node, manifest.spans[node])
     stored_dtype = dtype_name(next(iter(weights.meta.values())).dtype)
     dtype, expected = None if stored_dtype == manifest.dtype else manifest.dtype, manifest.files[node].digest
     with checked(weights, expect_lines(model, read_digests(folder))) as checked_weights:

@@ -96,9 +96,9 @@ class ModelFolder:
         """Whether a chunk of this folder can be written anew."""
         return self.has_weights and path.is_relative_to(self.path / "chunks")
 
-    def remake_chunk(self, n_nodes: int, rank: int) -> None:
+    def remake_chunk(self, n_nodes: int, rank: int, tick: Callable[[], None] = no_tick) -> None:
         """Write one chunk anew, as its manifest says. Raises as `mdi.checkpoint.chunks.remake_chunk`."""
-        remake_chunk(self.path, self.manifests[n_nodes], rank)
+        remake_chunk(self.path, self.manifests[n_nodes], rank, tick)
 
     def _is_quantized(self, mode: Mode | None) -> bool:
         """Whether a chunk of the whole model has the quantization that was asked for."""

@@ -258,7 +258,7 @@ class Starter:
             if not model.can_remake(path):
                 raise
             log.warning("%s; making it anew from %s", exc, MODEL_FILE)
-            model.remake_chunk(len(plan.members), Rank(0))
+            model.remake_chunk(len(plan.members), Rank(0), self._inbox.check)
             self._load_from(spec, path, plan, model)
 
     def _load_from(self, spec: StageSpec, path: Path, plan: Plan, model: ModelFolder) -> None:
