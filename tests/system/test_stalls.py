@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 import torch
 
+from mdi.cluster.member_setup import PeersTimedOut
 from mdi.control.client import ControlClient
 from mdi.control.status import NodeState, SecondaryStatus
 from mdi.model.backends.torch_span import TorchSpan
+from mdi.ring.link import Link
 from mdi.segments import Segment
 from support.bench import N_TOKENS, PEER_TIMEOUT_S, PROMPTS, TIMEOUTS, Bench, once
 from support.logs import before_log
@@ -71,7 +73,7 @@ def test_a_node_that_stops_computing_is_found_and_the_others_take_over(
     freezer: Freezer, caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     """Its pings go on, and so does its HTTP: it tells that it computes, and nothing else does."""
-    bench = make_bench(3, replace(WATCHFUL, first_patience_s=1.0, max_patience_s=1.0, stall_s=0.5))
+    bench = make_bench(3, replace(WATCHFUL, first_patience_s=1.0, max_patience_s=1.0, stall_s=0.5, heartbeat_s=0.1))
     machine, seen = bench.machines[stuck], list[tuple[float, SecondaryStatus]]()
     client = ControlClient("the node", "127.0.0.1", machine.node.http_port)
 
@@ -96,6 +98,37 @@ def test_a_node_that_stops_computing_is_found_and_the_others_take_over(
     assert status.computing_s is not None
     assert status.received > status.computed
     assert took_s < 60.0
+    bench.assert_at_rest()
+
+
+@pytest.mark.parametrize("moment", ["start", "recovering"])
+def test_a_node_that_gets_stuck_while_the_ring_closes_counts_as_missing(
+    moment: str, make_bench: Callable[..., Bench], tiny: Path, expected: dict[str, list[list[int]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """It was ready, and its predecessor has connected to it; then its main thread does not connect on."""
+    bench, freezer, connect = make_bench(3, replace(TIMEOUTS, stall_s=0.5, heartbeat_s=0.1)), Freezer(), Link.connect
+
+    def connect_unless_frozen(link: Link) -> None:
+        freezer.pass_through()
+        connect(link)
+
+    monkeypatch.setattr(Link, "connect", connect_unless_frozen)
+    with contextlib.ExitStack() as stack:
+        stack.callback(freezer.thaw)
+        if moment == "start":
+            freezer.freeze(bench.machines[1])
+            with pytest.raises(PeersTimedOut, match=r"secondary 0 at .*no progress.* Waited 1 s"):
+                bench.run(tiny, node_timeout_s=1.0)
+            return
+
+        def strike() -> None:
+            freezer.freeze(bench.machines[1])
+            bench.ring[2].strike(Fault.RESET)
+
+        assert bench.run(tiny, on_token=once(20, strike), node_timeout_s=1.0) == expected["greedy"]
+        assert bench.starter is not None
+        assert bench.starter.status().members == ["starter", "secondary 1"]
     bench.assert_at_rest()
 
 

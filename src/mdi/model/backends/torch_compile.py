@@ -2,9 +2,11 @@
 
 import logging
 import time
+from collections.abc import Callable
 
 import torch
 
+from mdi.liveness import no_tick
 from mdi.model.devices import memory_errors
 from mdi.model.ops import PointwiseOps
 from mdi.model.span_engine import SpanEngine
@@ -16,11 +18,14 @@ log = logging.getLogger(__name__)
 MIN_COMPILE_SPEEDUP = 1.05  # below it the eager ops stay: a compiled graph also takes time and memory
 
 
-def compile_ops(ops: PointwiseOps, engine: SpanEngine, n_embd: int, device: torch.device) -> None:
+def compile_ops(
+    ops: PointwiseOps, engine: SpanEngine, n_embd: int, device: torch.device, tick: Callable[[], None] = no_tick
+) -> None:
     """Compile the ops that `engine` computes with, if that pays here.
 
     Both ways are timed on messages of one row. Where torch cannot compile (no C++ compiler, say) or is
     less than 5% faster for it, the ops stay eager; what was found is logged. The engine's slots are freed.
+    `tick` is called after each message that was timed.
     """
     with memory_errors("a message of one row"):
         engine.allocate(1, 2)
@@ -29,6 +34,7 @@ def compile_ops(ops: PointwiseOps, engine: SpanEngine, n_embd: int, device: torc
     try:
         for n_rows in (1, 2):  # torch specializes a graph for the size 1, so one row and several are two graphs
             step_s(engine, n_embd, device, n_rows)
+            tick()
         speedup = eager_s / step_s(engine, n_embd, device)
         verdict = f"makes a step {speedup:.2f} times as fast"
     except Exception as exc:  # noqa: BLE001  whatever the compiler raises, the span works without it

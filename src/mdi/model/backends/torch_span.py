@@ -40,7 +40,7 @@ class TorchSpan:
         source = Weights.of(weights)
         self.blocks = {layer: _load_block(config, layer, source, placement) for layer in range(*span)}
         if placement.compile_ops:
-            compile_ops(placement.ops, self, config.n_embd, placement.device)
+            compile_ops(placement.ops, self, config.n_embd, placement.device, placement.tick)
 
     @staticmethod
     def supports(config: ModelConfig, placement: Placement) -> str | None:
