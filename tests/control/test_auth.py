@@ -16,7 +16,8 @@ import pytest
 from mdi import __version__
 from mdi.checkpoint.cache import ChunkCache
 from mdi.control.auth import AuthMiddleware
-from mdi.control.client import ControlClient, _Request
+from mdi.control.calls import Request
+from mdi.control.client import ControlClient
 from mdi.control.exchange import Bounds
 from mdi.control.hosts import LOCAL_ADDRESS, OwnHosts, host_of
 from mdi.control.protocol import MAX_JSON_BYTES, UPLOAD_BYTES
@@ -107,9 +108,9 @@ def test_a_slow_init_gives_signs_of_life_to_a_client_with_the_key(node: FakeNode
 
 def test_errors_of_a_node_reach_a_client_with_the_key(server: ControlServer, tmp_path: Path) -> None:
     with pytest.raises(ControlError, match="refused: the body is not JSON"):
-        client_of(server)._call(_Request("POST", "/init", b"{", JSON_TYPE), BOUNDS)
+        client_of(server)._caller.call(Request("POST", "/init", b"{", JSON_TYPE), BOUNDS)
     with pytest.raises(ControlError, match="is not a node of this version: HTTP 404"):
-        client_of(server)._call(_Request("GET", "/nothing"), BOUNDS)
+        client_of(server)._caller.call(Request("GET", "/nothing"), BOUNDS)
 
 
 @pytest.mark.parametrize(
@@ -257,7 +258,7 @@ def test_bytes_that_were_changed_on_their_way_are_not_held(server: ControlServer
 
 def test_a_large_init_is_let_in(server: ControlServer) -> None:
     with pytest.raises(ControlError, match=f"refused: a body of .* {MAX_JSON_BYTES} are allowed"):
-        client_of(server)._call(_Request("POST", "/init", b" " * (MAX_JSON_BYTES + 1), JSON_TYPE), BOUNDS)
+        client_of(server)._caller.call(Request("POST", "/init", b" " * (MAX_JSON_BYTES + 1), JSON_TYPE), BOUNDS)
 
 
 # ---- the node has to show the key too

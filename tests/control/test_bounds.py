@@ -1,6 +1,7 @@
 """Every answer ends: however slowly it comes, however large it is, and whatever it claims to be."""
 
 import random
+import re
 import socket
 import time
 from collections.abc import Callable
@@ -15,12 +16,16 @@ from mdi.control.protocol import MAX_INIT_BYTES, MAX_STATUS_BYTES, MAX_TIMELINE_
 from mdi.control.signatures import SCHEME
 from mdi.errors import ControlError
 from mdi.net.access import THIS_MACHINE, Access
+from mdi.net.certificates import make_certificates
 from mdi.net.keys import Key, Keys
 from mdi.net.timeouts import Timeouts
-from support.control import SPEC, answer_of
+from support.config_files import files_of
+from support.control import HOST, SPEC, answer_of
 from support.impostor import PIECE, Impostor, client_of
 
 KEYED = Access(Keys(Key("a key of more than sixteen characters", "test")))
+# A slow machine may drip too slowly; without a bound of the whole, the call would not end.
+LATE = re.compile(r"did not answer: (its answer took too long|silent for)")
 SHORT = Timeouts(connect_s=0.4, status_s=0.4, answer_s=0.4)
 AT_ONCE_S = 30.0  # far beyond the bounds of a test, far below for ever
 KERNEL_BYTES = 16 << 20  # that the system may hold between the two ends of a connection
@@ -149,19 +154,35 @@ def test_an_answer_that_drips_is_given_up() -> None:
     attacks = [(THIS_MACHINE, script) for script in HEADS + BODIES] + [(KEYED, script) for script in HEADS]
     with ThreadPoolExecutor(len(attacks)) as pool:
         for words in pool.map(give_up, *zip(*attacks, strict=True)):
-            assert "did not answer: its answer took too long" in words
+            assert LATE.search(words)
+
+
+def test_an_answer_that_drips_through_tls_is_given_up(tmp_path: Path) -> None:
+    """Both where the handshake drips and where it is done: there every read waits for a whole record."""
+    tls = files_of(*make_certificates([HOST], tmp_path / "certs"))
+    record = b"\x16\x03\x03\x40\x00"  # the head of one with 16 KiB
+    with client_of(dripping(record, b"x"), Access(tls=tls), SHORT) as (client, _):
+        assert LATE.search(fails(client.status, NoAnswer))
+
+    def script(impostor: Impostor, sock: socket.socket) -> None:
+        impostor.send(sock, OK)
+        impostor.drip(sock, b"a: b\r\n")
+
+    with Impostor(script, tls) as impostor:
+        client = ControlClient("secondary 0", HOST, impostor.port, Access(tls=tls), SHORT)
+        assert LATE.search(fails(client.status, NoAnswer))
 
 
 def test_blanks_for_ever_are_no_answer_to_init() -> None:
     blanks = dripping(OK + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n")
     with client_of(blanks, timeouts=SHORT) as (client, _):
-        assert "took too long" in fails(lambda: client.init(SPEC, within_s=0.5), NoAnswer)
+        assert LATE.search(fails(lambda: client.init(SPEC, within_s=0.5), NoAnswer))
 
 
 def test_an_init_without_a_bound_of_its_caller_ends_too() -> None:
     blanks = dripping(OK + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n")
     with client_of(blanks, timeouts=Timeouts(answer_s=0.3, load_s=0.5)) as (client, _):
-        assert "took too long" in fails(lambda: client.init(SPEC), NoAnswer)
+        assert LATE.search(fails(lambda: client.init(SPEC), NoAnswer))
 
 
 def test_a_silent_node_is_given_up_after_its_silence() -> None:

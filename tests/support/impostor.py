@@ -9,6 +9,7 @@ from mdi.control.client import ControlClient
 from mdi.net.access import THIS_MACHINE, Access
 from mdi.net.sockets import listen
 from mdi.net.timeouts import DEFAULT_TIMEOUTS, Timeouts
+from mdi.net.tls import Tls
 from support.control import HOST
 
 PATIENCE_S = 30.0  # for a client that is to hang up
@@ -18,8 +19,9 @@ PIECE = 1 << 16
 class Impostor:
     """Answers every request by a script that gets the connection; counts what it could send."""
 
-    def __init__(self, script: Callable[["Impostor", socket.socket], None]) -> None:
-        self._script, self._listener = script, listen(HOST, 0)
+    def __init__(self, script: Callable[["Impostor", socket.socket], None], tls: Tls | None = None) -> None:
+        """With `tls` it shows a certificate that its clients accept."""
+        self._script, self._tls, self._listener = script, tls, listen(HOST, 0)
         self.port = int(self._listener.getsockname()[1])
         self.n_sent = 0
         self.closing = threading.Event()
@@ -52,10 +54,17 @@ class Impostor:
     def _serve(self) -> None:
         while not self.closing.is_set():
             sock, _ = self._listener.accept()
+            sock.settimeout(PATIENCE_S)
             with sock, contextlib.suppress(OSError):
-                sock.settimeout(PATIENCE_S)
-                sock.recv(PIECE)
-                self._script(self, sock)
+                if self._tls is None or self.closing.is_set():
+                    self._answer(sock)
+                else:
+                    with self._tls.server.wrap_socket(sock, server_side=True) as secured:
+                        self._answer(secured)
+
+    def _answer(self, sock: socket.socket) -> None:
+        sock.recv(PIECE)
+        self._script(self, sock)
 
 
 @contextlib.contextmanager

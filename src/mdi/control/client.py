@@ -1,115 +1,53 @@
 """The client's side of the routes in `mdi.control.routes`."""
 
-import contextlib
-import http.client
-import json
 import re
-import ssl
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mdi import __version__
-from mdi.control.exchange import AnswerTooLarge, Bounds, Connection
-from mdi.control.hosts import host_of
+from mdi.control.calls import Caller, Request, json_request
+from mdi.control.exchange import Bounds
 from mdi.control.protocol import (
     BYTES,
-    CODES,
     HELD_BYTES,
-    JSON,
     MAX_INIT_BYTES,
     MAX_STATUS_BYTES,
     MAX_TIMELINE_BYTES,
     UPLOAD_BYTES,
-    NoAnswer,
-    NodeBusy,
-    NoStorage,
     NotANode,
-    NotAuthorized,
-    Refused,
-    Unreachable,
 )
 from mdi.control.session import SessionSpec
-from mdi.control.signatures import SCHEME, Challenge
 from mdi.control.status import InitAnswer, NodeStatus, init_answer_from_json
-from mdi.documents import parse_json
 from mdi.errors import ControlError
 from mdi.files import storage_error
 from mdi.net.access import THIS_MACHINE, Access
-from mdi.net.keys import Keys
 from mdi.net.timeouts import DEFAULT_TIMEOUTS, Timeouts
 from mdi.strings import one_line
 
 T = TypeVar("T")
 
-MAX_QUOTED_CHARACTERS = 1000  # of an error of another node
-MAX_REASON_BYTES = 4 << 10  # of an answer that is not authenticated: it may say why, and nothing else is read of it
-SIGNING_ATTEMPTS = 3  # a busy node may have forgotten the nonce it gave us
-
 _BYTE_COUNT = re.compile(r"[0-9]{1,18}")
 _MAX_BYTES = 10**18
-_UNAVAILABLE = (408, 503)  # a server that is overloaded, or about to end
-_NOT_OURS = (404, 405, 501)  # no node says that to what a client asks
-_UNAUTHORIZED = (401, 403)
-_KINDS: Mapping[int, type[Refused]] = {409: NodeBusy, 507: NoStorage}  # where the body has no code
-
-
-@dataclass(frozen=True)
-class _Request:
-    """One request, before it is signed."""
-
-    method: str
-    path: str
-    body: bytes = b""
-    headers: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _Answer:
-    """A whole answer; in a ring with a key one of a node that has it."""
-
-    status: int
-    headers: http.client.HTTPMessage
-    body: bytes
-
-    def json(self) -> Any:
-        """Raises `ValueError` where the body is no JSON."""
-        return parse_json(self.body, "the answer", ValueError)
-
-    def error(self) -> dict[str, Any] | None:
-        """What the body says as the error of a node; None where it says something else."""
-        try:
-            body = self.json()
-        except ValueError:
-            return None
-        return body if isinstance(body, dict) and isinstance(body.get("error"), str) else None
 
 
 class ControlClient:
-    """One node as seen from another one. Every failure is a `ControlError` that names the node; see `protocol`.
-
-    Every call ends: an answer is bounded as a whole, in time and in bytes. In a ring with a key nothing of it is used,
-    and only its reason is kept, before its head has shown that the node has the key.
-    """
+    """One node as seen from another one. Every call ends, and every failure is a `ControlError` that names the node."""
 
     def __init__(
         self, name: str, addr: str, port: int, access: Access = THIS_MACHINE, timeouts: Timeouts = DEFAULT_TIMEOUTS
     ) -> None:
-        self.name = name
-        self._addr, self._port, self._access, self._timeouts = addr, port, access, timeouts
-        scheme = "https" if access.tls else "http"
-        self.url = f"{scheme}://{f'[{addr}]' if ':' in addr else addr}:{port}"
+        self._caller, self._timeouts = Caller(name, addr, port, access, timeouts), timeouts
+        self.name, self.url = name, self._caller.url
 
     def status(self) -> NodeStatus:
         """The status of the node."""
         bounds = self._bounds(silence_s=self._timeouts.status_s)
-        return self._checked(NodeStatus.from_json, self._call(_Request("GET", "/"), bounds))
+        return self._checked(NodeStatus.from_json, self._caller.call(Request("GET", "/"), bounds))
 
     def timeline(self) -> dict[str, Any]:
         """What the node did when, in its last run; see `mdi.trace`."""
         bounds = self._bounds(MAX_TIMELINE_BYTES, within_s=self._timeouts.upload_s)
-        return self._call(_Request("GET", "/timeline"), bounds)
+        return self._caller.call(Request("GET", "/timeline"), bounds)
 
     def init(
         self, spec: SessionSpec, answer_timeout_s: float | None = None, within_s: float | None = None
@@ -124,22 +62,23 @@ class ControlClient:
         """
         within_s = self._timeouts.load_s if within_s is None else within_s
         bounds = self._bounds(MAX_INIT_BYTES, answer_timeout_s, within_s)
-        return self._checked(init_answer_from_json, self._call(_json_request("POST", "/init", spec.to_json()), bounds))
+        request = json_request("POST", "/init", spec.to_json())
+        return self._checked(init_answer_from_json, self._caller.call(request, bounds))
 
     def release(self, run: int) -> None:
         """Give up a session that never ran."""
-        self._call(_json_request("PUT", "/release", {"run": run}), self._bounds())
+        self._caller.call(json_request("PUT", "/release", {"run": run}), self._bounds())
 
     def stop(self, run: int | None = None) -> None:
         """End the node; with a `run`, only if it does not serve another one by now."""
-        self._call(_json_request("PUT", "/stop", {} if run is None else {"run": run}), self._bounds())
+        self._caller.call(json_request("PUT", "/stop", {} if run is None else {"run": run}), self._bounds())
 
     def send_chunk(self, path: Path, digest: str, advance: Callable[[int], object] = lambda n_bytes: None) -> None:
         """Send the part of a chunk that the node does not hold yet; `advance` gets the bytes of each step."""
         url = f"/chunks/{digest}"
         try:
             total_bytes = path.stat().st_size
-            answer = self._exchange(_Request("HEAD", url), self._bounds())
+            answer = self._caller.exchange(Request("HEAD", url), self._bounds())
             held = self._held_bytes(answer.headers.get(HELD_BYTES, 0), 0, _MAX_BYTES)
             if held > total_bytes:  # the rest of another file with the same content: it begins anew
                 held = 0
@@ -155,14 +94,14 @@ class ControlClient:
     def _send_piece(self, url: str, held: int, block: bytes, total_bytes: int) -> int:
         """Append to a chunk; returns how much of it the node holds then."""
         content_range = f"bytes {held}-{held + len(block) - 1}/{total_bytes}"
-        request = _Request("PUT", url, block, {"Content-Range": content_range, "Content-Type": BYTES})
-        answer = self._call(request, self._bounds(within_s=self._timeouts.upload_s))
+        request = Request("PUT", url, block, {"Content-Range": content_range, "Content-Type": BYTES})
+        answer = self._caller.call(request, self._bounds(within_s=self._timeouts.upload_s))
         return self._held_bytes(answer.get("held_bytes"), held + 1, total_bytes)
 
     def _held_bytes(self, value: object, least: int, most: int) -> int:
         text = str(value)
         if not _BYTE_COUNT.fullmatch(text) or not least <= int(text) <= most:
-            raise NotANode(f"{self} says it holds {one_line(text, 40)} bytes of a chunk, not {least} to {most}")
+            raise NotANode(f"{self._caller} says it holds {one_line(text, 40)} bytes of a chunk, not {least} to {most}")
         return int(text)
 
     def _bounds(
@@ -177,133 +116,4 @@ class ControlClient:
         try:
             return parse(answer)
         except ControlError as exc:
-            raise NotANode(f"{self}: {exc}") from exc
-
-    def __str__(self) -> str:
-        return f"{self.name} at {self.url}"
-
-    # ---- one call
-
-    def _call(self, request: _Request, bounds: Bounds) -> dict[str, Any]:
-        """The JSON object that answers a request."""
-        answer = self._exchange(request, bounds)
-        if (error := answer.error()) is not None:
-            raise self._refusal(answer.status, error, "")
-        try:
-            value = answer.json()
-        except ValueError as exc:  # also an integer of 5000 digits
-            raise NotANode(f"{self} answered something that is not JSON") from exc
-        if not isinstance(value, dict):
-            raise NotANode(f"{self}: {_quote(value)}")
-        return value
-
-    def _exchange(self, request: _Request, bounds: Bounds) -> _Answer:
-        """The answer to a request that was accepted."""
-        with self._connected(bounds) as connection:
-            keys, host = self._access.keys, host_of(self._addr, self._port)
-            headers = {"Host": host, "Content-Length": str(len(request.body)), **request.headers}
-            if keys is None:
-                answer = self._ask(connection, request, headers, bounds)
-            else:
-                answer = self._ask_signed(connection, request, headers, bounds, keys)
-        if not 200 <= answer.status < 300:
-            raise self._error_of(answer)
-        return answer
-
-    @contextlib.contextmanager
-    def _connected(self, bounds: Bounds) -> Iterator[Connection]:
-        """A connection to the node. Whatever fails on it becomes a `ControlError`."""
-        with Connection(self._addr, self._port, self._access.tls, bounds, self._timeouts) as connection:
-            try:
-                connection.connect()
-            except (OSError, UnicodeError) as exc:
-                raise Unreachable(f"{self} cannot be reached") from exc
-            try:
-                yield connection
-            except AnswerTooLarge as exc:
-                raise NoAnswer(f"{self} sends more than an answer can have ({bounds.max_bytes} bytes)") from exc
-            except (ssl.SSLEOFError, http.client.RemoteDisconnected, http.client.IncompleteRead) as exc:
-                raise NoAnswer(f"{self} did not answer: the connection ended") from exc
-            except ssl.SSLError as exc:
-                raise NotAuthorized(f"{self} does not agree on TLS: {one_line(exc)}") from exc
-            except TimeoutError as exc:
-                is_late = not self._timeouts.left_s(bounds.deadline_s)
-                reason = "its answer took too long" if is_late else f"silent for {bounds.silence_s:g} s"
-                raise NoAnswer(f"{self} did not answer: {reason}") from exc
-            except OSError as exc:
-                raise NoAnswer(f"{self} did not answer: {one_line(exc)}") from exc
-            except http.client.HTTPException as exc:
-                raise NotANode(f"{self} answers, but not in HTTP: {one_line(exc)}") from exc
-
-    def _ask(self, connection: Connection, request: _Request, headers: Mapping[str, str], bounds: Bounds) -> _Answer:
-        response = connection.ask(request.method, request.path, headers, request.body)
-        return _Answer(response.status, response.headers, connection.read(response, bounds.max_bytes))
-
-    def _ask_signed(
-        self, connection: Connection, request: _Request, headers: Mapping[str, str], bounds: Bounds, keys: Keys
-    ) -> _Answer:
-        """Sign the request with a nonce of the node, and check that the node has the key before its answer is read."""
-        challenge, host = self._nonce(connection, headers["Host"]), headers["Host"]
-        for _ in range(SIGNING_ATTEMPTS):
-            content_range = headers.get("Content-Range", "")
-            signature = challenge.sign(keys, host, request.method, request.path, request.body, content_range)
-            signed = {**headers, "Authorization": signature}
-            response = connection.ask(request.method, request.path, signed, request.body)
-            if (digest := challenge.digest_of(keys, host, response.status, response.headers)) is not None:
-                received = connection.read(response, bounds.max_bytes)
-                if (body := challenge.verified(keys, host, digest, received)) is None:
-                    raise NoAnswer(f"{self} did not answer: what came is not what a node with this ring's key sent")
-                return _Answer(response.status, response.headers, body)
-            again = Challenge.of(response.headers.get("WWW-Authenticate", ""))
-            reason = self._reason(connection, response)
-            if again is None or not again.stale:
-                break
-            challenge = again
-        raise NotAuthorized(f"{self} did not show that it has this ring's key: {reason}")
-
-    def _nonce(self, connection: Connection, host: str) -> Challenge:
-        response = connection.ask("HEAD", "/", {"Host": host, "Authorization": SCHEME})
-        connection.read(response, 0)
-        challenge = Challenge.of(response.headers.get("WWW-Authenticate", ""))
-        if challenge is not None:
-            return challenge
-        if response.status == 403 and response.headers.get("Server", "").startswith("mdi-llm/"):
-            raise NotAuthorized(f"{self} has no key, and this node has one")
-        raise self._error_of(_Answer(response.status, response.headers, b""))
-
-    def _reason(self, connection: Connection, response: http.client.HTTPResponse) -> str:
-        """Why a request was refused, by an answer that anybody may have sent."""
-        try:
-            error = _Answer(response.status, response.headers, connection.read(response, MAX_REASON_BYTES)).error()
-        except AnswerTooLarge:
-            error = None
-        if error is None:
-            return f"HTTP {response.status}"
-        version = _quote(error.get("version", __version__))
-        other = "" if version == __version__ else f" (it runs version {version}, this node {__version__})"
-        return f"{_quote(error['error'])}{other}"
-
-    def _error_of(self, answer: _Answer) -> ControlError:
-        """The error for an answer that is none to what was asked."""
-        if answer.status in _UNAVAILABLE:
-            return NoAnswer(f"{self} did not answer: HTTP {answer.status}")
-        if (error := answer.error()) is not None and answer.status not in _NOT_OURS:
-            return self._refusal(answer.status, error, "refused: ")
-        return NotANode(f"{self} is not a node of this version: HTTP {answer.status}")
-
-    def _refusal(self, status: int, error: dict[str, Any], verb: str) -> ControlError:
-        text = f"{self} {verb}{_quote(error['error'])}" if verb else f"{self}: {_quote(error['error'])}"
-        if status in _UNAUTHORIZED:
-            return NotAuthorized(text)
-        code = error.get("code")
-        known = CODES.get(code) if isinstance(code, str) else None
-        return (known or _KINDS.get(status, Refused))(text)
-
-
-def _json_request(method: str, path: str, value: Any) -> _Request:
-    return _Request(method, path, json.dumps(value).encode(), {"Content-Type": JSON})
-
-
-def _quote(answer: object) -> str:
-    """What a node sent, fit to stand in an error: it may be of any length."""
-    return one_line(str(answer), MAX_QUOTED_CHARACTERS)
+            raise NotANode(f"{self._caller}: {exc}") from exc
