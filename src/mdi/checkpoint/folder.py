@@ -1,6 +1,7 @@
 """A prepared model's folder: its configuration, the whole model's file where it is there, and its chunks."""
 
 import contextlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from mdi.checkpoint.chunks import (
     write_chunks,
 )
 from mdi.checkpoint.config import CONFIG_FILE, find_models, load_config
-from mdi.checkpoint.digests import Check, expect_digest, expect_lines, read_digests
+from mdi.checkpoint.digests import Check, content_digest, expect_digest, expect_lines, read_digests
 from mdi.checkpoint.weights import MODEL_FILE
 from mdi.config.paths import CHECKPOINTS_DIR
 from mdi.errors import CheckpointError, ConfigError
@@ -24,6 +25,8 @@ from mdi.formats import Mode
 from mdi.liveness import no_tick
 from mdi.model.architecture import ModelConfig
 from mdi.model.span import Span
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,24 @@ class ModelFolder:
         manifest = self.manifests.get(n_nodes)
         otherwise = f"{path}: damaged: its tensors are not those of its manifest"
         return expect_digest(manifest.files[0].digest if manifest else "", otherwise)
+
+    def undamaged_chunk(self, n_nodes: int, rank: int) -> Path:
+        """The chunk file of one node, for sending: read whole, and written anew where it is damaged.
+
+        Raises `CheckpointError` where it can be neither.
+        """
+        path, manifest = self.chunk(n_nodes, rank), self.manifests[n_nodes]
+        try:
+            if content_digest(path) == manifest.files[rank].digest:
+                return path
+            problem = f"{path}: damaged: its tensors are not those of its manifest"
+        except CheckpointError as exc:
+            problem = str(exc)
+        if not self.can_remake(path):
+            raise CheckpointError(problem)
+        log.warning("%s; making it anew from %s", problem, MODEL_FILE)
+        self.remake_chunk(n_nodes, rank)
+        return path
 
     def can_remake(self, path: Path) -> bool:
         """Whether a chunk of this folder can be written anew."""

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -75,6 +76,7 @@ class Rendezvous:
             if node
         }
         self._asked: set[NodeId] = set()  # secondaries that may be in our session
+        self._undamaged: set[Path] = set()  # chunks that were read whole in this run
         self._closing = threading.Event()
 
     def wait_until_up(self, nodes: Sequence[NodeId], patience: Patience) -> Statuses:
@@ -219,6 +221,8 @@ class Rendezvous:
         path, manifest = model.chunk(n_nodes, rank), model.ring_manifest(n_nodes)
         if manifest is None or not path.is_file():
             raise ControlError(f"{client.name} at {client.url} has no chunk and neither has this machine ({path})")
+        if path not in self._undamaged:  # once: a transfer that breaks is resumed again and again
+            self._undamaged.add(model.undamaged_chunk(n_nodes, rank))
         log.info("sending %s to %s", path.name, client.name)
         with progress_bar(path.stat().st_size, f"chunk for {client.name}", "B") as advance:
             client.send_chunk(path, manifest.files[rank].digest, advance)

@@ -6,14 +6,11 @@ What litgpt prints is suppressed; an error becomes one line.
 """
 
 import contextlib
-import errno
 import io
-import pickle
 import re
 import shutil
 import sys
 import warnings
-import zipfile
 from collections import UserDict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -24,22 +21,19 @@ import torch
 from litgpt.config import Config
 from litgpt.model import GPT
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from mdi.checkpoint.tensor_file import open_weights
 from mdi.checkpoint.weights import MODEL_FILE, write_errors
+from mdi.convert.bin_files import bin_to_safetensors
 from mdi.convert.hf_configs import check_config, check_convertible, config_by_name
 from mdi.convert.hub import is_weight_file, read_config, wanted_files
 from mdi.documents import Fields, read_json
-from mdi.errors import CheckpointError, ConfigError, StorageError
+from mdi.errors import CheckpointError, ConfigError
 from mdi.files import flush, storage_error
 from mdi.model.tensors import TORCH_DTYPES, mapped_empty
 from mdi.strings import one_line
 
 MAX_INDEX_BYTES = 64 << 20  # one line for each tensor
-
-# What torch.load raises for bytes that are not a checkpoint, or a truncated one.
-_DAMAGE = (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError)
 
 
 def link_or_copy(source: Path, folder: Path) -> None:
@@ -98,8 +92,7 @@ def _normalize_weight_files(folder: Path, hf_config: dict[str, Any]) -> None:
     for name in names - {file.name for file in files}:
         if is_weight_file(name):
             (folder / name).unlink()
-    # Before litgpt sees the folder: it reads a .bin file with an ordinary unpickler, which would run the file's code.
-    files = [_bin_to_safetensors(file) if file.suffix == ".bin" else file for file in files]
+    files = [bin_to_safetensors(file) if file.suffix == ".bin" else file for file in files]
     tensors = [name for file in files for name in _tensor_names(file)]
     if hf_config.get("tie_word_embeddings") is False and not _has_head(tensors):
         raise CheckpointError(f"{folder} lacks lm_head.weight, which config.json does not tie: is a file missing?")
@@ -139,52 +132,6 @@ def _tensor_names(file: Path) -> list[str]:
             return list(tensors.keys())
     except (SafetensorError, OSError) as exc:
         raise CheckpointError(f"{file} is damaged or cut short ({one_line(exc)}): fetch it again") from exc
-
-
-def _bin_to_safetensors(file: Path) -> Path:
-    """Replace a .bin file by a safetensors file, without executing its pickle."""
-    target = file.with_suffix(".safetensors")
-    try:
-        save_file(_unshared(_load_bin(file)), target, metadata={"format": "pt"})
-    except SafetensorError as exc:
-        raise StorageError(f"{target} cannot be written ({one_line(exc)})") from exc
-    file.unlink()
-    return target
-
-
-def _load_bin(file: Path) -> dict[str, torch.Tensor]:
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except pickle.UnpicklingError as exc:
-        raise CheckpointError(
-            f"{file} is damaged, or holds more than plain tensors and could run code: refused; "
-            "take the model in safetensors format"
-        ) from exc
-    except (OSError, *_DAMAGE) as exc:
-        if isinstance(exc, OSError) and exc.errno != errno.EINVAL:  # that is a seek before the start
-            raise storage_error(file, exc) from exc
-        raise CheckpointError(f"{file} is damaged or cut short ({one_line(exc)}): fetch it again") from exc
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise CheckpointError(f"{file} is not a plain dictionary of tensors")
-    return state
-
-
-def _unshared(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """`state` with one storage for each tensor, as safetensors needs it.
-
-    A head that is the embedding itself is left out: litgpt ties it again, and it is stored once.
-    """
-    embedding, head = state.get("model.embed_tokens.weight"), state.get("lm_head.weight")
-    if embedding is not None and head is not None and head.data_ptr() == embedding.data_ptr():
-        state = {name: tensor for name, tensor in state.items() if name != "lm_head.weight"}
-    seen: set[int] = set()
-    own = {}
-    for name, tensor in state.items():
-        storage = tensor.untyped_storage()
-        shared = storage.data_ptr() in seen or storage.nbytes() != tensor.nbytes
-        seen.add(storage.data_ptr())
-        own[name] = tensor.clone(memory_format=torch.contiguous_format) if shared else tensor.contiguous()
-    return own
 
 
 def _run_litgpt(folder: Path, config: Config, dtype: str | None) -> None:

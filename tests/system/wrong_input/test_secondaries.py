@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mdi.checkpoint.tensor_file import open_weights
+from support.damage import flip_signs
 from support.models import make_model
 from support.runs import ENDLESS, NO_WAITING, assert_serves_again, start_run, wait_until_generating
 from support.scripts import (
@@ -46,17 +46,18 @@ def test_a_second_starter_is_told_whom_the_node_serves(
     assert_serves_again(scripts, network, long_model)
 
 
-def test_a_chunk_damaged_on_the_way_is_refused(
-    kept: tuple[Network, list[Process]], scripts: Scripts, chunks: Path
-) -> None:
+def test_a_damaged_chunk_is_not_sent(kept: tuple[Network, list[Process]], scripts: Scripts, chunks: Path) -> None:
+    """It is written anew from the whole model; without that the error names the file."""
     network, _ = kept
     chunk = chunks / "chunks" / "3nodes" / "model_secondary1.pth"
-    data = bytearray(chunk.read_bytes())
-    tensor = open_weights(chunk)["transformer.h.4.mlp.proj.weight"]
-    data[data.index(tensor.numpy().tobytes())] ^= 1
-    chunk.write_bytes(data)
+    flip_signs(chunk, "transformer.h.4.mlp.proj.weight")
+    model = (chunks / "lit_model.pth").rename(chunks / "elsewhere")
     result = start_run(scripts, network, chunks, *NO_WAITING, "--keep-nodes").result()
-    one_line_error(result, 1, r"secondary 1 at .*(has the digest .* discarded|damaged)")
+    one_line_error(result, 1, rf"{chunk}: damaged: its tensors", after="no other can take")
+    model.rename(chunks / "lit_model.pth")
+    result = start_run(scripts, network, chunks, *NO_WAITING, "--keep-nodes").result()
+    assert result.code == 0, result.stderr
+    assert f"{chunk}: damaged" in result.stderr and "making it anew from lit_model.pth" in result.stderr
 
 
 def test_a_chunk_of_another_model_is_refused_on_both_sides(scripts: Scripts, split: Path, tmp_path: Path) -> None:
