@@ -90,14 +90,14 @@ class Caller:
     def call(self, request: Request, bounds: Bounds) -> dict[str, Any]:
         """The JSON object that answers a request."""
         answer = self.exchange(request, bounds)
-        if (error := answer.error()) is not None:
-            raise self._refusal(answer.status, error, "")
         try:
             value = answer.json()
-        except ValueError as exc:  # also an integer of 5000 digits
+        except ValueError as exc:
             raise NotANode(f"{self} answered something that is not JSON") from exc
         if not isinstance(value, dict):
             raise NotANode(f"{self}: {_quote(value)}")
+        if isinstance(value.get("error"), str):  # its status line was sent before it failed
+            raise self._refusal(answer.status, value, str(self))
         return value
 
     def exchange(self, request: Request, bounds: Bounds) -> Answer:
@@ -191,11 +191,11 @@ class Caller:
         if answer.status in _UNAVAILABLE:
             return NoAnswer(f"{self} did not answer: HTTP {answer.status}")
         if (error := answer.error()) is not None and answer.status not in _NOT_OURS:
-            return self._refusal(answer.status, error, "refused: ")
+            return self._refusal(answer.status, error, f"{self} refused")
         return NotANode(f"{self} is not a node of this version: HTTP {answer.status}")
 
-    def _refusal(self, status: int, error: dict[str, Any], verb: str) -> ControlError:
-        text = f"{self} {verb}{_quote(error['error'])}" if verb else f"{self}: {_quote(error['error'])}"
+    def _refusal(self, status: int, error: dict[str, Any], who: str) -> ControlError:
+        text = f"{who}: {_quote(error['error'])}"
         if status in _UNAUTHORIZED:
             return NotAuthorized(text)
         code = error.get("code")
