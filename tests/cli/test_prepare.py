@@ -20,3 +20,13 @@ def test_a_folder_of_chunks_without_the_model_is_left_as_it_is(tmp_path: Path) -
     assert {path: path.stat().st_ino for path in chunks_folder(folder, 2).iterdir()} == before
     with pytest.raises(CheckpointError, match=r"no lit_model\.pth here, so nothing to split"):
         prepare(PrepareOptions(model=str(folder), n_nodes=3))
+
+
+def test_a_tokenizer_that_cannot_be_used_is_told_before_anything_is_converted(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "config.json").write_text("{}")
+    (source / "tokenizer.json").write_text("{")
+    with pytest.raises(CheckpointError, match=rf"{source}/tokenizer\.json: not a tokenizer"):
+        prepare(PrepareOptions(model=str(source), model_name="pythia-14m", ckpt_folder=tmp_path / "checkpoints"))
+    assert list((tmp_path / "checkpoints").rglob("*.json")) == []

@@ -219,6 +219,24 @@ def test_a_vocabulary_without_bytes_or_scores_is_refused(tmp_path: Path) -> None
         convert(values | {"tokenizer.ggml.scores": [1.0, 2.0, 3.0]}, tmp_path)
 
 
+def test_tokens_that_are_made_of_each_other_are_refused(tmp_path: Path) -> None:
+    """Their merges would take time and memory in proportion to the square of their lengths."""
+    values = spm_values(train())
+
+    def with_tokens(lengths: range) -> dict[str, Any]:
+        more = ["z" * length for length in lengths]
+        return values | {
+            "tokenizer.ggml.tokens": values["tokenizer.ggml.tokens"] + more,
+            "tokenizer.ggml.scores": values["tokenizer.ggml.scores"] + [0.0] * len(more),
+            "tokenizer.ggml.token_type": values["tokenizer.ggml.token_type"] + [1] * len(more),
+        }
+
+    with pytest.raises(CheckpointError, match=r"made of each other in \d+ ways and more"):
+        convert(with_tokens(range(2, 1000)), tmp_path)
+    with pytest.raises(CheckpointError, match="a token of 2000 characters"):
+        convert(with_tokens(range(2000, 2001)), tmp_path)
+
+
 def test_a_full_disk(tmp_path: Path) -> None:
     file = open_gguf(write_gguf(tmp_path / "t.gguf", "llama", spm_values(train()), {}))
     with small_files_only(), pytest.raises(StorageError, match=r"tokenizer\.json: "):

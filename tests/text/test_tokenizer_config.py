@@ -40,7 +40,7 @@ def test_end_of_text_ids_are_read_even_from_careless_json(content: str, ids: tup
     assert generation_ids(tmp_path, "eos_token_id") == ids
 
 
-@pytest.mark.parametrize("content", [b"{{", b"[1]", b"\xff", b""])
+@pytest.mark.parametrize("content", [b"{{", b"[1]", b"\xff", b"", b'{"eos_token_id": [' + b"7," * 2000 + b"7]}"])
 def test_a_hopeless_generation_config_is_ignored_with_a_warning(
     content: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -471,13 +471,16 @@ def has_ended(pid: int) -> bool:
         return True
 
 
-def test_the_worker_has_a_session_of_its_own_and_dumps_no_core(worker: TextWorker, tmp_path: Path) -> None:
+def test_the_worker_has_a_session_of_its_own_dumps_no_core_and_goes_first_where_memory_is_short(
+    worker: TextWorker, tmp_path: Path
+) -> None:
     load_tokenizer(model_folder(tmp_path, "byte-level"), worker)
     pid = worker.pid
     assert pid is not None
     assert os.getsid(pid) == pid != os.getsid(0)
     if hasattr(psutil.Process, "rlimit"):
         assert psutil.Process(pid).rlimit(psutil.RLIMIT_CORE) == (0, 0)
+        assert Path(f"/proc/{pid}/oom_score_adj").read_text() == "1000\n"
 
 
 def test_a_missing_library_is_told_as_such(tmp_path: Path) -> None:

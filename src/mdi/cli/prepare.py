@@ -24,6 +24,8 @@ from mdi.files import partial_folder, write_text
 from mdi.model.shapes import head_weight, layer_weights
 from mdi.model.span import Span
 from mdi.progress import progress_bar
+from mdi.text.check import check_text
+from mdi.text.worker_process import TextWorker
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +86,7 @@ def _fetch(options: PrepareOptions, repo_id: str) -> Path:
             config = download_config(repo_id, folder, token=options.hf_token)
             name = resolve_config_name(repo_id, config, options.model_name)
             download(repo_id, folder, token=options.hf_token)
+            _check_text(folder)
             convert_folder(folder, model_name=name, dtype=options.dtype)
     return target
 
@@ -93,9 +96,16 @@ def _convert_local(options: PrepareOptions, source: Path) -> Path:
     target = options.ckpt_folder / "local" / source.resolve().name
     with _unless_ready(target, f"folder:{source.resolve()}") as folder:
         if folder is not None:
+            _check_text(source)
             link_or_copy(source, folder)
             convert_folder(folder, model_name=name, dtype=options.dtype)
     return target
+
+
+def _check_text(folder: Path) -> None:
+    """What cannot be used is told before gigabytes are converted."""
+    with TextWorker() as worker:
+        check_text(folder, worker)
 
 
 def _import_gguf(options: PrepareOptions, source: Path) -> Path:

@@ -11,6 +11,7 @@ from mdi.errors import CheckpointError
 log = logging.getLogger(__name__)
 
 MAX_FILE_BYTES = 16 << 20
+MAX_GENERATION_IDS = 1000  # known models have six at most
 
 
 def read_tokenizer_config(folder: Path) -> dict[str, Any]:
@@ -47,6 +48,9 @@ def generation_ids(folder: Path, key: str) -> tuple[int, ...]:
         log.warning("%s; it is ignored", exc)
         return ()
     values = value if isinstance(value, list) else [value]
+    if len(values) > MAX_GENERATION_IDS:  # each is compared with every token that is generated
+        log.warning("%s is ignored: %d ids under %s", path, len(values), key)
+        return ()
     return tuple(v for v in values if isinstance(v, int) and not isinstance(v, bool) and v >= 0)
 
 

@@ -28,10 +28,7 @@ _MAX_REQUEST_BYTES = (1 << 32) - 1  # the program that asks is trusted, and boun
 def main() -> None:
     """Serve until the program that started this one closes its socket, or ends."""
     channel = socket.socket(fileno=0)
-    with contextlib.suppress(ImportError, ValueError, OSError):
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _be_expendable()
     _import_libraries()
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
@@ -50,6 +47,19 @@ def _import_libraries() -> None:
 
 
 # ---- limits
+
+
+def _be_expendable() -> None:
+    """Let signals end this process whatever its parent does with them, without a core dump, and let it go first."""
+    for number in (signal.SIGALRM, signal.SIGIO):
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with contextlib.suppress(OSError):  # Linux: where memory runs out, the starter and its model stay
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
 
 
 def _answer(channel: socket.socket, request: Frame) -> Frame:

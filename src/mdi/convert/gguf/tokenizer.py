@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,10 @@ _END_OF_TURN = frozenset(
         "<｜end▁of▁sentence｜>",
     ]
 )
+
+# A vocabulary whose tokens are made of each other has merges in proportion to the square of their lengths.
+MAX_TOKEN_CHARS = 1024  # known tokens have 256 at most
+MAX_MERGES_PER_TOKEN = 32  # on average; known vocabularies have 3
 
 
 class _Type(IntEnum):
@@ -152,6 +157,8 @@ def _read_vocabulary(
     metadata = file.metadata
     tokens = [token or f"[EMPTY_{i}]" for i, token in enumerate(metadata.strings("tokenizer.ggml.tokens"))]
     n = len(tokens)
+    if (longest := max(map(len, tokens), default=0)) > MAX_TOKEN_CHARS:
+        raise CheckpointError(f"{file.path}: damaged: a token of {longest} characters")
     if not tokens or len(set(tokens)) != n:
         raise CheckpointError(f"{file.path}: the token list is empty or holds a token twice")
     bos, eos = _special_id(metadata, "bos", n, bos), _special_id(metadata, "eos", n, eos)
@@ -243,7 +250,14 @@ def _merges_from_scores(vocabulary: _Vocabulary, scores: list[float]) -> list[tu
         if token in parts
     )
     tokens = (vocabulary.tokens[i] for *_, i in ranked)
-    return [(left, right) for token in tokens for left, right in _halves(token) if left in parts and right in parts]
+    pairs = ((left, right) for token in tokens for left, right in _halves(token) if left in parts and right in parts)
+    limit = MAX_MERGES_PER_TOKEN * len(vocabulary.tokens)
+    merges = list(islice(pairs, limit + 1))
+    if len(merges) > limit:
+        raise CheckpointError(
+            f"{vocabulary.path}: damaged: its tokens can be made of each other in {limit} ways and more"
+        )
+    return merges
 
 
 def _halves(token: str) -> Iterator[tuple[str, str]]:
