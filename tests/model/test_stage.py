@@ -219,6 +219,21 @@ def test_a_head_tied_to_the_embedding_is_held_once(tmp_path: Path) -> None:
     assert torch.equal(head.embed([7], [0]), table[7:8].bfloat16())
 
 
+def test_the_embedding_is_kept_in_the_smaller_dtype() -> None:
+    config = Config(**BASE)
+    table = torch.randn(config.padded_vocab_size, config.n_embd)
+    for stored, computed, kept in (
+        (torch.float32, torch.bfloat16, torch.bfloat16),
+        (torch.bfloat16, torch.float32, torch.bfloat16),
+        (torch.float32, torch.float32, torch.float32),
+    ):
+        weights = {"transformer.wte.weight": table.to(stored), "transformer.ln_f.weight": torch.ones(32)}
+        weights["lm_head.weight"] = table.to(stored)
+        head = EmbeddingAndHead(config, weights, Placement(torch.device("cpu"), computed))
+        assert head._embedding.dtype == kept
+        assert torch.equal(head.embed([7], [0]), table[7:8].to(stored).to(computed))
+
+
 def test_a_missing_or_misshapen_tensor_is_named(tmp_path: Path) -> None:
     config = load_config(make_model(tmp_path))
     weights = open_weights(tmp_path / "lit_model.pth")

@@ -25,8 +25,8 @@ DIGESTS_FILE = "lit_model.digests.json"
 FORMAT_VERSION = 1
 _MAX_DIGESTS_BYTES = 400 * MAX_TENSORS
 
-# One thread hashes 1.5 GB/s where the processor has instructions for SHA-256, 0.3 GB/s elsewhere; packing takes 0.5 to
-# 2 GB/s of another core. Each thread holds a tensor that the main thread may have let go already.
+# With the processor's instructions for SHA-256 one thread hashes 1.5 GB/s, and the main thread loads 0.2 to 0.8 GB/s;
+# the second is for processors without them. Each may hold a tensor that the main thread has let go already.
 HASH_THREADS = 2
 
 Check = Callable[[Mapping[str, str]], None]  # raises `CheckpointError` for the lines of tensors, by name
