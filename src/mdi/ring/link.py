@@ -26,7 +26,7 @@ from mdi.ring.acceptor import HandshakeAcceptor
 from mdi.ring.config import LinkConfig
 from mdi.ring.handshake import Initiator, KeyMismatch
 from mdi.ring.messages import Activation, Message, Ping, Refuse, Welcome, carried_rows
-from mdi.ring.pace import Pace, Transfer
+from mdi.ring.pace import Pace
 from mdi.ring.transport import send
 from mdi.ring.wire import Decoder, Encoder, Session, State
 from mdi.strings import one_line
@@ -187,38 +187,31 @@ class Link:
             self.config, listener=self._listener, woken=self._woken, access=self._access, refusals=self._refusals
         ) as acceptor:
             sock, decoder = acceptor.accept()
+        sock.settimeout(self.config.peer_timeout_s)
         return sock, decoder
 
     def _receive(self, sock: socket.socket, decoder: Decoder, deadline_s: float | None = None) -> Message:
-        """The next message. It may be waited for until `deadline_s`, or else as long as the peer may be silent; once it
-        has begun, it must get through at the pace of the link.
+        """The next message. The timeout of `sock` bounds a silence, and `deadline_s`, or else the pace of the link, a
+        message that has begun.
         """
         transfer, began_s = None, 0.0
         while True:
-            frame_bytes = decoder.frame_bytes
-            with self._bounded(sock, transfer, frame_bytes, deadline_s):
-                # Straight into the memory that becomes the rows' tensor. The decoder never offers room beyond the part
-                # of the frame that it knows the size of, so nothing of the next frame has to be moved afterwards.
-                n_bytes = sock.recv_into(decoder.buffer())
+            if deadline_s is not None:
+                sock.settimeout(self.config.timeouts.left_s(deadline_s) or 0.001)  # 0 would not wait, nor time out
+            # Straight into the memory that becomes the rows' tensor. The decoder never offers room beyond the part of
+            # the frame that it knows the size of, so nothing of the next frame has to be moved afterwards.
+            n_bytes = sock.recv_into(decoder.buffer())
             if n_bytes == 0:
                 decoder.end_of_file()
             if transfer is None:
                 transfer, began_s = self._reading.begin(), time.perf_counter()
+            frame_bytes = decoder.frame_bytes
             if (message := decoder.received(n_bytes)) is not None:
                 transfer.end(frame_bytes)
                 self._timeline.add("receive", began_s, carried_rows(message))
                 return message
-
-    def _bounded(
-        self, sock: socket.socket, transfer: Transfer | None, frame_bytes: int, deadline_s: float | None
-    ) -> contextlib.AbstractContextManager[None]:
-        """Bound one read: of the handshake, of a frame that has begun, or of the next one, which may be a while off."""
-        if deadline_s is None and transfer is not None:
-            return transfer.step(sock, frame_bytes)
-        timeouts, peer_timeout_s = self.config.timeouts, self.config.peer_timeout_s
-        # 0 would not wait, nor time out
-        sock.settimeout(peer_timeout_s if deadline_s is None else timeouts.left_s(deadline_s) or 0.001)
-        return contextlib.nullcontext()
+            if deadline_s is None:
+                transfer.check(decoder.frame_bytes)
 
     # ---- writer thread
 

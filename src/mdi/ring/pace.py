@@ -4,10 +4,7 @@ Bytes that come one by one are signs of life, but no progress: so a frame that h
 size and by how fast the link has been.
 """
 
-import contextlib
-import socket
 from collections import deque
-from collections.abc import Iterator
 
 from mdi.errors import LinkTimeout
 from mdi.net.timeouts import Timeouts
@@ -15,7 +12,6 @@ from mdi.strings import format_bytes
 
 MIN_MEASURED_BYTES = 64 << 10  # of a frame that tells of the link: smaller ones only pass between buffers
 N_MEASURED = 8
-SILENT = 0.9  # of the silence that a peer may keep: who has not said anything for longer is silent, rather than slow
 
 
 class Pace:
@@ -49,28 +45,16 @@ class Transfer:
     def __init__(self, pace: Pace, began_s: float) -> None:
         self._pace, self._began_s = pace, began_s
 
-    @contextlib.contextmanager
-    def step(self, sock: socket.socket, n_bytes: int) -> Iterator[None]:
-        """Bound one read or write of a frame of that size, as far as it is known.
+    def check(self, n_bytes: int) -> None:
+        """Raise `LinkTimeout` where the frame takes too long, of that size as far as it is known.
 
-        Raises `LinkTimeout` where the frame as a whole takes too long, and leaves a silence to the timeout of `sock`.
+        Called after each read or write that did not complete it. A deadline of the socket's own would cost a system
+        call for each of them, and a wait that brings nothing is bounded as a silence.
         """
-        limit_s, silence_s = self._pace.limit_s(n_bytes), self._pace.peer_timeout_s
-        left_s = self._pace.timeouts.left_s(self._began_s + limit_s)
-        if left_s <= 0:
-            raise _too_slow(n_bytes, limit_s)
-        sock.settimeout(min(left_s, silence_s))
-        try:
-            yield
-        except TimeoutError as exc:
-            if left_s < SILENT * silence_s:
-                raise _too_slow(n_bytes, limit_s) from exc
-            raise
+        took_s = self._pace.timeouts.clock() - self._began_s
+        if took_s > self._pace.peer_timeout_s and took_s > (limit_s := self._pace.limit_s(n_bytes)):
+            raise LinkTimeout(f"is too slow: {format_bytes(n_bytes)} were not through after {limit_s:.3g} s")
 
     def end(self, n_bytes: int) -> None:
         """The frame is through."""
         self._pace.passed(n_bytes, self._pace.timeouts.clock() - self._began_s)
-
-
-def _too_slow(n_bytes: int, limit_s: float) -> LinkTimeout:
-    return LinkTimeout(f"is too slow: {format_bytes(n_bytes)} were not through after {limit_s:.3g} s")

@@ -1,6 +1,5 @@
 """One frame onto a socket, plain or TLS."""
 
-import contextlib
 import socket
 import ssl
 
@@ -18,11 +17,12 @@ def send(sock: socket.socket, encoder: Encoder, message: Message, transfer: Tran
     buffers = [memoryview(part) for part in encoder.encode(message)]
     n_bytes = sum(map(len, buffers))
     while buffers:
-        with contextlib.nullcontext() if transfer is None else transfer.step(sock, n_bytes):
-            sent = sock.send(buffers[0]) if isinstance(sock, ssl.SSLSocket) else sock.sendmsg(buffers)
+        sent = sock.send(buffers[0]) if isinstance(sock, ssl.SSLSocket) else sock.sendmsg(buffers)
         while buffers and sent >= len(buffers[0]):
             sent -= len(buffers.pop(0))
         if sent:
             buffers[0] = buffers[0][sent:]
+        if buffers and transfer is not None:
+            transfer.check(n_bytes)
     if transfer is not None:
         transfer.end(n_bytes)
