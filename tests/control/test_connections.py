@@ -291,6 +291,23 @@ def test_addresses_of_the_configuration_stay_longest(serve: Serve, dial: Dial, f
     assert clients[0].answer()[0] == 401
 
 
+def test_a_connection_that_repeats_itself_without_the_key_goes_first(serve: Serve, dial: Dial, few: int) -> None:
+    server = serve()
+    silent, repeating, right = [dial(server) for _ in range(few)]
+    right.send(signed(right, "GET", "/"))
+    assert right.answer()[0] == 200
+    for _ in range(2):
+        repeating.send(HEAD + b"\r\n")
+        assert repeating.answer()[0] == 401
+    connections = server._server.connections
+    wait_until(lambda: not connections._busy, PATIENCE_S, "it is held again")
+    assert sorted(connections._rank(connection) for connection in connections._open) == [2, 3, 3]
+    dial(server)
+    assert repeating.is_closed
+    silent.send(HEAD + b"\r\n")
+    assert silent.answer()[0] == 401
+
+
 def test_descriptors_are_free_as_soon_as_clients_are_gone(serve: Serve, dial: Dial) -> None:
     server = serve()
     for client in [dial(server) for _ in range(50)]:

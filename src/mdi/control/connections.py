@@ -30,6 +30,7 @@ from mdi.strings import one_line
 log = logging.getLogger(__name__)
 
 MAX_CONNECTIONS = 2048
+N_RANKS = 4
 TICK_S = 0.25  # between two looks at the deadlines
 
 _Steps = Generator[int, None, None]  # yields the event of the selector that it waits for
@@ -48,7 +49,7 @@ class Connection(server.HTTPConnection):
         super().__init__(web, sock, self._stream)
         self.RequestHandlerClass = web.request_class
         self.remote_addr = address
-        self.was_answered = False
+        self.n_requests = 0
         self.is_authenticated = False
 
     def _stream(self, sock: socket.socket, mode: str, _: int) -> RequestStream | ResponseStream:
@@ -93,8 +94,8 @@ class ConnectionLoop:
         self._limit = max_connections()
         self._open: set[Connection] = set()
         self._held: dict[Connection, _Held] = {}
-        self._evictable: EvictionOrder[Connection] = EvictionOrder(2)
-        self._ready: tuple[dict[Connection, None], ...] = ({}, {})  # by rank: they wait for a thread
+        self._evictable: EvictionOrder[Connection] = EvictionOrder(N_RANKS)
+        self._ready: list[dict[Connection, None]] = [{} for _ in range(N_RANKS)]  # by rank: they wait for a thread
         self._busy: set[Connection] = set()  # with the pool
         self._returned: SimpleQueue[Connection] = SimpleQueue()  # by the pool
         self._newest_address = ""
@@ -208,16 +209,12 @@ class ConnectionLoop:
                 self._hold(connection, self._next_request(connection))
 
     def _hand_over(self) -> None:
-        """Give the pool as many requests as it has threads; the others wait here, where they can still be dropped.
-
-        Addresses of the configuration go first. A connection that was answered queues again, so one that sends many
-        requests at once has its turn like the others.
-        """
+        """Give the pool as many requests as it has threads; the others wait here, where they can still be dropped."""
         for waiting in reversed(self._ready):
             while waiting and len(self._busy) < self._web.numthreads:
                 connection = next(iter(waiting))
                 self._drop(connection)
-                connection.was_answered = True
+                connection.n_requests += 1
                 self._busy.add(connection)
                 self._web.process_conn(connection)
 
@@ -233,7 +230,14 @@ class ConnectionLoop:
         self._advance(connection, held)
 
     def _rank(self, connection: Connection) -> int:
-        return int(connection.is_authenticated or self._is_known(connection.remote_addr))
+        """The higher, the sooner it is answered, and the later it has to make room for others.
+
+        Besides the address it counts whether a connection repeats itself. Whoever has the key authenticates by the
+        second request, the one after the nonce; one that goes on without it is a flood on connections that stay open.
+        """
+        if connection.is_authenticated:
+            return N_RANKS - 1
+        return 2 * self._is_known(connection.remote_addr) + (connection.n_requests < 2)
 
     def _advance(self, connection: Connection, held: _Held) -> None:
         """Read from a connection as far as that goes without waiting."""
@@ -280,7 +284,7 @@ class ConnectionLoop:
             return
         self._expiry_s = now_s + TICK_S
         for connection in [late for late, held in self._held.items() if held.deadline_s <= now_s]:
-            if connection.was_answered:
+            if connection.n_requests:
                 self._close(connection)
             else:
                 self._refuse(connection, f"it sent no request within {self._timeouts.request_head_s:g} s")
