@@ -337,6 +337,24 @@ def test_a_server_whose_descriptors_ran_out_accepts_again(
     assert waiting.is_closed  # its descriptor was needed
 
 
+def test_a_connection_that_comes_back_when_the_loop_has_ended_is_closed(serve: Serve, dial: Dial) -> None:
+    server = serve()
+    early, late = dial(server), dial(server)
+    for client in (early, late):
+        client.send(HEAD + b"\r\n")
+        assert client.answer()[0] == 401
+    connections = server._server.connections
+    wait_until(lambda: len(connections._held) == 2, PATIENCE_S, "both are held")
+    connections.stop()
+    first, second = connections._held
+    for connection in (first, second):  # as if the pool had them
+        connections._drop(connection)
+    connections.put(first)
+    connections.close()
+    connections.put(second)
+    assert early.is_closed and late.is_closed
+
+
 # ---- what the log says
 
 

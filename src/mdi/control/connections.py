@@ -107,13 +107,15 @@ class ConnectionLoop:
         for sock in (self._wake, self._woken):
             sock.setblocking(False)
         self._selector.register(self._woken, EVENT_READ)
-        self._running, self._stopping = threading.Lock(), False
+        self._running, self._stopping, self._closed = threading.Lock(), False, False
 
     # ---- called from any thread
 
     def put(self, connection: Connection) -> None:
-        """Take a connection back whose request was answered."""
+        """Take a connection back whose request was answered; it is closed where the loop has ended meanwhile."""
         self.take_back(connection)
+        if self._closed:
+            self._close_returned()
 
     def take_back(self, connection: Connection) -> None:
         """Take a connection back, open or closed."""
@@ -129,11 +131,19 @@ class ConnectionLoop:
 
     def close(self) -> None:
         """Close all connections but those that the pool has. After `stop`."""
+        self._closed = True  # before the queue is emptied: what `put` adds later it closes itself
+        self._close_returned()
         for connection in list(self._held):
             self._close(connection)
         self._selector.close()
         self._wake.close()
         self._woken.close()
+
+    def _close_returned(self) -> None:
+        with contextlib.suppress(Empty):
+            while True:
+                if not (connection := self._returned.get_nowait()).rfile.closed:
+                    connection.close()
 
     def _notify(self) -> None:
         with contextlib.suppress(OSError):  # it is full: the loop is about to look; or closed: there is no loop

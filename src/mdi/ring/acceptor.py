@@ -106,10 +106,10 @@ class HandshakeAcceptor:
     def _turn(self) -> None:
         """Wait for events and handle them. What frees descriptors comes before what takes them."""
         ready = {key.fd for key, _ in self._selector.select(self._timeout_s())}
-        if self._woken.fileno() in ready:
-            raise LinkClosed("is no longer waited for")
         for descriptor in ready & self._pending.keys():
             self._advance(*self._pending[descriptor])
+        if self._woken.fileno() in ready and self._established is None:
+            raise LinkClosed("is no longer waited for")
         self._expire()
         self._make_room()
         self._accepting.resume()
