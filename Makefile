@@ -55,7 +55,7 @@ bench: $(MODEL)/model_config.yaml  ## measure this machine, beside llama.cpp whe
 bench-quick: $(MODEL)/model_config.yaml  ## the same with fewer settings
 	$(BIN)/python benchmarks/bench.py --quick --ckpt $(MODEL) --llama-python $(LLAMA_PYTHON)
 
-chaos: $(VENV)/.dev  ## processes killed and stopped at random
+chaos: $(VENV)/.dev  ## processes killed, stopped, frozen and impersonated at random
 	$(BIN)/python -m pytest -m chaos tests/system/test_chaos.py
 
 floods: $(VENV)/.dev  ## status calls timed while clients without a key flood a ring

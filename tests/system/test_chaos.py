@@ -1,4 +1,4 @@
-"""Real processes, killed and stopped at random moments; the text is that of a run in which nothing happened.
+"""Real processes to which anything happens at random moments; the text is that of a run in which nothing happened.
 
 `make chaos` plays `CHAOS_RUNS` games (50), from the seed `CHAOS_SEED` (0) on; each game's number is its seed.
 """
@@ -8,11 +8,13 @@ import os
 import random
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from support.faults import damage_a_file, frozen_main_thread, other_program_at
 from support.models import make_model
 from support.scripts import (
     Network,
@@ -85,8 +87,19 @@ class Game:
         for n_tokens in at:
             if not self._wait_for_tokens(n_tokens):
                 return
-            blow = chance.choice([self.kill_and_restart, self.kill_for_good, self.stop_secondary, self.stop_starter])
-            blow(chance)
+            chance.choice(self._blows())(chance)
+
+    def _blows(self) -> list[Callable[[random.Random], None]]:
+        return [
+            self.kill_and_restart,
+            self.hang_up_and_restart,
+            self.kill_and_impersonate,
+            self.kill_and_damage,
+            self.kill_for_good,
+            self.stop_secondary,
+            self.stop_starter,
+            self.freeze_secondary,
+        ]
 
     def _wait_for_tokens(self, n_tokens: int) -> bool:
         while self.starter.alive:
@@ -101,6 +114,38 @@ class Game:
         self.secondaries[index].kill()
         time.sleep(chance.choice([0.0, 0.5, 2.0]))
         self.secondaries[index] = start_secondary(self.scripts, self.network, index)
+
+    def hang_up_and_restart(self, chance: random.Random) -> None:
+        index = chance.randrange(len(self.secondaries))
+        self.events.append(f"secondary {index} ended by a hangup, and started again")
+        if self.secondaries[index].alive:
+            self.secondaries[index].send_signal(signal.SIGHUP)
+            assert self.secondaries[index].wait(RUN_TIMEOUT_S) == 129
+        self.secondaries[index] = start_secondary(self.scripts, self.network, index)
+
+    def kill_and_impersonate(self, chance: random.Random) -> None:
+        index = chance.randrange(len(self.secondaries))
+        self.events.append(f"secondary {index} killed, another program at its HTTP port, and started again")
+        self.secondaries[index].kill()
+        with other_program_at(self.network.http_port(index + 1)):
+            time.sleep(chance.choice([0.5, 2.0]))
+        self.secondaries[index] = start_secondary(self.scripts, self.network, index)
+
+    def kill_and_damage(self, chance: random.Random) -> None:
+        index = chance.randrange(len(self.secondaries))
+        self.events.append(f"secondary {index} killed, a chunk of the cache damaged, and started again")
+        self.secondaries[index].kill()
+        damage_a_file(self.network.path.parent / "cache", "*.pth", chance)
+        self.secondaries[index] = start_secondary(self.scripts, self.network, index)
+
+    def freeze_secondary(self, chance: random.Random) -> None:
+        process = self.secondaries[chance.randrange(len(self.secondaries))]
+        seconds = chance.choice([0.7, 8.0])  # shorter and longer than until a message counts as overdue
+        self.events.append(f"the main thread of a secondary frozen for {seconds} s")
+        with contextlib.suppress(PermissionError):  # a container may forbid to trace processes
+            if process.alive:
+                with frozen_main_thread(process.pid):
+                    time.sleep(seconds)
 
     def kill_for_good(self, chance: random.Random) -> None:
         index = chance.randrange(len(self.secondaries))
