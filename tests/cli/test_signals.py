@@ -198,3 +198,29 @@ def test_a_hangup_that_is_ignored_at_the_start_stays_ignored() -> None:
     command = [*ignoring, *program(body, signal.SIGHUP)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=END_S, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (143, "goes on\n", "")
+
+
+WAITING_FOR_A_CHILD = """
+from mdi.cli.local_ring import run_to_end
+child = '''
+import signal, sys, time
+def end(number, frame):
+    time.sleep(1)
+    print("in order", flush=True)
+    sys.exit(7)
+signal.signal(signal.SIGTERM, end)
+print("ready", flush=True)
+time.sleep(600)
+'''
+print(run_to_end([sys.executable, "-c", child], signals), flush=True)
+signals.check()
+"""
+
+
+def test_a_program_that_waits_for_another_passes_the_signal_on_and_lets_it_end_in_order() -> None:
+    with subprocess.Popen(program(WAITING_FOR_A_CHILD), stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.read().splitlines() == ["in order", "7"]
+        assert process.wait(END_S) == 143

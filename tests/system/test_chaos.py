@@ -7,6 +7,7 @@ import contextlib
 import os
 import random
 import signal
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -98,7 +99,7 @@ class Game:
             self.kill_for_good,
             self.stop_secondary,
             self.stop_starter,
-            self.freeze_secondary,
+            *([self.freeze_secondary] if sys.platform == "linux" else []),
         ]
 
     def _wait_for_tokens(self, n_tokens: int) -> bool:
