@@ -200,9 +200,7 @@ def test_a_hangup_that_is_ignored_at_the_start_stays_ignored() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (143, "goes on\n", "")
 
 
-WAITING_FOR_A_CHILD = """
-from mdi.cli.local_ring import run_to_end
-child = '''
+CHILD = """
 import signal, sys, time
 def end(number, frame):
     time.sleep(1)
@@ -211,8 +209,11 @@ def end(number, frame):
 signal.signal(signal.SIGTERM, end)
 print("ready", flush=True)
 time.sleep(600)
-'''
-print(run_to_end([sys.executable, "-c", child], signals), flush=True)
+"""
+
+WAITING_FOR_A_CHILD = f"""
+from mdi.cli.local_ring import run_to_end
+print(run_to_end([sys.executable, "-c", {CHILD!r}], signals), flush=True)
 signals.check()
 """
 

@@ -42,15 +42,16 @@ def command(name: str, *options: str) -> list[str]:
 
 def run_to_end(program: Sequence[str], signals: Signals) -> int:
     """Run a program and return its exit status, 128 + n after signal n. A signal to this program is passed on to it."""
-    started: list[subprocess.Popen[bytes]] = []
+    untold: list[subprocess.Popen[bytes]] = []
 
     def pass_on(number: signal.Signals) -> None:
-        for process in started:
-            process.send_signal(number)
+        while untold:  # once: this is called again and again
+            untold.pop().send_signal(number)
 
     with signals.passed_to(pass_on):
-        started.append(subprocess.Popen(program))
-        status = started[0].wait()
+        process = subprocess.Popen(program)
+        untold.append(process)
+        status = process.wait()
     return status if status >= 0 else 128 - status
 
 
