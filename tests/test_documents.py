@@ -1,12 +1,14 @@
 """Documents that somebody else wrote: what is accepted, and the one line for what is not."""
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
-from mdi.documents import MAX_DEPTH, Fields, parse_json, read_json, read_text, read_yaml
+from mdi.documents import MAX_DEPTH, Fields, misfit, parse_json, read_json, read_text, read_yaml
 from mdi.errors import CheckpointError, ConfigError, MdiError, StorageError
 
 LIMIT = 1 << 20
@@ -118,3 +120,56 @@ def test_a_field_is_checked_where_it_is_asked_for() -> None:
             fields.get(name, is_text, "a text")
     with pytest.raises(CheckpointError, match=r"^m.json: an object is expected, not \[\]$"):
         Fields([], "m.json", CheckpointError)
+
+
+def test_a_key_that_occurs_twice_is_an_error_where_keys_are_to_be_distinct() -> None:
+    data = b'{"a": 1, "b": {"c": 1, "c": 2}}'
+    with pytest.raises(ConfigError, match="the key 'c' occurs twice"):
+        parse_json(data, "m.json", ConfigError)
+    assert parse_json(data, "m.json", ConfigError, distinct=False) == {"a": 1, "b": {"c": 2}}
+
+
+@dataclass
+class Declared:
+    """Fields of every kind that `misfit` knows."""
+
+    count: int
+    ratio: float
+    flag: bool
+    label: str | None
+    kind: Literal["a", "b"]
+    items: list[int] | None
+    parts: dict  # type: ignore[type-arg]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"count": -1, "ratio": 1, "flag": False, "label": None, "kind": "b", "items": [1, 2], "parts": {"x": []}},
+        {"ratio": 0.5, "label": "x", "items": None},
+        {"unknown": object()},
+    ],
+)
+def test_values_of_the_declared_types_fit(values: Mapping[str, Any]) -> None:
+    assert misfit(values, Declared) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        ("count", True, "count is True, not int"),
+        ("count", 1.0, "count is 1.0, not int"),
+        ("count", None, "count is None, not int"),
+        ("ratio", "1e-5", "ratio is '1e-5', not float"),
+        ("ratio", False, "ratio is False, not float"),
+        ("flag", 1, "flag is 1, not bool"),
+        ("label", ["x"], "label is ['x'], not str | None"),
+        ("kind", "c\n", "kind is 'c\\n', not Literal['a', 'b']"),
+        ("kind", [], "kind is [], not Literal['a', 'b']"),
+        ("items", [1, "2"], "items is [1, '2'], not list[int] | None"),
+        ("items", [[1]], "items is [[1]], not list[int] | None"),
+        ("parts", [], "parts is [], not dict"),
+    ],
+)
+def test_a_value_of_another_type_is_named(name: str, value: Any, problem: str) -> None:
+    assert misfit({name: value}, Declared) == problem

@@ -8,16 +8,18 @@ write it.
 import codecs
 import json
 import math
+import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from mdi.errors import ConfigError
 from mdi.files import storage_error
-from mdi.strings import one_line
+from mdi.strings import one_line, quoted
 
 T = TypeVar("T")
 ErrorKind = Callable[[str], Exception]
+_Pairs = list[tuple[str, Any]]  # of an object, as they stand in the text
 
 MAX_DEPTH = 64  # of lists and objects in each other
 MAX_DIGITS = 40  # of an integer; converting thousands of them takes quadratic time
@@ -63,18 +65,24 @@ def read_text(path: Path, limit_bytes: int, kind: ErrorKind) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def parse_json(data: bytes, what: str, kind: ErrorKind, *, lenient: Callable[[str], str] | None = None) -> Any:
-    """A JSON value. `lenient` mends a text that is not JSON, for a second attempt."""
+def parse_json(
+    data: bytes, what: str, kind: ErrorKind, *, distinct: bool = True, lenient: Callable[[str], str] | None = None
+) -> Any:
+    """A JSON value.
+
+    Of a key that occurs twice in an object the last value counts, unless keys are to be `distinct`. `lenient` mends a
+    text that is not JSON, for a second attempt.
+    """
     text = decode_text(data, what, kind)
     try:
-        return _plain(_loads(text, lenient))
+        return _plain(_loads(text, _distinct if distinct else dict, lenient))
     except (ValueError, RecursionError) as exc:
         raise kind(f"{what}: not valid JSON: {_reason(exc)}") from exc
 
 
-def read_json(path: Path, limit_bytes: int, kind: ErrorKind) -> Any:
+def read_json(path: Path, limit_bytes: int, kind: ErrorKind, *, distinct: bool = True) -> Any:
     """The JSON value in a file; see `read_document` and `parse_json` for what is raised."""
-    return parse_json(read_document(path, limit_bytes, kind), str(path), kind)
+    return parse_json(read_document(path, limit_bytes, kind), str(path), kind, distinct=distinct)
 
 
 def read_yaml(path: Path, limit_bytes: int, kind: ErrorKind) -> Any:
@@ -86,13 +94,19 @@ def read_yaml(path: Path, limit_bytes: int, kind: ErrorKind) -> Any:
         raise kind(f"{path}: not valid YAML: {_reason(exc)}") from exc
 
 
-def _loads(text: str, lenient: Callable[[str], str] | None) -> Any:
+def _loads(text: str, to_object: Callable[[_Pairs], dict[str, Any]], lenient: Callable[[str], str] | None) -> Any:
     try:
-        return json.loads(text, parse_int=parse_integer, parse_float=parse_number, parse_constant=_refuse_constant)
+        return json.loads(
+            text,
+            parse_int=parse_integer,
+            parse_float=parse_number,
+            parse_constant=_refuse_constant,
+            object_pairs_hook=to_object,
+        )
     except json.JSONDecodeError:
         if lenient is None:
             raise
-    return _loads(lenient(text), None)
+    return _loads(lenient(text), to_object, None)
 
 
 def parse_integer(digits: str) -> int:
@@ -107,6 +121,15 @@ def parse_number(text: str) -> float:
     if not math.isfinite(value := float(text)):
         raise ValueError(f"{text[:40]} is not a finite number")
     return value
+
+
+def _distinct(pairs: _Pairs) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in values:
+            raise ValueError(f"the key {key!r} occurs twice")
+        values[key] = value
+    return values
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -167,13 +190,42 @@ def _reason(exc: Exception) -> str:
     return one_line(exc)
 
 
+def has_type(value: object, declared: Any) -> bool:
+    """Whether a JSON value is what a type annotation says: a scalar, a literal, `X | None`, a list, a dict.
+
+    A whole number is a number, and neither is true or false.
+    """
+    origin, arguments = get_origin(declared), get_args(declared)
+    if origin in (Union, types.UnionType):
+        return any(has_type(value, argument) for argument in arguments)
+    if origin is Literal:
+        return any(type(value) is type(choice) and value == choice for choice in arguments)
+    if origin is list:
+        return isinstance(value, list) and all(has_type(item, arguments[0]) for item in value)
+    if declared is float:
+        return type(value) in (int, float)
+    return type(value) is declared
+
+
+def misfit(values: Mapping[str, Any], declared: type) -> str | None:
+    """What is wrong with the first of `values` that is not of the type of its field in a dataclass; None: nothing.
+
+    Fields that the dataclass does not have are left to its constructor.
+    """
+    for name, hint in get_type_hints(declared).items():
+        if name in values and not has_type(values[name], hint):
+            wanted = getattr(hint, "__name__", None) if isinstance(hint, type) else str(hint)
+            return f"{name} is {quoted(values[name])}, not {str(wanted).replace('typing.', '')}"
+    return None
+
+
 class Fields:
     """The fields of an object in somebody else's document, each checked where it is asked for."""
 
     def __init__(self, values: object, what: str, kind: ErrorKind) -> None:
         """Raises `kind`, naming `what` document it is, unless `values` is an object."""
         if not isinstance(values, dict):
-            raise kind(f"{what}: an object is expected, not {one_line(repr(values), 60)}")
+            raise kind(f"{what}: an object is expected, not {quoted(values)}")
         self._values: Mapping[str, Any] = values
         self._what, self._kind = what, kind
 
@@ -191,5 +243,5 @@ class Fields:
         if name not in self._values:
             raise self._kind(f"{self._what}: lacks {name}")
         if not check(value):
-            raise self._kind(f"{self._what}: {name} is {one_line(repr(value), 60)}, not {wanted}")
+            raise self._kind(f"{self._what}: {name} is {quoted(value)}, not {wanted}")
         return value

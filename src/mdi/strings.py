@@ -10,6 +10,11 @@ def one_line(foreign: BaseException | str, limit: int = 300) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)[:limit] or type(foreign).__name__
 
 
+def quoted(value: object, limit: int = 60) -> str:
+    """A foreign value as an error shows it: as Python writes it, in one line, cut at `limit` characters."""
+    return one_line(repr(value), limit)
+
+
 def format_bytes(n_bytes: float) -> str:
     """A size for people, in the unit that leaves it readable: `538.00 MB`, `13.48 GB`."""
     if n_bytes >= 1e9:

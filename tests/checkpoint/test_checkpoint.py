@@ -3,17 +3,21 @@
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
+from litgpt.config import Config, configs
 
-from mdi.checkpoint.chunks import Manifest, chunk_name, chunks_folder, read_manifest, split_model
+from mdi.checkpoint.chunks import Manifest, chunk_name, chunks_folder, read_manifest, remake_chunk, split_model
 from mdi.checkpoint.config import config_from_dict, find_models, load_config
 from mdi.checkpoint.digests import content_digest, digest_of
 from mdi.checkpoint.tensor_file import open_weights
 from mdi.checkpoint.weights import select
+from mdi.documents import misfit
 from mdi.errors import CheckpointError, StorageError
 from mdi.model.span import Span, spans_of
 from support.files import small_files_only
@@ -239,7 +243,7 @@ def test_a_damaged_manifest_says_what_to_do(text: str, problem: str, tmp_path: P
         ({"spans": [[0, 2**63], [1, 3], [3, 6]]}, "damaged"),
         ({"spans": [[0, 2**62], [1, 3], [3, 6]]}, "invalid span"),
         ({"files": [{"name": "../secret", "n_bytes": 1, "digest": "ab" * 32}] * 3}, "names of chunks"),
-        ({"files": [{"name": chunk_name(i), "n_bytes": "1", "digest": "ab" * 32} for i in range(3)]}, "byte count"),
+        ({"files": [{"name": chunk_name(i), "n_bytes": "1", "digest": "ab" * 32} for i in range(3)]}, "n_bytes"),
     ],
 )
 def test_a_manifest_with_wrong_values_is_damaged(change: dict[str, object], problem: str, model: Path) -> None:
@@ -248,6 +252,53 @@ def test_a_manifest_with_wrong_values_is_damaged(change: dict[str, object], prob
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(CheckpointError, match=problem):
         read_manifest(path.parent)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"dtype": None}, "its dtype is no text"),
+        ({"dtype": ["float32"]}, "its dtype is no text"),
+        ({"files": [{"name": "model_starter.pth", "n_bytes": True, "digest": ""}]}, "n_bytes is True, not int"),
+        ({"files": ["model_starter.pth"]}, "damaged"),
+        ({"files": [["name"]]}, "damaged"),
+    ],
+)
+def test_a_manifest_with_values_of_other_types_is_damaged(change: dict[str, object], problem: str, model: Path) -> None:
+    split_model(model, SPANS)
+    path = chunks_folder(model, 3) / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(CheckpointError, match=problem):
+        read_manifest(path.parent)
+
+
+def test_a_chunk_is_not_remade_in_an_unknown_dtype(model: Path) -> None:
+    manifest = replace(split_model(model, SPANS), dtype="float\n33")
+    with pytest.raises(CheckpointError, match="the dtype float 33, which is unknown"):
+        remake_chunk(model, manifest, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        ("norm_eps", "1e-5", "norm_eps is '1e-5', not float"),
+        ("bias", "no", "bias is 'no', not bool"),
+        ("n_layer", 2.0, "n_layer is 2.0, not int"),
+        ("name", ["x"], r"name is \['x'\], not str"),
+        ("rope_base", "x", "rope_base is 'x', not int"),
+        ("sliding_window_size", 10**39, "sliding_window_size is 10+, not within 0 and 2147483647"),
+        ("block_size", -1, "block_size is -1, not within 0 and"),
+    ],
+)
+def test_a_configuration_with_a_wrong_value_is_refused_by_its_name(name: str, value: Any, problem: str) -> None:
+    with pytest.raises(CheckpointError, match=problem):
+        config_from_dict(BASE | {"sliding_window_indices": [0] * BASE["n_layer"], name: value})
+
+
+def test_all_configurations_of_litgpt_have_values_of_their_types() -> None:
+    for entry in configs:
+        assert misfit(asdict(Config(**entry)), Config) is None
+    assert config_from_dict(BASE | {"rope_base": 10000.5}).rope_base == 10000.5
 
 
 def test_a_manifest_is_readable_json(model: Path) -> None:

@@ -427,3 +427,20 @@ def test_options_at_their_limits_are_taken() -> None:
 def test_dtypes_are_refused_with_the_allowed_ones() -> None:
     check_dtype(None)
     assert error_of(lambda: check_dtype("half")) == "--dtype half: expected one of float32, float16, bfloat16"
+
+
+@pytest.mark.parametrize("addr", ["127.0.0.1\n", "a\0b", "\x1b[2J", "10.0.0.1\u200b"])
+def test_a_text_that_cannot_be_shown_is_refused(tmp_path: Path, addr: str) -> None:
+    text = error_of(lambda: load_node(written(tmp_path, node_json(addr=addr)), None))
+    assert "addr" in text and "characters that cannot be printed" in text
+
+
+def test_an_unknown_key_is_shown_in_one_line(tmp_path: Path) -> None:
+    text = error_of(lambda: load_node(written(tmp_path, node_json() | {"\x1b[2J\n": 1}), None))
+    assert text.endswith(r"\x1b[2J: unknown key")
+
+
+def test_a_key_that_is_written_twice_is_named(tmp_path: Path) -> None:
+    path = written(tmp_path, node_json())
+    path.write_text(path.read_text().replace('"addr"', '"addr": "10.0.0.1", "addr"', 1))
+    assert "the key 'addr' occurs twice" in error_of(lambda: load_node(path, None))

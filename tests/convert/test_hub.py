@@ -2,6 +2,7 @@
 
 import errno
 import io
+import json
 import logging
 import os
 import shutil
@@ -11,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -360,3 +362,19 @@ def test_a_damaged_config(stub: StubHub, folder: Path) -> None:
     stub.files["config.json"] = b"<html>"
     with pytest.raises(CheckpointError, match=r"config\.json: not valid JSON"):
         hub.download_config("org/tiny", folder)
+
+
+@pytest.mark.parametrize(
+    ("config", "problem"),
+    [
+        ({"text_config": [1]}, r"text_config is \[1\], not an object"),
+        ({"text_config": {"rope_scaling": ["x"]}}, r"text_config: rope_scaling is \['x'\], not an object"),
+        ({"text_config": {"rope_parameters": "rope_theta"}}, "text_config: rope_parameters is 'rope_theta'"),
+        ({"model_type": ["llama"]}, r"model_type is \['llama'\], not a text"),
+        ({"quantization_config": "gptq"}, "quantization_config is 'gptq', not an object"),
+    ],
+)
+def test_a_config_whose_parts_have_other_types(config: dict[str, Any], problem: str, folder: Path) -> None:
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=problem):
+        hub.read_config(folder)

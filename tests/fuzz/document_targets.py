@@ -2,7 +2,7 @@
 
 import random
 
-from fuzz.mutations import change_bytes, change_json
+from fuzz.mutations import change_document
 from fuzz.target import Target
 from support.readers import READERS, outcome
 
@@ -27,4 +27,4 @@ class DocumentTarget(Target):
         return 1
 
     def mutate(self, data: bytes, rng: random.Random) -> bytes:
-        return data[:1] + rng.choice((change_bytes, change_json))(data[1:], rng)
+        return data[:1] + change_document(data[1:], rng)

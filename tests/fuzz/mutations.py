@@ -1,12 +1,14 @@
 """Changes of valid inputs that get past the first check: bytes, numbers, JSON values, archives."""
 
+import codecs
 import io
 import json
 import math
 import random
+import re
 import struct
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 EDGES = (0, 1, 2, 3, 4, 7, 8, 15, 16, 31, 32, 63, 64, 127, 128, 255, 256, 4095, 4096, 65535, 65536, 2**24, 2**31 - 1,
@@ -72,6 +74,50 @@ def change_json(data: bytes, rng: random.Random) -> bytes:
         return json.dumps(value).encode()
     except RecursionError:
         return data
+
+
+def change_document(data: bytes, rng: random.Random) -> bytes:
+    """Other bytes, other values, or what no value can say: marks, encodings, depth, digits, a key that occurs twice."""
+    match rng.randrange(8):
+        case 0 | 1 | 2:
+            return change_json(data, rng)
+        case 3 | 4 | 5:
+            return change_bytes(data, rng)
+        case 6:
+            return rng.choice(_WHOLE_DOCUMENTS)(data)
+        case _:
+            return _with_odd_text(data, rng)
+
+
+_WHOLE_DOCUMENTS: tuple[Callable[[bytes], bytes], ...] = (
+    lambda data: codecs.BOM_UTF8 + data,
+    lambda data: codecs.BOM_UTF8 + codecs.BOM_UTF8 + data,
+    lambda data: data.decode(errors="replace").encode("utf-16"),
+    lambda data: data.decode(errors="replace").encode("utf-16-be"),
+    lambda data: data.replace(b"\n", b"\r\n"),
+    lambda data: data[: len(data) // 2],
+    lambda data: data + data,
+    lambda data: data[:1] + data[1:-1] + b"," + data[1:],  # each key of an object occurs twice
+    lambda data: b"",
+    lambda data: b"null",
+    lambda data: b"\0" * 50,
+    lambda data: b"[" * 5000,
+    lambda data: b'{"a":' * 2000,
+    lambda data: b"9" * 5000,
+    lambda data: b"- " * 500,
+    lambda data: b"&a [*a]",
+)
+_ODD_TEXTS = ("9" * 5000, "-" + "9" * 50, "1e999", "NaN", "[" * 500 + "]" * 500, '"\\ud800"', '"\\u0000"', '"a\\nb"',
+              '"\\u001b[2J"', "&a 1", "*a", "!!binary aGVsbG8=", "2001-13-45", "null", "1_000", "0x1F")  # fmt: skip
+
+
+def _with_odd_text(data: bytes, rng: random.Random) -> bytes:
+    """One number or string of the text replaced by another text, which need not be JSON."""
+    places = [match.span() for match in re.finditer(rb'"[^"]*"|-?[0-9.]+|true|false|null', data)]
+    if not places:
+        return data + rng.choice(_ODD_TEXTS).encode()
+    start, stop = rng.choice(places)
+    return data[:start] + rng.choice(_ODD_TEXTS).encode() + data[stop:]
 
 
 def _changed_value(value: Any, rng: random.Random) -> Any:

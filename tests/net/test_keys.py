@@ -12,7 +12,7 @@ import pytest
 from mdi.cli.commands import secondary, starter
 from mdi.config.network import load_network, load_node
 from mdi.net.access import Access
-from mdi.net.key_sources import MIN_KEY_BITS, guess_bits, key_from_text, make_key_file
+from mdi.net.key_sources import MIN_KEY_BITS, guess_bits, key_from_file, key_from_text, make_key_file
 from mdi.net.keys import Key, Keys, Nonces
 from mdi.net.tls import Tls
 from support.config_files import error_of, network_json, node_json, written
@@ -112,6 +112,12 @@ def test_a_key_file_that_is_none_is_refused(tmp_path: Path, content: bytes | Non
     text = error_of(lambda: key_of(tmp_path, key_file="ring.key"))
     assert "key_file" in text
     assert problem in text
+
+
+def test_the_mark_that_windows_editors_write_is_no_part_of_a_key(tmp_path: Path) -> None:
+    text = "a key with sixteen characters or more"
+    (tmp_path / "ring.key").write_text(text, encoding="utf-8-sig")
+    assert key_from_file(tmp_path / "ring.key", "here") == key_from_text(text, "there")
 
 
 def test_a_key_may_be_any_text(monkeypatch: pytest.MonkeyPatch) -> None:

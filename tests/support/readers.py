@@ -4,28 +4,37 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import yaml
 from litgpt.config import Config
 
 from mdi.checkpoint.chunks import MANIFEST_FILE, chunk_name, read_manifest
-from mdi.checkpoint.config import CONFIG_FILE, load_config
+from mdi.checkpoint.config import CONFIG_FILE, config_from_dict, load_config
+from mdi.checkpoint.digests import DIGESTS_FILE, read_digests
 from mdi.cli.memory_monitor import read_memory_csv
+from mdi.cli.prepare import SOURCE_FILE, _check_source
 from mdi.cli.run_statistics import RUN_CSV_HEADER, check_run_csv
 from mdi.cli.token_times import read_token_csv
 from mdi.config.network import load_network, load_node
 from mdi.control.session import SessionSpec
 from mdi.control.status import NodeStatus, init_answer_from_json
+from mdi.convert.gguf.config import build_config
+from mdi.convert.gguf.file import open_gguf
 from mdi.convert.hf_configs import resolve_config_name
 from mdi.convert.hub import read_config
 from mdi.convert.huggingface import _indexed
 from mdi.documents import parse_json
 from mdi.errors import ControlError, MdiError
+from mdi.net.key_sources import key_from_file
+from mdi.ring.wire import _read_facts
+from mdi.text.chat_template import load_chat_template
 from mdi.text.prompts import load_prompts
 from mdi.text.styles import _saved_class
 from mdi.text.tokenizer_config import generation_ids, read_tokenizer_config, token_text
 from support.control import SPEC
+from support.gguf_files import N_TOKENS, hyperparameters, tensors, tiny_model, write_gguf
 from support.models import BASE
 from support.paths import ROOT
 from support.statuses import READY
@@ -39,6 +48,7 @@ class Reader(NamedTuple):
     file: str
     content: bytes
     read: Callable[[Path], object]
+    n_ways: int = 1000  # in which the test damages it; fewer where one reading takes milliseconds
 
 
 def as_json(value: Any) -> bytes:
@@ -56,6 +66,17 @@ def tokenizer_settings(path: Path) -> object:
 
 def from_a_peer(parse: Callable[[Any], object]) -> Callable[[Path], object]:
     return lambda path: parse(parse_json(path.read_bytes(), "the node", ControlError))
+
+
+def gguf_header() -> bytes:
+    """A GGUF file of so small tensors that most of it is header."""
+    architecture, model = tiny_model("llama", n_layer=1, n_embd=4, n_head=2, n_query_groups=1, head_size=2,
+                                     intermediate_size=4)  # fmt: skip
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "m.gguf"
+        values = hyperparameters(architecture, model.config)
+        write_gguf(path, architecture, values, tensors(architecture, model))
+        return path.read_bytes()
 
 
 MANIFEST = {
@@ -77,21 +98,41 @@ READERS = {
     "network": Reader("net.json", NETWORK.read_bytes(), load_network),
     "one node": Reader("net.json", NETWORK.read_bytes(), lambda path: load_node(path, 0)),
     "manifest": Reader(MANIFEST_FILE, as_json(MANIFEST), lambda path: read_manifest(path.parent)),
+    "digests": Reader(
+        DIGESTS_FILE, as_json({"format_version": 1, "tensors": {"a": f"float32 [1] {DIGEST}"}}),
+        lambda path: read_digests(path.parent),
+    ),
     "model configuration": Reader(
-        CONFIG_FILE, yaml.safe_dump(asdict(Config(**BASE))).encode(), lambda path: load_config(path.parent)
+        CONFIG_FILE, yaml.safe_dump(BASE).encode(), lambda path: load_config(path.parent), n_ways=200
+    ),
+    "configuration of the starter": Reader(
+        "c", as_json(asdict(Config(**BASE))), from_a_peer(config_from_dict), n_ways=400
+    ),
+    "source of a model": Reader(SOURCE_FILE, as_json({"source": "x"}), lambda path: _check_source(path.parent, "x")),
+    "header of a GGUF file": Reader("m.gguf", gguf_header(), lambda path: build_config(open_gguf(path), N_TOKENS)),
+    "key of the ring": Reader(
+        "key", b"a key with sixteen characters or more", lambda path: key_from_file(path, "key"), n_ways=10
     ),
     "hugging face configuration": Reader("config.json", as_json(HF_CONFIG), hugging_face_config),
     "index of weights": Reader("i.json", as_json({"weight_map": {"a": "1.safetensors", "b": "2.bin"}}), _indexed),
     "tokenizer configuration": Reader("tokenizer_config.json", as_json(TOKENIZER_CONFIG), tokenizer_settings),
+    "chat template": Reader(
+        "chat_template.jinja", b"{% for m in messages %}{{ m.content }}{% endfor %}",
+        lambda path: load_chat_template(path.parent), n_ways=400,
+    ),
+    "chat templates": Reader(
+        "tokenizer_config.json", as_json(TOKENIZER_CONFIG), lambda path: load_chat_template(path.parent)
+    ),
     "generation configuration": Reader(
         "generation_config.json", b'{"eos_token_id": [1, 2],\n "bos_token_id": 1}',
         lambda path: generation_ids(path.parent, "eos_token_id"),
     ),
-    "prompt style": Reader("prompt_style.yaml", b"class_path: litgpt.prompts.Llama3\n", _saved_class),
+    "prompt style": Reader("prompt_style.yaml", b"class_path: litgpt.prompts.Llama3\n", _saved_class, n_ways=200),
     "prompts": Reader("p.txt", "Eins,\r\nzwei.\n\nDrei, süß.\n".encode(), lambda path: load_prompts(f"FILE:{path}", 3)),
     "token times": Reader("t.csv", b"0,0\n0.125,1\n0.25,2\n", read_token_csv),
     "memory record": Reader("m.csv", b"seconds,rss_bytes\n0,1000\n0.5,2000\n", read_memory_csv),
     "run statistics": Reader("r.csv", f"{RUN_CSV_HEADER}\n1,2,3,4,5\n".encode(), check_run_csv),
+    "facts of a handshake": Reader("f", as_json(SPEC.hello), lambda path: _read_facts(memoryview(path.read_bytes()))),
     "session": Reader("s", as_json(SPEC.to_json()), from_a_peer(SessionSpec.from_json)),
     "status": Reader("s", as_json(READY.status.to_json()), from_a_peer(NodeStatus.from_json)),
     "answer to /init": Reader("s", as_json({"ready": READY.status.to_json()}), from_a_peer(init_answer_from_json)),

@@ -1,11 +1,12 @@
 """Chat templates in their sandbox."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from mdi.errors import CheckpointError
-from mdi.text.chat_template import ChatTemplate
+from mdi.text.chat_template import ChatTemplate, load_chat_template
 
 
 def render(source: str, content: str = "Hi", **special_tokens: str) -> str:
@@ -37,3 +38,15 @@ def test_a_template_that_fails_or_breaks_out_is_one_line(source: str) -> None:
     with pytest.raises(CheckpointError, match=r"tokenizer_config\.json") as caught:
         render(source)
     assert "\n" not in str(caught.value)
+
+
+def test_a_list_of_templates_may_have_entries_of_any_shape(tmp_path: Path) -> None:
+    entries = [
+        None,
+        {"name": ["default"], "template": "x"},
+        {"template": "y"},
+        {"name": "default", "template": "{{ 1 }}"},
+    ]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": entries}))
+    template = load_chat_template(tmp_path)
+    assert template is not None and template.render([]) == "1"

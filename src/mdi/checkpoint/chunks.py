@@ -14,7 +14,7 @@ from mdi.checkpoint.config import MAX_VALUES, load_config
 from mdi.checkpoint.digests import checked, digest_of_lines, expect_lines, read_digests, tensor_line
 from mdi.checkpoint.tensor_file import open_weights
 from mdi.checkpoint.weights import MODEL_FILE, select, write_errors
-from mdi.documents import read_json
+from mdi.documents import misfit, read_json
 from mdi.errors import CheckpointError, StorageError
 from mdi.files import atomic_path, storage_error, write_text
 from mdi.formats import DIGEST, MODES, Mode
@@ -24,7 +24,7 @@ from mdi.model.span import Span, spans_of
 from mdi.model.tensors import TORCH_DTYPES, dtype_name, mapped_empty
 from mdi.model.weights import Weights
 from mdi.progress import progress_bar
-from mdi.strings import format_bytes, one_line
+from mdi.strings import format_bytes, one_line, quoted
 
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
@@ -71,15 +71,21 @@ def read_manifest(folder: Path) -> Manifest | None:
     try:
         if (version := data["format_version"]) != FORMAT_VERSION:
             raise CheckpointError(
-                f"{path}: format {one_line(repr(version), 40)}, this version reads {FORMAT_VERSION}; split again"
+                f"{path}: format {quoted(version, 40)}, this version reads {FORMAT_VERSION}; split again"
             )
         spans = tuple(Span(*span) for span in data.pop("spans"))
-        files = tuple(ChunkFile(**file) for file in data.pop("files"))
+        files = tuple(_chunk_file(file) for file in data.pop("files"))
         manifest = Manifest(spans=spans, files=files, **data)
         _check_manifest(manifest)
         return manifest
     except (ValueError, KeyError, TypeError, AttributeError) as exc:
         raise CheckpointError(f"{path}: damaged ({one_line(exc)}); delete it and split the model again") from exc
+
+
+def _chunk_file(values: dict[str, Any]) -> ChunkFile:
+    if problem := misfit(values, ChunkFile):
+        raise ValueError(problem)
+    return ChunkFile(**values)
 
 
 def _check_manifest(manifest: Manifest) -> None:
@@ -89,6 +95,8 @@ def _check_manifest(manifest: Manifest) -> None:
         raise ValueError("its files do not have the names of chunks, in their order")
     if not all(type(file.n_bytes) is int and file.n_bytes >= 0 for file in manifest.files):
         raise ValueError("invalid byte count")
+    if type(manifest.dtype) is not str:
+        raise ValueError("its dtype is no text")
     if manifest.quantization not in MODES:
         raise ValueError(f"unknown quantization {manifest.quantization!r}: expected one of {', '.join(MODES)}")
     if not all(type(place) is int and 0 <= place <= MAX_VALUES["n_layer"] for span in manifest.spans for place in span):
@@ -198,6 +206,8 @@ def remake_chunk(folder: Path, manifest: Manifest, node: int, tick: Callable[[],
     source = open_weights(model, lambda n_bytes: tick())
     weights = select(source, load_config(folder), node, manifest.spans[node])
     stored_dtype = dtype_name(next(iter(weights.meta.values())).dtype)
+    if manifest.dtype not in (stored_dtype, *TORCH_DTYPES):
+        raise CheckpointError(f"{path}: its manifest has the dtype {one_line(manifest.dtype, 40)}, which is unknown")
     dtype, expected = None if stored_dtype == manifest.dtype else manifest.dtype, manifest.files[node].digest
     with checked(weights, expect_lines(model, read_digests(folder))) as checked_weights:
         _write_chunk(path, checked_weights, dtype, manifest.quantization, expected)

@@ -17,6 +17,7 @@ MAX_FILE_BYTES = 1 << 16
 
 # Numbers that decide how long it takes and how much memory to look at a configuration, far above any known model's.
 MAX_VALUES = {"n_layer": 10_000, "n_expert": 2048, "head_size": 1 << 16}
+MAX_NUMBER = 2**31 - 1  # of any other whole number
 
 
 def load_config(folder: Path) -> ModelConfig:
@@ -67,9 +68,9 @@ def _build_parts(config: ModelConfig) -> None:
 
 
 def _check_limits(config: ModelConfig) -> None:
-    for name, limit in MAX_VALUES.items():
-        value = getattr(config, name)
-        if value is not None and not 0 <= value <= limit:
+    for name, value in config_to_dict(config).items():
+        limit = MAX_VALUES.get(name, MAX_NUMBER)
+        if isinstance(value, int) and not 0 <= value <= limit:
             raise CheckpointError(
                 f"{config.name}: not a configuration that litgpt can run: {name} is {value}, not within 0 and {limit}"
             )

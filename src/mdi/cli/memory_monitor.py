@@ -19,7 +19,7 @@ from mdi.documents import parse_integer, parse_number, read_text
 from mdi.errors import ConfigError
 from mdi.files import storage_error
 from mdi.inbox import Inbox
-from mdi.strings import format_seconds, one_line
+from mdi.strings import format_seconds, one_line, quoted
 
 MEMORY_CSV_HEADER = "seconds,rss_bytes"
 MAX_FILE_BYTES = 256 << 20
@@ -124,7 +124,7 @@ def read_memory_csv(path: Path) -> list[tuple[float, int]]:
     """The (seconds, bytes) of a file that `watch_command` wrote. Raises `ConfigError`."""
     header, *lines = read_text(path, MAX_FILE_BYTES, ConfigError).split("\n")
     if header != MEMORY_CSV_HEADER:
-        raise ConfigError(f"{path}: begins with {one_line(repr(header), 60)}, not {MEMORY_CSV_HEADER!r}")
+        raise ConfigError(f"{path}: begins with {quoted(header)}, not {MEMORY_CSV_HEADER!r}")
     try:
         rows = [line.split(",") for line in lines if line]
         return [(parse_number(seconds), parse_integer(rss_bytes)) for seconds, rss_bytes in rows]

@@ -24,6 +24,7 @@ from mdi.files import partial_folder, write_text
 from mdi.model.shapes import head_weight, layer_weights
 from mdi.model.span import Span
 from mdi.progress import progress_bar
+from mdi.strings import one_line
 from mdi.text.check import check_text
 from mdi.text.worker_process import TextWorker
 
@@ -150,5 +151,5 @@ def _check_source(target: Path, source: str) -> None:
     known = fields.get("source", lambda value: isinstance(value, str), "a text")
     if known != source:
         raise ConfigError(
-            f"{target} was made from {known}, not from {source}: remove it, or choose another --ckpt-folder"
+            f"{target} was made from {one_line(known)}, not from {source}: remove it, or choose another --ckpt-folder"
         )

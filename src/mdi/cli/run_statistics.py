@@ -8,7 +8,7 @@ from pathlib import Path
 from mdi.documents import decode_text
 from mdi.errors import ConfigError
 from mdi.files import storage_error
-from mdi.strings import format_seconds, one_line
+from mdi.strings import format_seconds, quoted
 
 RUN_CSV_HEADER = "timestamp,n_samples,n_layers,context_size,gen_time"
 
@@ -42,7 +42,7 @@ def check_run_csv(path: Path) -> bool:
         raise storage_error(path, exc) from exc
     header = decode_text(first_line, f"{path} (--time-run)", ConfigError)
     if header and header.rstrip("\r\n") != RUN_CSV_HEADER:
-        found = one_line(repr(header), 60)
+        found = quoted(header)
         raise ConfigError(f"{path}: begins with {found}, not {RUN_CSV_HEADER!r}; choose another file")
     return bool(header)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from mdi.documents import parse_integer, parse_number, read_text
 from mdi.errors import ConfigError
 from mdi.files import write_text
-from mdi.strings import format_seconds, one_line
+from mdi.strings import format_seconds, quoted
 
 Points = Sequence[tuple[float, int]]
 
@@ -55,4 +55,4 @@ def _parse_point(path: Path, number: int, line: str) -> tuple[float, int]:
         seconds, tokens = line.split(",")
         return parse_number(seconds), parse_integer(tokens)
     except ValueError as exc:
-        raise ConfigError(f"{path}: line {number} is {one_line(repr(line), 60)}, not `seconds,tokens`") from exc
+        raise ConfigError(f"{path}: line {number} is {quoted(line)}, not `seconds,tokens`") from exc

@@ -16,6 +16,7 @@ from mdi.net.access import THIS_MACHINE, Access
 from mdi.net.key_sources import key_from_file, key_from_text, keys_from, warn_if_readable_by_others
 from mdi.net.keys import Key
 from mdi.net.tls import Tls
+from mdi.strings import one_line, quoted
 
 MAX_SHARE = 10**6
 MAX_FILE_BYTES = 1 << 20
@@ -125,14 +126,14 @@ class _Reader:
         self._path, self._data, self._where = path, dict(data), where
 
     def error(self, key: str, problem: str) -> ConfigError:
-        return ConfigError(f"{self._path}: {self._where}{key}: {problem}")
+        return ConfigError(f"{self._path}: {one_line(self._where + key)}: {problem}")
 
     def take(self, key: str, kind: type | tuple[type, ...], wanted: str) -> Any:
         if key not in self._data:
             raise self.error(key, "missing key")
         value = self._data.pop(key)
         if not isinstance(value, kind) or isinstance(value, bool):
-            raise self.error(key, f"{value!r} is not {wanted}")
+            raise self.error(key, f"{quoted(value)} is not {wanted}")
         return value
 
     def has(self, key: str) -> bool:
@@ -145,7 +146,7 @@ class _Reader:
         values = self.take(key, list, "a list")
         for i, value in enumerate(values):
             if not isinstance(value, dict):
-                raise self.error(f"{key}[{i}]", f"{value!r} is not an object")
+                raise self.error(f"{key}[{i}]", f"{quoted(value)} is not an object")
         return [_Reader(self._path, value, f"{self._where}{key}[{i}].") for i, value in enumerate(values)]
 
     def port(self, key: str) -> int:
@@ -158,6 +159,8 @@ class _Reader:
         value: str = self.take(key, str, "a string")
         if not value.strip():
             raise self.error(key, "is empty")
+        if not value.isprintable():
+            raise self.error(key, f"{quoted(value)} holds characters that cannot be printed")
         return value
 
     def optional_string(self, key: str) -> str | None:
@@ -174,9 +177,9 @@ class _Reader:
         return float(share)
 
     def device(self) -> str:
-        device = self.string("device")
+        device: str = self.take("device", str, "a string")
         if not DEVICE.fullmatch(device):
-            raise self.error("device", f"{device!r} is not cpu, mps, cuda or cuda:N")
+            raise self.error("device", f"{quoted(device)} is not cpu, mps, cuda or cuda:N")
         return device
 
     def optional_key(self, name: str) -> Key | None:

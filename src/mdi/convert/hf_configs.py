@@ -7,6 +7,7 @@ from typing import Any
 from litgpt.config import Config, configs
 
 from mdi.errors import CheckpointError, ConfigError
+from mdi.strings import one_line, quoted
 
 # Fields of config.json (newer and older spellings) and litgpt's name for the same quantity.
 _FIELDS = {
@@ -80,8 +81,9 @@ def resolve_config_name(source_name: str, hf_config: dict[str, Any], model_name:
 def check_config(hf_config: dict[str, Any], config: Config) -> None:
     """Raise `CheckpointError` for the first field of config.json that differs from `config`."""
     for key, theirs, ours in _mismatches(hf_config, config):
+        field = one_line(f"{key} {theirs}", 120)
         raise CheckpointError(
-            f"config.json has {key} {theirs}, but litgpt's {config.name} has {ours}: choose another --model-name"
+            f"config.json has {field}, but litgpt's {config.name} has {ours}: choose another --model-name"
         )
 
 
@@ -115,7 +117,7 @@ def check_convertible(source_name: str, hf_config: dict[str, Any]) -> None:
         raise ConfigError(f"{source_name} uses latent attention (DeepSeek MLA), which is not supported")
     if hf_config.get("quantization_config"):
         method = hf_config["quantization_config"].get("quant_method", "unknown method")
-        raise ConfigError(f"{source_name} is quantized ({method}): take the model it was made from")
+        raise ConfigError(f"{source_name} is quantized ({one_line(str(method), 60)}): take the model it was made from")
 
 
 def _name_by_sizes(source_name: str, hf_config: dict[str, Any]) -> str:
@@ -133,7 +135,7 @@ def _name_by_sizes(source_name: str, hf_config: dict[str, Any]) -> str:
             "with --model-name"
         )
     raise ConfigError(
-        f"no litgpt configuration has the name or the numbers of {source_name} (model_type {model_type!r}); "
+        f"no litgpt configuration has the name or the numbers of {source_name} (model_type {quoted(model_type)}); "
         f"if one suits it, say --model-name; {_nearest(source_name)}"
     )
 

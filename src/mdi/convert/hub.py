@@ -74,12 +74,17 @@ def read_config(folder: Path) -> dict[str, Any]:
     where it cannot be read.
     """
     path = folder / "config.json"
-    config: dict[str, Any] = read_json(path, MAX_CONFIG_BYTES, CheckpointError)
-    fields = Fields(config, str(path), CheckpointError)
+    config: dict[str, Any] = read_json(path, MAX_CONFIG_BYTES, CheckpointError, distinct=False)
+    _check_parts(config, str(path))
+    _check_parts(config.get("text_config") or {}, f"{path}: text_config")
+    return config
+
+
+def _check_parts(config: object, what: str) -> None:
+    fields = Fields(config, what, CheckpointError)
     fields.get("model_type", lambda value: isinstance(value, str), "a text", None)
     for part in _PARTS:
         fields.get(part, lambda value: isinstance(value, dict), "an object", None)
-    return config
 
 
 def download(repo_id: str, folder: Path, *, token: str | None = None, progress: bool = True) -> None:

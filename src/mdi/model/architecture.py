@@ -13,10 +13,14 @@ from litgpt.config import Config
 from litgpt.model import GPT, Block
 from torch import nn
 
+from mdi.documents import has_type, misfit
 from mdi.model.attention import SegmentAttention
 from mdi.model.ops import PointwiseOps
 
 ModelConfig: TypeAlias = Config  # the one configuration type: other architectures translate theirs into it
+
+
+_RATIOS = ("rope_base", "rope_condense_ratio")  # declared as whole numbers by litgpt, which computes with any number
 
 
 class Architecture(Protocol):
@@ -60,6 +64,10 @@ class LitgptArchitecture:
     head_path = "lm_head."
 
     def config_from_dict(self, values: Mapping[str, Any]) -> ModelConfig:
+        # litgpt looks at no type, and computes with what it got.
+        whole = {name: value for name, value in values.items() if not (name in _RATIOS and has_type(value, float))}
+        if problem := misfit(whole, ModelConfig):
+            raise ValueError(problem)
         return ModelConfig(**values)
 
     def config_to_dict(self, config: ModelConfig) -> dict[str, Any]:

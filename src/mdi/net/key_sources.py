@@ -60,7 +60,7 @@ def key_from_file(path: Path, where: str) -> Key:
     if len(content) > MAX_KEY_FILE_BYTES:
         raise ConfigError(f"{where}: {path} has more than {MAX_KEY_FILE_BYTES} bytes: is it a key?")
     try:
-        text = content.decode()
+        text = content.decode("utf-8-sig")  # without the mark that Windows editors write, which no other node's key has
     except UnicodeDecodeError:
         raise ConfigError(f"{where}: {path} is not UTF-8 text") from None  # its bytes would stand in the chain
     warn_if_readable_by_others(path)

@@ -80,7 +80,8 @@ def _default_template(value: object) -> str | None:
         return value
     if not isinstance(value, list):
         return None
-    named = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}
+    entries = [entry for entry in value if isinstance(entry, dict) and isinstance(entry.get("name"), str)]
+    named = {entry["name"]: entry.get("template") for entry in entries}
     template = named.get("default", next(iter(named.values()), None))
     return template if isinstance(template, str) else None
 

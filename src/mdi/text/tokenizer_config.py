@@ -19,7 +19,7 @@ def read_tokenizer_config(folder: Path) -> dict[str, Any]:
     path = folder / "tokenizer_config.json"
     if not path.is_file():
         return {}
-    config = read_json(path, MAX_FILE_BYTES, CheckpointError)
+    config = read_json(path, MAX_FILE_BYTES, CheckpointError, distinct=False)
     if not isinstance(config, dict):
         raise CheckpointError(f"{path}: a JSON object is expected")
     return config
@@ -40,9 +40,10 @@ def generation_ids(folder: Path, key: str) -> tuple[int, ...]:
     path = folder / "generation_config.json"
     if not path.is_file():
         return ()
-    data = read_document(path, MAX_FILE_BYTES, CheckpointError)
+    data, what = read_document(path, MAX_FILE_BYTES, CheckpointError), str(path)
     try:
-        fields = Fields(parse_json(data, str(path), CheckpointError, lenient=_with_commas), str(path), CheckpointError)
+        document = parse_json(data, what, CheckpointError, distinct=False, lenient=_with_commas)
+        fields = Fields(document, what, CheckpointError)
         value = fields.get(key, lambda value: isinstance(value, int | list), "a token id or a list of them", [])
     except CheckpointError as exc:
         log.warning("%s; it is ignored", exc)
