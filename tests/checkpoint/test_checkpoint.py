@@ -1,6 +1,7 @@
 """Splitting, digests, and telling a right file from a wrong one."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
@@ -12,7 +13,15 @@ import torch
 import yaml
 from litgpt.config import Config, configs
 
-from mdi.checkpoint.chunks import Manifest, chunk_name, chunks_folder, read_manifest, remake_chunk, split_model
+from mdi.checkpoint.chunks import (
+    Manifest,
+    chunk_name,
+    chunks_folder,
+    is_fresh,
+    read_manifest,
+    remake_chunk,
+    split_model,
+)
 from mdi.checkpoint.config import config_from_dict, find_models, load_config
 from mdi.checkpoint.digests import content_digest, digest_of
 from mdi.checkpoint.tensor_file import open_weights
@@ -22,6 +31,7 @@ from mdi.errors import CheckpointError, StorageError
 from mdi.model.span import Span, spans_of
 from support.files import small_files_only
 from support.models import BASE, TRAITS, make_model
+from support.rings import ring_of
 
 SPANS = spans_of([1, 2, 3])
 
@@ -336,3 +346,57 @@ def test_the_models_of_a_folder_are_found(tmp_path: Path) -> None:
         make_model(tmp_path / name)
     assert find_models(tmp_path) == [tmp_path / "a" / "one", tmp_path / "b" / "two"]
     assert find_models(tmp_path / "nowhere") == []
+
+
+# ---- whether chunks were made from the model that is there
+
+
+def put_another_model(model: Path, mtime_ns: int) -> None:
+    """Replace the whole model by one of the same size, with a time of its own."""
+    other = make_model(model.with_name("other"), seed=1)
+    shutil.copyfile(other / "lit_model.pth", model / "lit_model.pth")
+    os.utime(model / "lit_model.pth", ns=(mtime_ns, mtime_ns))
+
+
+def test_chunks_of_another_model_do_not_count_however_old_its_file_is(model: Path) -> None:
+    manifest = split_model(model, SPANS)
+    assert is_fresh(model, manifest)
+    put_another_model(model, mtime_ns=0)
+    assert not is_fresh(model, manifest)
+
+
+@pytest.mark.parametrize("seconds", [-1000, 1000])
+def test_a_model_that_was_only_copied_is_read_once_to_find_out(
+    seconds: int, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = split_model(model, SPANS)
+    mtime_ns = (model / "lit_model.pth").stat().st_mtime_ns + seconds * 10**9
+    os.utime(model / "lit_model.pth", ns=(mtime_ns, mtime_ns))
+    assert is_fresh(model, manifest)
+    monkeypatch.delattr("mdi.checkpoint.chunks.open_weights")
+    known = read_manifest(chunks_folder(model, len(SPANS)))
+    assert known is not None and known.source is not None and known.source.mtime_ns == mtime_ns
+    assert is_fresh(model, known)
+
+
+def test_chunks_of_a_model_that_is_damaged_by_now_do_not_count(model: Path) -> None:
+    manifest = split_model(model, SPANS)
+    (model / "lit_model.pth").write_bytes(b"x" * 1000)
+    assert not is_fresh(model, manifest)
+
+
+def test_a_manifest_of_an_earlier_version_goes_by_dates(model: Path) -> None:
+    manifest = replace(split_model(model, SPANS), source=None)
+    assert is_fresh(model, manifest)
+    later_ns = (chunks_folder(model, len(SPANS)) / "manifest.json").stat().st_mtime_ns + 10**9
+    os.utime(model / "lit_model.pth", ns=(later_ns, later_ns))
+    assert not is_fresh(model, manifest)
+
+
+def test_a_ring_runs_the_model_that_is_there(model: Path, tmp_path: Path) -> None:
+    prompts = [[1, 2, 3], [4, 5]]
+    with ring_of(2, tmp_path / "cache") as ring:
+        before = ring.generate(model, prompts)
+        put_another_model(model, mtime_ns=0)
+        expected = ring.generate(model.with_name("other"), prompts)
+        assert ring.generate(model, prompts) == expected != before

@@ -1,17 +1,19 @@
 """Model folder -> chunk files and the manifest that names them; both are written whole or not at all."""
 
+import contextlib
 import json
+import logging
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from litgpt.utils import incremental_save
 
 from mdi.checkpoint.config import MAX_VALUES, load_config
-from mdi.checkpoint.digests import checked, digest_of_lines, expect_lines, read_digests, tensor_line
+from mdi.checkpoint.digests import checked, digest_of_lines, expect_lines, lines_of, read_digests, tensor_line
 from mdi.checkpoint.tensor_file import open_weights
 from mdi.checkpoint.weights import MODEL_FILE, select, write_errors
 from mdi.documents import misfit, read_json
@@ -26,9 +28,13 @@ from mdi.model.weights import Weights
 from mdi.progress import progress_bar
 from mdi.strings import format_bytes, one_line, quoted
 
+log = logging.getLogger(__name__)
+
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
 MAX_MANIFEST_BYTES = 4 << 20
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,15 @@ class ChunkFile:
 
 
 @dataclass(frozen=True)
+class Source:
+    """The whole model that chunks were made from: its digest, and how its file was then."""
+
+    digest: str
+    n_bytes: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What `chunks/<N>nodes/` holds, in ring order."""
 
@@ -49,6 +64,7 @@ class Manifest:
     dtype: str
     quantization: Mode
     files: tuple[ChunkFile, ...]
+    source: Source | None = None  # not in manifests of version 0.2 and before
     format_version: int = FORMAT_VERSION
 
 
@@ -74,18 +90,20 @@ def read_manifest(folder: Path) -> Manifest | None:
                 f"{path}: format {quoted(version, 40)}, this version reads {FORMAT_VERSION}; split again"
             )
         spans = tuple(Span(*span) for span in data.pop("spans"))
-        files = tuple(_chunk_file(file) for file in data.pop("files"))
-        manifest = Manifest(spans=spans, files=files, **data)
+        files = tuple(_checked(file, ChunkFile) for file in data.pop("files"))
+        source = data.pop("source", None)
+        source = None if source is None else _checked(source, Source)
+        manifest = Manifest(spans=spans, files=files, source=source, **data)
         _check_manifest(manifest)
         return manifest
     except (ValueError, KeyError, TypeError, AttributeError) as exc:
         raise CheckpointError(f"{path}: damaged ({one_line(exc)}); delete it and split the model again") from exc
 
 
-def _chunk_file(values: dict[str, Any]) -> ChunkFile:
-    if problem := misfit(values, ChunkFile):
+def _checked(values: dict[str, Any], kind: type[T]) -> T:
+    if problem := misfit(values, kind):
         raise ValueError(problem)
-    return ChunkFile(**values)
+    return kind(**values)
 
 
 def _check_manifest(manifest: Manifest) -> None:
@@ -103,7 +121,9 @@ def _check_manifest(manifest: Manifest) -> None:
         raise ValueError("invalid span")
     if manifest.spans != tuple(spans_of([len(span) for span in manifest.spans])):
         raise ValueError(f"its spans do not follow each other: {[list(span) for span in manifest.spans]}")
-    if not all(DIGEST.fullmatch(digest) for digest in [manifest.model_digest, *(f.digest for f in manifest.files)]):
+    digests = [manifest.model_digest, *(file.digest for file in manifest.files)]
+    digests += [] if manifest.source is None else [manifest.source.digest]
+    if not all(map(DIGEST.fullmatch, digests)):
         raise ValueError("invalid digest")
 
 
@@ -123,7 +143,7 @@ def split_model(
     """
     config = load_config(folder)
     model = folder / MODEL_FILE
-    weights, check = open_weights(model, advance), expect_lines(model, read_digests(folder))
+    stat, weights, known = model.stat(), open_weights(model, advance), expect_lines(model, read_digests(folder))
     parts = [select(weights, config, node, span) for node, span in enumerate(spans)]
     target = chunks_folder(folder, len(spans))
     _check_space(target, parts, dtype, quantization)
@@ -132,6 +152,13 @@ def split_model(
     except OSError as exc:
         raise storage_error(target, exc) from exc
     lines: dict[str, str] = {}
+    source_lines: dict[str, str] = {}
+
+    def check(read: Mapping[str, str]) -> None:
+        source_lines.update(read)
+        if known is not None:
+            known(read)
+
     files = []
     for node, part in enumerate(parts):
         path = target / chunk_name(node)
@@ -140,9 +167,14 @@ def split_model(
         files.append(ChunkFile(path.name, path.stat().st_size, digest_of_lines(own_lines)))
         lines |= own_lines
     used_dtype = dtype or dtype_name(next(iter(weights.meta.values())).dtype)
-    manifest = Manifest(digest_of_lines(lines), tuple(spans), used_dtype, quantization, tuple(files))
-    write_text(target / MANIFEST_FILE, json.dumps(asdict(manifest), indent=1))
+    source = Source(digest_of_lines(source_lines), stat.st_size, stat.st_mtime_ns)
+    manifest = Manifest(digest_of_lines(lines), tuple(spans), used_dtype, quantization, tuple(files), source)
+    _write_manifest(target, manifest)
     return manifest
+
+
+def _write_manifest(target: Path, manifest: Manifest) -> None:
+    write_text(target / MANIFEST_FILE, json.dumps(asdict(manifest), indent=1))
 
 
 def _write_chunk(
@@ -232,9 +264,35 @@ def write_chunks(
         return split_model(folder, spans, dtype, copied, quantization=quantization)
 
 
-def is_fresh(folder: Path, manifest: Manifest) -> bool:
-    """Whether all chunks of the manifest are there, and younger than the model they were made from, if that is."""
+def is_fresh(folder: Path, manifest: Manifest, tick: Callable[[], None] = no_tick) -> bool:
+    """Whether all chunks of the manifest are there, and made from the whole model that is there, if one is.
+
+    A model whose file has changed since then, by a copy, perhaps, is read to find out; `tick` may end that by raising.
+    """
     files, model = chunks_folder(folder, len(manifest.spans)), folder / MODEL_FILE
     if not all((files / file.name).is_file() for file in manifest.files):
         return False
-    return not model.is_file() or (files / MANIFEST_FILE).stat().st_mtime_ns >= model.stat().st_mtime_ns
+    if not model.is_file():
+        return True
+    stat, source = model.stat(), manifest.source
+    if source is None:
+        return (files / MANIFEST_FILE).stat().st_mtime_ns >= stat.st_mtime_ns
+    if (stat.st_size, stat.st_mtime_ns) == (source.n_bytes, source.mtime_ns):
+        return True
+    log.info("%s was written or copied after its chunks were made: comparing", model)
+    if _source_digest(folder, tick) != source.digest:
+        return False
+    now = Source(source.digest, stat.st_size, stat.st_mtime_ns)
+    with contextlib.suppress(StorageError):  # a read-only folder: it is compared again next time
+        _write_manifest(files, replace(manifest, source=now))
+    return True
+
+
+def _source_digest(folder: Path, tick: Callable[[], None]) -> str:
+    """The digest of the whole model, as `Source` has it; empty for a damaged one."""
+    try:
+        config = load_config(folder)
+        weights = open_weights(folder / MODEL_FILE, lambda n_bytes: tick())
+        return digest_of_lines(lines_of(select(weights, config, 0, Span(0, config.n_layer))))
+    except CheckpointError:
+        return ""

@@ -66,7 +66,7 @@ class ModelFolder:
         manifest = self.manifests.get(n_nodes)
         if n_nodes == 1 or not self.has_weights:
             return self
-        if manifest is not None and serves(manifest, spans, quantize) and is_fresh(self.path, manifest):
+        if manifest is not None and serves(manifest, spans, quantize) and is_fresh(self.path, manifest, tick):
             return self
         return replace(self, manifests={**self.manifests, n_nodes: write_chunks(self.path, spans, tick=tick)})
 
