@@ -1,9 +1,11 @@
 """Weights are compared with what is known of them while they are loaded."""
 
+import gc
 import json
 import threading
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -191,3 +193,17 @@ def test_a_chunk_of_another_model_is_not_made_in_its_place(model: Path, manifest
     with pytest.raises(CheckpointError, match=r"not what lit_model\.pth gives by now"):
         remake_chunk(model, manifest, 1)
     assert (chunks_folder(model, 2) / chunk_name(1)).read_bytes() == before
+
+
+def test_the_file_is_closed_as_soon_as_nobody_uses_its_weights(model: Path) -> None:
+    """Without waiting for the garbage collector: a node may load hundreds of chunks in its life."""
+    path = model / "lit_model.pth"
+    gc.collect()
+    gc.disable()
+    try:
+        with checked(open_weights(path), expect_digest(content_digest(path), "damaged")) as weights:
+            weights.verify()
+        del weights
+        assert str(path) not in [file.path for file in psutil.Process().open_files()]
+    finally:
+        gc.enable()

@@ -67,15 +67,15 @@ class _HashedWeights(Weights):
     """Weights whose bytes are hashed by other threads, while whoever asked for a tensor works on it."""
 
     def __init__(self, weights: Weights, check: Check | None, pool: ThreadPoolExecutor) -> None:
-        super().__init__(weights.meta, self._read_and_hash)
-        self._weights, self._check, self._pool = weights, check, pool
+        super().__init__(weights.meta, weights.__getitem__)
+        self._check, self._pool = check, pool
         self._lines: dict[int, Future[str]] = {}  # by the stored tensor
 
-    def _read_and_hash(self, name: str) -> torch.Tensor:
+    def __getitem__(self, name: str) -> torch.Tensor:
         stored = id(self.meta[name])
         if stored not in self._lines:
             self._wait_for_a_thread()
-        tensor = self._weights[name]
+        tensor = super().__getitem__(name)
         if stored not in self._lines:
             self._lines[stored] = self._pool.submit(tensor_line, tensor)
         return tensor

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
         (["--prompt", "x" * 500], 2, r"longest prompt takes 500 tokens; the context of 128"),
         (["--prompt", "x" * 9, "--block-size", "9"], 2, r"takes 9 tokens; the context of 9"),
         (["--block-size", "129"], 2, r"--sequence-length 129: this model's context is 128"),
-        (["--prompt", "FILE:{tmp}/no.txt"], 2, r"no\.txt: the prompt file cannot be read"),
+        (["--prompt", "FILE:{tmp}/no.txt"], 2, r"no\.txt: no such file"),
         (["--prompt", "FILE:{tmp}/empty.txt"], 2, r"empty\.txt: the prompt file holds no text"),
         (["--prompt", "FILE:{tmp}/binary.txt"], 2, r"binary\.txt: .*not UTF-8"),
         (["--prompt", "FILE:{tmp}/prompts.json"], 2, r"prompts\.json: a prompt file must end in"),
