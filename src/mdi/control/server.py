@@ -59,7 +59,7 @@ class _Request(server.HTTPRequest):
         return True
 
     def respond(self) -> None:
-        self.conn.rfile.expect_body(int(self.inheaders.get(b"Content-Length", 0)))
+        self.conn.rfile.expect_body()
         super().respond()
 
     def send_headers(self) -> None:

@@ -7,7 +7,7 @@ import ssl
 from mdi.net.timeouts import Timeouts
 
 MAX_HEAD_BYTES = 16 << 10  # of a request line and all headers
-MIN_BYTES_PER_S = 64 << 10  # of a body: a slower one is cut short
+MIN_BYTES_PER_S = 64 << 10  # of a body, after a while: a slower one is cut short
 _RECEIVE_BYTES = 64 << 10
 _END_OF_HEAD = b"\r\n\r\n"
 
@@ -24,7 +24,7 @@ class RequestStream:
         self._data = bytearray()
         self._n_searched = 0
         self._n_ignored = 0
-        self._body_deadline_s: float | None = None
+        self._body_deadline_s: float | None = None  # later with each byte that comes
         self.closed = False
 
     # ---- called from the loop
@@ -48,10 +48,13 @@ class RequestStream:
 
     # ---- called from a thread of the pool
 
-    def expect_body(self, n_bytes: int) -> None:
-        """From now on `read` waits for what has not come yet of a body of `n_bytes`."""
-        patience_s = self._timeouts.request_read_s + n_bytes / MIN_BYTES_PER_S
-        self._body_deadline_s = self._timeouts.deadline_s(patience_s)
+    def expect_body(self) -> None:
+        """From now on `read` waits for what has not come yet of a body.
+
+        What has come earns time, not what was announced: who sends a byte now and then would hold a thread, and the
+        chunk that he writes to, for as long as 16 MB may take.
+        """
+        self._body_deadline_s = self._timeouts.deadline_s(self._timeouts.request_read_s)
 
     def ignore(self, n_bytes: int) -> None:
         """Drop the next `n_bytes`, the rest of a body, when they come."""
@@ -79,7 +82,9 @@ class RequestStream:
         left_s = min(self._timeouts.request_read_s, self._timeouts.left_s(self._body_deadline_s))
         try:
             self._sock.settimeout(left_s)
+            n_before = len(self._data)
             if left_s and self.receive():
+                self._body_deadline_s += (len(self._data) - n_before) / MIN_BYTES_PER_S
                 return True
         except OSError:  # silence, a reset, TLS that broke: the body ends here, and whoever reads it says so
             pass
