@@ -102,23 +102,22 @@ class ModelFolder:
         """
         path, manifest = self.chunk(n_nodes, rank), self.manifests[n_nodes]
         try:
-            if content_digest(path) == manifest.files[rank].digest:
-                return path
-            problem = f"{path}: damaged: its tensors are not those of its manifest"
-        except CheckpointError as exc:
-            problem = str(exc)
-        if not self.can_remake(path):
-            raise CheckpointError(problem)
-        log.warning("%s; making it anew from %s", problem, MODEL_FILE)
-        self.remake_chunk(n_nodes, rank)
+            if content_digest(path) != manifest.files[rank].digest:
+                raise CheckpointError(f"{path}: damaged: its tensors are not those of its manifest")
+        except CheckpointError as problem:
+            self.remake(path, n_nodes, rank, problem)
         return path
 
-    def can_remake(self, path: Path) -> bool:
-        """Whether a chunk of this folder can be written anew."""
-        return self.has_weights and path.is_relative_to(self.path / "chunks")
+    def remake(
+        self, path: Path, n_nodes: int, rank: int, problem: CheckpointError, tick: Callable[[], None] = no_tick
+    ) -> None:
+        """Write the damaged chunk `path` anew, as its manifest says. `tick` may end that by raising.
 
-    def remake_chunk(self, n_nodes: int, rank: int, tick: Callable[[], None] = no_tick) -> None:
-        """Write one chunk anew, as its manifest says. Raises as `mdi.checkpoint.chunks.remake_chunk`."""
+        Raises `problem` where it cannot be written anew, or else as `mdi.checkpoint.chunks.remake_chunk`.
+        """
+        if not self.has_weights or not path.is_relative_to(self.path / "chunks"):
+            raise problem
+        log.warning("%s; making it anew from %s", problem, MODEL_FILE)
         remake_chunk(self.path, self.manifests[n_nodes], rank, tick)
 
     def _is_quantized(self, mode: Mode | None) -> bool:

@@ -12,7 +12,7 @@ from mdi.checkpoint.cache import ChunkCache
 from mdi.checkpoint.digests import Check, checked, expect_digest
 from mdi.checkpoint.folder import ModelFolder
 from mdi.checkpoint.tensor_file import open_weights
-from mdi.checkpoint.weights import MODEL_FILE, select
+from mdi.checkpoint.weights import select
 from mdi.cluster.plan import Plan, PlanOptions
 from mdi.cluster.rendezvous import nodes_on_host
 from mdi.cluster.supervisor import RECOVERABLE, RingSupervisor
@@ -254,11 +254,8 @@ class Starter:
         """Load the stage from `path`; where that is a damaged chunk, from one that is made anew of the whole model."""
         try:
             self._load_from(spec, path, plan, model)
-        except CheckpointError as exc:
-            if not model.can_remake(path):
-                raise
-            log.warning("%s; making it anew from %s", exc, MODEL_FILE)
-            model.remake_chunk(len(plan.members), Rank(0), self._inbox.check)
+        except CheckpointError as problem:
+            model.remake(path, len(plan.members), Rank(0), problem, self._inbox.check)
             self._load_from(spec, path, plan, model)
 
     def _load_from(self, spec: StageSpec, path: Path, plan: Plan, model: ModelFolder) -> None:
