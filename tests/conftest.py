@@ -19,10 +19,8 @@ from support.scripts import Scripts, WarmPython
 # would end at Ctrl-C. A handler of Python, unlike SIG_IGN, becomes the default again in every program that is started.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGTERM, signal.SIG_DFL)
-if (
-    signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-):  # by nohup, whose purpose is served: this process ignores it still
-    signal.signal(signal.SIGHUP, lambda number, frame: None)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda number, frame: None)  # as `nohup` wants it for this process, not for others
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # nodes share the cores
 for name in ("MDI_KEY", "MDI_KEY_FILE", "MDI_KEY_OLD", "MDI_KEY_OLD_FILE"):
     os.environ.pop(name, None)  # a ring of the tests has the key that its test gives it

@@ -28,13 +28,9 @@ from mdi.checkpoint.weights import select
 from mdi.errors import CheckpointError
 from mdi.model.backends.select import make_span_engine
 from mdi.model.runner import StageRunner, StageSpec
-from mdi.model.span import spans_of
 from mdi.model.weights import Weights
-from support.damage import flip_signs
+from support.damage import DAMAGED, SPANS, flip_signs
 from support.models import make_model
-
-SPANS = spans_of([2, 4])
-DAMAGED = "transformer.h.3.mlp.proj.weight"
 
 
 @pytest.fixture

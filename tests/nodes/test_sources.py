@@ -15,15 +15,11 @@ from mdi.checkpoint.digests import content_digest, digest_of, record_digests
 from mdi.control.session import FIRST_EPOCH, SessionSpec
 from mdi.errors import CheckpointError
 from mdi.ids import Rank
-from mdi.model.span import spans_of
 from mdi.model.weights import Weights
 from mdi.nodes.sources import WeightSources
 from support.control import SPEC
-from support.damage import flip_signs
+from support.damage import DAMAGED, SPANS, flip_signs
 from support.models import make_model
-
-SPANS = spans_of([2, 4])
-DAMAGED = "transformer.h.3.mlp.proj.weight"
 
 
 @pytest.fixture

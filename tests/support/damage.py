@@ -4,6 +4,10 @@ import os
 from pathlib import Path
 
 from mdi.checkpoint.tensor_file import TensorFile
+from mdi.model.span import spans_of
+
+SPANS = spans_of([2, 4])
+DAMAGED = "transformer.h.3.mlp.proj.weight"  # of the second span
 
 
 def flip_signs(path: Path, name: str) -> None:
