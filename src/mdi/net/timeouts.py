@@ -41,7 +41,7 @@ class Timeouts:
     heartbeat_s: float = 1.0  # between two signs of life while /init loads, if the main thread got on
     stall_s: float = 10.0  # without a step of the main thread; then /init is answered "not now"
     request_head_s: float = 5.0  # for TLS, the request line and all headers together
-    request_read_s: float = 30.0  # for each read of a body; then the connection is closed
+    request_read_s: float = 30.0  # for each read of a body, and for all of it beside the time that its bytes earn
     server_stop_s: float = 1.0  # for requests under way when a server stops
 
     # forming a ring
