@@ -150,12 +150,18 @@ def test_a_session_leaves_nothing_behind(tiny: Path, tmp_path: Path) -> None:
             for _ in range(n):
                 ring.generate(tiny, [[1, 2, 3], [4]], n_tokens=3)
             wait_until(lambda: all(s.status().state is NodeState.IDLE for s in ring.secondaries), 60, "they are idle")
+            wait_until(lambda: not _calls(), 60, "calls to nodes have ended")
             return _held()
 
         held_after(2)  # caches are filled
         before = held_after(1)
         more = held_after(n_sessions) - before
     assert not {what: n for what, n in more.items() if n >= n_sessions}, more
+
+
+def _calls() -> list[str]:
+    """Threads of calls to nodes: one ends a moment after its answer was taken, and holds its session until then."""
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("call-")]
 
 
 def _held() -> Counter[str]:

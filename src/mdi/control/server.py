@@ -112,6 +112,18 @@ class WebServer(wsgi.Server):
         self.connections = ConnectionLoop(self, self.socket, self.access.tls, known.include, self._refusals)
         self._connections = self.connections
 
+    def serve(self) -> None:
+        """Answer requests until `stop`.
+
+        cheroot's own starts one more thread, for requests that the pool has no room for, and does not wait for its end.
+        Here there are none: the loop gives the pool no more requests than it has threads.
+        """
+        while self.ready:
+            try:
+                self.connections.run(self.expiration_interval)
+            except Exception:  # noqa: BLE001  a bug: the others' connections are served on
+                self.error_log("error in the loop of connections", logging.ERROR, traceback=True)
+
     def stop(self) -> None:
         """End all threads, and leave cheroot's list of servers, which lasts as long as the process."""
         super().stop()
