@@ -6,5 +6,5 @@ from typing import Literal
 DTYPES = ("float32", "float16", "bfloat16")
 Mode = Literal["none", "int8", "int4"]  # of quantization
 MODES: tuple[Mode, ...] = ("none", "int8", "int4")
-DIGEST = re.compile(r"[0-9a-f]{64}")  # SHA-256 of a chunk or a model
+DIGEST = re.compile(r"[0-9a-f]{64}")  # of a chunk or a model, see mdi.checkpoint.digests
 DEVICE = re.compile(r"cpu|mps|cuda(:\d{1,3})?")

@@ -24,6 +24,7 @@ from mdi.checkpoint.chunks import (
 )
 from mdi.checkpoint.config import config_from_dict, find_models, load_config
 from mdi.checkpoint.digests import content_digest, digest_of
+from mdi.checkpoint.folder import open_folder
 from mdi.checkpoint.tensor_file import open_weights
 from mdi.checkpoint.weights import select
 from mdi.documents import misfit
@@ -236,8 +237,8 @@ def test_integers_without_their_scale_are_refused(name: str, model: Path) -> Non
         ("{", "damaged"),
         ("[]", "damaged"),
         ("{}", "damaged"),
-        ('{"format_version": 9}', "format 9, this version reads 1"),
-        ('{"format_version": 1, "spans": 3, "files": []}', "damaged"),
+        ('{"format_version": 9}', "format 9, this version reads 2"),
+        ('{"format_version": 2, "spans": 3, "files": []}', "damaged"),
         ("[" * 100_000, "damaged"),
     ],
 )
@@ -314,7 +315,7 @@ def test_all_configurations_of_litgpt_have_values_of_their_types() -> None:
 def test_a_manifest_is_readable_json(model: Path) -> None:
     manifest = split_model(model, SPANS)
     data = json.loads((chunks_folder(model, 3) / "manifest.json").read_text())
-    assert data["format_version"] == 1 and data["spans"] == [[0, 1], [1, 3], [3, 6]]
+    assert data["format_version"] == 2 and data["spans"] == [[0, 1], [1, 3], [3, 6]]
     assert isinstance(manifest, Manifest)
 
 
@@ -385,12 +386,15 @@ def test_chunks_of_a_model_that_is_damaged_by_now_do_not_count(model: Path) -> N
     assert not is_fresh(model, manifest)
 
 
-def test_a_manifest_of_an_earlier_version_goes_by_dates(model: Path) -> None:
-    manifest = replace(split_model(model, SPANS), source=None)
-    assert is_fresh(model, manifest)
-    later_ns = (chunks_folder(model, len(SPANS)) / "manifest.json").stat().st_mtime_ns + 10**9
-    os.utime(model / "lit_model.pth", ns=(later_ns, later_ns))
-    assert not is_fresh(model, manifest)
+def test_chunks_of_an_earlier_version_are_written_anew(model: Path) -> None:
+    split_model(model, SPANS)
+    path = chunks_folder(model, len(SPANS)) / "manifest.json"
+    data = json.loads(path.read_text())
+    del data["source"]
+    path.write_text(json.dumps(data | {"format_version": 1}))
+    folder = open_folder(model, len(SPANS))
+    assert folder.ring_manifest(len(SPANS)) is None
+    assert folder.with_chunks(SPANS, None).ring_manifest(len(SPANS)) == read_manifest(path.parent)
 
 
 def test_a_ring_runs_the_model_that_is_there(model: Path, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import gc
 import json
-import threading
 from pathlib import Path
 
 import psutil
@@ -16,7 +15,6 @@ from mdi.checkpoint.digests import (
     DIGESTS_FILE,
     checked,
     content_digest,
-    digest_of,
     expect_digest,
     expect_lines,
     read_digests,
@@ -48,12 +46,12 @@ def load(path: Path, check: digests.Check | None) -> StageRunner:
     config = load_config(path.parents[2] if path.parent.name == "2nodes" else path.parent)
     runner = StageRunner(torch.device("cpu"), torch.float32, make_span_engine)
     spec = StageSpec(config, SPANS[1], has_head=False, weights_id=1, quantize=None, rows=1)
-    with checked(select(open_weights(path), config, 1, SPANS[1]), check) as weights:
-        try:
-            runner.load(spec, weights, "it")
-        except CheckpointError:
-            assert not runner.holds(spec) and runner.weights_bytes == 0
-            raise
+    weights = checked(select(open_weights(path), config, 1, SPANS[1]), check)
+    try:
+        runner.load(spec, weights, "it")
+    except CheckpointError:
+        assert not runner.holds(spec) and runner.weights_bytes == 0
+        raise
     return runner
 
 
@@ -91,10 +89,8 @@ def test_a_file_cut_short_while_it_is_loaded_is_one_line(model: Path, manifest: 
 
     runner = StageRunner(torch.device("cpu"), torch.float32, make_span_engine)
     spec = StageSpec(config, SPANS[1], has_head=False, weights_id=1, quantize=None, rows=1)
-    with (
-        pytest.raises(CheckpointError, match=rf"{chunk}: damaged: it was cut short"),
-        checked(Weights(weights.meta, cut), expect_digest(manifest.files[1].digest, "")) as checked_weights,
-    ):
+    checked_weights = checked(Weights(weights.meta, cut), expect_digest(manifest.files[1].digest, ""))
+    with pytest.raises(CheckpointError, match=rf"{chunk}: damaged: it was cut short"):
         runner.load(spec, checked_weights, "it")
     assert runner.weights_bytes == 0
 
@@ -102,52 +98,14 @@ def test_a_file_cut_short_while_it_is_loaded_is_one_line(model: Path, manifest: 
 def test_tensors_that_nobody_read_count_too(model: Path, manifest: Manifest) -> None:
     chunk = chunks_folder(model, 2) / chunk_name(1)
     flip_signs(chunk, DAMAGED)
-    with (
-        pytest.raises(CheckpointError, match="damaged"),
-        checked(open_weights(chunk), expect_digest(manifest.files[1].digest, "damaged")) as weights,
-    ):
+    weights = checked(open_weights(chunk), expect_digest(manifest.files[1].digest, "damaged"))
+    with pytest.raises(CheckpointError, match="damaged"):
         weights.verify()
 
 
-def test_other_threads_hash_and_end(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hashing: set[str] = set()
-
-    def line(tensor: torch.Tensor) -> str:
-        hashing.add(threading.current_thread().name.partition("_")[0])
-        return tensor_line(tensor)
-
-    monkeypatch.setattr(digests, "tensor_line", line)
-    digest_of(open_weights(model / "lit_model.pth"))
-    assert hashing == {"digest"}
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("digest")]
-
-
-def test_no_more_tensors_are_held_than_threads_hash(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Threads that hash slower than the main thread packs hold it up: what waits takes memory."""
-    n_waiting, most_waiting, lock = 0, 0, threading.Lock()
-    whole = open_weights(model / "lit_model.pth")
-
-    def read(name: str) -> torch.Tensor:
-        nonlocal n_waiting, most_waiting
-        with lock:
-            n_waiting += 1
-            most_waiting = max(most_waiting, n_waiting)
-        return whole[name]
-
-    def slow_line(tensor: torch.Tensor) -> str:
-        nonlocal n_waiting
-        with lock:
-            n_waiting -= 1
-        return tensor_line(tensor)
-
-    monkeypatch.setattr(digests, "tensor_line", slow_line)
-    digest_of(Weights(whole.meta, read))
-    assert most_waiting <= digests.HASH_THREADS
-
-
 @pytest.mark.parametrize(
-    "text", ["{", "[]", "{}", '{"format_version": 2, "tensors": {}}', '{"format_version": 1, "tensors": {"a": 1}}',
-             '{"format_version": 1, "tensors": []}', "[" * 100_000]
+    "text", ["{", "[]", "{}", '{"format_version": 1, "tensors": {}}', '{"format_version": 2, "tensors": {"a": 1}}',
+             '{"format_version": 2, "tensors": []}', "[" * 100_000]
 )  # fmt: skip
 def test_damaged_digests_of_a_model_are_one_line(text: str, model: Path) -> None:
     (model / DIGESTS_FILE).write_text(text)
@@ -159,7 +117,7 @@ def test_the_digests_of_a_model_are_those_of_its_tensors(model: Path) -> None:
     record_digests(model)
     whole = open_weights(model / "lit_model.pth")
     assert read_digests(model) == {name: tensor_line(tensor) for name, tensor in whole.items()}
-    assert json.loads((model / DIGESTS_FILE).read_text())["format_version"] == 1
+    assert json.loads((model / DIGESTS_FILE).read_text())["format_version"] == 2
 
 
 # ---- writing chunks
@@ -197,9 +155,7 @@ def test_the_file_is_closed_as_soon_as_nobody_uses_its_weights(model: Path) -> N
     gc.collect()
     gc.disable()
     try:
-        with checked(open_weights(path), expect_digest(content_digest(path), "damaged")) as weights:
-            weights.verify()
-        del weights
+        checked(open_weights(path), expect_digest(content_digest(path), "damaged")).verify()
         assert str(path) not in [file.path for file in psutil.Process().open_files()]
     finally:
         gc.enable()

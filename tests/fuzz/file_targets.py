@@ -67,8 +67,9 @@ class ManifestTarget(Target):
     def seeds(self) -> list[bytes]:
         digest = "ab" * 32
         files = [{"name": chunk_name(node), "n_bytes": 1000, "digest": digest} for node in range(3)]
+        source = {"digest": digest, "n_bytes": 3000, "mtime_ns": 0}
         manifest = {"model_digest": digest, "spans": [[0, 1], [1, 3], [3, 6]], "dtype": "float32",
-                    "quantization": "none", "files": files, "format_version": 1}  # fmt: skip
+                    "quantization": "none", "files": files, "source": source, "format_version": 2}  # fmt: skip
         return [json.dumps(manifest).encode(), json.dumps(manifest | {"quantization": "int4"}).encode()]
 
     def check(self, data: bytes) -> int:

@@ -81,7 +81,8 @@ def gguf_header() -> bytes:
 
 MANIFEST = {
     "model_digest": DIGEST, "spans": [[0, 1], [1, 3]], "dtype": "float32", "quantization": "none",
-    "files": [{"name": chunk_name(node), "n_bytes": 1000, "digest": DIGEST} for node in range(2)], "format_version": 1,
+    "files": [{"name": chunk_name(node), "n_bytes": 1000, "digest": DIGEST} for node in range(2)], "format_version": 2,
+    "source": {"digest": DIGEST, "n_bytes": 2000, "mtime_ns": 0},
 }  # fmt: skip
 HF_CONFIG = {
     "model_type": "llama", "num_hidden_layers": 30, "hidden_size": 576, "num_attention_heads": 9, "vocab_size": 49152,
@@ -99,7 +100,7 @@ READERS = {
     "one node": Reader("net.json", NETWORK.read_bytes(), lambda path: load_node(path, 0)),
     "manifest": Reader(MANIFEST_FILE, as_json(MANIFEST), lambda path: read_manifest(path.parent)),
     "digests": Reader(
-        DIGESTS_FILE, as_json({"format_version": 1, "tensors": {"a": f"float32 [1] {DIGEST}"}}),
+        DIGESTS_FILE, as_json({"format_version": 2, "tensors": {"a": f"float32 [1] {DIGEST}"}}),
         lambda path: read_digests(path.parent),
     ),
     "model configuration": Reader(

@@ -30,7 +30,7 @@ from mdi.strings import format_bytes, one_line, quoted
 
 log = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_FILE = "manifest.json"
 MAX_MANIFEST_BYTES = 4 << 20
 
@@ -64,7 +64,7 @@ class Manifest:
     dtype: str
     quantization: Mode
     files: tuple[ChunkFile, ...]
-    source: Source | None = None  # not in manifests of version 0.2 and before
+    source: Source
     format_version: int = FORMAT_VERSION
 
 
@@ -79,20 +79,24 @@ def chunk_name(node: int) -> str:
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest in a chunks folder; None where there is none. Raises `CheckpointError` if it is damaged."""
+    """The manifest in a chunks folder; None where there is none, or one of version 0.2 and before, whose digests this
+    one cannot compare. Raises `CheckpointError` if it is damaged.
+    """
     path = folder / MANIFEST_FILE
     if not path.is_file():
         return None
     data = read_json(path, MAX_MANIFEST_BYTES, CheckpointError)
     try:
-        if (version := data["format_version"]) != FORMAT_VERSION:
+        if (version := data["format_version"]) == 1:
+            log.info("%s was written by an earlier version, with other digests: it is not used", path)
+            return None
+        if version != FORMAT_VERSION:
             raise CheckpointError(
                 f"{path}: format {quoted(version, 40)}, this version reads {FORMAT_VERSION}; split again"
             )
         spans = tuple(Span(*span) for span in data.pop("spans"))
         files = tuple(_checked(file, ChunkFile) for file in data.pop("files"))
-        source = data.pop("source", None)
-        source = None if source is None else _checked(source, Source)
+        source = _checked(data.pop("source"), Source)
         manifest = Manifest(spans=spans, files=files, source=source, **data)
         _check_manifest(manifest)
         return manifest
@@ -121,8 +125,7 @@ def _check_manifest(manifest: Manifest) -> None:
         raise ValueError("invalid span")
     if manifest.spans != tuple(spans_of([len(span) for span in manifest.spans])):
         raise ValueError(f"its spans do not follow each other: {[list(span) for span in manifest.spans]}")
-    digests = [manifest.model_digest, *(file.digest for file in manifest.files)]
-    digests += [] if manifest.source is None else [manifest.source.digest]
+    digests = [manifest.model_digest, manifest.source.digest, *(file.digest for file in manifest.files)]
     if not all(map(DIGEST.fullmatch, digests)):
         raise ValueError("invalid digest")
 
@@ -162,8 +165,7 @@ def split_model(
     files = []
     for node, part in enumerate(parts):
         path = target / chunk_name(node)
-        with checked(part, check) as checked_part:
-            own_lines = _write_chunk(path, checked_part, dtype, quantization)
+        own_lines = _write_chunk(path, checked(part, check), dtype, quantization)
         files.append(ChunkFile(path.name, path.stat().st_size, digest_of_lines(own_lines)))
         lines |= own_lines
     used_dtype = dtype or dtype_name(next(iter(weights.meta.values())).dtype)
@@ -241,8 +243,8 @@ def remake_chunk(folder: Path, manifest: Manifest, node: int, tick: Callable[[],
     if manifest.dtype not in (stored_dtype, *TORCH_DTYPES):
         raise CheckpointError(f"{path}: its manifest has the dtype {one_line(manifest.dtype, 40)}, which is unknown")
     dtype, expected = None if stored_dtype == manifest.dtype else manifest.dtype, manifest.files[node].digest
-    with checked(weights, expect_lines(model, read_digests(folder))) as checked_weights:
-        _write_chunk(path, checked_weights, dtype, manifest.quantization, expected)
+    checked_weights = checked(weights, expect_lines(model, read_digests(folder)))
+    _write_chunk(path, checked_weights, dtype, manifest.quantization, expected)
 
 
 def write_chunks(
@@ -275,8 +277,6 @@ def is_fresh(folder: Path, manifest: Manifest, tick: Callable[[], None] = no_tic
     if not model.is_file():
         return True
     stat, source = model.stat(), manifest.source
-    if source is None:
-        return (files / MANIFEST_FILE).stat().st_mtime_ns >= stat.st_mtime_ns
     if (stat.st_size, stat.st_mtime_ns) == (source.n_bytes, source.mtime_ns):
         return True
     log.info("%s was written or copied after its chunks were made: comparing", model)

@@ -66,8 +66,7 @@ class _Loading:
         span = self.spec.span
         log.info("weights of layers %d to %d from %s", span.start, span.stop - 1, path)
         weights = select(open_weights(path, self.advance), self.config, self.spec.rank, span)
-        with checked(weights, check) as checked_weights:
-            self.build(checked_weights)
+        self.build(checked(weights, check))
 
 
 def _load_given(path: Path, loading: _Loading) -> bool:

@@ -259,8 +259,8 @@ class Starter:
             self._load_from(spec, path, plan, model)
 
     def _load_from(self, spec: StageSpec, path: Path, plan: Plan, model: ModelFolder) -> None:
-        with checked(self._open(path, plan, model), self._check(path, plan, model)) as weights:
-            self._runner.load(spec, weights, str(path))
+        weights = checked(self._open(path, plan, model), self._check(path, plan, model))
+        self._runner.load(spec, weights, str(path))
 
     def _check_weights(self) -> None:
         plan, model = self._supervisor.plan, self._supervisor.model
