@@ -54,8 +54,8 @@ def microseconds_per_frame(n_rows: int, n_embd: int, session_key: bytes | None, 
     """Median to encode and to decode a message, without threads and sockets; with a key both sides make a MAC."""
     session = _session(n_embd)
     encoder, decoder = Encoder(session), Decoder(session)
-    for message in (Hello({}), Proof()):
-        _decode(decoder, encoder.encode(message))
+    for greeting in (Hello({}), Proof()):
+        _decode(decoder, encoder.encode(greeting))
     encoder.open(session_key)
     decoder.open(session_key)
     message = Activation(segments_of(n_rows), memoryview(bytes(n_rows * session.row_bytes)))
@@ -68,8 +68,8 @@ def microseconds_per_frame(n_rows: int, n_embd: int, session_key: bytes | None, 
 
 
 def _decode(decoder: Decoder, buffers: Sequence[bytes | memoryview]) -> None:
-    for buffer in map(memoryview, buffers):
-        at = 0
+    for part in buffers:
+        buffer, at = memoryview(part), 0
         while at < len(buffer):
             room = decoder.buffer()[: len(buffer) - at]
             room[:] = buffer[at : at + len(room)]

@@ -11,6 +11,8 @@ import ctypes
 import json
 import sys
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import llama_cpp
 import numpy as np
@@ -22,7 +24,7 @@ FILE_TYPES = {"Q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0, "Q4_0": llama_cpp.LLAMA
 class Sequences:
     """`n_samples` sequences in one llama.cpp context."""
 
-    def __init__(self, model, n_threads, n_samples, context, exact):
+    def __init__(self, model: Any, n_threads: int, n_samples: int, context: int, exact: bool) -> None:
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = n_samples * -(-context // 256) * 256
         params.n_seq_max = n_samples
@@ -37,11 +39,11 @@ class Sequences:
         self.n_vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
         self.batch = llama_cpp.llama_batch_init(max(BATCH, n_samples), 0, 1)
 
-    def close(self):
+    def close(self) -> None:
         llama_cpp.llama_batch_free(self.batch)
         llama_cpp.llama_free(self.context)
 
-    def decode(self, rows):
+    def decode(self, rows: Sequence[tuple[int, int, int, bool]]) -> list[int]:
         """`rows` are (token, position, sequence, whether its logits are wanted); returns the wanted tokens."""
         batch = self.batch
         batch.n_tokens = len(rows)
@@ -52,11 +54,11 @@ class Sequences:
             raise SystemExit("llama_decode failed")
         return [self._greedy(i) for i, row in enumerate(rows) if row[3]]
 
-    def _greedy(self, i):
+    def _greedy(self, i: int) -> int:
         logits = llama_cpp.llama_get_logits_ith(self.context, i)
         return int(np.ctypeslib.as_array(logits, shape=(self.n_vocab,)).argmax())
 
-    def prefill(self, prompt):
+    def prefill(self, prompt: Sequence[int]) -> int:
         """Let every sequence begin with `prompt`, which is computed once; the token after it."""
         for start in range(0, len(prompt), BATCH):
             stop = min(start + BATCH, len(prompt))
@@ -68,10 +70,11 @@ class Sequences:
         return tokens[0]
 
 
-def generate(model, n_threads, request):
+def generate(model: Any, n_threads: int, request: dict[str, Any]) -> dict[str, Any]:
     prompt, n_samples, n_tokens = request["prompt"], request["n_samples"], request["n_tokens"]
     sequences = Sequences(model, n_threads, n_samples, len(prompt) + n_tokens, request.get("exact", False))
-    times, tokens = [], []
+    times: list[list[float]] = []
+    tokens: list[list[int]] = []
     start = time.monotonic()
     first = sequences.prefill(prompt)
     now = time.monotonic()
@@ -87,7 +90,7 @@ def generate(model, n_threads, request):
     return {"start": start, "times": times, "tokens": tokens}
 
 
-def serve(path, n_threads):
+def serve(path: str, n_threads: int) -> None:
     params = llama_cpp.llama_model_default_params()
     params.n_gpu_layers = 0
     model = llama_cpp.llama_model_load_from_file(path.encode(), params)
@@ -98,14 +101,14 @@ def serve(path, n_threads):
         print(json.dumps(generate(model, n_threads, json.loads(line))), flush=True)
 
 
-def quantize(source, target, kind):
+def quantize(source: str, target: str, kind: str) -> None:
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype = FILE_TYPES[kind]
     if llama_cpp.llama_model_quantize(source.encode(), target.encode(), ctypes.byref(params)) != 0:
         raise SystemExit(f"llama.cpp cannot quantize {source}")
 
 
-def main():
+def main() -> None:
     llama_cpp.llama_backend_init()
     mode, *arguments = sys.argv[1:]
     if mode == "serve":

@@ -71,7 +71,7 @@ class Ring:
         with contextlib.ExitStack() as stack:
             killed = self._start(stack, "secondary.py", index="0")
             starter = self._start(stack, "starter.py", "--ckpt", str(self._options.ckpt), *run, "--ignore-eos")
-            wait_until(lambda: self._status(0).get("tokens", 0) >= TOKENS_BEFORE)
+            wait_until(lambda: self._n_tokens() >= TOKENS_BEFORE)
             killed.kill()
             killed.wait()
             nodes = (starter, self._start(stack, "secondary.py", index="0"))
