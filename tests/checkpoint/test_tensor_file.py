@@ -14,7 +14,7 @@ import torch
 from litgpt.utils import incremental_save
 
 from mdi.checkpoint import tensor_file
-from mdi.checkpoint.tensor_file import READ_BYTES, TensorFile, open_weights
+from mdi.checkpoint.tensor_file import READ_BYTES, TORCH, TensorFile, open_weights
 from mdi.errors import CheckpointError
 from support.paths import ROOT
 
@@ -232,7 +232,7 @@ def test_a_file_that_is_cut_short_under_the_program_is_one_line(tmp_path: Path) 
 
 def test_a_file_that_is_replaced_or_removed_meanwhile_is_read_to_its_end(tmp_path: Path) -> None:
     path = saved({"a": torch.arange(10)}, tmp_path / "x.pth")
-    file = TensorFile(path)
+    file = TensorFile(path, TORCH)
     saved({"a": torch.zeros(20)}, tmp_path / "new.pth").replace(path)
     path.unlink()
     assert torch.equal(file.read("a"), torch.arange(10))

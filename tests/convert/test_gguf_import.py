@@ -1,5 +1,6 @@
 import gzip
 import json
+import os
 import random
 import struct
 import time
@@ -15,6 +16,7 @@ from litgpt.config import Config
 from litgpt.model import GPT
 from tokenizers import Tokenizer
 
+from mdi.convert.gguf import file as gguf_file
 from mdi.convert.gguf.convert import import_gguf, suggested_name
 from mdi.errors import CheckpointError, ConfigError, StorageError
 from support.gguf_files import (
@@ -359,6 +361,21 @@ def test_a_cut_off_file_is_refused_wherever_it_ends(small: bytes, tmp_path: Path
     ends = {*range(0, len(small), len(small) // 60), header_size(small), len(small) - 1}
     for end in sorted(ends):
         assert_refused(damaged(tmp_path, small[:end]), folder)
+
+
+def test_a_file_that_is_cut_short_while_its_header_is_read(
+    small: bytes, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a mapped file that would be SIGBUS."""
+    path = damaged(tmp_path, small)
+
+    def cut(path: Path) -> int:
+        size = path.stat().st_size
+        os.truncate(path, 30)
+        return size
+
+    monkeypatch.setattr(gguf_file, "_file_size", cut)
+    assert_refused(path, folder, "it was cut short at byte 30 while it was read")
 
 
 def mutations(data: bytes, n: int, seed: int) -> Iterator[bytes]:

@@ -17,6 +17,7 @@ from mdi.convert import hf_configs, huggingface
 from mdi.convert.hf_configs import check_config, config_by_name, resolve_config_name
 from mdi.convert.huggingface import convert_folder, link_or_copy
 from mdi.errors import CheckpointError, ConfigError, MdiError, StorageError
+from mdi.model.weights import Weights
 from support.files import small_files_only
 
 # L layers, C = n_embd, H heads, G key/value heads, D head size, F = intermediate_size, V = vocabulary
@@ -336,7 +337,24 @@ def test_a_truncated_safetensors_file_is_named(folder: Path, kept: int) -> None:
     file = folder / "model.safetensors"
     save_file(llama_tensors(), file)
     file.write_bytes(file.read_bytes()[:kept])
-    assert f"{file} is damaged or cut short" in refused(folder)
+    assert f"{file}: damaged, or not a safetensors file: " in refused(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_weights_that_are_cut_short_while_they_are_converted(
+    name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a mapped file that would be SIGBUS."""
+    file = folder / name
+    (save_file if file.suffix == ".safetensors" else torch.save)(llama_tensors(), file)
+
+    def cut_and_read(opened: Weights, name: str) -> torch.Tensor:
+        file.write_bytes(b"")
+        return read(opened, name)
+
+    read = Weights.__getitem__
+    monkeypatch.setattr(Weights, "__getitem__", cut_and_read)
+    assert f"{file}: damaged: it was cut short while it was read" in refused(folder)
 
 
 @pytest.mark.parametrize("kept", [0, 4, 5000, -1])
@@ -439,16 +457,11 @@ def test_a_malformed_index_is_refused(folder: Path, text: str) -> None:
     assert "model.safetensors.index.json" in refused(folder)
 
 
-def test_a_full_disk_during_the_conversion(folder: Path) -> None:
-    save_file(llama_tensors(), folder / "model.safetensors")
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_a_full_disk_during_the_conversion(name: str, folder: Path) -> None:
+    (save_file if name.endswith(".safetensors") else torch.save)(llama_tensors(), folder / name)
     with small_files_only():
         assert "lit_model.pth cannot be written" in refused(folder)
-
-
-def test_a_full_disk_while_a_bin_file_is_rewritten(folder: Path) -> None:
-    torch.save(llama_tensors(), folder / "pytorch_model.bin")
-    with small_files_only():
-        assert "pytorch_model.safetensors: File too large" in refused(folder)
 
 
 def test_unknown_dtype(folder: Path) -> None:

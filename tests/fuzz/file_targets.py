@@ -94,13 +94,15 @@ _SMALL_GGUF = {"n_embd": 32, "n_head": 2, "n_query_groups": 1, "intermediate_siz
 class _Recorder(gguf_file._Cursor):
     """Knows where in the file each length, count, code and text stands."""
 
-    def __init__(self, data: Any, end: int) -> None:
-        super().__init__(data, 8, end)
+    def __init__(self, data: bytes) -> None:
+        file = io.BytesIO(data)
+        file.seek(8)
+        super().__init__(file, 8, len(data))
         self.places: list[tuple[int, int]] = []
 
-    def _advance(self, n: int) -> int:
+    def _take(self, n: int) -> bytes:
         self.places.append((self.position, n))
-        return super()._advance(n)
+        return super()._take(n)
 
 
 class GgufTarget(Target):
@@ -159,7 +161,7 @@ class GgufTarget(Target):
 
 def _places(data: bytes) -> list[tuple[int, int]]:
     """Where the numbers and texts of the header are, as far as it can be read."""
-    recorder = _Recorder(data, len(data))
+    recorder = _Recorder(data)
     with contextlib.suppress(gguf_file.Damaged, OverflowError):
         gguf_file._read_header(recorder, len(data))
     return recorder.places

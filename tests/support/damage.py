@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from mdi.checkpoint.tensor_file import TensorFile
+from mdi.checkpoint.tensor_file import TORCH, TensorFile
 from mdi.model.span import spans_of
 
 SPANS = spans_of([2, 4])
@@ -12,7 +12,7 @@ DAMAGED = "transformer.h.3.mlp.proj.weight"  # of the second span
 
 def flip_signs(path: Path, name: str) -> None:
     """Flip the sign bit of every number of a float32 tensor. Size and date of the file stay."""
-    before, stored = path.stat(), TensorFile(path).tensors[name]
+    before, stored = path.stat(), TensorFile(path, TORCH).tensors[name]
     with path.open("r+b") as file:
         file.seek(stored.start)
         data = bytearray(file.read(stored.n_bytes))

@@ -7,8 +7,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
+import torch
 import yaml
 from litgpt.config import Config
+from safetensors.torch import save
 
 from mdi.checkpoint.chunks import MANIFEST_FILE, chunk_name, read_manifest
 from mdi.checkpoint.config import CONFIG_FILE, config_from_dict, load_config
@@ -25,6 +27,7 @@ from mdi.convert.gguf.file import open_gguf
 from mdi.convert.hf_configs import resolve_config_name
 from mdi.convert.hub import read_config
 from mdi.convert.huggingface import _indexed
+from mdi.convert.weight_files import open_weight_file
 from mdi.documents import parse_json
 from mdi.errors import ControlError, MdiError
 from mdi.net.key_sources import key_from_file
@@ -116,6 +119,10 @@ READERS = {
     ),
     "hugging face configuration": Reader("config.json", as_json(HF_CONFIG), hugging_face_config),
     "index of weights": Reader("i.json", as_json({"weight_map": {"a": "1.safetensors", "b": "2.bin"}}), _indexed),
+    "safetensors": Reader(
+        "m.safetensors", save({"a": torch.ones(2, 3), "b": torch.zeros(4, dtype=torch.bfloat16)}),
+        lambda path: [*open_weight_file(path).values()], n_ways=400,
+    ),
     "tokenizer configuration": Reader("tokenizer_config.json", as_json(TOKENIZER_CONFIG), tokenizer_settings),
     "chat template": Reader(
         "chat_template.jinja", b"{% for m in messages %}{{ m.content }}{% endfor %}",

@@ -1,8 +1,8 @@
-"""A file of torch.save, read as data: nothing in it is executed, and all that it declares is checked first.
+"""A file of named tensors, read as data: nothing in it is executed, and all that it declares is checked first.
 
-Such a file is a zip archive of uncompressed records: `<root>/data.pkl`, a pickle of names, dtypes, shapes and places,
-and `<root>/data/<key>`, the bytes of each storage. Bytes are read into memory of their own and never mapped: of a file
-that is cut short under the program a mapping makes SIGBUS, which ends the process without a word.
+A file of torch.save is a zip archive of uncompressed records: `<root>/data.pkl`, a pickle of names, dtypes, shapes and
+places, and `<root>/data/<key>`, the bytes of each storage. Bytes are read into memory of their own and never mapped: of
+a file that is cut short under the program a mapping makes SIGBUS, which ends the process without a word.
 """
 
 import errno
@@ -32,7 +32,7 @@ MAX_TENSORS = 1 << 17  # five times those of the largest mixture of experts
 MAX_DIMENSIONS = 8
 NAME = re.compile(r"[A-Za-z0-9._-]{1,256}")
 READ_BYTES = 8 << 20  # at a time, between two calls of `advance`
-_MAX_DIRECTORY_BYTES = 32 << 20
+MAX_DIRECTORY_BYTES = 32 << 20
 _LOCAL_HEADER_BYTES = 30
 _DTYPES = {
     "FloatStorage": torch.float32,
@@ -67,17 +67,25 @@ class StoredTensor:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
+@dataclass(frozen=True)
+class Format:
+    """A kind of file: how it is called, and what finds its tensors. That raises `Damaged`, or `OSError`."""
+
+    name: str
+    read_directory: Callable[["File"], dict[str, StoredTensor]]
+
+
 class TensorFile:
     """The named tensors of one file, which stays open as long as this object lives. Used by one thread."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, format: Format) -> None:
         """Raises `CheckpointError` for a missing, damaged or foreign file, `StorageError` for an unreadable one."""
         self.path = path
         self._file = _open(path)
         try:
-            self.tensors = _read_directory(self._file)
+            self.tensors = format.read_directory(self._file)
         except Damaged as exc:
-            raise CheckpointError(f"{path}: damaged, or not a file of torch.save: {exc}") from exc
+            raise CheckpointError(f"{path}: damaged, or not {format.name}: {exc}") from exc
         except OSError as exc:
             raise storage_error(path, exc) from exc
         self._in_use: weakref.WeakValueDictionary[StoredTensor, torch.Tensor] = weakref.WeakValueDictionary()
@@ -109,26 +117,23 @@ class TensorFile:
         return tensor
 
 
-def open_weights(path: Path, advance: Advance = no_progress) -> Weights:
-    """The tensors of a chunk or model file, each read when it is asked for. Raises as `TensorFile` does."""
-    file = TensorFile(path)
-    unique = {stored: torch.empty(stored.shape, dtype=stored.dtype, device="meta") for stored in file.tensors.values()}
-    meta = {name: unique[stored] for name, stored in file.tensors.items()}
-    return Weights(meta, lambda name: file.read(name, advance))
+class File(io.FileIO):
+    """A file of which no more than a directory of tensors may be read at once."""
 
-
-class _File(io.FileIO):
-    """A file of which no more than the directory of an archive may be read at once."""
+    @property
+    def n_bytes(self) -> int:
+        """Its size by now."""
+        return os.fstat(self.fileno()).st_size
 
     def read(self, size: int | None = -1) -> bytes:
         if size is None or size < 0:  # how `zipfile` looks for the end of the directory: it has gone close to it
-            size = _MAX_DIRECTORY_BYTES
-        if size > _MAX_DIRECTORY_BYTES:
+            size = MAX_DIRECTORY_BYTES
+        if size > MAX_DIRECTORY_BYTES:
             raise Damaged(f"it has a directory of {size} bytes")
         return super().read(size) or b""
 
 
-def _open(path: Path) -> _File:
+def _open(path: Path) -> File:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe of that name would block
     except FileNotFoundError as exc:
@@ -138,7 +143,7 @@ def _open(path: Path) -> _File:
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise CheckpointError(f"{path}: not a file")
-    file = _File(fd, closefd=False)
+    file = File(fd, closefd=False)
     weakref.finalize(file, os.close, fd)
     return file
 
@@ -146,9 +151,9 @@ def _open(path: Path) -> _File:
 class _Records:
     """The records of the archive: where each lies, checked against the size of the file."""
 
-    def __init__(self, file: _File) -> None:
+    def __init__(self, file: File) -> None:
         self._file = file
-        self.file_bytes = os.fstat(file.fileno()).st_size
+        self.file_bytes = file.n_bytes
         try:
             with zipfile.ZipFile(file) as archive:
                 entries = {entry.filename: entry for entry in archive.infolist()}
@@ -194,21 +199,21 @@ class _Records:
         return self.read(name, 100) if self._root + name in self._entries else None
 
 
-def _read_directory(file: _File) -> dict[str, StoredTensor]:
+def _read_directory(file: File) -> dict[str, StoredTensor]:
     """Where every tensor lies, checked before memory is taken for it."""
     records = _Records(file)
-    values = load_pickle(records.read("data.pkl", _MAX_DIRECTORY_BYTES))
+    values = load_pickle(records.read("data.pkl", MAX_DIRECTORY_BYTES))
     if not isinstance(values, dict):
         raise Damaged("it holds something else than named tensors")
     if len(values) > MAX_TENSORS:
         raise Damaged(f"{len(values)} tensors, more than {MAX_TENSORS}")
-    tensors = {_checked_name(name): _locate(name, value, records) for name, value in values.items()}
+    tensors = {checked_name(name): _locate(name, value, records) for name, value in values.items()}
     if sum(stored.n_bytes for stored in set(tensors.values())) > records.file_bytes:
         raise Damaged("its tensors are larger than the file")
     return tensors
 
 
-def _checked_name(name: str) -> str:
+def checked_name(name: str) -> str:
     if not NAME.fullmatch(name):
         raise Damaged(f"a tensor is called {ascii(name)[:100]}: letters, digits, '.', '_' and '-' are allowed")
     return name
@@ -241,3 +246,14 @@ def _is_contiguous(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
             return False
         expected *= size
     return True
+
+
+TORCH = Format("a file of torch.save", _read_directory)
+
+
+def open_weights(path: Path, advance: Advance = no_progress, format: Format = TORCH) -> Weights:
+    """The tensors of a file, by default a chunk or model, each read when it is asked for. Raises as `TensorFile`."""
+    file = TensorFile(path, format)
+    unique = {stored: torch.empty(stored.shape, dtype=stored.dtype, device="meta") for stored in file.tensors.values()}
+    meta = {name: unique[stored] for name, stored in file.tensors.items()}
+    return Weights(meta, lambda name: file.read(name, advance))

@@ -13,6 +13,7 @@ import sys
 import warnings
 from collections import UserDict
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,12 @@ import litgpt.scripts.convert_hf_checkpoint as litgpt_convert
 import torch
 from litgpt.config import Config
 from litgpt.model import GPT
-from safetensors import SafetensorError, safe_open
 
 from mdi.checkpoint.tensor_file import open_weights
 from mdi.checkpoint.weights import MODEL_FILE, write_errors
-from mdi.convert.bin_files import bin_to_safetensors
 from mdi.convert.hf_configs import check_config, check_convertible, config_by_name
 from mdi.convert.hub import is_weight_file, read_config, wanted_files
+from mdi.convert.weight_files import open_weight_file
 from mdi.documents import Fields, read_json
 from mdi.errors import CheckpointError, ConfigError
 from mdi.files import flush, storage_error
@@ -82,7 +82,7 @@ def convert_folder(folder: Path, *, model_name: str, dtype: str | None = None) -
 
 
 def _normalize_weight_files(folder: Path, hf_config: dict[str, Any]) -> None:
-    """Leave exactly the weight files to convert, as safetensors, all present and whole."""
+    """Leave exactly the weight files to convert, all present and whole."""
     names = {path.name for path in folder.iterdir()}
     weights = [name for name in wanted_files(names) if is_weight_file(name)]
     files = [folder / name for name in weights if not name.endswith(".json")]
@@ -92,9 +92,7 @@ def _normalize_weight_files(folder: Path, hf_config: dict[str, Any]) -> None:
     for name in names - {file.name for file in files}:
         if is_weight_file(name):
             (folder / name).unlink()
-    files = [bin_to_safetensors(file) if file.suffix == ".bin" else file for file in files]
-    tensors = [name for file in files for name in _tensor_names(file)]
-    if hf_config.get("tie_word_embeddings") is False and not _has_head(tensors):
+    if hf_config.get("tie_word_embeddings") is False and not _has_head(chain(*map(open_weight_file, files))):
         raise CheckpointError(f"{folder} lacks lm_head.weight, which config.json does not tie: is a file missing?")
 
 
@@ -125,15 +123,6 @@ def _indexed(index: Path) -> set[str]:
     return set(weight_map.values())
 
 
-def _tensor_names(file: Path) -> list[str]:
-    """The names in a safetensors file, whose header must cover the file exactly."""
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            return list(tensors.keys())
-    except (SafetensorError, OSError) as exc:
-        raise CheckpointError(f"{file} is damaged or cut short ({one_line(exc)}): fetch it again") from exc
-
-
 def _run_litgpt(folder: Path, config: Config, dtype: str | None) -> None:
     """Run litgpt's conversion; its failures become one line."""
     target = folder / MODEL_FILE
@@ -146,7 +135,7 @@ def _run_litgpt(folder: Path, config: Config, dtype: str | None) -> None:
             f"{folder}: litgpt's conversion for {config.name} stumbles over the tensor {exc.args[0]}: "
             "choose another --model-name"
         ) from exc
-    except (SafetensorError, RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError) as exc:
+    except (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError) as exc:
         raise CheckpointError(f"{folder} cannot be converted as {config.name}: {one_line(exc)}") from exc
 
 
@@ -190,7 +179,7 @@ class _StoredTensors(UserDict[str, Any]):
 
 @contextlib.contextmanager
 def _flat_memory(dtype: torch.dtype | None) -> Iterator[None]:
-    """While it lasts, litgpt writes every tensor at once, cast to `dtype`.
+    """While it lasts, litgpt reads each tensor when it needs it, and writes it at once, cast to `dtype`.
 
     Left alone it keeps each layer's joined q, k, v (for Phi-3 the whole MLP too) until the last file is
     read: 13 GB for a 70B model.
@@ -200,15 +189,14 @@ def _flat_memory(dtype: torch.dtype | None) -> Iterator[None]:
     that litgpt adds. The functions share one signature, (..., state_dict, hf_weights, saver=..., dtype=...), so one
     wrapper serves all; a change of it fails in every conversion test.
     """
-    names = [name for name in vars(litgpt_convert) if name.startswith("copy_weights_")]
-    originals = {name: getattr(litgpt_convert, name) for name in names}
-    for name, copy in originals.items():
-        setattr(litgpt_convert, name, _storing(copy, dtype))
-    try:
+    copies = {name: value for name, value in vars(litgpt_convert).items() if name.startswith("copy_weights_")}
+    replacements: dict[str, Any] = {name: _storing(copy, dtype) for name, copy in copies.items()}
+    replacements |= {"load_safetensors": open_weight_file, "lazy_load": open_weight_file}
+    with contextlib.ExitStack() as stack:
+        for name, replacement in replacements.items():
+            stack.callback(setattr, litgpt_convert, name, getattr(litgpt_convert, name))
+            setattr(litgpt_convert, name, replacement)
         yield
-    finally:
-        for name, copy in originals.items():
-            setattr(litgpt_convert, name, copy)
 
 
 def _storing(copy: Callable[..., None], dtype: torch.dtype | None) -> Callable[..., None]:

@@ -6,11 +6,10 @@ length, so that a damaged one makes it allocate without end. Here a length is co
 before anything is read or allocated.
 """
 
-import mmap
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import gguf
 import numpy as np
@@ -158,11 +157,12 @@ def open_gguf(path: Path) -> GgufFile:
     """
     size = _file_size(path)
     try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            if data[:4] != b"GGUF":
-                raise CheckpointError(f"{path}: not a GGUF file (it starts with {bytes(data[:4])!r})")
-            _check_version(path, data[4:8])
-            values, tensors = _read_header(_Cursor(data, 8, size), size)
+        with path.open("rb") as file:
+            magic = file.read(4)
+            if magic != b"GGUF":
+                raise CheckpointError(f"{path}: not a GGUF file (it starts with {magic!r})")
+            _check_version(path, file.read(4))
+            values, tensors = _read_header(_Cursor(file, 8, size), size)
     except Damaged as exc:
         raise CheckpointError(f"{path}: damaged or cut-off GGUF file: {exc}; fetch it again") from exc
     except OSError as exc:
@@ -193,24 +193,28 @@ def _check_version(path: Path, field: bytes) -> None:
 
 
 class _Cursor:
-    """Takes values off the front of `data`; whatever would pass `end` raises `Damaged` before it is read."""
+    """Reads values, one after the other; whatever would pass `end` raises `Damaged` before it is read.
 
-    def __init__(self, data: mmap.mmap, position: int, end: int) -> None:
+    The file is not mapped: of a file that is cut short meanwhile, a mapping makes SIGBUS.
+    """
+
+    def __init__(self, file: BinaryIO, position: int, end: int) -> None:
+        """`file` is at `position`."""
         self.position = position
-        self._data = data
+        self._file = file
         self._end = end
 
     def u32(self) -> int:
-        return int(struct.unpack_from("<I", self._data, self._advance(4))[0])
+        return int(struct.unpack("<I", self._take(4))[0])
 
     def u64(self) -> int:
-        return int(struct.unpack_from("<Q", self._data, self._advance(8))[0])
+        return int(struct.unpack("<Q", self._take(8))[0])
 
     def string(self, limit: int = MAX_STRING_BYTES) -> str:
         length = self._limited(self.u64(), limit, "bytes in a string")
-        start = self._advance(length)
+        start = self.position
         try:
-            return self._data[start : start + length].decode("utf-8")
+            return self._take(length).decode("utf-8")
         except UnicodeDecodeError as exc:
             raise Damaged(f"a string at byte {start} is not UTF-8") from exc
 
@@ -234,14 +238,15 @@ class _Cursor:
         if code not in _NUMBERS:
             raise Damaged(f"unknown value type {code} at byte {self.position}")
         kind = np.dtype(_NUMBERS[code])
-        start = self._advance(n * kind.itemsize)
-        return np.frombuffer(self._data[start : self.position], dtype=kind)
+        return np.frombuffer(self._take(n * kind.itemsize), dtype=kind)
 
-    def _advance(self, n: int) -> int:
-        start = self.position
-        self._limited(n, self._end - start, f"bytes at byte {start}")
+    def _take(self, n: int) -> bytes:
+        self._limited(n, self._end - self.position, f"bytes at byte {self.position}")
+        data = self._file.read(n)
+        if len(data) != n:
+            raise Damaged(f"it was cut short at byte {self.position + len(data)} while it was read")
         self.position += n
-        return start
+        return data
 
     @staticmethod
     def _limited(n: int, limit: int, what: str) -> int:
