@@ -53,6 +53,28 @@ def atomic_path(target: Path) -> Iterator[Path]:
             partial.unlink()
 
 
+def check_replaceable(target: Path) -> None:
+    """Raise the `StorageError` of `atomic_path`, before there is anything to write. The folder is created."""
+    probe = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
+    try:
+        if target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "is a folder")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch(exist_ok=False)
+        probe.unlink()
+    except OSError as exc:
+        raise storage_error(target, exc) from exc
+
+
+def check_appendable(path: Path) -> None:
+    """Raise `StorageError` unless lines can be written to `path`. What it holds is kept; a new file is created."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("ab").close()
+    except OSError as exc:
+        raise storage_error(path, exc) from exc
+
+
 def write_text(target: Path, text: str) -> None:
     """Write `text` to `target` through `atomic_path`."""
     with atomic_path(target) as partial:

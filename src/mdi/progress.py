@@ -1,23 +1,20 @@
 """A progress bar on a terminal."""
 
 import contextlib
-import sys
 from collections.abc import Callable, Iterator
+
+from mdi.terminal import Bar, screen
 
 
 @contextlib.contextmanager
-def progress_bar(total: int | None, label: str, unit: str = "it") -> Iterator[Callable[[int], object]]:
+def progress_bar(total: int | None, label: str, unit: str) -> Iterator[Callable[[int], object]]:
     """Yield `advance(n)`. It advances a bar on stderr, and does nothing if stderr is not a terminal.
 
-    `total` is None if it is unknown. Bytes (`unit="B"`) are shown in kB, MB, GB.
+    `total` is None if it is unknown. Bytes (`unit="B"`) are shown in B, MB, GB.
     """
-    if not sys.stderr.isatty():
+    if not screen.shows_bars:
         yield lambda n: None
         return
-    from tqdm import tqdm
-
-    class Bar(tqdm):  # type: ignore[type-arg]  # not a generic class at run time
-        monitor_interval = 0  # no thread that outlives the bar
-
-    with Bar(total=total, desc=label, unit=unit, unit_scale=unit == "B", file=sys.stderr) as bar:
-        yield bar.update
+    bar = Bar(label, total, unit)
+    with screen.bar(bar):
+        yield lambda n: screen.advance(bar, n)

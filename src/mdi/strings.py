@@ -1,5 +1,7 @@
 """Values as strings, for messages and files."""
 
+from collections.abc import Iterable
+
 
 def one_line(foreign: BaseException | str, limit: int = 300) -> str:
     """The text of a foreign exception, or of another node, fit to stand in the one line of ours.
@@ -15,6 +17,11 @@ def quoted(value: object, limit: int = 60) -> str:
     return one_line(repr(value), limit)
 
 
+def count(n: int, what: str) -> str:
+    """`1 node`, `3 nodes`; for words whose plural is theirs with an s."""
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+
+
 def format_bytes(n_bytes: float) -> str:
     """A size for people, in the unit that leaves it readable: `538.00 MB`, `13.48 GB`."""
     if n_bytes >= 1e9:
@@ -25,3 +32,11 @@ def format_bytes(n_bytes: float) -> str:
 def format_seconds(seconds: float) -> str:
     """Seconds to the microsecond without trailing zeros: `0`, `0.25`, `3661.000004`."""
     return f"{seconds:.6f}".rstrip("0").rstrip(".")
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`; did you mean --prompt?`, to end the error about an unknown word with; empty where none is like it."""
+    import difflib  # takes a tenth of the time of --help
+
+    close = difflib.get_close_matches(word, known, 1)
+    return f"; did you mean {close[0]}?" if close else ""

@@ -36,7 +36,7 @@ def test_a_plot_of_nothing_is_drawn(tmp_path: Path) -> None:
 def test_only_drawing_imports_the_plotting_library() -> None:
     code = (
         "import mdi.cli.plots, mdi.progress, sys\n"
-        "with mdi.progress.progress_bar(2, 'x') as advance: advance(1)\n"
+        "with mdi.progress.progress_bar(2, 'x', 'files') as advance: advance(1)\n"
         "assert not {'matplotlib', 'tqdm', 'torch'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=SRC, check=True, stderr=subprocess.DEVNULL)

@@ -176,19 +176,37 @@ def test_a_missing_key_is_named_with_file_and_place(tmp_path: Path, where: str) 
 
 
 @pytest.mark.parametrize(
-    "where",
+    ("where", "meant"),
     [
-        "extra", "nodes.extra", "nodes.starter.extra", "nodes.starter.inference.port", "nodes.secondary[1].Device",
-        "nodes.secondary[0].communication.starter_port",
+        ("extra", None), ("nodes.extra", None), ("nodes.starter.extra", None),
+        ("nodes.starter.inference.port", "port_in"), ("nodes.secondary[1].Device", "device"),
+        ("nodes.secondary[0].communication.starter_port", "starter_addr"),
     ],
 )  # fmt: skip
-def test_an_unknown_key_is_named_with_file_and_place(tmp_path: Path, where: str) -> None:
+def test_an_unknown_key_is_named_with_file_and_place(tmp_path: Path, where: str, meant: str | None) -> None:
     data = network_json()
     owner, last = owner_of(data, where)
     owner[last] = 1
     path = written(tmp_path, data)
-    assert error_of(lambda: load_network(path)) == f"{path}: {where}: unknown key"
-    assert error_of(lambda: load_node(path, 0)) == f"{path}: {where}: unknown key"
+    problem = "unknown key" + (f"; did you mean {meant}?" if meant else "")
+    assert error_of(lambda: load_network(path)) == f"{path}: {where}: {problem}"
+    assert error_of(lambda: load_node(path, 0)) == f"{path}: {where}: {problem}"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("nodes.starter.adr", "addr"),
+        ("nodes.starter.comunication", "communication"),
+        ("nodes.secondaries", "secondary"),
+    ],
+)
+def test_a_misspelled_key_is_named_rather_than_the_one_that_is_missing(tmp_path: Path, wrong: str, right: str) -> None:
+    data = network_json()
+    owner, last = owner_of(data, wrong)
+    owner[last] = owner.pop(right)
+    path = written(tmp_path, data)
+    assert error_of(lambda: load_network(path)) == f"{path}: {wrong}: unknown key; did you mean {right}?"
 
 
 PORT = "is not a port number"

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import signal
 import stat
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from mdi.cli.run_statistics import RUN_CSV_HEADER
 from mdi.cli.token_times import read_token_csv
 from mdi.config.paths import IMAGES_DIR, LOGS_DIR
 from support.models import make_model
+from support.paths import SRC
 from support.rings import ring_of
 from support.scripts import (
     SCRIPTS,
@@ -261,6 +263,24 @@ def test_a_new_process_finds_its_chunk_in_the_cache(kept: Kept, scripts: Scripts
 
 def test_the_text_does_not_depend_on_the_nodes(kept: Kept, scripts: Scripts, alone: Network, tiny: Path) -> None:
     assert samples_of(run_alone(scripts, alone, tiny, *SEEDED).stdout) == samples_of(kept.first.stdout)
+
+
+def test_quiet_leaves_the_texts_alone(scripts: Scripts, alone: Network, tiny: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    result = run_alone(scripts, alone, tiny, *SEEDED, "-q", "--output", output)
+    samples, _ = read_samples(output)
+    texts = "\n".join(f"{sample['completion']}\n" for sample in samples)
+    assert (result.stdout, result.stderr) == (universal_newlines(texts), "")
+
+
+def test_a_closed_stdout_is_as_dev_null(scripts: Scripts, alone: Network, tiny: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    command = [sys.executable, SRC / "sample.py", "--ckpt", tiny, "--nodes-config", alone.path, "--output", output]
+    words = " ".join(shlex.quote(str(word)) for word in [*command, "--n-tokens", 2])
+    done = subprocess.run(["sh", "-c", f"exec {words} >&-"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    samples, _ = read_samples(output)
+    assert [len(sample["tokens"]) for sample in samples] == [2]
 
 
 def test_streaming_another_split_and_a_debug_log_change_no_text(

@@ -114,7 +114,7 @@ def _import_gguf(options: PrepareOptions, source: Path) -> Path:
     target = options.ckpt_folder / "local" / name
     with _unless_ready(target, f"gguf:{source.name}:{source.stat().st_size}") as folder:
         if folder is not None:
-            with progress_bar(None, f"importing {source.name}", " tensors") as advance:
+            with progress_bar(None, f"importing {source.name}", "tensors") as advance:
                 import_gguf(source, folder, dtype=options.dtype, name=name, advance=advance)
     return target
 

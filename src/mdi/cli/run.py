@@ -10,7 +10,7 @@ from mdi.checkpoint.digests import content_digest
 from mdi.checkpoint.folder import ModelFolder, find_folder, open_folder
 from mdi.cli.plots import plot_token_times
 from mdi.cli.requests import load_requests
-from mdi.cli.run_statistics import RunStats, append_run_csv, check_run_csv
+from mdi.cli.run_statistics import RunStats, append_run_csv
 from mdi.cli.sample_records import RunSummary, SampleWriter
 from mdi.cli.signals import Signals
 from mdi.cli.token_times import run_names, write_token_csv
@@ -23,6 +23,7 @@ from mdi.inbox import Stopped
 from mdi.nodes.secondary import Secondary
 from mdi.nodes.sources import WeightSources
 from mdi.nodes.starter import Starter
+from mdi.terminal import screen
 from mdi.text.worker_process import TextWorker
 
 log = logging.getLogger(__name__)
@@ -30,8 +31,6 @@ log = logging.getLogger(__name__)
 
 def run_starter(options: StarterOptions, network: NetworkConfig, signals: Signals, worker: TextWorker) -> None:
     """Generate the samples of `options` on `network` and print them. `worker` reads the model's vocabulary."""
-    if options.time_run is not None:
-        check_run_csv(options.time_run)
     gc.freeze()  # what torch and litgpt have imported is never collected, at exit neither
     model = open_folder(find_folder(options.ckpt, options.chunk), len(network.nodes))
     requests = load_requests(options, model, worker)
@@ -39,7 +38,7 @@ def run_starter(options: StarterOptions, network: NetworkConfig, signals: Signal
     stream = sys.stdout.isatty() if options.stream is None else options.stream
     with contextlib.ExitStack() as stack:
         writer = stack.enter_context(SampleWriter(options.output)) if options.output else None
-        transcript = Transcript(requests, stream=stream, writer=writer)
+        transcript = Transcript(requests, stream=stream, bare=options.quiet, writer=writer)
         n_slots = len(requests.samples)
         starter = Starter(network, model, options, context=requests.context, n_slots=n_slots)
         stack.enter_context(signals.passed_to(starter.interrupt))  # the node's own end included
@@ -76,7 +75,9 @@ def _summarize(
         writer.write_summary(
             RunSummary(n_nodes, n_samples, n_tokens, gen_time_s, tokens_per_s, options.seed, n_recoveries)
         )
-    print(f"Generated {n_tokens} tokens in {gen_time_s:.2f} s: {tokens_per_s:.2f} tokens/s", flush=True)
+    if not options.quiet:
+        rate = f"Generated {n_tokens} tokens in {gen_time_s:.2f} s: {tokens_per_s:.2f} tokens/s\n"
+        screen.write_text(rate, sys.stdout)
 
 
 def _record(
@@ -90,7 +91,8 @@ def _record(
         csv, png = run_names(LOGS_DIR, IMAGES_DIR, n_nodes, model.name, n_samples)
         write_token_csv(csv, transcript.times.points)
         plot_token_times(png, {f"{n_nodes} nodes": transcript.times.points})
-        print(f"Tokens over time: {csv} and {png}", file=sys.stderr)
+        if not options.quiet:
+            screen.write_line(f"Tokens over time: {csv} and {png}")
 
 
 def run_secondary(options: SecondaryOptions, config: NodeConfig, signals: Signals) -> None:

@@ -1,9 +1,26 @@
-"""stdout and stderr when nobody reads them any more."""
+"""The standard streams where they are closed, or when nobody reads them any more."""
 
 import contextlib
 import os
 import stat
 import sys
+
+
+def open_missing() -> None:
+    """Let standard streams that are closed (`>&-` in a shell) be /dev/null.
+
+    Otherwise the next file or socket would get the number of one, and what a library prints. Called before anything
+    is opened.
+    """
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+    # Python has None in the place of a stream that was closed when it began.
+    sys.stdin = sys.stdin or os.fdopen(0, encoding="utf-8", closefd=False)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", encoding="utf-8", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", encoding="utf-8", closefd=False)
 
 
 def drop_stdout() -> None:

@@ -10,6 +10,7 @@ from mdi.cli.sample_records import SampleRecord, SampleWriter
 from mdi.cli.streams import leave_dead_terminal
 from mdi.cli.token_times import TokenTimes
 from mdi.engine.sample import Outcome, Sample
+from mdi.terminal import screen
 from mdi.text.stream import TextStream
 
 
@@ -21,10 +22,22 @@ class Transcript:
     """
 
     def __init__(
-        self, requests: Requests, *, stream: bool, writer: SampleWriter | None, out: TextIO | None = None
+        self,
+        requests: Requests,
+        *,
+        stream: bool,
+        bare: bool = False,
+        writer: SampleWriter | None,
+        out: TextIO | None = None,
     ) -> None:
-        """`out` is stdout unless given; each sample is written with `writer` when it ends."""
+        """
+        Args:
+            bare: show the completions alone, with an empty line between two of them.
+            writer: writes each sample when it ends.
+            out: stdout unless given.
+        """
         self._requests, self._stream, self._writer, self._out = requests, stream, writer, out or sys.stdout
+        self._bare = bare
         continues = requests.is_completion
         self._decoders = [TextStream(requests.tokenizer, continues=continues) for _ in requests.prompts]
         self._texts = [""] * len(requests.prompts)
@@ -97,17 +110,21 @@ class Transcript:
     def _show(self, number: int) -> None:
         text = self._texts[number]
         if number not in self._shown:
-            self._print(f"--- sample {number + 1} ---\n{self._requests.prompts[number]}\n>>> ")
+            self._print(self._heading(number))
             self._shown[number] = 0
         self._print(text[self._shown[number] :])
         self._shown[number] = len(text)
+
+    def _heading(self, number: int) -> str:
+        if self._bare:
+            return "\n" if number else ""
+        return f"--- sample {number + 1} ---\n{self._requests.prompts[number]}\n>>> "
 
     def _print(self, text: str) -> None:
         if not text:
             return
         try:
-            self._out.write(text)
-            self._out.flush()
+            screen.write_text(text, self._out)
         except OSError as exc:
             if exc.errno != errno.EIO:
                 raise

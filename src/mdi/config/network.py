@@ -16,10 +16,13 @@ from mdi.net.access import THIS_MACHINE, Access
 from mdi.net.key_sources import key_from_file, key_from_text, keys_from, warn_if_readable_by_others
 from mdi.net.keys import Key
 from mdi.net.tls import Tls
-from mdi.strings import one_line, quoted
+from mdi.strings import did_you_mean, one_line, quoted
 
 MAX_SHARE = 10**6
 MAX_FILE_BYTES = 1 << 20
+# Of the keys of a node. One that is missing may be there under another name, but not under one of these.
+_NAMES = {"nodes", "starter", "secondary", "addr", "communication", "inference", "device", "share"}
+_NAMES |= {"port", "starter_addr", "known_as", "port_in", "port_out"}
 LOOPBACK = ("localhost", "127.", "::1")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+):[0-9]{1,5}")
 
@@ -124,12 +127,15 @@ class _Reader:
 
     def __init__(self, path: Path, data: dict[str, Any], where: str = "") -> None:
         self._path, self._data, self._where = path, dict(data), where
+        self._known: list[str] = []  # what was asked for
 
     def error(self, key: str, problem: str) -> ConfigError:
         return ConfigError(f"{self._path}: {one_line(self._where + key)}: {problem}")
 
     def take(self, key: str, kind: type | tuple[type, ...], wanted: str) -> Any:
+        self._known.append(key)
         if key not in self._data:
+            self._refuse_similar(key)
             raise self.error(key, "missing key")
         value = self._data.pop(key)
         if not isinstance(value, kind) or isinstance(value, bool):
@@ -137,6 +143,7 @@ class _Reader:
         return value
 
     def has(self, key: str) -> bool:
+        self._known.append(key)
         return key in self._data
 
     def child(self, key: str) -> "_Reader":
@@ -205,7 +212,14 @@ class _Reader:
 
     def finish(self) -> None:
         if self._data:
-            raise self.error(next(iter(self._data)), "unknown key")
+            key = next(iter(self._data))
+            raise self.error(key, f"unknown key{did_you_mean(key, self._known)}")
+
+    def _refuse_similar(self, missing: str) -> None:
+        """Raise the error for a misspelled `missing` key rather than for its absence."""
+        for key in self._data.keys() - _NAMES:
+            if meant := did_you_mean(key, [missing]):
+                raise self.error(key, f"unknown key{meant}")
 
 
 def _read_access(root: _Reader) -> Access:

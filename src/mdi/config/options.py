@@ -74,6 +74,7 @@ class NodeOptions(Section):
     """How one node computes and logs."""
 
     verbose: bool = False
+    quiet: bool = False
     debug: bool = False
     compile: bool = False
     device: str | None = None
@@ -82,6 +83,8 @@ class NodeOptions(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.quiet and self.verbose:
+            raise ConfigError("--quiet and --verb: give one of them")
         if self.device is not None and not DEVICE.fullmatch(self.device):
             raise ConfigError(f"--device {self.device}: expected cpu, mps, cuda or cuda:N")
         check_dtype(self.dtype)
@@ -206,6 +209,7 @@ class PrepareOptions:
     """The options of `prepare_model.py`."""
 
     model: str | None = None
+    quiet: bool = False
     random: str | None = None
     ckpt_folder: Path = CHECKPOINTS_DIR
     model_name: str | None = None

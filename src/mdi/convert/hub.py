@@ -12,7 +12,6 @@ import logging
 import os
 import re
 import shutil
-import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -22,6 +21,7 @@ from mdi.convert.hub_errors import endpoint, translated
 from mdi.documents import Fields, read_json
 from mdi.errors import CheckpointError, ConfigError, StorageError
 from mdi.strings import format_bytes
+from mdi.terminal import screen
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
@@ -193,7 +193,7 @@ def _quiet(progress: bool) -> Iterator[None]:
     )
 
     verbosity = hub_logging.get_verbosity()
-    silence_bars = not (progress and sys.stderr.isatty()) and not are_progress_bars_disabled()
+    silence_bars = not (progress and screen.shows_bars) and not are_progress_bars_disabled()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         hub_logging.set_verbosity(logging.CRITICAL)

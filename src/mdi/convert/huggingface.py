@@ -9,7 +9,6 @@ import contextlib
 import io
 import re
 import shutil
-import sys
 import warnings
 from collections import UserDict
 from collections.abc import Callable, Iterable, Iterator
@@ -32,6 +31,7 @@ from mdi.errors import CheckpointError, ConfigError
 from mdi.files import flush, storage_error
 from mdi.model.tensors import TORCH_DTYPES, mapped_empty
 from mdi.strings import one_line
+from mdi.terminal import screen
 
 MAX_INDEX_BYTES = 64 << 20  # one line for each tensor
 
@@ -146,7 +146,7 @@ def _silent() -> Iterator[None]:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
-        if not sys.stderr.isatty():
+        if not screen.shows_bars:
             stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
         yield
 

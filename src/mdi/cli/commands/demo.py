@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from mdi.cli.local_ring import command, failure_of, run_to_end, secondaries
-from mdi.cli.script import Parser, run_script
+from mdi.cli.parser import Parser
+from mdi.cli.script import run_script
 from mdi.cli.signals import Signals
 from mdi.config.paths import PROMPTS_DIR, SETTINGS_DIR
 from mdi.errors import ControlError

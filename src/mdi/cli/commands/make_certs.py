@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import NoReturn
 
-from mdi.cli.script import Parser, run_script
+from mdi.cli.parser import Parser
+from mdi.cli.script import run_script
 from mdi.cli.signals import Signals
 from mdi.config.network import load_network
 from mdi.config.paths import CERTIFICATES_DIR, SETTINGS_DIR

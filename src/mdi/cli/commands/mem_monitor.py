@@ -3,9 +3,11 @@
 from pathlib import Path
 from typing import NoReturn
 
-from mdi.cli.script import Parser, options_from, run_script
+from mdi.cli.parser import Parser, options_from
+from mdi.cli.script import run_script
 from mdi.cli.signals import Signals
 from mdi.config.options import MonitorOptions
+from mdi.files import check_replaceable
 from mdi.inbox import Inbox, Stopped
 
 GRACE_S = 60.0  # ending the command takes 5 s, the plot as long as the machine needs to import matplotlib
@@ -22,6 +24,8 @@ def build_parser() -> Parser:
 
 def main(signals: Signals) -> None:
     options = options_from(MonitorOptions, build_parser().parse_args())
+    if options.img is not None:
+        check_replaceable(options.img)
     from mdi.cli.memory_monitor import watch_command
 
     inbox = Inbox()

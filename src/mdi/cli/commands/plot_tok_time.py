@@ -2,8 +2,9 @@
 
 from typing import NoReturn
 
+from mdi.cli.parser import Parser
 from mdi.cli.plots import plot_token_times
-from mdi.cli.script import Parser, run_script
+from mdi.cli.script import run_script
 from mdi.cli.signals import Signals
 from mdi.cli.token_times import comparison_image, read_token_csv, run_names
 from mdi.config.paths import IMAGES_DIR, LOGS_DIR

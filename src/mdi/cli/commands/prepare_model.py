@@ -3,15 +3,18 @@
 from pathlib import Path
 from typing import NoReturn
 
-from mdi.cli.script import Parser, options_from, run_script, set_up_logging
+from mdi.cli.parser import Parser, options_from
+from mdi.cli.script import run_script, set_up_logging
 from mdi.cli.signals import Signals
 from mdi.config.options import PrepareOptions
+from mdi.formats import DTYPES, MODES
 
 
 def build_parser() -> Parser:
     parser = Parser("Make a model ready: fetch it, convert it to litGPT's format, split it.", PrepareOptions)
     option = parser.option
     option("model", nargs="?", metavar="MODEL", help="a Hugging Face repo id, a folder, or a .gguf file")
+    option("-q", "--quiet", action="store_true", help="say nothing on stderr but errors")
     option("--random", metavar="CONFIG", help="make a random model of this litGPT shape, or NanoLlama, instead")
     option("--ckpt-folder", type=Path, metavar="DIR", help="where the models are kept")
     option("--model-name", metavar="NAME", help="the litGPT configuration to use (default: by the model's name)")
@@ -19,8 +22,13 @@ def build_parser() -> Parser:
     option("--nodes-config", type=Path, metavar="FILE", help="split the model for this network")
     option("--split", metavar="SPLIT", help="auto, table, or layers per node such as 6,8,8")
     option("--hf-token", metavar="TOKEN", help="for gated models (default: HF_TOKEN)")
-    option("--dtype", help="float32, float16 or bfloat16 (default: as stored)")
-    option("--quantize", metavar="MODE", help="none, int8 or int4: how the chunks hold the weights of linear layers")
+    option("--dtype", help="float32, float16 or bfloat16 (default: as stored)", values=DTYPES)
+    option(
+        "--quantize",
+        metavar="MODE",
+        help="none, int8 or int4: how the chunks hold the weights of linear layers",
+        values=MODES,
+    )
     option("--device", help="kept for old command lines: the work is done on the CPU")
     option("--seed", type=int, help="seed of --random")
     return parser
@@ -28,7 +36,7 @@ def build_parser() -> Parser:
 
 def main(signals: Signals) -> None:
     options = options_from(PrepareOptions, build_parser().parse_args())
-    set_up_logging(verbose=False)
+    set_up_logging(verbose=False, quiet=options.quiet)
     from mdi.cli.prepare import prepare  # torch and litgpt take seconds to import
 
     with signals.raised():

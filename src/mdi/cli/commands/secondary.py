@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import NoReturn
 
-from mdi.cli.script import Parser, add_node_options, options_from, run_script, set_up_logging
+from mdi.cli.parser import Parser, add_node_options, options_from
+from mdi.cli.script import run_script, set_up_logging
 from mdi.cli.signals import Signals
 from mdi.config.network import load_node
 from mdi.config.options import SecondaryOptions
@@ -38,7 +39,8 @@ def parse(arguments: list[str] | None = None) -> SecondaryOptions:
 def main(signals: Signals) -> None:
     options = parse()
     name = "" if options.index is None else options.index
-    set_up_logging(options.verbose, f"logs_secondary{name}.log" if options.debug else None)
+    debug_log = f"logs_secondary{name}.log" if options.debug else None
+    set_up_logging(verbose=options.verbose, quiet=options.quiet, debug_log=debug_log)
     node = load_node(options.nodes_config, options.index)
     node.access.check()
     from mdi.cli.run import run_secondary  # after the arguments are known to be good: torch and litgpt take seconds

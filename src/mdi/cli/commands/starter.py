@@ -4,7 +4,9 @@ from argparse import BooleanOptionalAction
 from pathlib import Path
 from typing import NoReturn
 
-from mdi.cli.script import Parser, add_node_options, options_from, run_script, set_up_logging
+from mdi.cli.output_files import check_output_files
+from mdi.cli.parser import Parser, add_node_options, options_from
+from mdi.cli.script import run_script, set_up_logging
 from mdi.cli.signals import Signals
 from mdi.config.network import load_network
 from mdi.config.options import StarterOptions
@@ -14,10 +16,17 @@ from mdi.text.worker_process import TextWorker
 def build_parser(options: type[StarterOptions] = StarterOptions) -> Parser:
     parser = Parser("Generate samples with a model spread over several nodes.", options)
     add_node_options(parser)
+    _add_samples(parser)
+    _add_ring(parser)
+    _add_outputs(parser)
+    return parser
+
+
+def _add_samples(parser: Parser) -> None:
+    parser.section("samples")
     option = parser.option
-    option("-p", "--plots", action="store_true", help="write a CSV and a plot of the tokens over time")
-    option("--nodes-config", type=Path, metavar="FILE", help="the network")
     option("--prompt", help="one prompt for all samples, or FILE:path with one paragraph for each")
+    option("--prompt-style", metavar="NAME", help="none, chat-template, or a style of litgpt (default: the model's)")
     option("--n-samples", type=int, help="number of samples")
     option("--n-tokens", type=int, help="most tokens generated per sample")
     option(
@@ -28,6 +37,17 @@ def build_parser(options: type[StarterOptions] = StarterOptions) -> Parser:
         metavar="N",
         help="context kept per sample (default: what the run needs)",
     )
+    option("--temperature", type=float, help="0 is greedy")
+    option("--top-k", type=int, help="sample from the k most likely tokens; 0: from all")
+    option("--top-p", type=float, help="sample from the smallest set of tokens that reaches this probability")
+    option("--ignore-eos", action="store_true", help="generate --n-tokens tokens whatever they are")
+
+
+def _add_ring(parser: Parser) -> None:
+    parser.section("the ring")
+    option = parser.option
+    option("--nodes-config", type=Path, metavar="FILE", help="the network")
+    option("--split", metavar="SPLIT", help="auto, table, or layers per node such as 6,8,8", values=("auto", "table"))
     option("--max-slots", type=int, metavar="N", help="samples in the ring at once (default: as memory allows)")
     option(
         "--max-batch-tokens",
@@ -36,27 +56,28 @@ def build_parser(options: type[StarterOptions] = StarterOptions) -> Parser:
         metavar="N",
         help="tokens in one message; a longer prompt goes in pieces",
     )
-    option("--time-run", type=Path, metavar="FILE", help="append the run's statistics to this CSV file")
-    option("--temperature", type=float, help="0 is greedy")
-    option("--top-k", type=int, help="sample from the k most likely tokens; 0: from all")
-    option("--top-p", type=float, help="sample from the smallest set of tokens that reaches this probability")
-    option("--ignore-eos", action="store_true", help="generate --n-tokens tokens whatever they are")
-    option("--keep-nodes", action="store_true", help="leave the secondaries waiting for the next run")
-    option("--prompt-style", metavar="NAME", help="none, chat-template, or a style of litgpt (default: the model's)")
-    option("--split", metavar="SPLIT", help="auto, table, or layers per node such as 6,8,8")
-    option("--stream", action=BooleanOptionalAction, help="show the first sample as it grows (default: on a terminal)")
-    option("--output", type=Path, metavar="FILE", help="write one JSON object per sample, and a summary")
-    option("--timeline", type=Path, metavar="FILE", help="write what every node did when, for a trace viewer")
     option("--peer-timeout", type=float, dest="peer_timeout_s", metavar="S", help="a node silent for so long is lost")
     option("--node-timeout", type=float, dest="node_timeout_s", metavar="S", help="how long to wait for a secondary")
-    return parser
+    option("--keep-nodes", action="store_true", help="leave the secondaries waiting for the next run")
+
+
+def _add_outputs(parser: Parser) -> None:
+    parser.section("what is shown and written")
+    option = parser.option
+    option("--stream", action=BooleanOptionalAction, help="show the first sample as it grows (default: on a terminal)")
+    option("--output", type=Path, metavar="FILE", help="write one JSON object per sample, and a summary")
+    option("--time-run", type=Path, metavar="FILE", help="append the run's statistics to this CSV file")
+    option("-p", "--plots", action="store_true", help="write a CSV and a plot of the tokens over time")
+    option("--timeline", type=Path, metavar="FILE", help="write what every node did when, for a trace viewer")
 
 
 def main(signals: Signals, kind: type[StarterOptions] = StarterOptions) -> None:
     options = options_from(kind, build_parser(kind).parse_args())
-    set_up_logging(options.verbose, "logs_starter.log" if options.debug else None)
+    debug_log = "logs_starter.log" if options.debug else None
+    set_up_logging(verbose=options.verbose, quiet=options.quiet, debug_log=debug_log)
     network = load_network(options.nodes_config)
     network.starter.access.check()
+    check_output_files(options.outputs)
     with TextWorker() as worker:  # imports its libraries while this process imports others
         from mdi.cli.run import run_starter  # after the arguments are known to be good: torch and litgpt take seconds
 

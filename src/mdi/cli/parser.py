@@ -1,0 +1,130 @@
+"""How the commands read their arguments: defaults from a dataclass, help in groups, errors of one line."""
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from mdi import __version__
+from mdi.cli.completion import SHELLS, completion_script
+from mdi.config.options import defaults_of
+from mdi.config.paths import LOGS_DIR
+from mdi.formats import DTYPES, MODES
+from mdi.net.key_sources import KEY_FILE_VARIABLE, make_key_file
+from mdi.strings import did_you_mean
+
+Options = TypeVar("Options")
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    """Tells the defaults that a user could type, unless the help text tells them in words."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        nothing = any(action.default is value for value in (None, False, argparse.SUPPRESS))
+        if not action.help or nothing or "(default" in action.help:
+            return action.help
+        return f"{action.help} (default: %(default)s)"
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose defaults come from an options dataclass, and whose errors are one line."""
+
+    def __init__(self, description: str, options: type | None = None) -> None:
+        super().__init__(description=description, formatter_class=_HelpFormatter)
+        self._known = defaults_of(options) if options else {}
+        self._section: argparse._ActionsContainer = self
+        self.values: dict[str, Sequence[str]] = {}  # of an option that takes one of few, for the completion
+        self.add_argument("--version", action="version", version=f"MDI-LLM {__version__}", help="show it and exit")
+        self.add_argument(
+            "--print-completion",
+            action=_PrintCompletion,
+            choices=SHELLS,
+            dest=argparse.SUPPRESS,
+            default=argparse.SUPPRESS,
+            metavar="SHELL",
+            help=f"show a script that completes these options in {' or '.join(SHELLS)}, and exit",
+        )
+
+    def section(self, title: str) -> None:
+        """Begin a section of the help text."""
+        self._section = self.add_argument_group(title)
+
+    def option(self, *flags: str, values: Sequence[str] = (), **arguments: Any) -> None:
+        """Add a flag to the section; its default is the dataclass's. `values` are those that the completion offers."""
+        action = self._section.add_argument(*flags, **arguments)
+        action.default = self._known[action.dest]
+        if action.default is None and action.help:
+            action.default = argparse.SUPPRESS
+        self.values |= dict.fromkeys(action.option_strings, values) if values else {}
+
+    @property
+    def flags(self) -> list[str]:
+        """Every flag."""
+        return sorted(self._option_string_actions)
+
+    def parse_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
+        """As argparse does it, but an unknown flag is answered with the one that was meant."""
+        values, unknown = self.parse_known_args(None if args is None else list(args), namespace)
+        if unknown:
+            meant = did_you_mean(unknown[0].partition("=")[0], self.flags)
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{meant}")
+        return values
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: error: {message}", file=sys.stderr)
+        raise SystemExit(2)
+
+
+class _PrintCompletion(argparse.Action):
+    """`--print-completion SHELL`: print a script instead of running."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: object, values: Any, option: object = None) -> None:
+        assert isinstance(parser, Parser)
+        print(completion_script(parser.prog, parser.flags, parser.values, values), end="")
+        parser.exit()
+
+
+class _MakeKey(argparse.Action):
+    """`--make-key FILE`: write a key instead of running, as `--help` prints a text."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: object, values: Any, option: object = None) -> None:
+        make_key_file(Path(values))
+        print(f"{values}: a new key; copy it to every node and name it there in {KEY_FILE_VARIABLE} or key_file")
+        parser.exit()
+
+
+def add_node_options(parser: Parser) -> None:
+    """The options that every node has. What follows is in the section of this node."""
+    parser.option("-v", "--verb", dest="verbose", action="store_true", help="say what happens at each stage")
+    parser.option("-q", "--quiet", action="store_true", help="say nothing on stderr but errors")
+    parser.option("-d", "--debug", action="store_true", help=f"write a debug log to {LOGS_DIR.name}/")
+    parser.add_argument(
+        "--make-key",
+        action=_MakeKey,
+        dest=argparse.SUPPRESS,
+        default=argparse.SUPPRESS,
+        metavar="FILE",
+        help="write a new key for the ring to FILE and exit",
+    )
+    parser.section("this node")
+    parser.option("--ckpt", type=Path, metavar="DIR", help="the model's folder")
+    parser.option("--chunk", type=Path, metavar="FILE", help="this node's chunk of the model")
+    devices = ("cpu", "mps", "cuda")
+    parser.option("--device", help="cpu, mps, cuda or cuda:N (default: the best there is)", values=devices)
+    parser.option(
+        "--dtype", help="float32, float16 or bfloat16 (default: what the device computes fast)", values=DTYPES
+    )
+    parser.option(
+        "--quantize",
+        metavar="MODE",
+        help="none, int8 or int4 weights (default: as the chunk holds them)",
+        values=MODES,
+    )
+    parser.option("-c", "--compile", action="store_true", help="compile the stage with torch.compile")
+    parser.option("--seed", type=int, help="seed of the random choices")
+
+
+def options_from(kind: type[Options], arguments: argparse.Namespace) -> Options:
+    """The dataclass of the parsed arguments; raises `ConfigError` for a value that is not allowed."""
+    return kind(**vars(arguments))
