@@ -44,8 +44,8 @@ def manifest(model: Path) -> Manifest:
 def load(path: Path, check: digests.Check | None) -> StageRunner:
     """Load the second node's stage from a file."""
     config = load_config(path.parents[2] if path.parent.name == "2nodes" else path.parent)
-    runner = StageRunner(torch.device("cpu"), torch.float32, make_span_engine)
-    spec = StageSpec(config, SPANS[1], has_head=False, weights_id=1, quantize=None, rows=1)
+    runner = StageRunner(torch.device("cpu"), make_span_engine)
+    spec = StageSpec(config, SPANS[1], has_head=False, weights_id=1, dtype="float32", quantize=None, rows=1)
     weights = checked(select(open_weights(path), config, 1, SPANS[1]), check)
     try:
         runner.load(spec, weights, "it")
@@ -87,8 +87,8 @@ def test_a_file_cut_short_while_it_is_loaded_is_one_line(model: Path, manifest: 
             chunk.write_bytes(b"")
         return weights[name]
 
-    runner = StageRunner(torch.device("cpu"), torch.float32, make_span_engine)
-    spec = StageSpec(config, SPANS[1], has_head=False, weights_id=1, quantize=None, rows=1)
+    runner = StageRunner(torch.device("cpu"), make_span_engine)
+    spec = StageSpec(config, SPANS[1], has_head=False, weights_id=1, dtype="float32", quantize=None, rows=1)
     checked_weights = checked(Weights(weights.meta, cut), expect_digest(manifest.files[1].digest, ""))
     with pytest.raises(CheckpointError, match=rf"{chunk}: damaged: it was cut short"):
         runner.load(spec, checked_weights, "it")

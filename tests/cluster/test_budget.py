@@ -84,6 +84,13 @@ def test_a_node_that_tells_nothing_is_no_obstacle(status: NodeStatus | None) -> 
     assert (facts.free_bytes, facts.mode, facts.dtype) == (None, "int8", torch.float32)
 
 
+def test_a_node_counts_in_the_dtype_that_it_will_compute_in() -> None:
+    untold, told = replace(IDLE, dtype="bfloat16"), replace(IDLE, dtype="bfloat16", own_dtype="bfloat16")
+    found = [facts_of("x", "x", status, "none", None, "float32").dtype for status in (None, untold, told)]
+    assert found == [torch.float32, torch.float32, torch.bfloat16]
+    assert facts_of("x", "x", untold, "none", None).dtype == torch.bfloat16
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(tmp_path_factory.mktemp("checkpoints") / "org" / "tiny")
@@ -123,9 +130,9 @@ def test_too_little_memory_is_reported_before_anything_is_loaded(
 def test_what_is_held_for_the_last_session_is_counted_as_weights(model: Path) -> None:
     """So a node that is asked before its next session can say what that would find free."""
     config, weights = load_config(model), open_weights(model / "lit_model.pth")
-    runner = StageRunner(torch.device("cpu"), torch.float32, make_span_engine)
+    runner = StageRunner(torch.device("cpu"), make_span_engine)
     assert runner.weights_bytes == 0
-    spec = StageSpec(config, Span(0, 2), has_head=True, weights_id=0, quantize="int8", rows=1)
+    spec = StageSpec(config, Span(0, 2), has_head=True, weights_id=0, dtype="float32", quantize="int8", rows=1)
     runner.load(spec, weights, "the model")
     assert runner.holds(spec)
     session = {"dtype": torch.float32, "mode": "int8", "context": 10, "max_rows": 1}

@@ -61,6 +61,7 @@ BAD_VALUES: dict[str, list[Any]] = {
     "state": [None, 1, "", "READY", "needs chunk", ["ready"], {}],
     "device": [None, *BAD_STRINGS],
     "dtype": [None, "", "int8", ["float32"], {}],
+    "own_dtype": ["", "int8", ["float32"], {}],
     "quantize": ["", "int2", 8, ["int8"], {}],
     "run": BAD_NUMBERS,
     "epoch": BAD_NUMBERS,

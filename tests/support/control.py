@@ -92,6 +92,7 @@ SPEC = SessionSpec(
     context=128,
     max_rows=512,
     wire_dtype="bfloat16",
+    dtype="float32",
     quantize="int8",
     peer_timeout_s=5.0,
     timeline=False,

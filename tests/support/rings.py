@@ -86,9 +86,11 @@ def ring_of(
     shares: Sequence[float] | None = None,
     access: Access = THIS_MACHINE,
     starter_access: Access | None = None,
+    dtype: str | None = "float32",
 ) -> Iterator[Ring]:
     """A ring with `n_nodes - 1` secondaries, each serving in a thread of its own, with one chunk cache.
 
+    `dtype` is what the secondaries are started with; a starter has its own.
     All nodes have the same access, unless the starter is given another one.
     """
     shares = shares or [1.0] * n_nodes
@@ -97,7 +99,7 @@ def ring_of(
         secondaries, nodes = [], []
         for share in shares[1:]:
             secondary = stack.enter_context(
-                Secondary(any_port, WeightSources(ChunkCache(cache_dir, content_digest)), dtype="float32")
+                Secondary(any_port, WeightSources(ChunkCache(cache_dir, content_digest)), dtype=dtype)
             )
             thread = threading.Thread(target=secondary.serve, name="secondary")
             thread.start()

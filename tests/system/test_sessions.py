@@ -55,6 +55,27 @@ def spec_of(starter: Starter, folder: Path) -> SessionSpec:
     return supervisor._rendezvous.spec(supervisor.plan, open_folder(folder, 2), Rank(1), epoch=1)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_starters_dtype_holds_on_nodes_that_were_told_none(tiny: Path, tmp_path: Path, dtype: str) -> None:
+    """Whichever of the two the device would take by itself."""
+    with ring_of(2, tmp_path, dtype=None) as ring:
+        own_choice = ring.secondaries[0].status().dtype
+        with starter_of(ring, tiny, dtype=dtype) as starter:
+            starter.prepare()
+            assert ring.secondaries[0].status().dtype == dtype
+            starter.run()
+        wait_until(lambda: ring.secondaries[0].status().state is NodeState.IDLE, 60, "the node is idle")
+        assert ring.secondaries[0].status().dtype == own_choice
+
+
+def test_a_nodes_own_dtype_wins_over_the_starters(tiny: Path, tmp_path: Path) -> None:
+    with ring_of(2, tmp_path, dtype="float16") as ring, starter_of(ring, tiny) as starter:
+        starter.prepare()
+        status = ring.secondaries[0].status()
+        assert (status.dtype, status.own_dtype, status.wire_dtype) == ("float16", "float16", "float32")
+        starter.run()
+
+
 @pytest.fixture(scope="module")
 def split(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model with chunks for two nodes."""

@@ -113,7 +113,7 @@ def add_node_options(parser: Parser) -> None:
     devices = ("cpu", "mps", "cuda")
     parser.option("--device", help="cpu, mps, cuda or cuda:N (default: the best there is)", values=devices)
     parser.option(
-        "--dtype", help="float32, float16 or bfloat16 (default: what the device computes fast)", values=DTYPES
+        "--dtype", help="float32, float16 or bfloat16 (default: the starter's, or the device's best)", values=DTYPES
     )
     parser.option(
         "--quantize",

@@ -46,18 +46,22 @@ class NodeFacts:
     free_bytes: int | None  # None: it cannot tell
 
 
-def facts_of(name: str, host: str, status: NodeStatus | None, stored: Mode, wanted: Mode | None) -> NodeFacts:
+def facts_of(
+    name: str, host: str, status: NodeStatus | None, stored: Mode, wanted: Mode | None, wanted_dtype: str | None = None
+) -> NodeFacts:
     """The facts in a node's status; guesses where it gave none.
 
     Args:
         stored: the quantization of the chunks; `wanted`: what the starter asks for, None if it does not say.
+        wanted_dtype: the dtype that the starter asks for, None if it does not say.
     """
     mode = (status and status.quantize) or wanted or "none"
+    dtype = (status and status.own_dtype) or wanted_dtype or (status and status.dtype) or "float32"
     return NodeFacts(
         name=name,
         place=f"{host} {status and status.device}",
         device=status.device if status else "cpu",
-        dtype=TORCH_DTYPES[status.dtype] if status else torch.float32,
+        dtype=TORCH_DTYPES[dtype],
         mode=stored if stored != "none" else mode,
         free_bytes=status.free_memory_bytes if status else None,
     )

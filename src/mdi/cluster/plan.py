@@ -40,6 +40,7 @@ class PlanOptions:
     n_slots: int  # samples that are to be in the ring at once
     max_batch_tokens: int
     split: str = "auto"
+    dtype: str | None = None
     quantize: Mode | None = None
     is_fixed: bool = False  # whether exactly `n_slots` are wanted, rather than at most as many
 
@@ -72,7 +73,7 @@ def plan(model: ModelFolder, members: Sequence[Member], options: PlanOptions) ->
     spans = choose_spans(model, [member.config.share for member in members], options)
     manifest = model.ring_manifest(len(members))
     stored: Mode = manifest.quantization if manifest else "none"
-    nodes = [facts_of(m.name, m.config.host, m.status, stored, options.quantize) for m in members]
+    nodes = [facts_of(m.name, m.config.host, m.status, stored, options.quantize, options.dtype) for m in members]
     budgets = budgets_of(nodes, model.config, spans, context=options.context, max_rows=options.max_batch_tokens)
     n_slots = fit_slots(budgets, options.n_slots, fixed=options.is_fixed)
     return Plan(tuple(member.node for member in members), tuple(spans), n_slots, options.context)

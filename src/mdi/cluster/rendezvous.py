@@ -180,6 +180,7 @@ class Rendezvous:
             context=plan.context,
             max_rows=self._options.max_batch_tokens,
             wire_dtype=self._wire_dtype,
+            dtype=self._options.dtype,
             quantize=self._options.quantize,
             peer_timeout_s=self._options.peer_timeout_s,
             timeline=self._timeline.on,

@@ -46,6 +46,17 @@ class SeedOption(Section):
 
 
 @dataclass(frozen=True)
+class DtypeOption(Section):
+    """`--dtype`: the starter's choice for the whole ring, or a secondary's for itself."""
+
+    dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_dtype(self.dtype)
+
+
+@dataclass(frozen=True)
 class QuantizeOption(Section):
     """`--quantize`: the starter's choice for the whole ring, or a secondary's for itself."""
 
@@ -70,7 +81,7 @@ class ModelOptions(Section):
 
 
 @dataclass(frozen=True)
-class NodeOptions(Section):
+class NodeOptions(DtypeOption):
     """How one node computes and logs."""
 
     verbose: bool = False
@@ -78,7 +89,6 @@ class NodeOptions(Section):
     debug: bool = False
     compile: bool = False
     device: str | None = None
-    dtype: str | None = None
     nodes_config: Path = SETTINGS_DIR / "configuration.json"
 
     def __post_init__(self) -> None:
@@ -87,7 +97,6 @@ class NodeOptions(Section):
             raise ConfigError("--quiet and --verb: give one of them")
         if self.device is not None and not DEVICE.fullmatch(self.device):
             raise ConfigError(f"--device {self.device}: expected cpu, mps, cuda or cuda:N")
-        check_dtype(self.dtype)
 
 
 @dataclass(frozen=True)
@@ -123,7 +132,7 @@ class PromptOptions(Section):
 
 
 @dataclass(frozen=True)
-class RingOptions(QuantizeOption):
+class RingOptions(DtypeOption, QuantizeOption):
     """How the model is spread over the nodes, what a session may hold, and how long a lost node is waited for."""
 
     split: str = "auto"
@@ -236,7 +245,6 @@ class PrepareOptions:
             raise ConfigError("--quantize needs --n-nodes or --nodes-config: it is the chunks that are quantized")
         if not DEVICE.fullmatch(self.device):
             raise ConfigError(f"--device {self.device}: expected cpu, mps, cuda or cuda:N")
-        check_dtype(self.dtype)
 
 
 @dataclass(frozen=True)

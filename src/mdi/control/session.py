@@ -48,6 +48,7 @@ class SessionSpec:
     context: int
     max_rows: int
     wire_dtype: str
+    dtype: str | None  # to compute in, unless the node was started with another; None: what its device computes fast
     quantize: (
         Mode | None
     )  # for weights that are not quantized already, unless the node was started with another; None: none
@@ -174,6 +175,7 @@ _CHECKS: dict[str, Check] = {
     "context": whole(1, 100_000_000),
     "max_rows": whole(1, 1_000_000),
     "wire_dtype": is_dtype,
+    "dtype": optional(is_dtype),
     "quantize": optional(is_mode),
     "peer_timeout_s": lambda value: type(value) in (int, float) and 0.1 <= value <= 86_400,
     "timeline": lambda value: type(value) is bool,

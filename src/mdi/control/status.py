@@ -43,6 +43,7 @@ class NodeStatus:
     state: NodeState
     device: str
     dtype: str  # that it computes in
+    own_dtype: str | None  # that it was started with; None: as the starter says, else what the device computes fast
     quantize: Mode | None  # that it was started with; None: as the starter or the chunk has it
     run: int | None
     epoch: int | None
@@ -73,6 +74,7 @@ _NODE_CHECKS: dict[str, Check] = {
     "state": lambda value: isinstance(value, str) and value in {state.value for state in NodeState},
     "device": is_string,
     "dtype": is_dtype,
+    "own_dtype": optional(is_dtype),
     "quantize": optional(is_mode),
     "run": _RUN_NUMBER,
     "epoch": _RUN_NUMBER,

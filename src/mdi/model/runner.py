@@ -16,6 +16,7 @@ from mdi.model.quant import mode_of, resolve
 from mdi.model.span import Span
 from mdi.model.span_engine import SpanEngineFactory
 from mdi.model.stage import Stage
+from mdi.model.tensors import TORCH_DTYPES
 from mdi.model.weights import Weights
 from mdi.segments import Fork, Segment
 
@@ -28,8 +29,14 @@ class StageSpec:
     span: Span
     has_head: bool  # the starter's: the embedding and the head besides the blocks
     weights_id: object  # equal for equal weights: a digest, or else what names the run
+    dtype: str  # to compute in
     quantize: Mode | None  # for weights that are not quantized already; None: none
     rows: int = field(compare=False)  # that a message usually carries; decides between layouts
+
+
+def _head_key(spec: StageSpec) -> tuple[object, ...]:
+    """What two stages share that can have one head."""
+    return spec.config, spec.weights_id, spec.dtype
 
 
 class StageRunner:
@@ -38,7 +45,6 @@ class StageRunner:
     def __init__(
         self,
         device: torch.device,
-        dtype: torch.dtype,
         make_engine: SpanEngineFactory,
         *,
         compile_ops: bool = False,
@@ -46,7 +52,7 @@ class StageRunner:
     ) -> None:
         """`tick` is called again and again while weights are loaded."""
         limit_onednn_caches()
-        self.device, self.dtype = device, dtype
+        self.device = device
         self._make_engine, self._compile_ops, self._tick = make_engine, compile_ops, tick
         self._spec: StageSpec | None = None
         self._stage: Stage | None = None
@@ -56,7 +62,7 @@ class StageRunner:
         """Whether the stage of `spec` is loaded. If not, the loaded one is given up: the new one needs its memory."""
         if self._stage is not None and self._spec == spec:
             return True
-        if self._spec is None or (self._spec.config, self._spec.weights_id) != (spec.config, spec.weights_id):
+        if self._spec is None or _head_key(self._spec) != _head_key(spec):
             self._head = None
         self._stage, self._spec = None, None
         return False
@@ -72,7 +78,9 @@ class StageRunner:
         if self.holds(spec):
             return
         mode = resolve(mode_of(weights.meta), spec.quantize, source)
-        placement = Placement(self.device, self.dtype, mode, spec.rows, self._compile_ops, tick=self._tick)
+        placement = Placement(
+            self.device, TORCH_DTYPES[spec.dtype], mode, spec.rows, self._compile_ops, tick=self._tick
+        )
         head = self._head
         if spec.has_head and head is None:  # before the blocks: while it is packed, the head is held twice
             head = EmbeddingAndHead(spec.config, weights, placement)

@@ -95,12 +95,12 @@ class Secondary:
     ) -> None:
         """Raises `ConfigError` where a port is taken or the device is not there."""
         self.config = config
-        self._sources, self._quantize, self._timeouts = sources, quantize, timeouts
+        self._sources, self._own_dtype, self._quantize, self._timeouts = sources, dtype, quantize, timeouts
         torch_device = pick_device(device or config.device)
+        self._default_dtype = dtype_name(pick_dtype(dtype, torch_device))
         self._steps, self._inbox = StepCounter(), Inbox()
         self._runner = StageRunner(
             torch_device,
-            pick_dtype(dtype, torch_device),
             make_span_engine,
             compile_ops=compile_stage,
             tick=self._tick,
@@ -168,7 +168,8 @@ class Secondary:
             version=__version__,
             state=session.phase.state,
             device=str(runner.device),
-            dtype=dtype_name(runner.dtype),
+            dtype=self._dtype_in(spec),
+            own_dtype=self._own_dtype,
             quantize=self._quantize,
             starter=f"{spec.starter.addr}:{spec.starter.port}" if spec else None,
             run=spec.run if spec else None,
@@ -360,6 +361,7 @@ class Secondary:
             span=spec.span,
             has_head=False,
             weights_id=(spec.chunk_digest or spec.run, spec.rank),
+            dtype=self._dtype_in(spec),
             quantize=self._quantize or spec.quantize,
             rows=-(-spec.n_slots // spec.n_nodes),
         )
@@ -369,6 +371,10 @@ class Secondary:
                 return False
         self._runner.begin(spec.n_slots, spec.context)
         return True
+
+    def _dtype_in(self, spec: SessionSpec | None) -> str:
+        """What this node computes in: the dtype that it was started with, else that of the session's starter."""
+        return self._own_dtype or (spec and spec.dtype) or self._default_dtype
 
     def _open_link(self, spec: SessionSpec) -> None:
         self._link = Link(

@@ -71,14 +71,15 @@ class Starter:
             n_slots=min(n_slots, options.max_slots or n_slots),
             max_batch_tokens=options.max_batch_tokens,
             split=options.split,
+            dtype=options.dtype,
             quantize=options.quantize,
             is_fixed=options.max_slots is not None,
         )
         device = pick_device(options.device or network.starter.device)
+        self._dtype = dtype_name(pick_dtype(options.dtype, device))
         self._inbox = Inbox()
         self._runner = StageRunner(
             device,
-            pick_dtype(options.dtype, device),
             make_span_engine,
             compile_ops=options.compile,
             tick=self._inbox.check,
@@ -105,7 +106,7 @@ class Starter:
                 self._plan_options,
                 self._inbox,
                 self._timeline,
-                wire_dtype=dtype_name(self._runner.dtype),
+                wire_dtype=self._dtype,
                 listener=listener,
                 refusals=refusals,
                 timeouts=self._timeouts,
@@ -149,7 +150,8 @@ class Starter:
             version=__version__,
             state=supervisor.state,
             device=str(runner.device),
-            dtype=dtype_name(runner.dtype),
+            dtype=self._dtype,
+            own_dtype=self._options.dtype,
             quantize=self._options.quantize,
             run=supervisor.run,
             epoch=supervisor.epoch,
@@ -243,6 +245,7 @@ class Starter:
             span=plan.spans[0],
             has_head=True,
             weights_id=model.path,
+            dtype=self._dtype,
             quantize=self._options.quantize,
             rows=-(-plan.n_slots // len(plan.members)),
         )
