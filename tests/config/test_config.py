@@ -364,9 +364,9 @@ def test_the_defaults_are_the_published_ones() -> None:
 
 
 def test_a_section_is_the_part_of_the_options_that_it_names() -> None:
-    options = StarterOptions(n_tokens=7, seed=3, max_slots=2, quantize="int8", plots=True)
+    options = StarterOptions(n_tokens=7, seed=3, max_slots=2, dtype="float32", quantize="int8", plots=True)
     assert options.sampling == SamplingOptions(n_tokens=7, seed=3)
-    assert options.ring == RingOptions(max_slots=2, quantize="int8")
+    assert options.ring == RingOptions(max_slots=2, dtype="float32", quantize="int8")
     assert options.outputs == OutputOptions(plots=True)
     assert (options.node, options.model, options.prompts) == (NodeOptions(), ModelOptions(), PromptOptions())
 
@@ -445,6 +445,7 @@ def test_options_at_their_limits_are_taken() -> None:
 def test_dtypes_are_refused_with_the_allowed_ones() -> None:
     check_dtype(None)
     assert error_of(lambda: check_dtype("half")) == "--dtype half: expected one of float32, float16, bfloat16"
+    assert error_of(lambda: PrepareOptions(model="x", dtype="half")).startswith("--dtype half: expected")
 
 
 @pytest.mark.parametrize("addr", ["127.0.0.1\n", "a\0b", "\x1b[2J", "10.0.0.1\u200b"])

@@ -46,24 +46,15 @@ class SeedOption(Section):
 
 
 @dataclass(frozen=True)
-class DtypeOption(Section):
-    """`--dtype`: the starter's choice for the whole ring, or a secondary's for itself."""
+class PrecisionOptions(Section):
+    """`--dtype` and `--quantize`: the starter's choice for the whole ring, or a secondary's for itself."""
 
     dtype: str | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_dtype(self.dtype)
-
-
-@dataclass(frozen=True)
-class QuantizeOption(Section):
-    """`--quantize`: the starter's choice for the whole ring, or a secondary's for itself."""
-
     quantize: Mode | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_dtype(self.dtype)
         _check_quantize(self.quantize)
 
 
@@ -81,7 +72,7 @@ class ModelOptions(Section):
 
 
 @dataclass(frozen=True)
-class NodeOptions(DtypeOption):
+class NodeOptions(Section):
     """How one node computes and logs."""
 
     verbose: bool = False
@@ -132,7 +123,7 @@ class PromptOptions(Section):
 
 
 @dataclass(frozen=True)
-class RingOptions(DtypeOption, QuantizeOption):
+class RingOptions(PrecisionOptions):
     """How the model is spread over the nodes, what a session may hold, and how long a lost node is waited for."""
 
     split: str = "auto"
@@ -168,7 +159,7 @@ class OutputOptions(Section):
 
 
 @dataclass(frozen=True)
-class SecondaryOptions(NodeOptions, ModelOptions, QuantizeOption, SeedOption):
+class SecondaryOptions(NodeOptions, ModelOptions, PrecisionOptions, SeedOption):
     """The options of `secondary.py`."""
 
     index: int | None = None
@@ -240,6 +231,7 @@ class PrepareOptions:
                 raise ConfigError("--n-nodes and --nodes-config both say how many nodes there are: give one of them")
         if self.split != "auto" and self.n_nodes is None and self.nodes_config is None:
             raise ConfigError("--split needs --n-nodes or --nodes-config, which say how many nodes there are")
+        check_dtype(self.dtype)
         _check_quantize(self.quantize)
         if self.quantize != "none" and self.n_nodes is None and self.nodes_config is None:
             raise ConfigError("--quantize needs --n-nodes or --nodes-config: it is the chunks that are quantized")
