@@ -16,6 +16,7 @@ from mdi.config.options import (
     ModelOptions,
     NodeOptions,
     OutputOptions,
+    PrepareOptions,
     PromptOptions,
     RingOptions,
     SamplingOptions,
