@@ -64,16 +64,18 @@ def test_a_prompt_style_from_anywhere_else_is_refused(content: str, tmp_path: Pa
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["tiny", "SmolLM2-135M-Instruct"])
+def test_then_the_models_own_chat_template(name: str, tmp_path: Path, style_of: StyleOf) -> None:
+    """Also where litgpt knows another one for the name: a fine-tune may have kept that."""
+    folder = model_folder(tmp_path, "byte-level", chat_template=CHATML, eos_token="<|im_end|>")
+    assert style_of(folder, name).apply("Hi") == CHATML_HI
+
+
 def test_then_the_style_that_litgpt_knows_for_the_name(tmp_path: Path, style_of: StyleOf) -> None:
-    folder = model_folder(tmp_path, "byte-level", chat_template=CHATML)
+    folder = model_folder(tmp_path, "byte-level")
     style = style_of(folder, "SmolLM2-135M-Instruct")
     assert style.name == "SmolLM2"
     assert style.apply("Hi").endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
-
-
-def test_then_the_models_own_chat_template(tmp_path: Path, style_of: StyleOf) -> None:
-    folder = model_folder(tmp_path, "byte-level", chat_template=CHATML, eos_token="<|im_end|>")
-    assert style_of(folder).apply("Hi") == CHATML_HI
 
 
 def test_then_none(tmp_path: Path, style_of: StyleOf) -> None:

@@ -33,7 +33,8 @@ def load_style(
 ) -> Style:
     """The style of a model folder, whose model_config.yaml says `name: <config_name>`. `worker` renders its template.
 
-    prompt_style.yaml, else litgpt's style for the name, else the model's chat template, else none.
+    prompt_style.yaml, which litgpt writes for a model that it trained, else the model's own chat template, else
+    litgpt's style for the name, else none: a fine-tune may keep a name and have another template.
     `override` is `none`, `chat-template` or a name known to litgpt. Raises `ConfigError` for an unknown
     override, `CheckpointError` for a damaged folder.
     """
@@ -41,7 +42,7 @@ def load_style(
         return _named_style(folder, tokenizer, worker, override)
     if (saved := folder / "prompt_style.yaml").is_file():
         return _litgpt_style(_saved_class(saved)(), tokenizer)
-    return _style_for_name(config_name, tokenizer) or _template_style(folder, worker) or PLAIN
+    return _template_style(folder, worker) or _style_for_name(config_name, tokenizer) or PLAIN
 
 
 def stop_sequences(folder: Path, tokenizer: Tokenizer, style: Style) -> StopSequences:
@@ -69,6 +70,7 @@ def _named_style(folder: Path, tokenizer: Tokenizer, worker: TextWorker, name: s
 
 
 def _style_for_name(config_name: str, tokenizer: Tokenizer) -> Style | None:
+    # Takes 3 s to import, so only where the folder does not say how it is to be asked.
     from litgpt.prompts import Default, model_name_to_prompt_style
 
     style = model_name_to_prompt_style(config_name)
