@@ -312,6 +312,41 @@ def test_all_configurations_of_litgpt_have_values_of_their_types() -> None:
     assert config_from_dict(BASE | {"rope_base": 10000.5}).rope_base == 10000.5
 
 
+@pytest.mark.parametrize(
+    ("placing", "indices"),
+    [("all", [1] * 6), (1, [1] * 6), (None, [1] * 6), ("interleaved", [1, 0] * 3), (2, [1, 0] * 3)],
+)
+def test_the_fields_of_an_earlier_litgpt_are_understood(placing: object, indices: list[int]) -> None:
+    """litGPT 0.4.13 to 0.5.7 wrote the word, or the distance that it stands for."""
+    written = BASE | {"sliding_window_size": 7, "sliding_window_layer_placing": placing, "rope_n_elem": 8}
+    assert config_from_dict(written) == config_from_dict(
+        BASE | {"sliding_window_size": 7, "sliding_window_indices": indices}
+    )
+    without = BASE | {"sliding_window_size": None, "sliding_window_layer_placing": placing}
+    assert config_from_dict(without) == config_from_dict(BASE)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"sliding_window_layer_placing": "odd"}, "sliding_window_layer_placing is 'odd', not all or interleaved"),
+        ({"sliding_window_layer_placing": [1]}, r"sliding_window_layer_placing is \[1\], not all"),
+        ({"rope_n_elem": 4}, "rope_n_elem is 4, but the other fields make 8"),
+    ],
+)
+def test_a_wrong_value_of_an_earlier_field_is_refused(change: dict[str, object], problem: str) -> None:
+    with pytest.raises(CheckpointError, match=problem):
+        config_from_dict(BASE | {"sliding_window_size": 7} | change)
+
+
+def test_a_finetuned_model_is_split_as_the_same_weights_alone(model: Path) -> None:
+    """As `litgpt finetune` leaves them."""
+    wanted = split_model(model, SPANS)
+    path = model / "lit_model.pth"
+    torch.save({"model": torch.load(path)}, path)
+    assert split_model(model, SPANS).files == wanted.files
+
+
 def test_a_manifest_is_readable_json(model: Path) -> None:
     manifest = split_model(model, SPANS)
     data = json.loads((chunks_folder(model, 3) / "manifest.json").read_text())

@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 import zipfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -67,6 +68,52 @@ def test_files_of_litgpts_saver_are_read(tmp_path: Path) -> None:
         saver.save({"early": saver.store_early(tensor), "late": tensor + 1})
     weights = open_weights(tmp_path / "x.pth")
     assert torch.equal(weights["early"], tensor) and torch.equal(weights["late"], tensor + 1)
+
+
+def trained() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    """A module after one step, so that the optimizer has a state."""
+    module = torch.nn.Linear(3, 5)
+    optimizer = torch.optim.AdamW(module.parameters())
+    module(torch.ones(3)).sum().backward()
+    optimizer.step()
+    return module, optimizer
+
+
+@pytest.mark.parametrize("prefix", ["", "_orig_mod."])
+def test_the_checkpoints_of_litgpts_training_are_read(prefix: str, tmp_path: Path) -> None:
+    """`litgpt finetune` saves the model alone, `litgpt pretrain` and each step of both also what it takes to go on."""
+    module, optimizer = trained()
+    state = {prefix + name: tensor for name, tensor in module.state_dict().items()}
+    progress = {
+        "optimizer": optimizer.state_dict(),
+        "scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0).state_dict(),
+        "train_dataloader": torch.utils.data.DataLoader([1, 2, 3]),
+        "hparams": {"out_dir": tmp_path, "devices": {1, 2}, ("a", 1): Counter("aab")},
+        "iter_num": 7,
+    }
+    for value in ({"model": state}, {"model": state} | progress):
+        weights = open_weights(saved(value, tmp_path / "x.pth"))
+        assert list(weights) == ["weight", "bias"]
+        assert torch.equal(weights["weight"], module.weight) and torch.equal(weights["bias"], module.bias)
+
+
+class Payload:
+    """An object whose loading touches a file."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (Path.touch, (self.target,))
+
+
+def test_nothing_beside_the_model_of_a_checkpoint_is_executed(tmp_path: Path) -> None:
+    proof = tmp_path / "executed"
+    value = {"model": {"a": torch.ones(2)}, "optimizer": {"state": [Payload(proof)]}}
+    weights = open_weights(saved(value, tmp_path / "x.pth"))
+    assert torch.equal(weights["a"], torch.ones(2)) and not proof.exists()
+    assert "it refers to " in error_of(saved({"model": {"a": Payload(proof)}}, tmp_path / "x.pth"))
+    assert not proof.exists()
 
 
 def test_a_tensor_of_two_names_is_read_once_while_somebody_holds_it(tmp_path: Path) -> None:
@@ -150,8 +197,13 @@ def test_names_are_of_a_fixed_alphabet(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [[torch.zeros(1)], {"a": [torch.zeros(1)]}, {"a": 1}, {1: torch.zeros(1)}, torch.zeros(1), {"a": {}}, None]
-)
+    "value",
+    [
+        [torch.zeros(1)], {"a": [torch.zeros(1)]}, {"a": 1}, {1: torch.zeros(1)}, torch.zeros(1), {"a": {}}, None,
+        {"model": {1: torch.zeros(1)}}, {"model": [torch.zeros(1)]}, {"model": {"a": 1}},
+        {"model": {"a": torch.zeros(1), "_orig_mod.a": torch.zeros(1)}},
+    ],
+)  # fmt: skip
 def test_only_named_tensors_are_read(value: object, tmp_path: Path) -> None:
     assert "damaged, or not a file of torch.save" in error_of(saved(value, tmp_path / "x.pth"))
 

@@ -1,6 +1,6 @@
 """A model folder's configuration, checked before weights are touched."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ def load_config(folder: Path) -> ModelConfig:
         raise CheckpointError(
             f"{folder}: no {CONFIG_FILE}, so this is not a prepared model; run prepare_model.py first"
         )
-    return _checked(lambda: LITGPT.config_from_dict(_read_fields(path)), str(path))
+    return _checked(_read_fields(path), str(path))
 
 
 def _read_fields(path: Path) -> dict[str, Any]:
@@ -39,14 +39,15 @@ def _read_fields(path: Path) -> dict[str, Any]:
 
 def config_from_dict(values: Mapping[str, Any]) -> ModelConfig:
     """The configuration that a starter sent; raises `CheckpointError` where litgpt does not take it."""
-    return _checked(lambda: LITGPT.config_from_dict(values), "the starter's model")
+    return _checked(values, "the starter's model")
 
 
-def _checked(make: Callable[[], ModelConfig], what: str) -> ModelConfig:
+def _checked(values: Mapping[str, Any], what: str) -> ModelConfig:
     try:
-        config = make()
+        _check_limits(values)  # before litgpt makes lists with an item for each layer
+        config = LITGPT.config_from_dict(values)
         _refuse_latent_attention(config)
-        _check_limits(config)
+        _check_limits(config_to_dict(config))
         _build_parts(config)
     except CheckpointError:
         raise
@@ -67,13 +68,11 @@ def _build_parts(config: ModelConfig) -> None:
     architecture_of(config).rotary_tables(config, 1, torch.device("cpu"))
 
 
-def _check_limits(config: ModelConfig) -> None:
-    for name, value in config_to_dict(config).items():
+def _check_limits(values: Mapping[str, Any]) -> None:
+    for name, value in values.items():
         limit = MAX_VALUES.get(name, MAX_NUMBER)
         if isinstance(value, int) and not 0 <= value <= limit:
-            raise CheckpointError(
-                f"{config.name}: not a configuration that litgpt can run: {name} is {value}, not within 0 and {limit}"
-            )
+            raise ValueError(f"{name} is {value}, not within 0 and {limit}")
 
 
 def _refuse_latent_attention(config: ModelConfig) -> None:

@@ -35,6 +35,16 @@ class TensorRef:
 
 
 @dataclass(frozen=True)
+class Foreign:
+    """An object that no tensor consists of: the state of an optimizer may hold some. Nothing is made of it."""
+
+    name: str  # of the global that it would come from
+
+    def __str__(self) -> str:
+        return ascii(self.name)[:100]
+
+
+@dataclass(frozen=True)
 class _Function:
     """A global that stands for one of `_FUNCTIONS`."""
 
@@ -54,7 +64,7 @@ _NEW: dict[str, Callable[[], Any]] = {
 
 
 def load_pickle(data: bytes) -> Any:
-    """The value of a pickle of dictionaries, lists, tuples, strings, numbers and tensors (`TensorRef`).
+    """The value of a pickle: dictionaries, lists, tuples, strings, numbers, `TensorRef`s and `Foreign` objects.
 
     Raises `Damaged` for anything else.
     """
@@ -68,13 +78,11 @@ def load_pickle(data: bytes) -> Any:
 
 
 def _global(name: str) -> Any:
-    """What stands for a global: the few that tensors need, and no others."""
+    """What stands for a global: the few that tensors need are known."""
     module, _, attribute = name.partition(" ")
     if module == "torch" and attribute.endswith("Storage"):
         return attribute
-    if name not in _FUNCTIONS:
-        raise Damaged(f"it refers to {ascii(name)[:100]}")
-    return _Function(name)
+    return _Function(name) if name in _FUNCTIONS else Foreign(name)
 
 
 def _tensor(storage: object, offset: object, shape: object, stride: object, *rest: object) -> TensorRef:
@@ -109,11 +117,22 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 }
 
 
+def _call(function: object, arguments: object) -> Any:
+    """What stands for the result of a call."""
+    if isinstance(function, Foreign):
+        return function
+    if not isinstance(function, _Function) or not isinstance(arguments, tuple):
+        raise Damaged("its pickle calls something that is no function")
+    return _FUNCTIONS[function.name](*arguments)
+
+
 def _storage(reference: object) -> StorageRef:
     """What stands for a persistent id: ("storage", kind, key, device, number of elements)."""
     if not isinstance(reference, tuple) or len(reference) != 5 or reference[0] != "storage":
         raise Damaged("a storage is described in an unknown way")
     _, kind, key, _, n_elements = reference
+    if isinstance(kind, Foreign):
+        raise Damaged(f"it refers to {kind}")
     # litGPT numbers its storages, torch writes the numbers as strings
     if not (isinstance(kind, str) and type(key) in (str, int) and type(n_elements) is int):
         raise Damaged("a storage is described in an unknown way")
@@ -178,10 +197,12 @@ class _Machine:
             case "BINPERSID":
                 self._stack.append(_storage(*self._pop(1)))
             case "REDUCE":
-                function, arguments = self._pop(2)
-                if not isinstance(function, _Function) or not isinstance(arguments, tuple):
-                    raise Damaged("its pickle calls something that is no function")
-                self._stack.append(_FUNCTIONS[function.name](*arguments))
+                self._stack.append(_call(*self._pop(2)))
+            case "NEWOBJ":
+                kind, _ = self._pop(2)
+                if not isinstance(kind, Foreign):
+                    raise Damaged("its pickle makes an object of something that is no class")
+                self._stack.append(kind)
             case "BUILD":  # the attributes of an OrderedDict, such as the version of a state_dict
                 self._pop(1)
             case _:
@@ -202,12 +223,18 @@ class _Machine:
 
     def _set_items(self, items: list[Any]) -> None:
         target = self._stack[-1]
-        keys, values = items[::2], items[1::2]
-        if not isinstance(target, dict) or not all(isinstance(key, str) for key in keys):
-            raise Damaged("its pickle has something else than names in a dictionary")
-        target.update(zip(keys, values, strict=True))
+        if isinstance(target, Foreign):
+            return
+        if not isinstance(target, dict):
+            raise Damaged("its pickle puts items into something else than a dictionary")
+        pairs = zip(items[::2], items[1::2], strict=True)
+        # No tensor has another key than these; and to hash a tuple of tuples of tuples can overflow the stack.
+        target.update((key, value) for key, value in pairs if type(key) in (str, int))
 
     def _append(self, values: list[Any]) -> None:
-        if not isinstance(self._stack[-1], list):
+        target = self._stack[-1]
+        if isinstance(target, Foreign):
+            return
+        if not isinstance(target, list):
             raise Damaged("its pickle appends to something else than a list")
-        self._stack[-1].extend(values)
+        target.extend(values)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from mdi.checkpoint.pickles import Damaged, TensorRef, load_pickle
+from mdi.checkpoint.pickles import Damaged, Foreign, TensorRef, load_pickle
 from mdi.errors import CheckpointError
 from mdi.files import storage_error
 from mdi.model.tensors import mapped_empty
@@ -34,6 +34,7 @@ NAME = re.compile(r"[A-Za-z0-9._-]{1,256}")
 READ_BYTES = 8 << 20  # at a time, between two calls of `advance`
 MAX_DIRECTORY_BYTES = 32 << 20
 _LOCAL_HEADER_BYTES = 30
+_COMPILED = "_orig_mod."
 _DTYPES = {
     "FloatStorage": torch.float32,
     "HalfStorage": torch.float16,
@@ -202,15 +203,34 @@ class _Records:
 def _read_directory(file: File) -> dict[str, StoredTensor]:
     """Where every tensor lies, checked before memory is taken for it."""
     records = _Records(file)
-    values = load_pickle(records.read("data.pkl", MAX_DIRECTORY_BYTES))
-    if not isinstance(values, dict):
-        raise Damaged("it holds something else than named tensors")
+    values = _state_dict(load_pickle(records.read("data.pkl", MAX_DIRECTORY_BYTES)))
     if len(values) > MAX_TENSORS:
         raise Damaged(f"{len(values)} tensors, more than {MAX_TENSORS}")
     tensors = {checked_name(name): _locate(name, value, records) for name, value in values.items()}
     if sum(stored.n_bytes for stored in set(tensors.values())) > records.file_bytes:
         raise Damaged("its tensors are larger than the file")
     return tensors
+
+
+def _state_dict(value: object) -> dict[str, object]:
+    """The named tensors among what litGPT saves.
+
+    A conversion, and litGPT's `LLM.save`, write them alone. Training writes them under `model`: finetuning nothing
+    besides, pretraining and every intermediate step also the state of optimizer and data. What `torch.compile` wrapped
+    has a prefix that litGPT takes off when it loads such a file.
+    """
+    if isinstance(value, Foreign):
+        raise Damaged(f"it refers to {value}")
+    if not isinstance(value, dict):
+        raise Damaged("it holds something else than named tensors")
+    if not isinstance(state := value.get("model"), dict):
+        state = value
+    if not all(isinstance(name, str) for name in state):
+        raise Damaged("it holds tensors without names")
+    names = {name: name.replace(_COMPILED, "") for name in state}
+    if len(set(names.values())) < len(state):
+        raise Damaged("it holds two tensors of one name")
+    return {names[name]: tensor for name, tensor in state.items()}
 
 
 def checked_name(name: str) -> str:
@@ -220,6 +240,8 @@ def checked_name(name: str) -> str:
 
 
 def _locate(name: str, value: object, records: "_Records") -> StoredTensor:
+    if isinstance(value, Foreign):
+        raise Damaged(f"it refers to {value}")
     if not isinstance(value, TensorRef):
         raise Damaged(f"{name} is not a tensor")
     storage, numbers = value.storage, (value.offset, *value.shape, *value.stride)

@@ -16,10 +16,14 @@ from torch import nn
 from mdi.documents import has_type, misfit
 from mdi.model.attention import SegmentAttention
 from mdi.model.ops import PointwiseOps
+from mdi.strings import quoted
 
 ModelConfig: TypeAlias = Config  # the one configuration type: other architectures translate theirs into it
 
 
+# How `sliding_window_layer_placing` of litGPT 0.4.13 to 0.5.7 names the layers with a window: every layer, or every
+# other from the first on. Some of these versions saved the distance between such layers instead of the word.
+_WINDOW_STRIDES: Mapping[object, int] = {None: 1, "all": 1, "interleaved": 2, 1: 1, 2: 2}
 _RATIOS = ("rope_base", "rope_condense_ratio")  # declared as whole numbers by litgpt, which computes with any number
 
 
@@ -65,10 +69,15 @@ class LitgptArchitecture:
 
     def config_from_dict(self, values: Mapping[str, Any]) -> ModelConfig:
         # litgpt looks at no type, and computes with what it got.
+        values = _current_fields(values)
+        n_rotated = values.pop("rope_n_elem", None)
         whole = {name: value for name, value in values.items() if not (name in _RATIOS and has_type(value, float))}
         if problem := misfit(whole, ModelConfig):
             raise ValueError(problem)
-        return ModelConfig(**values)
+        config = ModelConfig(**values)
+        if n_rotated not in (None, config.rope_n_elem):
+            raise ValueError(f"rope_n_elem is {quoted(n_rotated)}, but the other fields make {config.rope_n_elem}")
+        return config
 
     def config_to_dict(self, config: ModelConfig) -> dict[str, Any]:
         return asdict(config)
@@ -110,6 +119,19 @@ class LitgptArchitecture:
         cos, sin = GPT.rope_cache(SimpleNamespace(config=config, max_seq_length=context), device)
         sin[:, : sin.size(1) - sin.size(1) // 2].neg_()
         return cos, sin
+
+
+def _current_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that an earlier litGPT wrote, under the names that they have by now. Raises `ValueError`."""
+    fields = dict(values)
+    if "sliding_window_layer_placing" not in fields:
+        return fields
+    placing, n_layer = fields.pop("sliding_window_layer_placing"), fields.get("n_layer")
+    if not isinstance(placing, str | int | None) or (stride := _WINDOW_STRIDES.get(placing)) is None:
+        raise ValueError(f"sliding_window_layer_placing is {quoted(placing)}, not all or interleaved")
+    if fields.get("sliding_window_size") is not None and type(n_layer) is int:
+        fields.setdefault("sliding_window_indices", [int(layer % stride == 0) for layer in range(n_layer)])
+    return fields
 
 
 LITGPT = LitgptArchitecture()
