@@ -17,6 +17,10 @@ def render(source: str, content: str = "Hi", **special_tokens: str) -> str:
 def test_templates_see_what_hugging_face_gives_them() -> None:
     assert render("{{ bos_token }}{{ tools is none }}{{ missing }}", bos_token="<s>") == "<s>True"
     assert render("{{ messages | tojson }}", "<é>") == '[{"role": "user", "content": "<é>"}]'
+    assert render(
+        "{{ {'b': 'é', 'a': [1]} | tojson(ensure_ascii=True, indent=1, separators=(',', ':'), sort_keys=True) }}"
+    ) == ('{\n "a":[\n  1\n ],\n "b":"\\u00e9"\n}')
+    assert render("{{ messages | tojson(false) }}", "é") == '[{"role": "user", "content": "é"}]'
     assert render("{% for m in messages %}{% break %}{% endfor %}.") == "."
     assert len(render("{{ strftime_now('%Y-%m-%d') }}")) == 10
 

@@ -113,6 +113,12 @@ def _template_environment() -> Any:
     return environment
 
 
-def _to_json(value: object, indent: int | None = None, **options: Any) -> str:
-    """Like Jinja's `tojson`, without its escapes for HTML: the model was trained on text without them."""
-    return json.dumps(value, ensure_ascii=False, indent=indent, **options)
+def _to_json(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """`tojson` as in Hugging Face's library: unlike Jinja's it has no escapes for HTML, and these arguments."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
