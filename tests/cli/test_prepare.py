@@ -8,6 +8,7 @@ from mdi.checkpoint.chunks import chunks_folder
 from mdi.cli.prepare import prepare
 from mdi.config.options import PrepareOptions
 from mdi.errors import CheckpointError
+from support.hub import StubHub, serve
 from support.models import make_model
 
 
@@ -20,6 +21,21 @@ def test_a_folder_of_chunks_without_the_model_is_left_as_it_is(tmp_path: Path) -
     assert {path: path.stat().st_ino for path in chunks_folder(folder, 2).iterdir()} == before
     with pytest.raises(CheckpointError, match=r"no lit_model\.pth here, so nothing to split"):
         prepare(PrepareOptions(model=str(folder), n_nodes=3))
+
+
+@pytest.mark.parametrize(
+    ("config", "problem"),
+    [(b"{}", r"tokenizer\.json: not a tokenizer"), (b'{"num_hidden_layers": 3}', "num_hidden_layers 3")],
+)
+def test_no_weights_are_fetched_of_a_model_whose_small_files_cannot_be_used(
+    config: bytes, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {"config.json": config, "tokenizer.json": b"{", "model.safetensors": b"gigabytes"}
+    with serve(StubHub("org/tiny", files)) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        with pytest.raises(CheckpointError, match=problem):
+            prepare(PrepareOptions(model="org/tiny", model_name="pythia-14m", ckpt_folder=tmp_path))
+        assert not hub.seen("GET", "model.safetensors")
 
 
 def test_a_tokenizer_that_cannot_be_used_is_told_before_anything_is_converted(tmp_path: Path) -> None:

@@ -117,6 +117,25 @@ def test_the_configuration_can_be_fetched_first(stub: StubHub, folder: Path) -> 
     assert [path.name for path in folder.iterdir() if path.is_file()] == ["config.json"]
 
 
+def test_all_but_the_weights_can_be_fetched_first(stub: StubHub, folder: Path) -> None:
+    hub.download_small_files("org/tiny", folder)
+    arrived = {path.name for path in folder.iterdir() if path.is_file()}
+    assert arrived == {
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+    }
+
+
+def test_the_parts_of_a_tokenizer_are_wanted_where_there_is_no_whole_one() -> None:
+    parts = ["added_tokens.json", "merges.txt", "special_tokens_map.json", "vocab.json"]
+    assert hub.wanted_files([*parts, "vocab.txt", "model.safetensors"]) == [*parts, "model.safetensors"]
+    for whole in ("tokenizer.json", "tokenizer.model"):
+        assert hub.wanted_files([*parts, whole, "model.safetensors"]) == [whole, "model.safetensors"]
+
+
 # ---- resuming -------------------------------------------------------------------------------------
 
 

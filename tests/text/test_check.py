@@ -33,5 +33,8 @@ def test_of_a_good_folder_nothing_is_said(
     assert caplog.text == ""
 
 
-def test_a_folder_may_have_no_text_files(worker: TextWorker, tmp_path: Path) -> None:
+def test_a_folder_may_have_no_text_files_and_that_is_said(
+    worker: TextWorker, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     check_text(tmp_path, worker)
+    assert "has no tokenizer.json, tokenizer.model, or vocab.json with merges.txt" in caplog.text

@@ -110,8 +110,16 @@ def test_a_truncated_sentencepiece_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_vocabulary_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"neither tokenizer\.json nor tokenizer\.model"):
+    problem = r"has no tokenizer\.json, tokenizer\.model, or vocab\.json with merges\.txt: copy them there"
+    with pytest.raises(CheckpointError, match=problem):
         local_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "llama3"])
+def test_a_byte_order_mark_is_no_part_of_a_vocabulary(kind: str, tmp_path: Path) -> None:
+    name, data = vocabulary(kind)
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + data)
+    assert local_tokenizer(tmp_path).encode("hello") == shared_tokenizer(kind).encode("hello")
 
 
 def test_a_decoder_that_needs_more_than_bytes_is_refused_by_name(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from mdi.config.network import load_network
 from mdi.config.options import PrepareOptions
 from mdi.convert.gguf.convert import import_gguf, suggested_name
 from mdi.convert.hf_configs import resolve_config_name
-from mdi.convert.hub import download, download_config, read_config
-from mdi.convert.huggingface import convert_folder, link_or_copy
+from mdi.convert.hub import download, download_config, download_small_files, read_config
+from mdi.convert.huggingface import check_small_files, convert_folder, link_or_copy
 from mdi.convert.random import make_random
 from mdi.documents import Fields, read_json
 from mdi.errors import CheckpointError, ConfigError
@@ -86,8 +86,9 @@ def _fetch(options: PrepareOptions, repo_id: str) -> Path:
         if folder is not None:
             config = download_config(repo_id, folder, token=options.hf_token)
             name = resolve_config_name(repo_id, config, options.model_name)
+            download_small_files(repo_id, folder, token=options.hf_token)
+            _check_small_files(folder, name)
             download(repo_id, folder, token=options.hf_token)
-            _check_text(folder)
             convert_folder(folder, model_name=name, dtype=options.dtype)
     return target
 
@@ -97,14 +98,15 @@ def _convert_local(options: PrepareOptions, source: Path) -> Path:
     target = options.ckpt_folder / "local" / source.resolve().name
     with _unless_ready(target, f"folder:{source.resolve()}") as folder:
         if folder is not None:
-            _check_text(source)
+            _check_small_files(source, name)
             link_or_copy(source, folder)
             convert_folder(folder, model_name=name, dtype=options.dtype)
     return target
 
 
-def _check_text(folder: Path) -> None:
-    """What cannot be used is told before gigabytes are converted."""
+def _check_small_files(folder: Path, model_name: str) -> None:
+    """What cannot be used is told before gigabytes are fetched and converted."""
+    check_small_files(folder, model_name)
     with TextWorker() as worker:
         check_text(folder, worker)
 

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _SMALL_FILES = ("config.json", "generation_config.json", "tokenizer*", "chat_template*")
+_WHOLE_TOKENIZERS = ("tokenizer.json", "tokenizer.model")
+_TOKENIZER_PARTS = ("vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json")
 _NOT_THE_MODEL = ("consolidated*", "adapter*", "optimizer*", "training_args*", "scheduler*", "flax*", "tf_*")
 _SHARD = re.compile(r"-\d+-of-\d+\.")
 _API_TIMEOUT_S = 30.0
@@ -46,7 +48,8 @@ def wanted_files(names: Iterable[str]) -> list[str]:
     sharded with its index or single. Files in sub-folders, GGUF, ONNX and `consolidated.*` are left out.
     """
     top = sorted(name for name in names if "/" not in name)
-    small = [name for name in top if _matches(name, _SMALL_FILES)]
+    has_tokenizer = any(name in _WHOLE_TOKENIZERS for name in top)
+    small = [name for name in top if _matches(name, _SMALL_FILES if has_tokenizer else _SMALL_FILES + _TOKENIZER_PARTS)]
     return small + (_weights(top, "model", "safetensors") or _weights(top, "pytorch_model", "bin"))
 
 
@@ -78,6 +81,16 @@ def read_config(folder: Path) -> dict[str, Any]:
     _check_parts(config, str(path))
     _check_parts(config.get("text_config") or {}, f"{path}: text_config")
     return config
+
+
+def download_small_files(repo_id: str, folder: Path, *, token: str | None = None) -> None:
+    """Fetch all but the weights into `folder`, to be checked before gigabytes are fetched. Raises as `download`."""
+    token = _checked_token(token)
+    with translated(repo_id, folder, token), _quiet(progress=False):
+        info = _model_info(repo_id, token)
+        for name in wanted_files(_sizes(info)):
+            if not is_weight_file(name):
+                _fetch(info, name, folder, token)
 
 
 def _check_parts(config: object, what: str) -> None:

@@ -59,6 +59,18 @@ def _linked(source: Path, target: Path) -> bool:
     return True
 
 
+def check_small_files(folder: Path, model_name: str) -> tuple[Config, dict[str, Any]]:
+    """What config.json tells of a conversion: litgpt's configuration of that name, which it agrees with, and itself.
+
+    Raises `ConfigError` or `CheckpointError` for what `convert_folder` would refuse without looking at weights.
+    """
+    config = config_by_name(model_name)
+    hf_config = read_config(folder)
+    check_convertible(folder.name, hf_config)
+    check_config(hf_config, config)
+    return config, hf_config
+
+
 def convert_folder(folder: Path, *, model_name: str, dtype: str | None = None) -> None:
     """Make the working folder `folder`, in Hugging Face format, a litGPT folder in place.
 
@@ -70,10 +82,7 @@ def convert_folder(folder: Path, *, model_name: str, dtype: str | None = None) -
     """
     if dtype is not None and dtype not in TORCH_DTYPES:
         raise ConfigError(f"unknown dtype {dtype!r}: use one of {', '.join(TORCH_DTYPES)}")
-    config = config_by_name(model_name)
-    hf_config = read_config(folder)
-    check_convertible(folder.name, hf_config)
-    check_config(hf_config, config)
+    config, hf_config = check_small_files(folder, model_name)
     _normalize_weight_files(folder, hf_config)
     _run_litgpt(folder, config, dtype)
     _verify(folder / MODEL_FILE, config)

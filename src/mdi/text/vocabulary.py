@@ -2,18 +2,23 @@
 
 import base64
 import binascii
+import codecs
 import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mdi.errors import CheckpointError
 from mdi.files import read_bytes
 from mdi.strings import format_bytes, one_line
+from mdi.text.bpe_files import MERGES_FILE, VOCABULARY_FILE, has_bpe_files, load_bpe_files
 from mdi.text.byte_level import LLAMA3_WORDS, byte_alphabet
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Processor
 
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model")
 MAX_VOCABULARY_BYTES = 256_000_000  # the largest known one has 35 MB
@@ -59,9 +64,11 @@ class Backend(Protocol):
 def find_vocabulary(folder: Path) -> Path:
     """The vocabulary file of a model folder. Raises `CheckpointError` where there is none, or none of a usual size."""
     path = next((path for name in VOCABULARY_FILES if (path := folder / name).is_file()), None)
+    if path is None and has_bpe_files(folder):
+        path = folder / VOCABULARY_FILE
     if path is None:
-        names = " nor ".join(VOCABULARY_FILES)
-        raise CheckpointError(f"{folder}: neither {names} is there; prepare the model again")
+        names = ", ".join(VOCABULARY_FILES)
+        raise CheckpointError(f"{folder}: has no {names}, or {VOCABULARY_FILE} with {MERGES_FILE}: copy them there")
     if (n_bytes := path.stat().st_size) > MAX_VOCABULARY_BYTES:
         limit = format_bytes(MAX_VOCABULARY_BYTES)
         raise CheckpointError(f"{path}: {format_bytes(n_bytes)}, and no vocabulary has more than {limit}")
@@ -74,9 +81,11 @@ def load_vocabulary(folder: Path) -> Backend:
     What a file makes of the libraries that read it is not bounded here: see `mdi.text.worker_process`.
     """
     path = find_vocabulary(folder)
-    data = read_bytes(path)
+    if path.name == VOCABULARY_FILE:
+        return _HuggingFace(path, load_bpe_files(folder))
+    data = read_bytes(path).removeprefix(codecs.BOM_UTF8)
     if path.suffix == ".json":
-        return _HuggingFace(path, data)
+        return _HuggingFace(path, _read_processor(path, data))
     if _LLAMA3_LINE.fullmatch(data.partition(b"\n")[0]):
         return _Llama3(path, data)
     return _SentencePiece(path, data)
@@ -97,17 +106,12 @@ class _Decoding:
 
 
 class _HuggingFace:
-    """tokenizer.json, read by the `tokenizers` library."""
+    """A tokenizer of the `tokenizers` library, read from `path`."""
 
     eos_id: int | None = None
 
-    def __init__(self, path: Path, data: bytes) -> None:
-        from tokenizers import Tokenizer as Processor
-
-        try:
-            self._processor = Processor.from_buffer(data)  # a path would have to be UTF-8
-        except Exception as exc:  # the library raises nothing more specific
-            raise CheckpointError(f"{path}: not a tokenizer ({one_line(exc)})") from exc
+    def __init__(self, path: Path, processor: "Processor") -> None:
+        self._processor = processor
         # Both are settings for training that some published files carry.
         self._processor.no_truncation()
         self._processor.no_padding()
@@ -146,6 +150,15 @@ class _HuggingFace:
         if self._decoding.byte_level and token_id not in self._added:
             return _byte_level_bytes(token)
         return _piece_bytes(token, self._decoding)
+
+
+def _read_processor(path: Path, data: bytes) -> "Processor":
+    from tokenizers import Tokenizer as Processor
+
+    try:
+        return Processor.from_buffer(data)  # a path would have to be UTF-8
+    except Exception as exc:  # the library raises nothing more specific
+        raise CheckpointError(f"{path}: not a tokenizer ({one_line(exc)})") from exc
 
 
 def _read_decoding(path: Path, decoder: Any) -> _Decoding:
