@@ -13,6 +13,7 @@ from litgpt.config import Config
 from litgpt.model import GPT
 from safetensors.torch import save_file
 
+from mdi.checkpoint.config import load_config
 from mdi.convert import hf_configs, huggingface
 from mdi.convert.hf_configs import check_config, config_by_name, resolve_config_name
 from mdi.convert.huggingface import convert_folder, link_or_copy
@@ -555,9 +556,8 @@ def test_an_unknown_model_name_lists_the_nearest() -> None:
         ({"num_attention_heads": 8}, "num_attention_heads 8, but litgpt's Tiny-Test has 4"),
         ({"num_key_value_heads": 4}, "num_key_value_heads 4, but litgpt's Tiny-Test has 2"),
         ({"vocab_size": 97}, "vocab_size 97, but litgpt's Tiny-Test has 96"),
-        ({"rope_theta": 500000.0}, "rope_theta 500000.0, but litgpt's Tiny-Test has 10000"),
-        ({"rope_parameters": {"rope_theta": 5e5}}, "rope_theta 500000.0, but litgpt's Tiny-Test has 10000"),
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope_scaling factor 8.0, but .* has 1.0"),
+        ({"rope_theta": "500000.0"}, "rope_theta is '500000.0', not a number above 1"),
+        ({"rope_scaling": {"rope_type": "new"}}, "rotary scaling of the kind 'new' is not supported"),
         ({"model_type": "qwen3"}, "model_type qwen3, so norm_qk True, but litgpt's Tiny-Test has False"),
     ],
 )
@@ -567,6 +567,27 @@ def test_a_config_that_contradicts_is_refused(folder: Path, change: dict[str, An
     write_config(folder, **change)
     with pytest.raises(CheckpointError, match=text):
         convert_folder(folder, model_name="Tiny-Test")
+
+
+@pytest.mark.parametrize(
+    ("change", "fields"),
+    [
+        ({"rope_theta": 500000.0}, {"rope_base": 500000}),
+        ({"rope_parameters": {"rope_theta": 5e5}}, {"rope_base": 500000}),
+        ({"rope_scaling": {"type": "linear", "factor": 4.0}}, {"rope_adjustments": {"factor": 4.0}}),
+        (
+            {"max_position_embeddings": 32, "rope_scaling": {"type": "dynamic", "factor": 4.0}},
+            {"rope_adjustments": {"rope_type": "dynamic", "factor": 4.0, "original_max_position_embeddings": 32}
+             | {"attention_factor": 1.0}, "block_size": 128},
+        ),
+    ],
+)  # fmt: skip
+def test_rotary_settings_come_from_the_folder(folder: Path, change: dict[str, Any], fields: dict[str, Any]) -> None:
+    write_config(folder, **change)
+    save_file(llama_tensors(), folder / "model.safetensors")
+    convert_folder(folder, model_name="Tiny-Test")
+    config = load_config(folder)
+    assert {name: getattr(config, name) for name in fields} == fields
 
 
 def test_latent_attention_is_refused_by_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

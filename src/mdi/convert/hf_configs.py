@@ -2,11 +2,15 @@
 
 import difflib
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from typing import Any
 
 from litgpt.config import Config, configs
 
+from mdi.convert.hf_rotary import is_count, rotary_fields
+from mdi.documents import Fields
 from mdi.errors import CheckpointError, ConfigError
+from mdi.model.rotary import scaling_of
 from mdi.strings import one_line, quoted
 
 # Fields of config.json (newer and older spellings) and litgpt's name for the same quantity.
@@ -24,8 +28,6 @@ _FIELDS = {
     "vocab_size": "padded_vocab_size",
     "num_local_experts": "n_expert",
     "num_experts": "n_expert",
-    "rope_theta": "rope_base",
-    "rotary_emb_base": "rope_base",
 }
 # What config.json's model_type implies for a block where shapes alone would not reveal a wrong choice.
 _LLAMA = {"norm_class_name": "RMSNorm", "mlp_class_name": "LLaMAMLP", "norm_qk": False}
@@ -73,9 +75,26 @@ def resolve_config_name(source_name: str, hf_config: dict[str, Any], model_name:
     check_convertible(source_name, hf_config)
     if model_name is None and _find(source_name) is None:
         return _name_by_sizes(source_name, hf_config)
-    config = config_by_name(model_name or source_name)
+    return str(build_config(hf_config, model_name or source_name).name)
+
+
+def build_config(hf_config: dict[str, Any], model_name: str, what: str = "config.json") -> Config:
+    """litgpt's configuration called `model_name`, with the rotary settings of a config.json, called `what` in errors.
+
+    Raises as `config_by_name` and `check_config` do, and `CheckpointError` for settings that cannot be computed.
+    """
+    config = config_by_name(model_name)
     check_config(hf_config, config)
-    return str(config.name)
+    flat = _flat(hf_config)
+    fields = Fields(flat, what, CheckpointError)
+    context = fields.get("max_position_embeddings", is_count, "a count", config.block_size)
+    slides = config.sliding_window_indices[: config.n_layer] if config.sliding_window_size else [0] * config.n_layer
+    built = Config(**asdict(config) | rotary_fields(flat, what, slides, context))
+    try:
+        scaling_of(built.rope_adjustments, built.rope_n_elem)
+    except ValueError as exc:
+        raise CheckpointError(f"{what}: {one_line(exc)}") from exc
+    return built
 
 
 def check_config(hf_config: dict[str, Any], config: Config) -> None:
@@ -156,26 +175,13 @@ def _mismatches(hf_config: dict[str, Any], config: Config) -> Iterator[tuple[str
         trimmed = key == "vocab_size" and known and _trimmed_vocabulary(config, int(theirs or 0))
         if known and theirs != ours and not trimmed:
             yield key, theirs, ours
-    if "rope_scaling" in hf_config:
-        yield from _scaling_mismatch(hf_config["rope_scaling"] or {}, config)
 
 
 def _flat(hf_config: dict[str, Any]) -> dict[str, Any]:
-    """config.json with the text model's part of a multimodal one, and nested rotary numbers, on top."""
-    flat = hf_config | (hf_config.get("text_config") or {})
-    rope = flat.get("rope_parameters") or {}
-    return flat | {key: rope[key] for key in ("rope_theta",) if key in rope}
+    """config.json with the text model's part of a multimodal one on top."""
+    return hf_config | (hf_config.get("text_config") or {})
 
 
 def _trimmed_vocabulary(config: Config, rows: int) -> bool:
     """Multimodal Gemma 3 has embedding rows for image tokens at the end, which litgpt drops."""
     return str(config.name).startswith("Gemma-3") and rows > config.padded_vocab_size
-
-
-def _scaling_mismatch(scaling: dict[str, Any], config: Config) -> Iterator[tuple[str, Any, Any]]:
-    if scaling and scaling.get("rope_type", scaling.get("type")) not in ("llama3", "linear"):
-        return
-    theirs = scaling.get("factor", 1.0)
-    ours = float((config.rope_adjustments or {}).get("factor", config.rope_condense_ratio))
-    if theirs != ours:
-        yield "rope_scaling factor", theirs, ours

@@ -14,21 +14,22 @@ from collections import UserDict
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import litgpt.scripts.convert_hf_checkpoint as litgpt_convert
 import torch
 from litgpt.config import Config
-from litgpt.model import GPT
 
 from mdi.checkpoint.tensor_file import open_weights
 from mdi.checkpoint.weights import MODEL_FILE, write_errors
-from mdi.convert.hf_configs import check_config, check_convertible, config_by_name
+from mdi.convert.hf_configs import build_config, check_convertible, config_by_name
 from mdi.convert.hub import is_weight_file, read_config, wanted_files
 from mdi.convert.weight_files import open_weight_file
 from mdi.documents import Fields, read_json
 from mdi.errors import CheckpointError, ConfigError
 from mdi.files import flush, storage_error
+from mdi.model.shapes import model_shapes
 from mdi.model.tensors import TORCH_DTYPES, mapped_empty
 from mdi.strings import one_line
 from mdi.terminal import screen
@@ -60,15 +61,14 @@ def _linked(source: Path, target: Path) -> bool:
 
 
 def check_small_files(folder: Path, model_name: str) -> tuple[Config, dict[str, Any]]:
-    """What config.json tells of a conversion: litgpt's configuration of that name, which it agrees with, and itself.
+    """What config.json tells of a conversion: litgpt's configuration of that name with its numbers, and itself.
 
     Raises `ConfigError` or `CheckpointError` for what `convert_folder` would refuse without looking at weights.
     """
-    config = config_by_name(model_name)
+    config_by_name(model_name)
     hf_config = read_config(folder)
     check_convertible(folder.name, hf_config)
-    check_config(hf_config, config)
-    return config, hf_config
+    return build_config(hf_config, model_name, str(folder / "config.json")), hf_config
 
 
 def convert_folder(folder: Path, *, model_name: str, dtype: str | None = None) -> None:
@@ -137,7 +137,7 @@ def _run_litgpt(folder: Path, config: Config, dtype: str | None) -> None:
     target = folder / MODEL_FILE
     target.unlink(missing_ok=True)
     try:
-        with write_errors(target), _silent(), _flat_memory(TORCH_DTYPES[dtype] if dtype else None):
+        with write_errors(target), _silent(), _hooked(config, TORCH_DTYPES[dtype] if dtype else None):
             litgpt_convert.convert_hf_checkpoint(folder.absolute(), model_name=config.name)
     except KeyError as exc:
         raise CheckpointError(
@@ -187,11 +187,12 @@ class _StoredTensors(UserDict[str, Any]):
 
 
 @contextlib.contextmanager
-def _flat_memory(dtype: torch.dtype | None) -> Iterator[None]:
-    """While it lasts, litgpt reads each tensor when it needs it, and writes it at once, cast to `dtype`.
+def _hooked(config: Config, dtype: torch.dtype | None) -> Iterator[None]:
+    """While it lasts, litgpt converts to `config` in flat memory.
 
-    Left alone it keeps each layer's joined q, k, v (for Phi-3 the whole MLP too) until the last file is
-    read: 13 GB for a 70B model.
+    It takes `config` for the entry of its table with that name, and reads each tensor when it needs it, and writes it
+    at once, cast to `dtype`. Left alone it keeps each layer's joined q, k, v (for Phi-3 the whole MLP too) until the
+    last file is read: 13 GB for a 70B model.
 
     It replaces functions of litgpt's module because there is no other way in: `convert_hf_checkpoint` picks the copy
     function for a family itself and takes no hook, and with a copy of that choice we would have to follow each family
@@ -201,6 +202,7 @@ def _flat_memory(dtype: torch.dtype | None) -> Iterator[None]:
     copies = {name: value for name, value in vars(litgpt_convert).items() if name.startswith("copy_weights_")}
     replacements: dict[str, Any] = {name: _storing(copy, dtype) for name, copy in copies.items()}
     replacements |= {"load_safetensors": open_weight_file, "lazy_load": open_weight_file}
+    replacements["Config"] = SimpleNamespace(from_name=lambda _name: config)
     with contextlib.ExitStack() as stack:
         for name, replacement in replacements.items():
             stack.callback(setattr, litgpt_convert, name, getattr(litgpt_convert, name))
@@ -220,8 +222,7 @@ def _storing(copy: Callable[..., None], dtype: torch.dtype | None) -> Callable[.
 def _verify(file: Path, config: Config) -> None:
     """`file` must hold exactly the model's parameters. Raises `CheckpointError` otherwise."""
     state = open_weights(file).meta
-    with torch.device("meta"):
-        expected = {name: tuple(tensor.shape) for name, tensor in GPT(config).state_dict().items()}
+    expected = {name: tuple(shape) for name, shape in model_shapes(config).items()}
     missing, foreign = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     advice = "is a weight file missing, or --model-name wrong?"
     if missing:

@@ -14,6 +14,7 @@ from litgpt.model import GPT, Block
 from torch import nn
 
 from mdi.documents import has_type, misfit
+from mdi.model import rotary
 from mdi.model.attention import SegmentAttention
 from mdi.model.ops import PointwiseOps
 from mdi.strings import quoted
@@ -56,7 +57,10 @@ class Architecture(Protocol):
     def rotary_tables(
         self, config: ModelConfig, context: int, device: torch.device
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and sines of each position (context, D[, 2]), for `ops.rotate`."""
+        """Cosines and sines of each position (context, D[, 2]), for `ops.rotate`.
+
+        Some methods compute other frequencies for a longer context; `context` is then that of the session.
+        """
 
 
 class LitgptArchitecture:
@@ -111,12 +115,16 @@ class LitgptArchitecture:
     def rotary_tables(
         self, config: ModelConfig, context: int, device: torch.device
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """litgpt's own tables in float32, without a whole `GPT` to ask for them.
+        """litgpt's own tables in float32, without a whole `GPT` to ask for them, or those of a method of ours.
 
         The sines of the first half of the elements are negated, because the rotate-half step swaps the
         halves without negating.
         """
-        cos, sin = GPT.rope_cache(SimpleNamespace(config=config, max_seq_length=context), device)
+        n_elem, base, local = config.rope_n_elem, config.rope_base, config.rope_local_base_freq
+        if (scaling := rotary.scaling_of(config.rope_adjustments, n_elem)) is None:
+            cos, sin = GPT.rope_cache(SimpleNamespace(config=config, max_seq_length=context), device)
+        else:
+            cos, sin = (table.to(device) for table in rotary.tables(scaling, n_elem, base, context, local))
         sin[:, : sin.size(1) - sin.size(1) // 2].neg_()
         return cos, sin
 

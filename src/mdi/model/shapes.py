@@ -42,6 +42,11 @@ def head_shapes(config: ModelConfig) -> dict[str, torch.Size]:
     }
 
 
+def model_shapes(config: ModelConfig) -> dict[str, torch.Size]:
+    """Global name -> shape of every tensor of the whole model."""
+    return stage_shapes(config, Span(0, config.n_layer)) | head_shapes(config)
+
+
 def _block_shapes(config: ModelConfig, layers: Sequence[int]) -> list[dict[str, torch.Size]]:
     """Name -> shape of every tensor of each layer. Each kind of layer is built once."""
     architecture = architecture_of(config)

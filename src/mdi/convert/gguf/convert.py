@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from litgpt.config import Config
-from litgpt.model import GPT
 from litgpt.utils import incremental_save, save_config
 
 from mdi.checkpoint.weights import MODEL_FILE, write_errors
@@ -21,6 +20,7 @@ from mdi.convert.gguf.config import Architecture, architecture_of, build_config
 from mdi.convert.gguf.file import GgufFile, TensorInfo, open_gguf
 from mdi.convert.gguf.tokenizer import write_tokenizer
 from mdi.errors import CheckpointError, ConfigError, StorageError
+from mdi.model.shapes import model_shapes
 from mdi.model.tensors import TORCH_DTYPES
 from mdi.strings import format_bytes, one_line
 
@@ -142,11 +142,9 @@ def _recipes(file: GgufFile, config: Config) -> dict[str, tuple[_Part, ...]]:
 
 def _model_shapes(file: GgufFile, config: Config) -> dict[str, tuple[int, ...]]:
     try:
-        with torch.device("meta"):
-            model = GPT(config)
+        return {name: tuple(shape) for name, shape in model_shapes(config).items()}
     except (RuntimeError, TypeError, ValueError) as exc:
         raise CheckpointError(f"{file.path}: litGPT cannot build the model it describes: {one_line(exc)}") from exc
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
 def _parts(
