@@ -133,7 +133,8 @@ def test_the_parts_of_a_tokenizer_are_wanted_where_there_is_no_whole_one() -> No
     parts = ["added_tokens.json", "merges.txt", "special_tokens_map.json", "vocab.json"]
     assert hub.wanted_files([*parts, "vocab.txt", "model.safetensors"]) == [*parts, "model.safetensors"]
     for whole in ("tokenizer.json", "tokenizer.model"):
-        assert hub.wanted_files([*parts, whole, "model.safetensors"]) == [whole, "model.safetensors"]
+        wanted = ["special_tokens_map.json", whole, "model.safetensors"]
+        assert hub.wanted_files([*parts, whole, "model.safetensors"]) == wanted
 
 
 # ---- resuming -------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ from mdi.ring.wire import _read_facts
 from mdi.text.chat_template import load_chat_template
 from mdi.text.prompts import load_prompts
 from mdi.text.styles import _saved_class
-from mdi.text.tokenizer_config import generation_ids, read_tokenizer_config, token_text
+from mdi.text.tokenizer_config import read_tokenizer_config, special_ids, token_text
 from support.control import SPEC
 from support.gguf_files import N_TOKENS, hyperparameters, tensors, tiny_model, write_gguf
 from support.models import BASE
@@ -133,7 +133,7 @@ READERS = {
     ),
     "generation configuration": Reader(
         "generation_config.json", b'{"eos_token_id": [1, 2],\n "bos_token_id": 1}',
-        lambda path: generation_ids(path.parent, "eos_token_id"),
+        lambda path: special_ids(path.parent, "eos_token_id"),
     ),
     "prompt style": Reader("prompt_style.yaml", b"class_path: litgpt.prompts.Llama3\n", _saved_class, n_ways=200),
     "prompts": Reader("p.txt", "Eins,\r\nzwei.\n\nDrei, süß.\n".encode(), lambda path: load_prompts(f"FILE:{path}", 3)),

@@ -132,6 +132,12 @@ def test_stops_are_the_union_of_style_tokenizer_and_generation_config(tmp_path: 
     assert stop_sequences(folder, tokenizer, PLAIN) == ((2,), (0,))
 
 
+def test_the_end_that_only_config_json_names_stops_a_sample(tmp_path: Path, worker: TextWorker) -> None:
+    folder = model_folder(tmp_path, "byte-level")
+    write_json(folder / "config.json", {"eos_token_id": 2})
+    assert stop_sequences(folder, local_tokenizer(folder), PLAIN) == ((2,),)
+
+
 def test_a_model_that_names_no_end_has_no_stops(tmp_path: Path, worker: TextWorker) -> None:
     folder = model_folder(tmp_path, "byte-level")
     tokenizer = local_tokenizer(folder)

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_SMALL_FILES = ("config.json", "generation_config.json", "tokenizer*", "chat_template*")
+_SMALL_FILES = ("config.json", "generation_config.json", "special_tokens_map.json", "tokenizer*", "chat_template*")
 _WHOLE_TOKENIZERS = ("tokenizer.json", "tokenizer.model")
-_TOKENIZER_PARTS = ("vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json")
+_TOKENIZER_PARTS = ("vocab.json", "merges.txt", "added_tokens.json")
 _NOT_THE_MODEL = ("consolidated*", "adapter*", "optimizer*", "training_args*", "scheduler*", "flax*", "tf_*")
 _SHARD = re.compile(r"-\d+-of-\d+\.")
 _API_TIMEOUT_S = 30.0

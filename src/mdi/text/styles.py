@@ -9,7 +9,7 @@ from mdi.documents import read_yaml
 from mdi.errors import CheckpointError, ConfigError
 from mdi.text.stops import StopSequences
 from mdi.text.tokenizer import Tokenizer
-from mdi.text.tokenizer_config import generation_ids
+from mdi.text.tokenizer_config import special_ids
 from mdi.text.worker_client import find_template
 from mdi.text.worker_process import TextWorker
 
@@ -46,10 +46,10 @@ def load_style(
 
 
 def stop_sequences(folder: Path, tokenizer: Tokenizer, style: Style) -> StopSequences:
-    """Everything that ends a sample: by the style, by the tokenizer and by generation_config.json."""
+    """Everything that ends a sample: by the style, by the tokenizer and by the model's own configuration."""
     eos = [] if tokenizer.eos_id is None else [(tokenizer.eos_id,)]
-    generation = [(token_id,) for token_id in generation_ids(folder, "eos_token_id")]
-    return tuple(dict.fromkeys([*style.stops, *eos, *generation]))
+    own = [(token_id,) for token_id in special_ids(folder, "eos_token_id")]
+    return tuple(dict.fromkeys([*style.stops, *eos, *own]))
 
 
 def _named_style(folder: Path, tokenizer: Tokenizer, worker: TextWorker, name: str) -> Style:

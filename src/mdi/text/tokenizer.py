@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mdi.text.tokenizer_config import generation_ids, read_tokenizer_config, token_text
+from mdi.text.tokenizer_config import read_tokenizer_config, special_ids, token_text
 from mdi.text.vocabulary import Backend
 from mdi.text.worker_client import WorkerVocabulary
 from mdi.text.worker_process import TextWorker
@@ -93,5 +93,5 @@ def _special_id(folder: Path, config: Mapping[str, Any], backend: Backend, kind:
     token = token_text(config.get(f"{kind}_token"))
     token_id = None if token is None else backend.token_id(token)
     if token_id is None:
-        token_id = next(iter(generation_ids(folder, f"{kind}_token_id")), None)
+        token_id = next(iter(special_ids(folder, f"{kind}_token_id")), None)
     return token_id
