@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from mdi.cli.commands import mem_monitor, plot_tok_time, prepare_model, secondary, starter
+from mdi.cli.commands import mem_monitor, plot_tok_time, prepare_model, secondary, starter, status
 from mdi.config.options import PrepareOptions, SampleOptions, StarterOptions
 from mdi.net.keys import Key, Keys
 from mdi.ring.handshake import mac_input
@@ -42,6 +42,7 @@ PARSERS = {
     "secondary.py": lambda arguments: secondary.build_parser().parse_args(arguments),
     "prepare_model.py": lambda arguments: PrepareOptions(**vars(prepare_model.build_parser().parse_args(arguments))),
     "plot_tok_time.py": lambda arguments: plot_tok_time.build_parser().parse_args(arguments),
+    "status.py": lambda arguments: status.build_parser().parse_args(arguments),
     "mem_monitor.py": lambda arguments: mem_monitor.build_parser().parse_args(arguments),
 }
 

@@ -72,7 +72,7 @@ def test_a_plan_after_a_loss_covers_all_layers_with_those_who_are_left(folder: P
     assert planned.members == (0, 2)
     assert [layer for span in planned.spans for layer in range(*span)] == list(range(6))
     cut = planned.spans[1].start
-    assert str(planned) == f"0 to {cut - 1} on starter, {cut} to 5 on secondary 1"
+    assert str(planned) == f"layers 0 to {cut - 1} on starter, layers {cut} to 5 on secondary 1"
 
 
 def test_auto_takes_the_split_of_the_chunks_and_an_explicit_one_wins(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from mdi.control.status import (
     init_answer_to_json,
 )
 from mdi.errors import ControlError
+from mdi.model.span import Span
 from support.statuses import IDLE, READY, STARTING
 from support.wire import few_examples
 
@@ -52,6 +53,23 @@ def test_every_field_is_checked() -> None:
         assert set(kind.checks) == {item.name for item in fields(kind)}
 
 
+def test_what_an_earlier_version_does_not_tell_has_its_default() -> None:
+    data = {name: value for name, value in READY.status.to_json().items() if name not in ("weights", "received")}
+    assert NodeStatus.from_json(data) == READY.status
+    for name in ("version", "last_error"):
+        with pytest.raises(ControlError, match=f"lacks {name}"):
+            NodeStatus.from_json({key: value for key, value in data.items() if key != name})
+
+
+def test_what_runs_on_a_node_is_told_in_one_line() -> None:
+    loaded = replace(READY.status, weights="int8", weights_bytes=269_000_000)
+    assert loaded.computes == "layers 2 to 3, bfloat16 on cuda:1, int8 weights of 269.00 MB"
+    assert loaded.memory == "1.07 GB at most so far, 8.59 GB free"
+    unquantized = replace(loaded, span=Span(2, 3), weights="none")
+    assert unquantized.computes == "layer 2, bfloat16 on cuda:1, weights of 269.00 MB"
+    assert (IDLE.computes, IDLE.memory) == ("float32 on cpu", "1.07 GB at most so far")
+
+
 BAD_SIZES = [None, "1", 1.0, True, -1, 10**30, [1]]
 BAD_NUMBERS = ["1", 1.5, True, -1, 2**64]
 BAD_STRINGS = [1, True, ["a"], {}, "x" * 2000]
@@ -63,6 +81,8 @@ BAD_VALUES: dict[str, list[Any]] = {
     "dtype": [None, "", "int8", ["float32"], {}],
     "own_dtype": ["", "int8", ["float32"], {}],
     "quantize": ["", "int2", 8, ["int8"], {}],
+    "weights": ["", "int2", 8, ["int8"], {}],
+    "weights_bytes": BAD_SIZES,
     "run": BAD_NUMBERS,
     "epoch": BAD_NUMBERS,
     "model": BAD_STRINGS,

@@ -236,7 +236,9 @@ def kept(warm: WarmPython, tiny: Path, tmp_path_factory: pytest.TempPathFactory)
 
 def test_verbose_says_on_stderr_what_happens(kept: Kept) -> None:
     assert "sending model_secondary0.pth to secondary 0" in kept.first.stderr
-    assert "secondary 1 is ready: layers [" in kept.first.stderr
+    ready = r"^%s is ready: layers? \d.*, float32 on cpu, weights of [\d.]+ \w+; memory: .* so far, .* free$"
+    for name in ("starter", "secondary 0", "secondary 1"):
+        assert re.search(ready % name, kept.first.stderr, re.MULTILINE), kept.first.stderr
     assert kept.first.stdout.startswith("--- sample 1 ---\nWho are you?\n>>> ")
 
 

@@ -23,6 +23,7 @@ from mdi.inbox import Stopped
 from mdi.nodes.secondary import Secondary
 from mdi.nodes.sources import WeightSources
 from mdi.nodes.starter import Starter
+from mdi.strings import count
 from mdi.terminal import screen
 from mdi.text.worker_process import TextWorker
 
@@ -90,7 +91,7 @@ def _record(
     if options.plots:
         csv, png = run_names(LOGS_DIR, IMAGES_DIR, n_nodes, model.name, n_samples)
         write_token_csv(csv, transcript.times.points)
-        plot_token_times(png, {f"{n_nodes} nodes": transcript.times.points})
+        plot_token_times(png, {count(n_nodes, "node"): transcript.times.points})
         if not options.quiet:
             screen.write_line(f"Tokens over time: {csv} and {png}")
 

@@ -61,7 +61,7 @@ class Plan:
 
     def __str__(self) -> str:
         parts = zip(self.spans, self.names, strict=True)
-        return ", ".join(f"{span.start} to {span.stop - 1} on {name}" for span, name in parts)
+        return ", ".join(f"{span} on {name}" for span, name in parts)
 
 
 def plan(model: ModelFolder, members: Sequence[Member], options: PlanOptions) -> Plan:

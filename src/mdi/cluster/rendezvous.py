@@ -216,7 +216,7 @@ class Rendezvous:
         weights_bytes = held_bytes(stage_shapes(model.config, spec.span), torch.float32, "none", "cpu")
         ready = setup.configure(spec, weights_bytes, lambda: self._send_chunk(client, model, len(plan.members), rank))
         status = ready.status
-        log.info("%s is ready: layers %s, %s on %s", client.name, list(spec.span), status.dtype, status.device)
+        log.info("%s is ready: %s; memory: %s", client.name, status.computes, status.memory)
 
     def _send_chunk(self, client: ControlClient, model: ModelFolder, n_nodes: int, rank: Rank) -> None:
         path, manifest = model.chunk(n_nodes, rank), model.ring_manifest(n_nodes)

@@ -40,6 +40,7 @@ from mdi.ids import NodeId
 from mdi.inbox import Inbox
 from mdi.net.refusals import RefusalLog
 from mdi.net.timeouts import Timeouts
+from mdi.strings import count
 from mdi.trace import NodeTimeline, Timeline
 
 log = logging.getLogger(__name__)
@@ -141,7 +142,7 @@ class RingSupervisor:
             self._pause()
         else:
             for node in sorted(self._reported_missing) if n_to_replay else ():
-                log.warning("%s is back: replaying %d samples", node_name(node), n_to_replay)
+                log.warning("%s is back: replaying %s", node_name(node), count(n_to_replay, "sample"))
             self._reported_missing.clear()
 
     def close_ring(self, attempt: Attempt) -> Ring:
@@ -196,7 +197,7 @@ class RingSupervisor:
         new_plan = plan(self.model, members, options)
         model = self.model.with_chunks(list(new_plan.spans), options.quantize, self._inbox.check)
         if new_plan.n_slots < options.n_slots:
-            log.warning("memory allows %d samples in the ring at once; the others wait", new_plan.n_slots)
+            log.warning("memory allows %s in the ring at once; the others wait", count(new_plan.n_slots, "sample"))
         self.plan, self.model = new_plan, model
 
     def _patience(self) -> Patience:
@@ -274,7 +275,7 @@ class RingSupervisor:
         for node in nodes:
             self._reported_missing.pop(node, None)
         self._rendezvous.drop_members(nodes)
-        log.warning("going on without %s, which %s: layers %s", names, why, self.plan)
+        log.warning("going on without %s, which %s: %s", names, why, self.plan)
 
     def _check_chunks(self) -> None:
         """Raise `CheckpointError` unless all that the plan's nodes load can be had here: none of them was given it."""

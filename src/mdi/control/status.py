@@ -5,7 +5,7 @@ Keys that are not known here are ignored, so a newer node can be asked; a known 
 
 import enum
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, ClassVar
 
 from mdi.control.checks import Check, is_dtype, is_mode, is_span, is_string, optional, printable, short, whole
@@ -13,6 +13,7 @@ from mdi.errors import ControlError
 from mdi.formats import Mode
 from mdi.ids import Rank
 from mdi.model.span import Span
+from mdi.strings import format_bytes
 
 MAX_ERROR_CHARACTERS = 4096
 
@@ -45,12 +46,30 @@ class NodeStatus:
     dtype: str  # that it computes in
     own_dtype: str | None  # that it was started with; None: as the starter says, else what the device computes fast
     quantize: Mode | None  # that it was started with; None: as the starter or the chunk has it
+    weights: Mode | None = None  # how the weights that it has loaded are held; None: it has loaded none
+    weights_bytes: int = 0
     run: int | None
     epoch: int | None
     model: str | None
     span: Span | None
     peak_memory_bytes: int
     free_memory_bytes: int | None  # for a session; None: unknown
+
+    @property
+    def computes(self) -> str:
+        """What runs on it: `layers 4 to 8, bfloat16 on cpu, int8 weights of 269.00 MB`."""
+        parts = [str(self.span)] if self.span is not None else []
+        parts.append(f"{self.dtype} on {self.device}")
+        if self.weights is not None:
+            kind = "weights" if self.weights == "none" else f"{self.weights} weights"
+            parts.append(f"{kind} of {format_bytes(self.weights_bytes)}")
+        return ", ".join(parts)
+
+    @property
+    def memory(self) -> str:
+        """`1.07 GB at most so far, 8.59 GB free`"""
+        peak = f"{format_bytes(self.peak_memory_bytes)} at most so far"
+        return peak if self.free_memory_bytes is None else f"{peak}, {format_bytes(self.free_memory_bytes)} free"
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -76,6 +95,8 @@ _NODE_CHECKS: dict[str, Check] = {
     "dtype": is_dtype,
     "own_dtype": optional(is_dtype),
     "quantize": optional(is_mode),
+    "weights": optional(is_mode),
+    "weights_bytes": _SIZE,
     "run": _RUN_NUMBER,
     "epoch": _RUN_NUMBER,
     "model": optional(is_string),
@@ -138,8 +159,10 @@ class StarterStatus(NodeStatus):
 
 def _checked(kind: type[NodeStatus], data: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments for a status of that kind."""
-    values = {}
+    values, optional_names = {}, {item.name for item in fields(kind) if item.default is not MISSING}
     for name, check in kind.checks.items():
+        if name not in data and name in optional_names:
+            continue  # an earlier version does not tell it
         if name not in data:
             raise ControlError(f"the status lacks {name}")
         if not check(data[name]):

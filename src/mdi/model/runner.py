@@ -55,6 +55,7 @@ class StageRunner:
         self.device = device
         self._make_engine, self._compile_ops, self._tick = make_engine, compile_ops, tick
         self._spec: StageSpec | None = None
+        self._mode: Mode = "none"
         self._stage: Stage | None = None
         self._head: EmbeddingAndHead | None = None
 
@@ -86,7 +87,7 @@ class StageRunner:
             head = EmbeddingAndHead(spec.config, weights, placement)
         stage = Stage(self._make_engine(spec.config, spec.span, weights, placement))
         weights.verify()  # before anything is computed with them
-        self._stage, self._head, self._spec = stage, head, spec
+        self._stage, self._head, self._spec, self._mode = stage, head, spec, mode
 
     def begin(self, n_slots: int, context: int) -> None:
         """Begin a session with empty slots."""
@@ -133,6 +134,11 @@ class StageRunner:
         """
         free_bytes = free_memory_bytes(self.device)
         return None if free_bytes is None else free_bytes + self.weights_bytes
+
+    @property
+    def quantization(self) -> Mode | None:
+        """How the loaded weights are held; None while there are none."""
+        return None if self._stage is None else self._mode
 
     @property
     def weights_bytes(self) -> int:

@@ -14,6 +14,10 @@ class Span(NamedTuple):
     def __len__(self) -> int:
         return self.stop - self.start
 
+    def __str__(self) -> str:
+        """As messages name the layers: from 0, the last one included."""
+        return f"layer {self.start}" if len(self) == 1 else f"layers {self.start} to {self.stop - 1}"
+
 
 def spans_of(counts: Sequence[int]) -> list[Span]:
     """Consecutive spans of the given lengths, from layer 0."""

@@ -38,11 +38,12 @@ from mdi.net.refusals import RefusalLog
 from mdi.net.sockets import Peer, listen
 from mdi.net.timeouts import DEFAULT_TIMEOUTS, Timeouts
 from mdi.nodes.session_state import Action, Admit, AskStarter, Event, Phase, Refuse, Session, admission, busy_with
+from mdi.nodes.session_work import SessionWork
 from mdi.nodes.sources import WeightSources
 from mdi.ring.link import Link, LinkDown, PredecessorConnected, Received
 from mdi.ring.messages import Activation, Fault, Goodbye, Message
 from mdi.segments import Fork, Release
-from mdi.strings import one_line
+from mdi.strings import format_bytes, one_line
 from mdi.trace import Timeline
 
 log = logging.getLogger(__name__)
@@ -110,7 +111,7 @@ class Secondary:
         self._link: Link | None = None
         self._n_refusals = 0  # in a row, by a starter that was asked whether it wants this node
         self._n_messages = 0  # computed since it was started
-        self._n_computed = 0  # of the session
+        self._work = SessionWork()
         self._computing_since_s: float | None = None
         self._last_error = ""
         self._refusals = RefusalLog()
@@ -171,6 +172,8 @@ class Secondary:
             dtype=self._dtype_in(spec),
             own_dtype=self._own_dtype,
             quantize=self._quantize,
+            weights=runner.quantization,
+            weights_bytes=runner.weights_bytes,
             starter=f"{spec.starter.addr}:{spec.starter.port}" if spec else None,
             run=spec.run if spec else None,
             epoch=spec.epoch if spec else None,
@@ -181,7 +184,7 @@ class Secondary:
             messages=self._n_messages,
             last_error=self._last_error,
             received=link.n_received if link else 0,
-            computed=self._n_computed,
+            computed=self._work.n_messages,
             sent=link.n_sent if link else 0,
             computing_s=None if since_s is None else max(0.0, self._timeouts.clock() - since_s),
             peak_memory_bytes=peak_memory_bytes(),
@@ -292,6 +295,8 @@ class Secondary:
         if self._session.spec is None or self._session.spec.run != spec.run:
             self._timeline.begin(spec.timeline)
         self._n_refusals = 0
+        starter = f"{spec.starter.addr}:{spec.starter.port}"
+        log.info("the starter at %s asks for %s of %s, epoch %d", starter, spec.span, spec.model, spec.epoch)
         try:
             self._apply(Event.ADMITTED, spec=spec)
         except MdiError as exc:
@@ -308,8 +313,12 @@ class Secondary:
 
     def _init_answer(self, spec: SessionSpec) -> InitAnswer:
         if self._session.phase is Phase.READY:
-            return Ready(self.status())
-        return NeedsChunk(self.cache.held_bytes(spec.chunk_digest))
+            status = self.status()
+            log.info("ready: %s; memory: %s", status.computes, status.memory)
+            return Ready(status)
+        held_bytes = self.cache.held_bytes(spec.chunk_digest)
+        log.info("the starter is to send the weights; %s of them are here", format_bytes(held_bytes))
+        return NeedsChunk(held_bytes)
 
     # ---- a session
 
@@ -346,6 +355,12 @@ class Secondary:
             case Action.END:
                 self._drop_link(self._timeouts.fault_drain_s)
                 self._runner.free()
+                self._report_work()
+
+    def _report_work(self) -> None:
+        if self._work.n_messages:
+            log.info("the session is over: %s", self._work)
+        self._work = SessionWork()
 
     def _tick(self) -> None:
         """Within long work: it gets on, unless a signal is to end it."""
@@ -385,7 +400,6 @@ class Secondary:
             timeline=self._timeline,
             refusals=self._refusals,
         )
-        self._n_computed = 0
         self._link.accept()
 
     def _take(self, message: Message) -> None:
@@ -410,13 +424,14 @@ class Secondary:
             case Fork():
                 self._runner.fork(message)
             case Activation(segments, data):
-                x = from_buffer(data, spec.wire_dtype, spec.config["n_embd"])
+                x, began_s = from_buffer(data, spec.wire_dtype, spec.config["n_embd"]), self._timeouts.clock()
                 with self._timeline.during("compute", len(x)), self._computing():
                     y = self._runner.forward(x, segments)
-                self._n_messages += 1
-                self._n_computed += 1
                 is_last = spec.rank == spec.n_nodes - 1
-                return Activation(segments, to_buffer(kept_rows(y, segments) if is_last else y, spec.wire_dtype))
+                rows = to_buffer(kept_rows(y, segments) if is_last else y, spec.wire_dtype)
+                self._n_messages += 1
+                self._work.add(segments, rows.nbytes, began_s, self._timeouts.clock())
+                return Activation(segments, rows)
         return message
 
     @contextlib.contextmanager

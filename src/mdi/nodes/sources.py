@@ -64,7 +64,7 @@ class _Loading:
 
     def load(self, path: Path, check: Check | None) -> None:
         span = self.spec.span
-        log.info("weights of layers %d to %d from %s", span.start, span.stop - 1, path)
+        log.info("weights of %s from %s", span, path)
         weights = select(open_weights(path, self.advance), self.config, self.spec.rank, span)
         self.build(checked(weights, check))
 

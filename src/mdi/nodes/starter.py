@@ -153,6 +153,8 @@ class Starter:
             dtype=self._dtype,
             own_dtype=self._options.dtype,
             quantize=self._options.quantize,
+            weights=runner.quantization,
+            weights_bytes=runner.weights_bytes,
             run=supervisor.run,
             epoch=supervisor.epoch,
             model=self._model.name,
@@ -252,6 +254,8 @@ class Starter:
         if not self._runner.holds(spec):
             self._load_undamaged(spec, path, plan, model)
         self._runner.begin(plan.n_slots, plan.context)
+        status = self.status()
+        log.info("starter is ready: %s; memory: %s", status.computes, status.memory)
 
     def _load_undamaged(self, spec: StageSpec, path: Path, plan: Plan, model: ModelFolder) -> None:
         """Load the stage from `path`; where that is a damaged chunk, from one that is made anew of the whole model."""

@@ -1,6 +1,5 @@
 """Run a ring of processes on this machine: three samples on three nodes, or a comparison of 1, 2 and 3 nodes."""
 
-import sys
 from pathlib import Path
 from typing import NoReturn
 
@@ -10,6 +9,8 @@ from mdi.cli.script import run_script
 from mdi.cli.signals import Signals
 from mdi.config.paths import PROMPTS_DIR, SETTINGS_DIR
 from mdi.errors import ControlError
+from mdi.strings import count
+from mdi.terminal import screen
 
 CONFIGS = {1: "standalone.json", 2: "configuration_2.json", 3: "configuration.json"}
 GRACE_S = 30.0  # each of the processes may need its own
@@ -32,9 +33,10 @@ def main(signals: Signals) -> None:
     from mdi.model.devices import n_cores  # imports torch
 
     if (cores := n_cores()) < max(CONFIGS):
-        print(f"This machine has {cores} cores: more than {cores} nodes cannot be faster here.", file=sys.stderr)
+        said = f"{count(cores, 'core')}: more than {count(cores, 'node')} cannot be faster here."
+        screen.write_line(f"This machine has {said}")
     for n_nodes in CONFIGS:
-        print(f"=== {n_nodes} node{'s' if n_nodes > 1 else ''} ===", flush=True)
+        print(f"=== {count(n_nodes, 'node')} ===", flush=True)
         run_ring(signals, n_nodes, arguments.ckpt, arguments.n_tokens, "--ignore-eos")
     if status := run_to_end(command("plot_tok_time", arguments.ckpt.name, "--n-samples", "3"), signals):
         raise SystemExit(status)

@@ -9,6 +9,7 @@ from mdi.cli.signals import Signals
 from mdi.cli.token_times import comparison_image, read_token_csv, run_names
 from mdi.config.paths import IMAGES_DIR, LOGS_DIR
 from mdi.errors import ConfigError
+from mdi.strings import count
 
 MAX_NODES = 64
 
@@ -26,7 +27,7 @@ def main(signals: Signals) -> None:
     for n_nodes in range(1, MAX_NODES + 1):
         csv, _ = run_names(LOGS_DIR, IMAGES_DIR, n_nodes, arguments.model, arguments.n_samples)
         if csv.is_file():
-            curves[f"{n_nodes} nodes" if n_nodes > 1 else "1 node"] = read_token_csv(csv)
+            curves[count(n_nodes, "node")] = read_token_csv(csv)
     if not curves:
         pattern, _ = run_names(LOGS_DIR, IMAGES_DIR, 1, arguments.model, arguments.n_samples)
         raise ConfigError(
