@@ -1,23 +1,21 @@
-"""What each node did when: events, and the trace-event JSON that trace viewers show.
-
-The format is Chrome's "Trace Event Format": complete events ("ph": "X") with microseconds.
-"""
+"""What each node did when: recorded on the node, sent to the starter, and shifted to the starter's clock."""
 
 import contextlib
-import json
+import re
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from mdi.errors import ControlError
-from mdi.files import write_text
+from mdi.segments import Segment, rows_of
 
 MAX_EVENTS = 200_000  # of a node; the oldest go first
 MAX_TIME_S = 1e12  # of any clock
-ACTIVITIES = ("compute", "send", "receive", "idle")  # one row each in a viewer
+COMPUTING = ("prefill", "decode", "mixed", "head")
+ACTIVITIES = (*COMPUTING, "send", "receive", "idle")
+_FLOW = re.compile(r"(\d{1,20}\.){2}\d{1,20}|")
 
 
 @dataclass(frozen=True)
@@ -28,6 +26,8 @@ class TraceEvent:
     start_s: float
     duration_s: float
     rows: int  # that the message carried; 0: no message
+    samples: int = 0  # that the rows belong to
+    flow: str = ""  # names a message with rows on one edge of the ring: its sending and its receipt
 
 
 class Timeline:
@@ -42,25 +42,35 @@ class Timeline:
         self.on = on
         self.events.clear()
 
-    def add(self, activity: str, start_s: float, rows: int = 0) -> None:
+    def add(self, activity: str, start_s: float, rows: int = 0, samples: int = 0, flow: str = "") -> None:
         """Record what went on from `start_s`, by `time.perf_counter`, until now."""
         if self.on:
-            self.events.append(TraceEvent(activity, start_s, time.perf_counter() - start_s, rows))
+            self.events.append(TraceEvent(activity, start_s, time.perf_counter() - start_s, rows, samples, flow))
 
     @contextlib.contextmanager
-    def during(self, activity: str, rows: int = 0) -> Iterator[None]:
+    def during(self, activity: str, rows: int = 0, samples: int = 0, flow: str = "") -> Iterator[None]:
         """Record what goes on inside the block."""
         start_s = time.perf_counter()
         yield
-        self.add(activity, start_s, rows)
+        self.add(activity, start_s, rows, samples, flow)
+
+    def computing(self, segments: Sequence[Segment]) -> contextlib.AbstractContextManager[None]:
+        """Record the computation of a message inside the block."""
+        return self.during(_kind_of(segments), rows_of(segments), len(segments))
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for another node, with the time at which they were read."""
         events = [
-            [ACTIVITIES.index(event.activity), event.start_s, event.duration_s, event.rows]
-            for event in list(self.events)
+            [ACTIVITIES.index(item.activity), item.start_s, item.duration_s, item.rows, item.samples, item.flow]
+            for item in list(self.events)
         ]
         return {"now_s": time.perf_counter(), "spans": events}
+
+
+def _kind_of(segments: Sequence[Segment]) -> str:
+    """A segment of several rows is a part of a prompt; one of a single row goes on with a sample."""
+    n_prompts = sum(segment.n > 1 for segment in segments)
+    return "decode" if not n_prompts else "prefill" if n_prompts == len(segments) else "mixed"
 
 
 @dataclass(frozen=True)
@@ -80,43 +90,21 @@ def from_json(name: str, data: Any, asked_s: float, answered_s: float) -> NodeTi
         case {"now_s": now_s, "spans": list(rows)} if _is_time(now_s) and len(rows) <= MAX_EVENTS:
             if all(map(_is_event, rows)):
                 shift_s = (asked_s + answered_s) / 2 - now_s
-                events = [TraceEvent(ACTIVITIES[row[0]], row[1] + shift_s, row[2], row[3]) for row in rows]
+                events = [TraceEvent(ACTIVITIES[row[0]], row[1] + shift_s, *row[2:]) for row in rows]
                 return NodeTimeline(name, events, (answered_s - asked_s) / 2)
     raise ControlError(f"{name} sent something else than a timeline")
 
 
 def _is_event(row: Any) -> bool:
     """Whether a row is one that `Timeline.to_json` writes."""
-    if not isinstance(row, list) or len(row) != 4:
+    if not isinstance(row, list) or len(row) != 6:
         return False
-    activity, start_s, duration_s, n_rows = row
-    is_known = type(activity) is int and 0 <= activity < len(ACTIVITIES) and type(n_rows) is int and n_rows >= 0
-    return is_known and _is_time(start_s) and _is_time(duration_s)
+    activity, start_s, duration_s, n_rows, n_samples, flow = row
+    is_known = type(activity) is int and 0 <= activity < len(ACTIVITIES)
+    are_counts = all(type(n) is int and n >= 0 for n in (n_rows, n_samples))
+    is_flow = isinstance(flow, str) and _FLOW.fullmatch(flow) is not None
+    return is_known and are_counts and is_flow and _is_time(start_s) and _is_time(duration_s)
 
 
 def _is_time(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) < MAX_TIME_S  # NaN is not
-
-
-def write_trace(path: Path, nodes: Sequence[NodeTimeline]) -> None:
-    """Write the timelines of all nodes, beginning at the first event of any."""
-    begin_s = min((event.start_s for node in nodes for event in node.events), default=0.0)
-    events = [event for number, node in enumerate(nodes) for event in _events(number, node, begin_s)]
-    write_text(path, json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}))
-
-
-def _events(number: int, node: NodeTimeline, begin_s: float) -> Iterator[dict[str, Any]]:
-    name = f"{node.name} (clock known to {node.uncertainty_s * 1e3:.2f} ms)" if node.uncertainty_s else node.name
-    yield {"name": "process_name", "ph": "M", "pid": number, "tid": 0, "args": {"name": name}}
-    for row, activity in enumerate(ACTIVITIES):
-        yield {"name": "thread_name", "ph": "M", "pid": number, "tid": row, "args": {"name": activity}}
-    for event in node.events:
-        yield {
-            "name": event.activity,
-            "ph": "X",
-            "pid": number,
-            "tid": ACTIVITIES.index(event.activity),
-            "ts": (event.start_s - begin_s) * 1e6,
-            "dur": event.duration_s * 1e6,
-            "args": {"rows": event.rows},
-        }

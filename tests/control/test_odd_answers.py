@@ -28,7 +28,7 @@ def timeline_seed() -> bytes:
     timeline = Timeline()
     timeline.begin(on=True)
     for rows in range(3):
-        timeline.add("compute", 0.5, rows)
+        timeline.add("decode", 0.5, rows, rows, "1.0.5")
     return json.dumps(timeline.to_json()).encode()
 
 

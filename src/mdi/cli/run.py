@@ -57,7 +57,9 @@ def run_starter(options: StarterOptions, network: NetworkConfig, signals: Signal
         finally:
             _summarize(options, network, transcript, writer, starter.n_recoveries)
         if options.timeline is not None:
-            starter.write_timeline(options.timeline)
+            busy = starter.write_timeline(options.timeline)
+            if not options.quiet:
+                screen.write_line(f"Timeline: {options.timeline}; {busy}")
     _record(options, network, model, transcript, requests.context)
 
 

@@ -93,14 +93,14 @@ class Engine:
         for fork in batch.forks:
             self._runner.fork(fork)
             self._ring.control(fork)
-        with self._timeline.during("compute", len(batch.ids)):
+        with self._timeline.computing(batch.segments):
             return self._runner.forward(self._runner.embed(batch.ids, batch.positions), batch.segments)
 
     def _complete(self, segments: Sequence[Segment], rows: torch.Tensor) -> None:
         returned = self.scheduler.complete(segments)
         if not returned:
             return
-        with self._timeline.during("compute", len(rows)):
+        with self._timeline.during("head", len(rows), len(returned)):
             logits = self._runner.logits(rows)
             for sample, part in returned:
                 if sample.finish_reason is None:  # the sink of one before it may have cancelled it

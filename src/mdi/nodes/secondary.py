@@ -425,7 +425,7 @@ class Secondary:
                 self._runner.fork(message)
             case Activation(segments, data):
                 x, began_s = from_buffer(data, spec.wire_dtype, spec.config["n_embd"]), self._timeouts.clock()
-                with self._timeline.during("compute", len(x)), self._computing():
+                with self._timeline.computing(segments), self._computing():
                     y = self._runner.forward(x, segments)
                 is_last = spec.rank == spec.n_nodes - 1
                 rows = to_buffer(kept_rows(y, segments) if is_last else y, spec.wire_dtype)

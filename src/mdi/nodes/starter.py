@@ -35,7 +35,8 @@ from mdi.model.weights import Weights
 from mdi.net.refusals import RefusalLog
 from mdi.net.sockets import listen
 from mdi.net.timeouts import DEFAULT_TIMEOUTS, Timeouts
-from mdi.trace import Timeline, write_trace
+from mdi.trace import Timeline
+from mdi.trace_file import busy_shares, write_trace
 
 log = logging.getLogger(__name__)
 
@@ -222,9 +223,11 @@ class Starter:
         except RECOVERABLE as exc:  # everything is generated; the nodes notice by themselves that the session is over
             log.info("the ring broke at its end: %s", exc)
 
-    def write_timeline(self, path: Path) -> None:
-        """Write what every node did when, as far as the nodes can still be asked."""
-        write_trace(path, self._supervisor.timelines())
+    def write_timeline(self, path: Path) -> str:
+        """Write what every node did when, as far as the nodes can still be asked; returns how busy they were."""
+        timelines = self._supervisor.timelines()
+        write_trace(path, timelines)
+        return busy_shares(timelines)
 
     def _form_ring(self) -> None:
         """Form a ring that holds, with this node's part of the plan loaded."""

@@ -13,7 +13,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -170,6 +170,17 @@ class Link:
             log.debug("link to %s is down: %s", peer.name, error)
             self._post(LinkDown(self, peer, error))
 
+    def _record(self, activity: str, began_s: float, message: Message, sender: Mapping[str, Any], n: int) -> None:
+        """Add to the timeline that a message was sent or received; `n` messages with rows were before it.
+
+        `sender` are the facts that its HELLO told: both ends of the edge know them, so both give it the same name.
+        """
+        if isinstance(message, Activation):
+            flow = f"{self.session.epoch}.{sender.get('rank', 0)}.{n + 1}"
+            self._timeline.add(activity, began_s, carried_rows(message), len(message.segments), flow)
+        else:
+            self._timeline.add(activity, began_s)
+
     # ---- reader thread
 
     def _read(self) -> None:
@@ -208,7 +219,8 @@ class Link:
             frame_bytes = decoder.frame_bytes
             if (message := decoder.received(n_bytes)) is not None:
                 transfer.end(frame_bytes)
-                self._timeline.add("receive", began_s, carried_rows(message))
+                if self._timeline.on:
+                    self._record("receive", began_s, message, self.config.expected, self.n_received)
                 return message
             if deadline_s is None:
                 transfer.check(decoder.frame_bytes)
@@ -226,8 +238,10 @@ class Link:
                     message = Ping()
                 if message is None:
                     return
-                with self._timeline.during("send", carried_rows(message)):
-                    send(sock, encoder, message, self._writing.begin())
+                began_s = time.perf_counter()
+                send(sock, encoder, message, self._writing.begin())
+                if self._timeline.on:
+                    self._record("send", began_s, message, self.config.hello, self.n_sent)
                 self.n_sent += isinstance(message, Activation)
             await_close(sock, timeouts.close_s)
 
