@@ -9,7 +9,7 @@ NETWORK := src/settings_distr/configuration.json
 LLAMA_PYTHON ?= $(BIN)/python
 MODEL := $(CHECKPOINTS)/local/SmolLM2-135M-Instruct
 
-.PHONY: help demo demo-compare certs test test-quick lint types pytest soak chaos floods fuzz bench bench-quick venv model clean
+.PHONY: help demo demo-compare certs test test-quick lint types pytest resolve soak chaos floods fuzz bench bench-quick venv model clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := demo
 
@@ -28,7 +28,7 @@ certs: | $(VENV)/.installed  ## a certificate authority, and a certificate for e
 test: lint types pytest  ## lint, types, and all tests
 
 test-quick: lint types $(VENV)/.dev  ## lint, types, unit tests and small rings, in a minute or so
-	$(BIN)/python -m pytest -n 2 -m 'not slow and not soak and not chaos'
+	$(BIN)/python -m pytest -n 2 -m 'not slow and not soak and not chaos and not resolver'
 
 lint: $(VENV)/.dev  ## ruff: rules and format
 	$(BIN)/ruff check .
@@ -39,6 +39,9 @@ types: $(VENV)/.dev  ## mypy in strict mode
 
 pytest: $(VENV)/.dev $(GGUF)  ## all tests but soak and chaos
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+resolve: $(VENV)/.dev  ## whether the package index has all requirements, for every Python from 3.10 to 3.13
+	$(BIN)/python -m pytest -m resolver tests/test_requirements.py
 
 # An hour of long-lived nodes and 200 cold runs; SOAK_SECONDS and SOAK_COLD_RUNS say otherwise.
 soak: $(VENV)/.dev $(GGUF)  ## an hour of long-lived nodes and 200 cold runs
@@ -66,6 +69,7 @@ venv: $(VENV)/.installed  ## create .venv with the requirements
 model: $(MODEL)/model_config.yaml  ## fetch and convert the default model
 
 $(VENV)/.installed: requirements.txt
+	@PYTHONPATH=src $(PYTHON) -c 'import mdi'  # says so if this Python is too old
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -r requirements.txt
 	touch $@
