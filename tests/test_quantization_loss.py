@@ -23,8 +23,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[Mode, Result]:
     folder = make_model(tmp_path_factory.mktemp("org") / "tiny", n_embd=64, intermediate_size=128)
     (folder / "none.pth").symlink_to(folder / MODEL_FILE)
     for mode in ("int8", "int4"):
-        split_model(folder, [Span(0, 6)], quantization=mode)
-        (folder / "chunks" / "1nodes" / "model_starter.pth").rename(folder / f"{mode}.pth")
+        chunks = split_model(folder, [Span(0, 6)], quantization=mode).folder
+        (chunks / "model_starter.pth").rename(folder / f"{mode}.pth")
     found: dict[Mode, Result] = {}
     for mode in ("none", "int8", "int4"):
         found[mode] = measure(folder, folder / f"{mode}.pth", WINDOWS, 4)

@@ -13,18 +13,11 @@ import torch
 import yaml
 from litgpt.config import Config, configs
 
-from mdi.checkpoint.chunks import (
-    Manifest,
-    chunk_name,
-    chunks_folder,
-    is_fresh,
-    read_manifest,
-    remake_chunk,
-    split_model,
-)
+from mdi.checkpoint.chunks import is_fresh, remake_chunk, split_model
 from mdi.checkpoint.config import config_from_dict, find_models, load_config
 from mdi.checkpoint.digests import content_digest, digest_of
 from mdi.checkpoint.folder import open_folder
+from mdi.checkpoint.manifest import Manifest, chunk_name, chunks_folder, read_manifest
 from mdi.checkpoint.tensor_file import open_weights
 from mdi.checkpoint.weights import select
 from mdi.documents import misfit
@@ -88,14 +81,13 @@ def test_a_tied_tensor_is_stored_once(tmp_path: Path) -> None:
     weights["lm_head.weight"] = weights["transformer.wte.weight"]
     torch.save(weights, folder / "lit_model.pth")
     for dtype in (None, "bfloat16"):
-        split_model(folder, SPANS, dtype)
-        chunk = open_weights(chunks_folder(folder, 3) / chunk_name(0))
+        chunk = open_weights(split_model(folder, SPANS, dtype).folder / chunk_name(0))
         assert chunk.meta["lm_head.weight"] is chunk.meta["transformer.wte.weight"]
 
 
 def test_a_split_can_cast(model: Path) -> None:
     manifest = split_model(model, SPANS, "bfloat16")
-    chunk = open_weights(chunks_folder(model, 3) / chunk_name(2))
+    chunk = open_weights(manifest.folder / chunk_name(2))
     whole = open_weights(model / "lit_model.pth")
     assert manifest.dtype == "bfloat16"
     assert all(torch.equal(tensor, whole[name].bfloat16()) for name, tensor in chunk.items())

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mdi.checkpoint import digests
-from mdi.checkpoint.chunks import Manifest, chunk_name, chunks_folder, read_manifest, remake_chunk, split_model
+from mdi.checkpoint.chunks import remake_chunk, split_model
 from mdi.checkpoint.config import load_config
 from mdi.checkpoint.digests import (
     DIGESTS_FILE,
@@ -21,6 +21,7 @@ from mdi.checkpoint.digests import (
     record_digests,
     tensor_line,
 )
+from mdi.checkpoint.manifest import Manifest, chunk_name, chunks_folder, read_manifest
 from mdi.checkpoint.tensor_file import open_weights
 from mdi.checkpoint.weights import select
 from mdi.errors import CheckpointError
@@ -135,7 +136,7 @@ def test_a_split_of_a_damaged_model_writes_no_chunk(model: Path) -> None:
 @pytest.mark.parametrize("mode", ["none", "int8"])
 def test_one_chunk_is_made_anew_as_its_manifest_says(mode: str, model: Path) -> None:
     manifest = split_model(model, SPANS, "bfloat16", quantization=mode)  # type: ignore[arg-type]
-    chunk = chunks_folder(model, 2) / chunk_name(1)
+    chunk = manifest.folder / chunk_name(1)
     chunk.write_bytes(b"damaged")
     remake_chunk(model, manifest, 1)
     assert content_digest(chunk) == manifest.files[1].digest

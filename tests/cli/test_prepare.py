@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mdi.checkpoint.chunks import chunks_folder
+from mdi.checkpoint.manifest import chunks_folder
 from mdi.cli.prepare import prepare
 from mdi.config.options import PrepareOptions
 from mdi.errors import CheckpointError
@@ -36,6 +36,17 @@ def test_no_weights_are_fetched_of_a_model_whose_small_files_cannot_be_used(
         with pytest.raises(CheckpointError, match=problem):
             prepare(PrepareOptions(model="org/tiny", model_name="pythia-14m", ckpt_folder=tmp_path))
         assert not hub.seen("GET", "model.safetensors")
+
+
+def test_chunks_of_several_kinds_lie_side_by_side(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "org" / "model")
+    kinds = [PrepareOptions(model=str(folder), n_nodes=2, quantize=mode) for mode in ("none", "int8")]  # type: ignore[arg-type]
+    kinds.append(PrepareOptions(model=str(folder), n_nodes=2, dtype="bfloat16"))
+    manifests = [manifest for _, manifest in map(prepare, kinds) if manifest is not None]
+    assert [manifest.folder.name for manifest in manifests] == ["2nodes", "2nodes-int8", "2nodes-bfloat16"]
+    before = {path: path.stat().st_ino for path in folder.rglob("*.pth")}
+    assert [manifest for _, manifest in map(prepare, kinds)] == manifests, "they are there already"
+    assert {path: path.stat().st_ino for path in folder.rglob("*.pth")} == before
 
 
 def test_a_tokenizer_that_cannot_be_used_is_told_before_anything_is_converted(tmp_path: Path) -> None:

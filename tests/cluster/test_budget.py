@@ -33,12 +33,12 @@ def test_the_weights_are_those_of_the_chunk(mode: Mode, tmp_path: Path) -> None:
     make_model(tmp_path, n_embd=64, intermediate_size=64)
     config = load_config(tmp_path)
     spans = [Span(0, 2), Span(2, 6)]
-    split_model(tmp_path, spans, quantization=mode)
+    chunks = split_model(tmp_path, spans, quantization=mode).folder
     for node, name in enumerate(("model_starter.pth", "model_secondary0.pth")):
         session = {"dtype": torch.float32, "mode": mode, "context": 10, "max_rows": 1}
         need = need_of(config, spans[node], has_ends=node == 0, device="cpu", **session)
         on_a_gpu = need_of(config, spans[node], has_ends=node == 0, device="cuda:1", **session)
-        weights = open_weights(tmp_path / "chunks" / "2nodes" / name)
+        weights = open_weights(chunks / name)
         assert need.weights == pytest.approx(sum(tensor.nbytes for tensor in weights.values()), rel=0.05)
         assert need.weights - on_a_gpu.weights == (config.padded_vocab_size * 64 * 4 if node == 0 else 0)
         assert need.slot == len(spans[node]) * 2 * 2 * 16 * 10 * 4  # layers, keys and values, groups, head size, ...

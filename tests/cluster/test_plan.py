@@ -1,5 +1,6 @@
 """The plan: layers and slots from what is known of the model and the nodes, and nothing else."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 
 from mdi.checkpoint.chunks import split_model
 from mdi.checkpoint.folder import ModelFolder, open_folder
-from mdi.cluster.plan import Member, Plan, PlanOptions, plan
+from mdi.cluster.plan import Member, Plan, PlanOptions, overridden_split, plan
 from mdi.config.network import NodeConfig
 from mdi.errors import CheckpointError, ConfigError
 from mdi.formats import Mode
@@ -86,6 +87,19 @@ def test_auto_takes_the_split_of_the_chunks_and_an_explicit_one_wins(tmp_path: P
     assert counts(plan(without, members(1, 1), OPTIONS)) == [1, 5]
     with pytest.raises(CheckpointError, match=r"the split 1,5 with quantization none, not 4,2 .* leave out --split"):
         plan(without, members(1, 1), replace(OPTIONS, split="4,2"))
+
+
+def test_shares_that_the_split_of_the_chunks_overrides_are_reported(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "org" / "tiny")
+    assert overridden_split(open_folder(folder, 2), (1, 6), OPTIONS) is None, "there are no chunks"
+    split_model(folder, [Span(0, 3), Span(3, 6)])
+    model = open_folder(folder, 2)
+    said = overridden_split(model, (1, 6), OPTIONS)
+    assert said is not None and "the split 3,3 of" in said and "2nodes is used" in said
+    asked = re.search(r"asks for ([0-9,]+): --split \1 changes it", said)
+    assert asked is not None
+    assert overridden_split(model, (1, 6), replace(OPTIONS, split=asked[1])) is None
+    assert overridden_split(model, (1, 1), OPTIONS) is None
 
 
 def test_a_node_alone_counts_the_weights_that_it_will_load(tmp_path: Path) -> None:

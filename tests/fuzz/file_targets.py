@@ -14,8 +14,8 @@ from litgpt.config import Config
 
 from fuzz.mutations import change_archive, change_bytes, change_json, edge, put, splice
 from fuzz.target import Target
-from mdi.checkpoint.chunks import chunk_name, read_manifest
 from mdi.checkpoint.digests import digest_of
+from mdi.checkpoint.manifest import chunk_name, read_manifest
 from mdi.checkpoint.tensor_file import open_weights
 from mdi.checkpoint.weights import select
 from mdi.config.network import load_network, load_node

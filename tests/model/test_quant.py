@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mdi.checkpoint.chunks import read_manifest, split_model
+from mdi.checkpoint.chunks import split_model
 from mdi.checkpoint.config import load_config
+from mdi.checkpoint.manifest import read_manifest
 from mdi.checkpoint.tensor_file import open_weights
 from mdi.checkpoint.weights import select
 from mdi.errors import CheckpointError, ConfigError
@@ -189,7 +190,7 @@ def test_a_quantized_chunk_and_quantizing_while_loading_are_the_same(mode: Mode,
     make_model(tmp_path, **TRAITS[trait])
     config, weights = load_config(tmp_path), open_weights(tmp_path / "lit_model.pth")
     manifest = split_model(tmp_path, SPANS, quantization=mode)
-    chunks = tmp_path / "chunks" / "2nodes"
+    chunks = tmp_path / "chunks" / f"2nodes-{mode}"
     assert manifest == read_manifest(chunks)
     assert manifest.quantization == mode
     x, segments = randn(7, 32), [Segment(0, 0, 7, 7)]
@@ -228,7 +229,7 @@ def test_what_is_quantized_already_cannot_be_made_finer() -> None:
 def test_a_damaged_scale_is_named(tmp_path: Path) -> None:
     make_model(tmp_path)
     split_model(tmp_path, SPANS, quantization="int8")
-    weights = open_weights(tmp_path / "chunks/2nodes/model_secondary0.pth")
+    weights = open_weights(tmp_path / "chunks/2nodes-int8/model_secondary0.pth")
     name = "transformer.h.2.attn.qkv.weight"
     for bad in (torch.ones(3), weights[name + "_scale"].half()):
         with pytest.raises(CheckpointError, match=r"h\.2\.attn\.qkv\.weight is not in one of the formats"):

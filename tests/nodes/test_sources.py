@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from mdi.checkpoint.cache import ChunkCache
-from mdi.checkpoint.chunks import Manifest, chunk_name, chunks_folder, split_model
+from mdi.checkpoint.chunks import split_model
 from mdi.checkpoint.config import config_to_dict, load_config
 from mdi.checkpoint.digests import content_digest, digest_of, record_digests
+from mdi.checkpoint.manifest import Manifest, chunk_name, chunks_folder
 from mdi.control.session import FIRST_EPOCH, SessionSpec
 from mdi.errors import CheckpointError
 from mdi.ids import Rank
@@ -169,3 +170,14 @@ def test_without_a_digest_of_the_starter_the_folders_own_counts(
     assert_right(loaded(sources, unknown, model), spec)  # from the whole model
     flip_signs(model / "lit_model.pth", DAMAGED)
     assert loaded(sources, unknown, model) is None
+
+
+def test_the_chunk_that_the_starter_has_is_found_among_several_kinds(
+    cache: ChunkCache, spec: SessionSpec, model: Path
+) -> None:
+    quantized = split_model(model, SPANS, quantization="int8")
+    (model / "lit_model.pth").unlink()
+    sources = WeightSources(cache, folder=model)
+    assert_right(loaded(sources, spec, model), spec)
+    spec = replace(spec, chunk_digest=quantized.files[1].digest)
+    assert_right(loaded(sources, spec, model), spec)

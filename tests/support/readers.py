@@ -12,9 +12,9 @@ import yaml
 from litgpt.config import Config
 from safetensors.torch import save
 
-from mdi.checkpoint.chunks import MANIFEST_FILE, chunk_name, read_manifest
 from mdi.checkpoint.config import CONFIG_FILE, config_from_dict, load_config
 from mdi.checkpoint.digests import DIGESTS_FILE, read_digests
+from mdi.checkpoint.manifest import MANIFEST_FILE, chunk_name, read_manifest
 from mdi.cli.memory_monitor import read_memory_csv
 from mdi.cli.prepare import SOURCE_FILE, _check_source
 from mdi.cli.run_statistics import RUN_CSV_HEADER, check_run_csv

@@ -62,7 +62,7 @@ def starter_for(
 ) -> Iterator[tuple[Starter, list[Sample]]]:
     """A starter with its samples queued: those of the options, or of prompts given as token ids."""
     assert options.ckpt is not None
-    model = open_folder(options.ckpt, len(network.nodes))
+    model = open_folder(options.ckpt, len(network.nodes), options.quantize, options.dtype)
     with TextWorker() as worker:
         requests = load_requests(options, model, worker)
     samples, context = requests.samples, requests.context

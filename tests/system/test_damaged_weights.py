@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from mdi.checkpoint.cache import ChunkCache
-from mdi.checkpoint.chunks import chunk_name, chunks_folder, read_manifest
 from mdi.checkpoint.digests import content_digest, record_digests
+from mdi.checkpoint.manifest import chunk_name, chunks_folder, read_manifest
 from mdi.checkpoint.tensor_file import open_weights
 from mdi.control.session import SessionSpec
 from mdi.errors import CheckpointError

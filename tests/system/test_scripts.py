@@ -19,8 +19,8 @@ import psutil
 import pytest
 import torch
 
-from mdi.checkpoint.chunks import chunk_name, chunks_folder, read_manifest
 from mdi.checkpoint.config import load_config
+from mdi.checkpoint.manifest import chunk_name, chunks_folder, read_manifest
 from mdi.checkpoint.tensor_file import open_weights
 from mdi.cli.run_statistics import RUN_CSV_HEADER
 from mdi.cli.token_times import read_token_csv

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from mdi.checkpoint.chunks import chunk_name, chunks_folder, split_model
+from mdi.checkpoint.chunks import split_model
 from mdi.checkpoint.folder import open_folder
+from mdi.checkpoint.manifest import chunk_name, chunks_folder
 from mdi.config.options import StarterOptions
 from mdi.control.client import ControlClient
 from mdi.control.protocol import NodeBusy

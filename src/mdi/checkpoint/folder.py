@@ -6,18 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from mdi.checkpoint.chunks import (
+from mdi.checkpoint.chunks import cast_of, is_fresh, remake_chunk, write_chunks
+from mdi.checkpoint.config import CONFIG_FILE, find_models, load_config
+from mdi.checkpoint.digests import Check, content_digest, expect_digest, expect_lines, read_digests
+from mdi.checkpoint.manifest import (
     MANIFEST_FILE,
     Manifest,
     chunk_name,
     chunks_folder,
-    is_fresh,
+    chunks_folders,
     read_manifest,
-    remake_chunk,
-    write_chunks,
 )
-from mdi.checkpoint.config import CONFIG_FILE, find_models, load_config
-from mdi.checkpoint.digests import Check, content_digest, expect_digest, expect_lines, read_digests
 from mdi.checkpoint.weights import MODEL_FILE
 from mdi.config.paths import CHECKPOINTS_DIR
 from mdi.errors import CheckpointError, ConfigError
@@ -52,7 +51,8 @@ class ModelFolder:
 
     def chunk(self, n_nodes: int, rank: int) -> Path:
         """The chunk file of one node, where this machine has it."""
-        return chunks_folder(self.path, n_nodes) / chunk_name(rank)
+        manifest = self.manifests.get(n_nodes)
+        return (manifest.folder if manifest else chunks_folder(self.path, n_nodes)) / chunk_name(rank)
 
     def with_chunks(
         self, spans: list[Span], quantize: Mode | None, tick: Callable[[], None] = no_tick
@@ -68,7 +68,20 @@ class ModelFolder:
             return self
         if manifest is not None and serves(manifest, spans, quantize) and is_fresh(self.path, manifest, tick):
             return self
-        return replace(self, manifests={**self.manifests, n_nodes: write_chunks(self.path, spans, tick=tick)})
+        cast, mode = self._kind_of_new_chunks(n_nodes, quantize)
+        level = logging.INFO if manifest is None else logging.WARNING
+        log.log(level, "%s: %s; splitting it anew, as %s", self.path, _reason(manifest, spans, mode), _kind(cast, mode))
+        return replace(self, manifests={**self.manifests, n_nodes: write_chunks(self.path, spans, cast, mode, tick)})
+
+    def _kind_of_new_chunks(self, n_nodes: int, quantize: Mode | None) -> tuple[str | None, Mode]:
+        """Dtype and quantization of chunks to be written: those of the chunks they replace, as far as these serve.
+
+        The chunks of a ring that has lost nodes replace those of the larger ring.
+        """
+        replaced = min((n for n in self.manifests if n >= n_nodes), default=None)
+        if replaced is None or not _may_be(self.manifests[replaced].quantization, quantize):
+            return None, "none"
+        return cast_of(self.path, self.manifests[replaced]), self.manifests[replaced].quantization
 
     def starter_weights(self, spans: Sequence[Span], quantize: Mode | None) -> Path:
         """The file with the starter's tensors: its chunk, unless that is of another split, or else the whole model.
@@ -128,26 +141,62 @@ class ModelFolder:
 
 def serves(manifest: Manifest, spans: list[Span], mode: Mode | None) -> bool:
     """Whether the chunks have the split, and weights that are or can be made what was asked for."""
-    return list(manifest.spans) == spans and (manifest.quantization == "none" or mode in (None, manifest.quantization))
+    return list(manifest.spans) == spans and _may_be(manifest.quantization, mode)
 
 
-def open_folder(path: Path, n_nodes: int) -> ModelFolder:
-    """Read a model folder for a network of `n_nodes`. Raises `CheckpointError` where something in it is damaged."""
+def _may_be(stored: Mode, asked: Mode | None) -> bool:
+    return stored == "none" or asked in (None, stored)
+
+
+def _reason(manifest: Manifest | None, spans: list[Span], mode: Mode) -> str:
+    """Why chunks are written."""
+    if manifest is None:
+        return f"no chunks for {len(spans)} nodes"
+    if list(manifest.spans) != spans:
+        return f"{manifest.folder.name} has another split"
+    if manifest.quantization != mode:
+        return f"{manifest.folder.name} holds {manifest.quantization} weights"
+    return f"{manifest.folder.name} lacks a file, or was made from other weights"
+
+
+def _kind(cast: str | None, mode: Mode) -> str:
+    stored = cast or "stored"
+    return stored if mode == "none" else f"{stored}, {mode}"
+
+
+def open_folder(path: Path, n_nodes: int, quantize: Mode | None = None, dtype: str | None = None) -> ModelFolder:
+    """Read a model folder for a network of `n_nodes`. Raises `CheckpointError` where something in it is damaged.
+
+    Of several sets of chunks for as many nodes it takes the one that fits `quantize` and `dtype`, as asked for by the
+    user, or else the plain one.
+    """
     config = load_config(path)
     manifests = {}
     for n in range(1, n_nodes + 1):
         # chunks for fewer nodes are of interest only after a loss, and can be written anew then
         with contextlib.suppress(*() if n == n_nodes else (CheckpointError,)):
-            if (manifest := read_manifest(chunks_folder(path, n))) is not None:
-                _check_spans(path, manifest, n, config.n_layer)
-                manifests[n] = manifest
+            if sets := _read_manifests(path, n, config.n_layer):
+                manifests[n] = min(sets, key=lambda manifest: _mismatch(manifest, quantize, dtype))
+                if len(sets) > 1 and n == n_nodes > 1:
+                    others = ", ".join(manifest.folder.name for manifest in sets if manifest != manifests[n])
+                    log.warning("%s: using the chunks in %s, not those in %s", path, manifests[n].folder.name, others)
     return ModelFolder(path, config, (path / MODEL_FILE).is_file(), manifests)
 
 
-def _check_spans(path: Path, manifest: Manifest, n_nodes: int, n_layer: int) -> None:
-    if (len(manifest.spans), manifest.spans[-1].stop) != (n_nodes, n_layer):
-        file = chunks_folder(path, n_nodes) / MANIFEST_FILE
-        raise CheckpointError(f"{file}: damaged: its spans are not {n_layer} layers on {n_nodes} nodes")
+def _read_manifests(path: Path, n_nodes: int, n_layer: int) -> list[Manifest]:
+    """What is known of each set of chunks for a number of nodes, the plain one first."""
+    manifests = [manifest for files in chunks_folders(path, n_nodes) if (manifest := read_manifest(files)) is not None]
+    for manifest in manifests:
+        if (len(manifest.spans), manifest.spans[-1].stop) != (n_nodes, n_layer):
+            file = manifest.folder / MANIFEST_FILE
+            raise CheckpointError(f"{file}: damaged: its spans are not {n_layer} layers on {n_nodes} nodes")
+    return manifests
+
+
+def _mismatch(manifest: Manifest, quantize: Mode | None, dtype: str | None) -> tuple[bool, bool, bool]:
+    """How far chunks are from what was asked for; the smallest fits best."""
+    mode = manifest.quantization
+    return not _may_be(mode, quantize), mode != (quantize or "none"), dtype not in (None, manifest.dtype)
 
 
 def find_folder(ckpt: Path | None, chunk: Path | None = None) -> Path:

@@ -6,9 +6,10 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from mdi.checkpoint.chunks import Manifest, chunks_folder, is_fresh, read_manifest, write_chunks
+from mdi.checkpoint.chunks import is_fresh, write_chunks
 from mdi.checkpoint.config import CONFIG_FILE, load_config
 from mdi.checkpoint.digests import record_digests
+from mdi.checkpoint.manifest import Manifest, chunks_folders, read_manifest
 from mdi.checkpoint.weights import MODEL_FILE
 from mdi.cluster.partition import Load, split
 from mdi.config.network import load_network
@@ -44,12 +45,13 @@ def prepare(options: PrepareOptions) -> tuple[Path, Manifest | None]:
     if shares is None:
         return folder, None
     spans = split(options.split, Load(layer_weights(config), head_weight(config), shares))
-    manifest = read_manifest(chunks_folder(folder, len(spans)))
-    if manifest is not None and _is_asked_for(manifest, spans, options) and is_fresh(folder, manifest):
-        log.warning("chunks for %d nodes are there already", len(spans))
-        return folder, manifest
+    for files in chunks_folders(folder, len(spans)):
+        manifest = read_manifest(files)
+        if manifest is not None and _is_asked_for(manifest, spans, options) and is_fresh(folder, manifest):
+            log.warning("chunks for %d nodes are there already, in %s", len(spans), files)
+            return folder, manifest
     manifest = write_chunks(folder, spans, options.dtype, options.quantize)
-    log.warning("chunks for %d nodes are in %s", len(spans), chunks_folder(folder, len(spans)))
+    log.warning("chunks for %d nodes are in %s", len(spans), manifest.folder)
     return folder, manifest
 
 

@@ -33,7 +33,8 @@ log = logging.getLogger(__name__)
 def run_starter(options: StarterOptions, network: NetworkConfig, signals: Signals, worker: TextWorker) -> None:
     """Generate the samples of `options` on `network` and print them. `worker` reads the model's vocabulary."""
     gc.freeze()  # what torch and litgpt have imported is never collected, at exit neither
-    model = open_folder(find_folder(options.ckpt, options.chunk), len(network.nodes))
+    folder = find_folder(options.ckpt, options.chunk)
+    model = open_folder(folder, len(network.nodes), options.quantize, options.dtype)
     requests = load_requests(options, model, worker)
     worker.close()  # every prompt is encoded
     stream = sys.stdout.isatty() if options.stream is None else options.stream

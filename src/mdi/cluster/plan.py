@@ -95,5 +95,19 @@ def choose_spans(model: ModelFolder, shares: Sequence[float], options: PlanOptio
     return spans
 
 
+def overridden_split(model: ModelFolder, shares: Sequence[float], options: PlanOptions) -> str | None:
+    """What the user should know where the split of the chunks is used, and not the one that the shares ask for."""
+    manifest = model.ring_manifest(len(shares))
+    if manifest is None or options.split != "auto" or len(set(shares)) == 1:
+        return None
+    wanted = split("auto", Load(layer_weights(model.config), head_weight(model.config), shares))
+    if list(manifest.spans) == wanted:
+        return None
+    return (
+        f'the split {_counts(manifest.spans)} of {manifest.folder} is used, though each node\'s "share" asks for'
+        f" {_counts(wanted)}: --split {_counts(wanted)} changes it"
+    )
+
+
 def _counts(spans: Sequence[Span]) -> str:
     return ",".join(str(len(span)) for span in spans)

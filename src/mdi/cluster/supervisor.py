@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from mdi.checkpoint.folder import ModelFolder
 from mdi.checkpoint.weights import MODEL_FILE
 from mdi.cluster.member_setup import Patience, PeersTimedOut
-from mdi.cluster.plan import Member, Plan, PlanOptions, plan
+from mdi.cluster.plan import Member, Plan, PlanOptions, overridden_split, plan
 from mdi.cluster.recovery import Decision, GiveUp, GoOnWithout, Recovery, RunState
 from mdi.cluster.rendezvous import Call, Rendezvous, Statuses, describe
 from mdi.cluster.stall import Traffic, locate
@@ -174,6 +174,8 @@ class RingSupervisor:
         """Plan with what the nodes say of themselves. A node that is missing is an error: which nodes there are is
         the user's to say.
         """
+        if overridden := overridden_split(self.model, self._network.shares, self._plan_options):
+            log.warning("%s", overridden)
         if self._network.secondaries and not self._can_resplit():
             advice = "a node that is lost for good ends the run: no other can take over its layers"
             log.warning("%s has no %s: %s", self.model.path, MODEL_FILE, advice)

@@ -1,13 +1,13 @@
 """Where a secondary's weights come from: a file it was given, a model folder, or its chunk cache."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from mdi.checkpoint.cache import ChunkCache
-from mdi.checkpoint.chunks import chunk_name, chunks_folder, read_manifest
 from mdi.checkpoint.digests import Check, checked, digest_of_lines, expect_digest, expect_lines, read_digests
+from mdi.checkpoint.manifest import chunk_name, chunks_folders, read_manifest
 from mdi.checkpoint.tensor_file import Advance, open_weights
 from mdi.checkpoint.weights import MODEL_FILE, select
 from mdi.control.session import FIRST_EPOCH, SessionSpec
@@ -95,18 +95,24 @@ def _load_from_folder(folder: Path, loading: _Loading) -> bool:
 
 
 def _load_chunk(folder: Path, loading: _Loading) -> bool:
-    """Load the chunk in a model folder; False where there is none, or one of another split."""
+    """Load the chunk in a model folder; False where there is none, or only such of another split or kind."""
     spec = loading.spec
-    files = chunks_folder(folder, spec.n_nodes)
-    path, manifest = files / chunk_name(spec.rank), read_manifest(files)
-    if not path.is_file():
+    chunks = [(path, known) for path, known in _chunks(folder, spec) if spec.chunk_digest in ("", known) or not known]
+    if not chunks:
         return False
-    known = manifest.files[spec.rank].digest if manifest is not None and spec.rank < len(manifest.files) else ""
-    if known and spec.chunk_digest not in ("", known):
-        return False
+    path, known = max(chunks, key=lambda chunk: bool(chunk[1]))  # a file without a manifest may be anything
     digest = spec.chunk_digest or known
     loading.load(path, expect_digest(digest, f"{path}: not the chunk {digest[:12]}, or damaged"))
     return True
+
+
+def _chunks(folder: Path, spec: SessionSpec) -> Iterator[tuple[Path, str]]:
+    """The chunk of one node in each set, and its digest; that is empty where no manifest says it."""
+    for files in chunks_folders(folder, spec.n_nodes):
+        path, manifest = files / chunk_name(spec.rank), read_manifest(files)
+        if path.is_file():
+            named = manifest.files if manifest is not None else ()
+            yield path, named[spec.rank].digest if spec.rank < len(named) else ""
 
 
 def _load_model(folder: Path, loading: _Loading) -> bool:

@@ -1,0 +1,97 @@
+"""Several sets of chunks in one model folder: which is used, and as what chunks are written anew."""
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from mdi.checkpoint.chunks import split_model
+from mdi.checkpoint.folder import open_folder
+from mdi.checkpoint.manifest import Manifest
+from mdi.formats import Mode
+from mdi.model.span import spans_of
+from support.models import make_model
+
+SPANS = spans_of([2, 4])
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return make_model(tmp_path / "org" / "model")
+
+
+def kind(manifest: Manifest | None) -> tuple[str, str, str]:
+    assert manifest is not None
+    return manifest.folder.name, manifest.dtype, manifest.quantization
+
+
+def split_in_all_kinds(model: Path) -> None:
+    for dtype, mode in ((None, "none"), (None, "int8"), ("bfloat16", "none"), ("bfloat16", "int4")):
+        split_model(model, SPANS, dtype, quantization=mode)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("quantize", "dtype", "expected"),
+    [
+        (None, None, ("2nodes", "float32", "none")),
+        ("none", None, ("2nodes", "float32", "none")),
+        ("int8", None, ("2nodes-int8", "float32", "int8")),
+        (None, "bfloat16", ("2nodes-bfloat16", "bfloat16", "none")),
+        ("int4", "float32", ("2nodes-bfloat16-int4", "bfloat16", "int4")),
+    ],
+)
+def test_of_several_sets_of_chunks_the_one_that_fits_is_used(
+    quantize: Mode | None, dtype: str | None, expected: tuple[str, str, str], model: Path
+) -> None:
+    split_in_all_kinds(model)
+    folder = open_folder(model, 2, quantize, dtype)
+    assert kind(folder.ring_manifest(2)) == expected
+    assert folder.with_chunks(SPANS, quantize) is folder, "it is fresh: nothing to write"
+    assert folder.chunk(2, 1).parent.name == expected[0]
+
+
+def test_which_set_is_used_is_said_where_there_are_several(model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    split_model(model, SPANS)
+    open_folder(model, 2)
+    assert caplog.messages == []
+    split_model(model, SPANS, quantization="int8")
+    open_folder(model, 2)
+    assert caplog.messages == [f"{model}: using the chunks in 2nodes, not those in 2nodes-int8"]
+
+
+def test_stale_chunks_are_made_anew_as_they_were(model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    split_model(model, SPANS, "bfloat16", quantization="int8")
+    make_model(model, seed=1)
+    folder = open_folder(model, 2).with_chunks(SPANS, None)
+    assert kind(folder.ring_manifest(2)) == ("2nodes-bfloat16-int8", "bfloat16", "int8")
+    assert not (model / "chunks" / "2nodes").exists()
+    expected = "2nodes-bfloat16-int8 lacks a file, or was made from other weights; splitting it anew, as bfloat16, int8"
+    assert caplog.messages == [f"{model}: {expected}"]
+
+
+def test_another_split_is_made_of_the_same_kind(model: Path) -> None:
+    split_model(model, SPANS, quantization="int8")
+    folder = open_folder(model, 2).with_chunks(spans_of([3, 3]), None)
+    assert kind(folder.ring_manifest(2)) == ("2nodes-int8", "float32", "int8")
+
+
+def test_quantized_chunks_stay_where_plain_ones_are_asked_for(model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    split_model(model, SPANS, quantization="int8")
+    folder = open_folder(model, 2, "none").with_chunks(SPANS, "none")
+    assert kind(folder.ring_manifest(2)) == ("2nodes", "float32", "none")
+    assert kind(open_folder(model, 2, "int8").ring_manifest(2)) == ("2nodes-int8", "float32", "int8")
+    assert "2nodes-int8 holds int8 weights" in caplog.text
+
+
+def test_a_ring_that_lost_a_node_gets_chunks_as_the_larger_ring_had(model: Path) -> None:
+    split_model(model, spans_of([2, 2, 2]), quantization="int4")
+    folder = open_folder(model, 3).with_chunks(SPANS, None)
+    assert kind(folder.ring_manifest(2)) == ("2nodes-int4", "float32", "int4")
+
+
+def test_a_larger_ring_is_not_quantized_unasked(model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    split_model(model, SPANS, quantization="int4")
+    folder = open_folder(model, 3).with_chunks(spans_of([2, 2, 2]), None)
+    assert kind(folder.ring_manifest(3)) == ("3nodes", "float32", "none")
+    assert caplog.messages == []
