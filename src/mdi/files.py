@@ -5,7 +5,7 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mdi.errors import StorageError
@@ -82,11 +82,11 @@ def write_text(target: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def partial_folder(target: Path, *, keep_on_error: bool = False) -> Iterator[Path]:
+def partial_folder(target: Path, *, keep_on_error: bool = False, kept: Sequence[str] = ()) -> Iterator[Path]:
     """Yield the folder `<target>.partial`; on success rename it to `target`.
 
     What an interrupted attempt left in `<target>.partial` is removed first, unless `keep_on_error`
-    (downloads are resumed). `target` must not exist, or be an empty folder.
+    (downloads are resumed). A folder `target` that is there already is replaced, except for what is named in `kept`.
     """
     partial = target.with_name(target.name + ".partial")
     try:
@@ -97,15 +97,25 @@ def partial_folder(target: Path, *, keep_on_error: bool = False) -> Iterator[Pat
         for path in sorted(partial.rglob("*")):
             if path.is_file():
                 flush(path)
-        if target.is_dir():
-            target.rmdir()
-        partial.rename(target)
+        _replace(target, partial, kept)
     except BaseException as exc:
         if not keep_on_error:
             shutil.rmtree(partial, ignore_errors=True)
         if isinstance(exc, OSError):
             raise storage_error(target, exc) from exc
         raise
+
+
+def _replace(target: Path, partial: Path, kept: Sequence[str]) -> None:
+    former = target.with_name(target.name + ".former")
+    shutil.rmtree(former, ignore_errors=True)
+    if target.is_dir():
+        target.rename(former)
+    partial.rename(target)
+    for name in kept:
+        if (former / name).exists() and not (target / name).exists():
+            (former / name).rename(target / name)
+    shutil.rmtree(former, ignore_errors=True)
 
 
 def flush(path: Path) -> None:

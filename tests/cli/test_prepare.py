@@ -1,15 +1,40 @@
-"""Preparing a model that is prepared already."""
+"""Preparing a model: from which source, under which name, and when it is prepared already."""
 
+import os
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from mdi.checkpoint.manifest import chunks_folder
 from mdi.cli.prepare import prepare
 from mdi.config.options import PrepareOptions
-from mdi.errors import CheckpointError
+from mdi.errors import CheckpointError, ConfigError
+from support.hf_folders import make_hf_folder, put_into_cache, register_minute_llama
 from support.hub import StubHub, serve
 from support.models import make_model
+
+
+@pytest.fixture(autouse=True)
+def _minute_llama(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    register_minute_llama(monkeypatch)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return make_hf_folder(tmp_path / "minute")
+
+
+def prepared(model: Path | str, tmp_path: Path, dtype: str | None = None) -> Path:
+    """The folder that a model is prepared in."""
+    return prepare(PrepareOptions(model=str(model), ckpt_folder=tmp_path / "checkpoints", dtype=dtype))[0]
+
+
+def embedding(folder: Path) -> torch.Tensor:
+    weight: torch.Tensor = torch.load(folder / "lit_model.pth", weights_only=True)["transformer.wte.weight"]
+    return weight
 
 
 def test_a_folder_of_chunks_without_the_model_is_left_as_it_is(tmp_path: Path) -> None:
@@ -54,6 +79,89 @@ def test_a_tokenizer_that_cannot_be_used_is_told_before_anything_is_converted(tm
     source.mkdir()
     (source / "config.json").write_text("{}")
     (source / "tokenizer.json").write_text("{")
+    (source / "model.safetensors").write_bytes(b"not looked at")
     with pytest.raises(CheckpointError, match=rf"{source}/tokenizer\.json: not a tokenizer"):
         prepare(PrepareOptions(model=str(source), model_name="pythia-14m", ckpt_folder=tmp_path / "checkpoints"))
     assert list((tmp_path / "checkpoints").rglob("*.json")) == []
+
+
+# ---- the same source, and another
+
+
+def test_a_folder_that_was_trained_further_is_converted_anew(
+    source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = prepared(source, tmp_path)
+    (folder / "prompt_style.yaml").write_text("class_path: litgpt.prompts.Default")
+    before = embedding(folder)
+    make_hf_folder(source, seed=1)
+    assert prepared(source, tmp_path) == folder
+    assert not torch.equal(embedding(folder), before)
+    assert (folder / "prompt_style.yaml").is_file(), "the user's own file stays"
+    assert f"{source} has changed since {folder} was made from it" in caplog.text
+
+
+def test_a_folder_that_was_only_touched_or_moved_is_not_converted_again(source: Path, tmp_path: Path) -> None:
+    folder = prepared(source, tmp_path)
+    inode = (folder / "lit_model.pth").stat().st_ino
+    os.utime(source / "model.safetensors", (1, 1))
+    prepared(source, tmp_path)
+    moved = shutil.move(source, tmp_path / "elsewhere" / "minute")
+    assert prepared(moved, tmp_path) == folder
+    assert (folder / "lit_model.pth").stat().st_ino == inode
+
+
+def test_another_dtype_the_second_time_is_honoured(source: Path, tmp_path: Path) -> None:
+    assert embedding(prepared(source, tmp_path)).dtype == torch.bfloat16
+    folder = prepared(source, tmp_path, "float32")
+    assert embedding(folder).dtype == torch.float32
+    inode = (folder / "lit_model.pth").stat().st_ino
+    prepared(source, tmp_path)
+    assert (folder / "lit_model.pth").stat().st_ino == inode, "nothing else was asked for"
+
+
+def test_a_prepared_model_whose_file_is_damaged_is_made_anew(source: Path, tmp_path: Path) -> None:
+    folder = prepared(source, tmp_path)
+    before = embedding(folder)
+    (folder / "lit_model.pth").write_bytes(b"x" * 1000)
+    prepared(source, tmp_path)
+    assert torch.equal(embedding(folder), before)
+
+
+def test_another_model_of_the_same_name_is_refused(source: Path, tmp_path: Path) -> None:
+    folder = prepared(source, tmp_path)
+    other = make_hf_folder(tmp_path / "other" / "minute", seed=1)
+    with pytest.raises(ConfigError, match=f"{folder} was made from folder:{source}, not from folder:{other}"):
+        prepared(other, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["hub:org/minute", "folder:{source}"])
+def test_a_model_that_an_earlier_version_prepared_is_ready(name: str, source: Path, tmp_path: Path) -> None:
+    folder = prepared(source, tmp_path)
+    (folder / "source.json").write_text(f'{{"source": "{name.format(source=source)}"}}')
+    if name.startswith("folder"):
+        assert prepared(source, tmp_path) == folder
+    else:
+        with pytest.raises(ConfigError, match="was made from hub:org/minute"):
+            prepared(source, tmp_path)
+
+
+def test_a_repo_is_taken_from_the_cache_under_its_own_name(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = put_into_cache(tmp_path / "hub", "org/minute", source)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    folder = prepared("org/minute", tmp_path)
+    assert folder == tmp_path / "checkpoints" / "org" / "minute"
+    inode = (folder / "lit_model.pth").stat().st_ino
+    assert prepared(snapshot, tmp_path) == prepared("org/minute", tmp_path) == folder
+    assert (folder / "lit_model.pth").stat().st_ino == inode
+    (tmp_path / "mine").symlink_to(snapshot)
+    assert prepared(tmp_path / "mine", tmp_path) == tmp_path / "checkpoints" / "local" / "mine"
+
+
+def test_an_error_of_the_conversion_names_the_users_folder(source: Path, tmp_path: Path) -> None:
+    (source / "model.safetensors").write_bytes(b"x" * 1000)
+    with pytest.raises(CheckpointError) as caught:
+        prepared(source, tmp_path)
+    assert str(source) in str(caught.value) and ".partial" not in str(caught.value)

@@ -16,7 +16,7 @@ from mdi.checkpoint.config import CONFIG_FILE, config_from_dict, load_config
 from mdi.checkpoint.digests import DIGESTS_FILE, read_digests
 from mdi.checkpoint.manifest import MANIFEST_FILE, chunk_name, read_manifest
 from mdi.cli.memory_monitor import read_memory_csv
-from mdi.cli.prepare import SOURCE_FILE, _check_source
+from mdi.cli.origin import ORIGIN_FILE, Origin, compare_origin
 from mdi.cli.run_statistics import RUN_CSV_HEADER, check_run_csv
 from mdi.cli.token_times import read_token_csv
 from mdi.config.network import load_network, load_node
@@ -82,6 +82,7 @@ def gguf_header() -> bytes:
         return path.read_bytes()
 
 
+ORIGIN = {"source": "x", "files": {"a": {"n_bytes": 1, "mtime_ns": 2, "digest": "ab"}}}
 MANIFEST = {
     "model_digest": DIGEST, "spans": [[0, 1], [1, 3]], "dtype": "float32", "quantization": "none",
     "files": [{"name": chunk_name(node), "n_bytes": 1000, "digest": DIGEST} for node in range(2)], "format_version": 2,
@@ -112,7 +113,7 @@ READERS = {
     "configuration of the starter": Reader(
         "c", as_json(asdict(Config(**BASE))), from_a_peer(config_from_dict), n_ways=400
     ),
-    "source of a model": Reader(SOURCE_FILE, as_json({"source": "x"}), lambda path: _check_source(path.parent, "x")),
+    "source of a model": Reader(ORIGIN_FILE, as_json(ORIGIN), lambda path: compare_origin(path.parent, Origin("x"))),
     "header of a GGUF file": Reader("m.gguf", gguf_header(), lambda path: build_config(open_gguf(path), N_TOKENS)),
     "key of the ring": Reader(
         "key", b"a key with sixteen characters or more", lambda path: key_from_file(path, "key"), n_ways=10

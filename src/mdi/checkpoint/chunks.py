@@ -164,8 +164,12 @@ def _cast_of(manifest: Manifest, weights: Weights) -> str | None:
     return None if own_dtype == manifest.dtype else manifest.dtype
 
 
+def dtype_of(path: Path) -> str:
+    """The dtype of the model in a file: that of its first tensor. Raises `CheckpointError`."""
+    return _dtype_of(open_weights(path))
+
+
 def _dtype_of(weights: Weights) -> str:
-    """The dtype of a model: that of its first tensor."""
     return dtype_name(next(iter(weights.meta.values())).dtype)
 
 

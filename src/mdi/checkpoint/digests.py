@@ -20,13 +20,14 @@ from mdi.checkpoint.tensor_file import MAX_TENSORS, Advance, no_progress, open_w
 from mdi.checkpoint.weights import MODEL_FILE
 from mdi.documents import Fields, read_json
 from mdi.errors import CheckpointError
-from mdi.files import write_text
+from mdi.files import storage_error, write_text
 from mdi.model.tensors import dtype_name
 from mdi.model.weights import Weights
 
 DIGESTS_FILE = "lit_model.digests.json"
 FORMAT_VERSION = 2
 _MAX_DIGESTS_BYTES = 400 * MAX_TENSORS
+_BLOCK_BYTES = 1 << 20
 
 Check = Callable[[Mapping[str, str]], None]  # raises `CheckpointError` for the lines of tensors, by name
 
@@ -56,6 +57,19 @@ def digest_of(weights: Mapping[str, torch.Tensor]) -> str:
 def content_digest(path: Path, advance: Advance = no_progress) -> str:
     """The digest of a file's tensors. Raises `CheckpointError` for a damaged file."""
     return digest_of(open_weights(path, advance))
+
+
+def file_digest(path: Path, advance: Advance = no_progress) -> str:
+    """XXH3-128 of a file's bytes, whatever they are. Raises `StorageError`."""
+    digest = xxhash.xxh3_128()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK_BYTES):
+                digest.update(block)
+                advance(len(block))
+    except OSError as exc:
+        raise storage_error(path, exc) from exc
+    return digest.hexdigest()
 
 
 # ---- while they are used

@@ -1,27 +1,27 @@
 """Any form of a model -> a litGPT folder, and its chunks."""
 
 import contextlib
-import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from mdi.checkpoint.chunks import is_fresh, write_chunks
+from mdi.checkpoint.chunks import dtype_of, is_fresh, write_chunks
 from mdi.checkpoint.config import CONFIG_FILE, load_config
 from mdi.checkpoint.digests import record_digests
 from mdi.checkpoint.manifest import Manifest, chunks_folders, read_manifest
 from mdi.checkpoint.weights import MODEL_FILE
+from mdi.cli.origin import Match, Origin, compare_origin, record_origin
 from mdi.cluster.partition import Load, split
 from mdi.config.network import load_network
 from mdi.config.options import PrepareOptions
 from mdi.convert.gguf.convert import import_gguf, suggested_name
 from mdi.convert.hf_configs import resolve_config_name
-from mdi.convert.hub import download, download_config, download_small_files, read_config
+from mdi.convert.hub import download, download_config, download_small_files, read_config, wanted_files
 from mdi.convert.huggingface import check_small_files, convert_folder, link_or_copy
 from mdi.convert.random import make_random
-from mdi.documents import Fields, read_json
+from mdi.convert.sources import LocalSource, check_present, check_source, find_cached, local_source
 from mdi.errors import CheckpointError, ConfigError
-from mdi.files import partial_folder, write_text
+from mdi.files import partial_folder
 from mdi.model.shapes import head_weight, layer_weights
 from mdi.model.span import Span
 from mdi.progress import progress_bar
@@ -31,7 +31,7 @@ from mdi.text.worker_process import TextWorker
 
 log = logging.getLogger(__name__)
 
-SOURCE_FILE = "source.json"
+_KEPT = ("chunks", "prompt_style.yaml")  # of a model that is made anew: digests tell whether chunks still belong to it
 
 
 def prepare(options: PrepareOptions) -> tuple[Path, Manifest | None]:
@@ -76,34 +76,55 @@ def _prepare_folder(options: PrepareOptions) -> Path:
     if (path / CONFIG_FILE).is_file():
         return path
     if path.is_dir():
-        return _convert_local(options, path)
+        return _convert_local(options, local_source(path))
+    if path.is_symlink():
+        check_present(path)
     if path.suffix == ".gguf" or options.model.count("/") != 1 or options.model.startswith((".", "/", "~")):
         raise ConfigError(f"{options.model}: no such file or folder, and not a repo id, which has the form org/name")
     return _fetch(options, options.model)
 
 
 def _fetch(options: PrepareOptions, repo_id: str) -> Path:
-    target = options.ckpt_folder / repo_id
-    with _unless_ready(target, f"hub:{repo_id}", keep_on_error=True) as folder:
-        if folder is not None:
-            config = download_config(repo_id, folder, token=options.hf_token)
-            name = resolve_config_name(repo_id, config, options.model_name)
-            download_small_files(repo_id, folder, token=options.hf_token)
-            _check_small_files(folder, name)
-            download(repo_id, folder, token=options.hf_token)
+    target, origin = options.ckpt_folder / repo_id, Origin(f"hub:{repo_id}")
+    if _is_ready(target, origin, options.dtype):
+        return target
+    if (snapshot := find_cached(repo_id)) is not None:
+        log.warning("%s is in the Hugging Face cache: %s", repo_id, snapshot)
+        return _convert_local(options, local_source(snapshot))
+    with _made(target, origin, keep_on_error=True) as folder:
+        config = download_config(repo_id, folder, token=options.hf_token)
+        name = resolve_config_name(repo_id, config, options.model_name)
+        download_small_files(repo_id, folder, token=options.hf_token)
+        _check_small_files(folder, name)
+        download(repo_id, folder, token=options.hf_token)
+        convert_folder(folder, model_name=name, dtype=options.dtype)
+    return target
+
+
+def _convert_local(options: PrepareOptions, source: LocalSource) -> Path:
+    check_source(source.path)
+    name = resolve_config_name(
+        source.repo_id or source.path.resolve().name, read_config(source.path), options.model_name
+    )
+    target = options.ckpt_folder / (source.name if "/" in source.name else f"local/{source.name}")
+    files = [source.path / name for name in wanted_files(path.name for path in source.path.iterdir())]
+    place = f"hub:{source.repo_id}" if source.repo_id else f"folder:{source.path.resolve()}"
+    origin = Origin(place, files)
+    if not _is_ready(target, origin, options.dtype):
+        with _made(target, origin) as folder, _named(folder, source.path):
+            _check_small_files(source.path, name)
+            link_or_copy(source.path, folder)
             convert_folder(folder, model_name=name, dtype=options.dtype)
     return target
 
 
-def _convert_local(options: PrepareOptions, source: Path) -> Path:
-    name = resolve_config_name(source.resolve().name, read_config(source), options.model_name)
-    target = options.ckpt_folder / "local" / source.resolve().name
-    with _unless_ready(target, f"folder:{source.resolve()}") as folder:
-        if folder is not None:
-            _check_small_files(source, name)
-            link_or_copy(source, folder)
-            convert_folder(folder, model_name=name, dtype=options.dtype)
-    return target
+@contextlib.contextmanager
+def _named(folder: Path, source: Path) -> Iterator[None]:
+    """Errors name the user's folder: the working folder is gone by then."""
+    try:
+        yield
+    except CheckpointError as exc:
+        raise CheckpointError(str(exc).replace(str(folder), str(source))) from exc
 
 
 def _check_small_files(folder: Path, model_name: str) -> None:
@@ -114,46 +135,55 @@ def _check_small_files(folder: Path, model_name: str) -> None:
 
 
 def _import_gguf(options: PrepareOptions, source: Path) -> Path:
+    check_present(source)
     name = options.model_name or suggested_name(source)
     target = options.ckpt_folder / "local" / name
-    with _unless_ready(target, f"gguf:{source.name}:{source.stat().st_size}") as folder:
-        if folder is not None:
-            with progress_bar(None, f"importing {source.name}", "tensors") as advance:
-                import_gguf(source, folder, dtype=options.dtype, name=name, advance=advance)
+    origin = Origin(f"gguf:{source.resolve()}", [source], f"gguf:{source.name}:{source.stat().st_size}")
+    if not _is_ready(target, origin, options.dtype):
+        with _made(target, origin) as folder, progress_bar(None, f"importing {source.name}", "tensors") as advance:
+            import_gguf(source, folder, dtype=options.dtype, name=name, advance=advance)
     return target
 
 
 def _make_random(options: PrepareOptions, config_name: str) -> Path:
     target = options.ckpt_folder / "random" / config_name.rpartition("/")[2]
-    with _unless_ready(target, f"random:{config_name}:{options.seed}:{options.dtype}") as folder:
-        if folder is not None:
+    place = f"random:{config_name}:{options.seed}"
+    origin = Origin(place, former_name=f"{place}:{options.dtype}")
+    if not _is_ready(target, origin, options.dtype):
+        with _made(target, origin) as folder:
             make_random(config_name, folder, seed=options.seed, dtype=options.dtype)
     return target
 
 
+def _is_ready(target: Path, origin: Origin, dtype: str | None) -> bool:
+    """Whether `target` holds what `origin` gives. Raises `ConfigError` where it holds another model."""
+    if not ((target / MODEL_FILE).is_file() and (target / CONFIG_FILE).is_file()):
+        return False
+    match, known = compare_origin(target, origin)
+    if match is Match.OTHER:
+        advice = "remove it, or choose another --ckpt-folder"
+        raise ConfigError(f"{target} was made from {one_line(known)}, not from {origin.name}: {advice}")
+    try:
+        stored = dtype_of(target / MODEL_FILE)
+    except CheckpointError as exc:
+        log.warning("%s; making it anew", exc)
+        return False
+    if match is Match.CHANGED:
+        log.warning("%s has changed since %s was made from it: making that anew", known, target)
+    elif dtype not in (None, stored):
+        log.warning("%s is in %s: making it anew in %s", target, stored, dtype)
+    else:
+        log.warning("%s is prepared already, in %s", target, stored)
+        return True
+    return False
+
+
 @contextlib.contextmanager
-def _unless_ready(target: Path, source: str, *, keep_on_error: bool = False) -> Iterator[Path | None]:
-    """Yield a working folder that becomes `target`; None where `target` was made from `source` before."""
-    if (target / MODEL_FILE).is_file() and (target / CONFIG_FILE).is_file():
-        _check_source(target, source)
-        log.warning("%s is prepared already", target)
-        yield None
-        return
-    with partial_folder(target, keep_on_error=keep_on_error) as folder:
+def _made(target: Path, origin: Origin, *, keep_on_error: bool = False) -> Iterator[Path]:
+    """Yield a working folder that becomes `target`."""
+    with partial_folder(target, keep_on_error=keep_on_error, kept=_KEPT) as folder:
         yield folder
         with progress_bar((folder / MODEL_FILE).stat().st_size, "recording digests", "B") as advance:
             record_digests(folder, advance)
-        write_text(folder / SOURCE_FILE, json.dumps({"source": source}))
+        record_origin(folder, origin)
     log.warning("%s is ready", target)
-
-
-def _check_source(target: Path, source: str) -> None:
-    path = target / SOURCE_FILE
-    if not path.is_file():
-        return  # put there by hand
-    fields = Fields(read_json(path, 1 << 20, CheckpointError), str(path), CheckpointError)
-    known = fields.get("source", lambda value: isinstance(value, str), "a text")
-    if known != source:
-        raise ConfigError(
-            f"{target} was made from {one_line(known)}, not from {source}: remove it, or choose another --ckpt-folder"
-        )

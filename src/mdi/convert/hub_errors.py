@@ -68,7 +68,10 @@ def _explained(exc: BaseException, repo_id: str, folder: Path, *, has_token: boo
     if isinstance(exc, HfHubHTTPError):
         return CheckpointError(_refusal(exc, repo_id, host, has_token))
     if isinstance(exc, OfflineModeIsEnabled):
-        return CheckpointError(f"HF_HUB_OFFLINE is set, so {repo_id} cannot be fetched: unset it")
+        return CheckpointError(
+            f"HF_HUB_OFFLINE is set, so {repo_id} cannot be fetched, and the Hugging Face cache holds no whole copy of"
+            " it: unset it"
+        )
     if isinstance(exc, httpx.TransportError):
         return CheckpointError(_broken_connection(exc, repo_id, host))
     if isinstance(exc, OSError) and exc.errno is not None:

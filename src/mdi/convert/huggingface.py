@@ -97,7 +97,7 @@ def _normalize_weight_files(folder: Path, hf_config: dict[str, Any]) -> None:
     files = [folder / name for name in weights if not name.endswith(".json")]
     if not files:
         raise CheckpointError(f"{folder} has no weights in safetensors or .bin format")
-    _check_complete(folder, weights)
+    check_complete(folder, weights)
     for name in names - {file.name for file in files}:
         if is_weight_file(name):
             (folder / name).unlink()
@@ -109,8 +109,8 @@ def _has_head(tensors: Iterable[str]) -> bool:
     return any(name.endswith(("lm_head.weight", "embed_out.weight")) for name in tensors)
 
 
-def _check_complete(folder: Path, weights: list[str]) -> None:
-    """Every file that the index, or the numbering of the shards, speaks of must be there."""
+def check_complete(folder: Path, weights: list[str]) -> None:
+    """Raise `CheckpointError` unless every file is there that the index, or the numbering of the shards, speaks of."""
     expected = {name for name in weights if not name.endswith(".json")}
     for name in list(weights):
         if name.endswith(".json"):
