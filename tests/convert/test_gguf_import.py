@@ -220,7 +220,7 @@ def test_rope_factors_of_another_kind_are_refused(tmp_path: Path, folder: Path) 
         ({"llama.block_count": 1}, ["no place", "blk.1."]),
         ({"llama.block_count": 2**31 - 1}, ["llama.block_count"]),
         ({"llama.expert_count": 8}, ["ffn_gate_inp"]),
-        ({"split.count": 4}, ["one of 4 parts", "llama-gguf-split --merge"]),
+        ({"split.count": 4}, ["it says that it is part 1 of 4", "model-00001-of-00003.gguf"]),
         ({"tokenizer.ggml.model": "bert"}, ["'bert'"]),
         ({"tokenizer.ggml.pre": "alien"}, ["'alien'", "smollm"]),
         ({"tokenizer.ggml.model": None}, ["tokenizer.ggml.model is missing"]),

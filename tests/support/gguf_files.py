@@ -274,6 +274,19 @@ def write_gguf(
     return path
 
 
+def write_parts(
+    folder: Path, architecture: str, values: dict[str, Any], stored: dict[str, Array], n: int
+) -> list[Path]:
+    """Write a model as `n` parts, `tiny-00001-of-00003.gguf` and so on, as llama.cpp's gguf-split does."""
+    names, paths = list(stored), []
+    for i in range(n):
+        part = {name: stored[name] for name in names[i * len(names) // n : (i + 1) * len(names) // n]}
+        own = {"split.no": i, "split.count": n, "split.tensors.count": len(names)}
+        path = folder / f"tiny-{i + 1:05d}-of-{n:05d}.gguf"
+        paths.append(write_gguf(path, architecture, (values | own) if i == 0 else own, part))
+    return paths
+
+
 def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
     if isinstance(value, list):
         writer.add_array(key, value)

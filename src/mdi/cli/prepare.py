@@ -15,6 +15,7 @@ from mdi.cluster.partition import Load, split
 from mdi.config.network import load_network
 from mdi.config.options import PrepareOptions
 from mdi.convert.gguf.convert import import_gguf, suggested_name
+from mdi.convert.gguf.parts import parts_of
 from mdi.convert.hf_configs import resolve_config_name
 from mdi.convert.hub import download, download_config, download_small_files, read_config, wanted_files
 from mdi.convert.huggingface import check_small_files, convert_folder, link_or_copy
@@ -135,10 +136,12 @@ def _check_small_files(folder: Path, model_name: str) -> None:
 
 
 def _import_gguf(options: PrepareOptions, source: Path) -> Path:
-    check_present(source)
+    parts = parts_of(source)
+    for part in parts:
+        check_present(part)
     name = options.model_name or suggested_name(source)
     target = options.ckpt_folder / "local" / name
-    origin = Origin(f"gguf:{source.resolve()}", [source], f"gguf:{source.name}:{source.stat().st_size}")
+    origin = Origin(f"gguf:{parts[0].resolve()}", parts, f"gguf:{source.name}:{source.stat().st_size}")
     if not _is_ready(target, origin, options.dtype):
         with _made(target, origin) as folder, progress_bar(None, f"importing {source.name}", "tensors") as advance:
             import_gguf(source, folder, dtype=options.dtype, name=name, advance=advance)

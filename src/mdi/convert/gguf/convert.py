@@ -17,7 +17,8 @@ from litgpt.utils import incremental_save, save_config
 
 from mdi.checkpoint.weights import MODEL_FILE, write_errors
 from mdi.convert.gguf.config import Architecture, architecture_of, build_config
-from mdi.convert.gguf.file import GgufFile, TensorInfo, open_gguf
+from mdi.convert.gguf.file import GgufFile, TensorInfo
+from mdi.convert.gguf.parts import open_model, without_part
 from mdi.convert.gguf.tokenizer import write_tokenizer
 from mdi.errors import CheckpointError, ConfigError, StorageError
 from mdi.model.shapes import model_shapes
@@ -69,8 +70,9 @@ class _Part:
 
 
 def suggested_name(source: Path) -> str:
-    """The model's name after its file: without suffix and quantization, `Phi.Q4_K_M.gguf` is `Phi`."""
-    stem = source.name[: -len(".gguf")] if source.name.lower().endswith(".gguf") else source.name
+    """The model's name after its file: without part, suffix and quantization, `Phi.Q4_K_M.gguf` is `Phi`."""
+    name = without_part(source.name)
+    stem = name[: -len(".gguf")] if name.lower().endswith(".gguf") else name
     return _QUANTIZATION_SUFFIX.sub("", stem) or stem
 
 
@@ -84,6 +86,7 @@ def import_gguf(
 ) -> None:
     """Convert `source` into the existing empty `folder`: configuration, lit_model.pth and tokenizer files.
 
+    Of a model in several files, `source` is any one; the others lie beside it.
     `dtype` is one of `DTYPES`; without it, that of the file where it is float16 or bfloat16 throughout, else float32.
     `name` labels the configuration (see `build_config`). `advance(1)` is called
     for each litGPT tensor that was written.
@@ -93,8 +96,7 @@ def import_gguf(
     """
     if dtype is not None and dtype not in TORCH_DTYPES:
         raise ConfigError(f"unknown dtype {dtype!r}: choose one of {', '.join(TORCH_DTYPES)}")
-    file = open_gguf(source)
-    _refuse_split(file)
+    file = open_model(source)
     n_tokens = write_tokenizer(file, folder)
     config = build_config(file, n_tokens, name)
     recipes = _recipes(file, config)
@@ -102,14 +104,6 @@ def import_gguf(
     _require_space(folder, recipes, torch_dtype)
     _write_weights(file, folder / MODEL_FILE, recipes, torch_dtype, advance)
     save_config(config, folder)
-
-
-def _refuse_split(file: GgufFile) -> None:
-    n_files = file.metadata.integer("split.count", 0)
-    if n_files > 1:
-        raise CheckpointError(
-            f"{file.path}: one of {n_files} parts of a model; join them first with `llama-gguf-split --merge`"
-        )
 
 
 def _own_dtype(file: GgufFile) -> torch.dtype:

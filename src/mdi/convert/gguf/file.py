@@ -115,6 +115,7 @@ class Metadata:
 class TensorInfo:
     """One row of the tensor table. `shape` is outermost first, `offset` counts from the start of the file."""
 
+    path: Path  # of the file
     name: str
     shape: tuple[int, ...]
     kind: gguf.GGMLQuantizationType
@@ -135,18 +136,20 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class GgufFile:
+    """The header of a file; its tensors may lie in other parts of the model."""
+
     path: Path
     metadata: Metadata
     tensors: dict[str, TensorInfo]
 
     def rows(self, info: TensorInfo, start: int, n: int) -> npt.NDArray[np.float32]:
         """Rows `start` to `start + n` of a tensor seen as (n_rows, last dimension), dequantized: (n, last)."""
-        with self.path.open("rb") as file:
+        with info.path.open("rb") as file:
             file.seek(info.offset + start * info.row_bytes)
             raw = np.fromfile(file, dtype=np.uint8, count=n * info.row_bytes)
         if raw.size != n * info.row_bytes:
-            raise CheckpointError(f"{self.path}: the file ended inside tensor {info.name}")
-        return _dequantized(self.path, info.kind, raw.reshape(n, info.row_bytes))
+            raise CheckpointError(f"{info.path}: the file ended inside tensor {info.name}")
+        return _dequantized(info.path, info.kind, raw.reshape(n, info.row_bytes))
 
 
 def open_gguf(path: Path) -> GgufFile:
@@ -162,7 +165,7 @@ def open_gguf(path: Path) -> GgufFile:
             if magic != b"GGUF":
                 raise CheckpointError(f"{path}: not a GGUF file (it starts with {magic!r})")
             _check_version(path, file.read(4))
-            values, tensors = _read_header(_Cursor(file, 8, size), size)
+            values, tensors = _read_header(_Cursor(file, 8, size), path, size)
     except Damaged as exc:
         raise CheckpointError(f"{path}: damaged or cut-off GGUF file: {exc}; fetch it again") from exc
     except OSError as exc:
@@ -255,7 +258,7 @@ class _Cursor:
         return n
 
 
-def _read_header(cursor: _Cursor, size: int) -> tuple[dict[str, Any], dict[str, TensorInfo]]:
+def _read_header(cursor: _Cursor, path: Path, size: int) -> tuple[dict[str, Any], dict[str, TensorInfo]]:
     n_tensors = cursor.count(MAX_TENSORS, "tensors")
     n_values = cursor.count(MAX_ITEMS, "metadata keys")
     values: dict[str, Any] = {}
@@ -267,7 +270,7 @@ def _read_header(cursor: _Cursor, size: int) -> tuple[dict[str, Any], dict[str, 
     if not isinstance(alignment, int) or alignment < 1:
         raise Damaged(f"general.alignment is {alignment!r}")
     start = -(-cursor.position // alignment) * alignment
-    return values, {name: _located(name, row, start, size) for name, row in table.items()}
+    return values, {name: _located(path, name, row, start, size) for name, row in table.items()}
 
 
 def _read_table(cursor: _Cursor, n_tensors: int) -> dict[str, _TableRow]:
@@ -288,13 +291,13 @@ def _new_name(name: str, seen: dict[str, Any], what: str) -> str:
     return name
 
 
-def _located(name: str, row: _TableRow, start: int, size: int) -> TensorInfo:
+def _located(path: Path, name: str, row: _TableRow, start: int, size: int) -> TensorInfo:
     shape, code, offset = row
     try:
         kind = gguf.GGMLQuantizationType(code)
     except ValueError as exc:
         raise Damaged(f"tensor {name} has the unknown type {code}") from exc
-    info = TensorInfo(name, shape, kind, start + offset)
+    info = TensorInfo(path, name, shape, kind, start + offset)
     block = gguf.GGML_QUANT_SIZES[kind][0]
     if 0 in shape or shape[-1] % block:
         raise Damaged(f"tensor {name} of type {kind.name} cannot have the shape {list(shape)}")
