@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from mdi.checkpoint.config import load_config
 from mdi.checkpoint.manifest import chunks_folder
 from mdi.cli.prepare import prepare
 from mdi.config.options import PrepareOptions
 from mdi.errors import CheckpointError, ConfigError
+from support.gguf_files import byte_level_tokenizer, hyperparameters, tensors, tiny_model, write_parts
 from support.hf_folders import make_hf_folder, put_into_cache, register_minute_llama
 from support.hub import StubHub, serve
 from support.models import make_model
@@ -165,3 +167,31 @@ def test_an_error_of_the_conversion_names_the_users_folder(source: Path, tmp_pat
     with pytest.raises(CheckpointError) as caught:
         prepared(source, tmp_path)
     assert str(source) in str(caught.value) and ".partial" not in str(caught.value)
+
+
+# ---- from the hub, by a GGUF file's name
+
+
+def test_a_gguf_in_several_parts_is_fetched_and_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    architecture, model = tiny_model("llama")
+    values = hyperparameters(architecture, model.config) | byte_level_tokenizer()
+    (tmp_path / "parts").mkdir()
+    parts = write_parts(tmp_path / "parts", architecture, values, tensors(architecture, model), 2)
+    files = {f"Q4_0/{path.name.replace('tiny', 'tiny-Q4_0')}": path.read_bytes() for path in parts}
+    with serve(StubHub("org/tiny-GGUF", files | {"README.md": b"never"})) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        folder = prepared("org/tiny-GGUF:Q4_0", tmp_path)
+        n_requests = len(hub.requests)
+        assert prepared("org/tiny-GGUF:Q4_0", tmp_path) == folder == tmp_path / "checkpoints" / "org" / "tiny"
+        assert len(hub.requests) == n_requests, "it is ready"
+        with pytest.raises(ConfigError, match="was made from hub:org/tiny-GGUF:Q4_0, not from hub:org/tiny-GGUF:Q8_0"):
+            prepared("org/tiny-GGUF:Q8_0", tmp_path)
+    assert not hub.seen("GET", "README")
+    assert [path for path in folder.rglob("*") if path.suffix == ".gguf" or path.is_dir()] == []
+    assert load_config(folder).n_layer == model.config.n_layer
+
+
+@pytest.mark.parametrize("name", ["none", "./org/none.gguf", "a/b/c", "/nowhere/x"])
+def test_what_is_neither_here_nor_a_name_on_the_hub_is_told(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"{name}: no such file or folder, nor a name on the hub.*--list"):
+        prepared(name, tmp_path)

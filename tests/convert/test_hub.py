@@ -367,7 +367,7 @@ def test_a_disk_that_fills_up(stub: StubHub, folder: Path, monkeypatch: pytest.M
 
 def test_a_repo_without_weights(stub: StubHub, folder: Path) -> None:
     del stub.files["model.safetensors"], stub.files["pytorch_model.bin"]
-    assert "download one of its .gguf files" in str(failure(folder))
+    assert "prepare one of its GGUF files, such as org/tiny:Q4_K_M" in str(failure(folder))
     del stub.files["model-q4.gguf"]
     assert str(failure(folder)) == "org/tiny has no weights in safetensors or .bin format"
 

@@ -200,15 +200,23 @@ def _mismatch(manifest: Manifest, quantize: Mode | None, dtype: str | None) -> t
 
 
 def find_folder(ckpt: Path | None, chunk: Path | None = None) -> Path:
-    """The model folder: `ckpt`, or the one that `chunk` lies in. Raises `ConfigError` listing what there is."""
+    """The model folder: `ckpt`, or the one that `chunk` lies in, or the only one that is prepared.
+
+    `ckpt` is a folder, or the name of one below the checkpoints. Raises `ConfigError` listing what there is.
+    """
     if ckpt is None and chunk is not None and len(chunk.resolve().parents) > 3:
         ckpt = chunk.resolve().parents[2]  # <folder>/chunks/<N>nodes/<chunk>
     if ckpt is not None and (ckpt / CONFIG_FILE).is_file():
         return ckpt
+    if ckpt is not None and (CHECKPOINTS_DIR / ckpt / CONFIG_FILE).is_file():
+        return CHECKPOINTS_DIR / ckpt
     root = ckpt if ckpt is not None and ckpt.is_dir() else CHECKPOINTS_DIR
-    models = [str(path) for path in find_models(root)]
+    models = find_models(root)
+    if len(models) == 1 and ckpt is None and chunk is None:
+        log.info("using %s, the only model in %s", models[0], root)
+        return models[0]
     if models:
-        advice = f"choose one of these with --ckpt: {', '.join(models)}"
+        advice = f"choose one of these with --ckpt: {', '.join(map(str, models))}"
     else:
         advice = "prepare one with prepare_model.py first"
     raise ConfigError(f"{'no model given' if ckpt is None else f'{ckpt}: no prepared model there'}; {advice}")

@@ -17,8 +17,16 @@ from mdi.config.options import PrepareOptions
 from mdi.convert.gguf.convert import import_gguf, suggested_name
 from mdi.convert.gguf.parts import parts_of
 from mdi.convert.hf_configs import resolve_config_name
-from mdi.convert.hub import download, download_config, download_small_files, read_config, wanted_files
-from mdi.convert.huggingface import check_small_files, convert_folder, link_or_copy
+from mdi.convert.hub import (
+    download,
+    download_chosen,
+    download_config,
+    download_small_files,
+    read_config,
+    wanted_files,
+)
+from mdi.convert.huggingface import check_small_files, convert_folder, link_or_copy, remove_download_records
+from mdi.convert.known_models import HubName, choose_gguf, parse_hub_name
 from mdi.convert.random import make_random
 from mdi.convert.sources import LocalSource, check_present, check_source, find_cached, local_source
 from mdi.errors import CheckpointError, ConfigError
@@ -80,9 +88,12 @@ def _prepare_folder(options: PrepareOptions) -> Path:
         return _convert_local(options, local_source(path))
     if path.is_symlink():
         check_present(path)
-    if path.suffix == ".gguf" or options.model.count("/") != 1 or options.model.startswith((".", "/", "~")):
-        raise ConfigError(f"{options.model}: no such file or folder, and not a repo id, which has the form org/name")
-    return _fetch(options, options.model)
+    if (hub_name := parse_hub_name(options.model)) is None:
+        raise ConfigError(
+            f"{options.model}: no such file or folder, nor a name on the hub, such as org/name, org/name:Q4_K_M, or one"
+            " of the short names that --list shows"
+        )
+    return _fetch(options, hub_name.repo_id) if hub_name.gguf is None else _fetch_gguf(options, hub_name)
 
 
 def _fetch(options: PrepareOptions, repo_id: str) -> Path:
@@ -99,6 +110,21 @@ def _fetch(options: PrepareOptions, repo_id: str) -> Path:
         _check_small_files(folder, name)
         download(repo_id, folder, token=options.hf_token)
         convert_folder(folder, model_name=name, dtype=options.dtype)
+    return target
+
+
+def _fetch_gguf(options: PrepareOptions, hub_name: HubName) -> Path:
+    name = options.model_name or hub_name.model_name
+    target, origin = options.ckpt_folder / hub_name.model_name, Origin(f"hub:{hub_name}")
+    if not _is_ready(target, origin, options.dtype):
+        with _made(target, origin, keep_on_error=True) as folder:
+            files = download_chosen(
+                hub_name.repo_id, folder, lambda names: choose_gguf(hub_name, names), token=options.hf_token
+            )
+            _import_file(folder / files[0], folder, name.rpartition("/")[2], options.dtype)
+            for file in files:
+                (folder / file).unlink()
+            remove_download_records(folder)
     return target
 
 
@@ -143,9 +169,14 @@ def _import_gguf(options: PrepareOptions, source: Path) -> Path:
     target = options.ckpt_folder / "local" / name
     origin = Origin(f"gguf:{parts[0].resolve()}", parts, f"gguf:{source.name}:{source.stat().st_size}")
     if not _is_ready(target, origin, options.dtype):
-        with _made(target, origin) as folder, progress_bar(None, f"importing {source.name}", "tensors") as advance:
-            import_gguf(source, folder, dtype=options.dtype, name=name, advance=advance)
+        with _made(target, origin) as folder:
+            _import_file(source, folder, name, options.dtype)
     return target
+
+
+def _import_file(source: Path, folder: Path, name: str, dtype: str | None) -> None:
+    with progress_bar(None, f"importing {source.name}", "tensors") as advance:
+        import_gguf(source, folder, dtype=dtype, name=name, advance=advance)
 
 
 def _make_random(options: PrepareOptions, config_name: str) -> Path:

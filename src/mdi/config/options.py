@@ -221,10 +221,17 @@ class PrepareOptions:
     nodes_config: Path | None = None
     split: str = "auto"
     seed: int = 10137
+    list_models: bool = False
+    remove: str | None = None
 
     def __post_init__(self) -> None:
-        if (self.model is None) == (self.random is None):
-            raise ConfigError("say which model: a repo id, a folder, a .gguf file, or --random CONFIG")
+        if [self.model is not None, self.random is not None, self.list_models, self.remove is not None].count(
+            True
+        ) != 1:
+            raise ConfigError(
+                "say which model: a repo id, a short name, a folder, a .gguf file, or --random CONFIG; or --list, or"
+                " --remove NAME"
+            )
         if self.n_nodes is not None:
             _at_least("--n-nodes", self.n_nodes, 1)
             if self.nodes_config is not None:

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,22 +109,39 @@ def download(repo_id: str, folder: Path, *, token: str | None = None, progress: 
     Raises `ConfigError` for a malformed id, token or endpoint, `StorageError` for a disk without room,
     `CheckpointError` for all that can go wrong between here and the hub; their text never holds the token.
     """
+    download_chosen(repo_id, folder, lambda names: _with_weights(repo_id, names), token=token, progress=progress)
+
+
+def _with_weights(repo_id: str, names: Sequence[str]) -> list[str]:
+    """The files that a model needs, weights among them."""
+    wanted = wanted_files(names)
+    if not any(map(is_weight_file, wanted)):
+        advice = f"; prepare one of its GGUF files, such as {repo_id}:Q4_K_M" if _has_gguf(names) else ""
+        raise CheckpointError(f"{repo_id} has no weights in safetensors or .bin format{advice}")
+    return wanted
+
+
+def download_chosen(
+    repo_id: str,
+    folder: Path,
+    choose: Callable[[Sequence[str]], list[str]],
+    *,
+    token: str | None = None,
+    progress: bool = True,
+) -> list[str]:
+    """Fetch the files that `choose` picks from the names of all, and return their names. Otherwise as `download`."""
     token = _checked_token(token)
     with translated(repo_id, folder, token), _quiet(progress):
         info = _model_info(repo_id, token)
         sizes = _sizes(info)
-        wanted = wanted_files(sizes)
-        if not any(map(is_weight_file, wanted)):
-            raise CheckpointError(
-                f"{repo_id} has no weights in safetensors or .bin format"
-                + ("; download one of its .gguf files and pass that" if _has_gguf(sizes) else "")
-            )
+        wanted = choose(list(sizes))
         _check_space(repo_id, folder, sum(sizes[name] for name in wanted))
         with _plain_http(max(sizes[name] for name in wanted)):
             for name in wanted:
                 log.info("Fetching %s (%d B)", name, sizes[name])
                 _fetch(info, name, folder, token)
         _check_arrived(repo_id, folder, {name: sizes[name] for name in wanted})
+    return wanted
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:

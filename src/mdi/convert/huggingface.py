@@ -237,8 +237,16 @@ def _verify(file: Path, config: Config) -> None:
 
 
 def _remove_sources(folder: Path) -> None:
-    """Remove the weight files, and huggingface_hub's download records in `.cache`."""
+    """Remove the weight files, and what huggingface_hub left."""
     for path in folder.iterdir():
         if is_weight_file(path.name):
             path.unlink()
+    remove_download_records(folder)
+
+
+def remove_download_records(folder: Path) -> None:
+    """Remove what huggingface_hub keeps in `.cache`, and the folders of the repo that are empty by now."""
     shutil.rmtree(folder / ".cache", ignore_errors=True)
+    for path in folder.iterdir():
+        if path.is_dir() and not any(file.is_file() for file in path.rglob("*")):
+            shutil.rmtree(path, ignore_errors=True)

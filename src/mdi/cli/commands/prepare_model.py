@@ -13,7 +13,12 @@ from mdi.formats import DTYPES, MODES
 def build_parser() -> Parser:
     parser = Parser("Make a model ready: fetch it, convert it to litGPT's format, split it.", PrepareOptions)
     option = parser.option
-    option("model", nargs="?", metavar="MODEL", help="a Hugging Face repo id, a folder, or a .gguf file")
+    option(
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="org/name or a short name on the Hugging Face hub, org/name:Q4_K_M, a folder, or a .gguf file",
+    )
     option("-q", "--quiet", action="store_true", help="say nothing on stderr but errors")
     option("--random", metavar="CONFIG", help="make a random model of this litGPT shape, or NanoLlama, instead")
     option("--ckpt-folder", type=Path, metavar="DIR", help="where the models are kept")
@@ -31,12 +36,17 @@ def build_parser() -> Parser:
     )
     option("--device", help="kept for old command lines: the work is done on the CPU")
     option("--seed", type=int, help="seed of --random")
+    option("--list", dest="list_models", action="store_true", help="list the prepared models and the short names")
+    option("--remove", metavar="NAME", help="remove a prepared model")
     return parser
 
 
 def main(signals: Signals) -> None:
     options = options_from(PrepareOptions, build_parser().parse_args())
     set_up_logging(verbose=False, quiet=options.quiet)
+    if options.list_models or options.remove is not None:
+        _list_or_remove(options)
+        return
     from mdi.cli.prepare import prepare  # torch and litgpt take seconds to import
 
     with signals.raised():
@@ -46,6 +56,15 @@ def main(signals: Signals) -> None:
         print(f"{folder}: layers per node {layers}")
     else:
         print(folder)
+
+
+def _list_or_remove(options: PrepareOptions) -> None:
+    from mdi.cli.model_list import list_models, remove_model
+
+    if options.remove is None:
+        print(list_models(options.ckpt_folder))
+    else:
+        print(f"removed {remove_model(options.ckpt_folder, options.remove)}")
 
 
 def run() -> NoReturn:
