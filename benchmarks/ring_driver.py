@@ -16,7 +16,7 @@ from mdi.cli.requests import samples_for
 from mdi.config.network import NetworkConfig, NodeConfig, load_network
 from mdi.config.options import StarterOptions, defaults_of
 from mdi.engine.sample import Outcome, Sample
-from mdi.model.devices import peak_memory_bytes
+from mdi.machine import peak_memory_bytes
 from mdi.nodes.starter import Starter
 
 

@@ -14,7 +14,6 @@ from mdi.control.status import NodeStatus
 from mdi.errors import ConfigError
 from mdi.formats import Mode
 from mdi.model.backends.select import make_span_engine
-from mdi.model.devices import free_memory_bytes
 from mdi.model.runner import StageRunner, StageSpec
 from mdi.model.span import Span
 from support.models import make_model
@@ -56,11 +55,6 @@ def test_a_shortage_is_reported_with_numbers_and_advice() -> None:
         fit_slots([budget(None), budget(20 * MB, name="secondary 0")], 100, fixed=True)
     with pytest.raises(ConfigError, match=r"starter: .* 1 slot of 1\.00 MB 1\.00 MB .* free memory of 5\.00 MB"):
         fit_slots([budget(5 * MB)], 100, fixed=False)
-
-
-def test_this_machine_knows_its_free_memory() -> None:
-    free = free_memory_bytes(torch.device("cpu"))
-    assert free is None or free > 1 * MB
 
 
 def test_nodes_of_one_machine_share_its_memory(tmp_path: Path) -> None:

@@ -3,12 +3,12 @@
 import contextlib
 import os
 import platform
-import resource
 from collections.abc import Iterator
 
 import torch
 
 from mdi.errors import ConfigError
+from mdi.machine import available_memory_bytes, n_cores
 from mdi.model.tensors import TORCH_DTYPES
 from mdi.strings import one_line
 
@@ -64,28 +64,11 @@ def limit_onednn_caches() -> None:
         os.environ.setdefault(name, str(ONEDNN_ENTRIES))  # read when oneDNN is first used
 
 
-def n_cores() -> int:
-    """Cores that this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
-def free_memory_bytes(device: torch.device) -> int | None:
-    """Memory that a node on `device` could still take; None where the system does not tell."""
+def free_memory_bytes(device: torch.device) -> int:
+    """Memory that a node on `device` could still take."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            kilobytes = next(line.split()[1] for line in file if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        return None
-    return int(kilobytes) * 1024
-
-
-def peak_memory_bytes() -> int:
-    """The largest resident set this process has had."""
-    unit_bytes = 1 if platform.system() == "Darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit_bytes
+    return available_memory_bytes()
 
 
 def _cpu_computes_bfloat16() -> bool:

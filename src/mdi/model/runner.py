@@ -127,13 +127,9 @@ class StageRunner:
         """The number of slots that have memory, and the positions of each."""
         return (0, 0) if self._stage is None else self._stage.slots
 
-    def free_memory_bytes(self) -> int | None:
-        """What a session may take: what is free, and what the weights that are loaded now would give back.
-
-        None where the system does not tell.
-        """
-        free_bytes = free_memory_bytes(self.device)
-        return None if free_bytes is None else free_bytes + self.weights_bytes
+    def free_memory_bytes(self) -> int:
+        """What a session may take: what is free, and what the weights that are loaded now would give back."""
+        return free_memory_bytes(self.device) + self.weights_bytes
 
     @property
     def quantization(self) -> Mode | None:

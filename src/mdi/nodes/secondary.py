@@ -28,8 +28,9 @@ from mdi.formats import Mode
 from mdi.ids import Rank
 from mdi.inbox import Inbox, Stopped
 from mdi.liveness import StepCounter
+from mdi.machine import peak_memory_bytes
 from mdi.model.backends.select import make_span_engine
-from mdi.model.devices import peak_memory_bytes, pick_device, pick_dtype, share_threads
+from mdi.model.devices import pick_device, pick_dtype, share_threads
 from mdi.model.runner import StageRunner, StageSpec
 from mdi.model.stage import kept_rows
 from mdi.model.tensors import dtype_name, from_buffer, to_buffer

@@ -27,8 +27,9 @@ from mdi.engine.scheduler import Scheduler
 from mdi.errors import CheckpointError, ControlError
 from mdi.ids import Rank
 from mdi.inbox import Inbox
+from mdi.machine import peak_memory_bytes
 from mdi.model.backends.select import make_span_engine
-from mdi.model.devices import peak_memory_bytes, pick_device, pick_dtype, share_threads
+from mdi.model.devices import pick_device, pick_dtype, share_threads
 from mdi.model.runner import StageRunner, StageSpec
 from mdi.model.tensors import dtype_name
 from mdi.model.weights import Weights

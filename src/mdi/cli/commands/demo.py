@@ -9,6 +9,7 @@ from mdi.cli.script import run_script
 from mdi.cli.signals import Signals
 from mdi.config.paths import PROMPTS_DIR, SETTINGS_DIR
 from mdi.errors import ControlError
+from mdi.machine import n_cores
 from mdi.strings import count
 from mdi.terminal import screen
 
@@ -30,8 +31,6 @@ def main(signals: Signals) -> None:
     if not arguments.compare:
         run_ring(signals, 3, arguments.ckpt, arguments.n_tokens)
         return
-    from mdi.model.devices import n_cores  # imports torch
-
     if (cores := n_cores()) < max(CONFIGS):
         said = f"{count(cores, 'core')}: more than {count(cores, 'node')} cannot be faster here."
         screen.write_line(f"This machine has {said}")

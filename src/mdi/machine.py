@@ -1,0 +1,108 @@
+"""The cores and the memory that this process may use: of the machine, or of the container that it is in.
+
+A container's limits are those of its control group and of every group above it. Version 2 has one tree with all limits
+(https://docs.kernel.org/admin-guide/cgroup-v2.html), version 1 one tree for each kind of limit.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+ROOT = Path("/")  # of the file system in which the system describes itself
+_UNLIMITED = 1 << 60  # version 1 writes such a number where there is no limit
+
+
+def n_cores(root: Path = ROOT) -> int:
+    """Cores that this process may use, at least 1: without hyper-threads, and within the limit of its container.
+
+    Two threads of one core share the units that products of matrices need.
+    """
+    return max(1, min([_physical_cores(root), *map(int, _cpu_limits(root))]))
+
+
+def available_memory_bytes(root: Path = ROOT) -> int:
+    """Memory that can be taken without swapping, within the limit of this process's container."""
+    return max(0, min([int(psutil.virtual_memory().available), *_memory_limits(root)]))
+
+
+def peak_memory_bytes() -> int:
+    """The largest resident set that this process has had; where the system keeps no record, the present one."""
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        memory = psutil.Process().memory_info()
+        return int(getattr(memory, "peak_wset", memory.rss))
+    unit_bytes = 1 if psutil.MACOS else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit_bytes
+
+
+def _physical_cores(root: Path) -> int:
+    """Cores of which this process may use at least one thread."""
+    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
+    if affinity is None:
+        return psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    siblings = {_read(root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") for cpu in affinity(0)}
+    return len(affinity(0)) if "" in siblings else len(siblings)
+
+
+# ---- control groups
+
+
+def _cpu_limits(root: Path) -> Iterator[float]:
+    """The limits of processor time, in cores."""
+    for group in _groups(root, ""):
+        quota, _, period = _read(group / "cpu.max").partition(" ")
+        yield from _ratio(quota, period)
+    for group in _groups(root, "cpu"):
+        yield from _ratio(_read(group / "cpu.cfs_quota_us"), _read(group / "cpu.cfs_period_us"))
+
+
+def _ratio(quota_us: str, period_us: str) -> Iterator[float]:
+    """One limit, or none where the quota is `max` (version 2), `-1` (version 1) or not there."""
+    if quota_us.isdecimal() and period_us.isdecimal() and int(period_us) > 0:
+        yield int(quota_us) / int(period_us)
+
+
+def _memory_limits(root: Path) -> Iterator[int]:
+    """What is left of each limit of memory, in bytes. Cached files count as used, and are given up when memory is."""
+    for controller, limit, usage, cached in (
+        ("", "memory.max", "memory.current", "inactive_file"),
+        ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        for group in _groups(root, controller):
+            limit_bytes, used_bytes = _read(group / limit), _read(group / usage)
+            if limit_bytes.isdecimal() and used_bytes.isdecimal() and int(limit_bytes) < _UNLIMITED:
+                yield int(limit_bytes) - int(used_bytes) + _statistic(group / "memory.stat", cached)
+
+
+def _groups(root: Path, controller: str) -> Iterator[Path]:
+    """The folders of this process's control group and of those above it; version 2 has the controller ''.
+
+    Inside a container the path may be one of the host's, which is not there: then the top of what is mounted counts.
+    """
+    mounted = root / "sys/fs/cgroup" / controller
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        group = mounted / path.lstrip("/")
+        while controller in controllers.split(",") and mounted in group.parents:
+            yield group
+            group = group.parent
+    yield mounted
+
+
+def _statistic(path: Path, name: str) -> int:
+    for line in _read(path).splitlines():
+        key, _, value = line.partition(" ")
+        if key == name and value.isdecimal():
+            return int(value)
+    return 0
+
+
+def _read(path: Path) -> str:
+    """What a small file says; empty where it cannot be read."""
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        return ""
