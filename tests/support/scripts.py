@@ -315,9 +315,9 @@ def _become(command: list[str], environment: dict[str, str], folder: str, out: i
 def one_line_error(result: Result, code: int, *patterns: str, after: str | None = None) -> str:
     """Check that a script failed as it should and return its line on stderr.
 
-    Nothing else stands on stderr, but for lines before it that match `after`.
+    Nothing else stands on stderr, but for the first line of a node, and lines before it that match `after`.
     """
-    *notes, line = result.stderr.splitlines() or [""]
+    *notes, line = without_announcement(result.stderr).splitlines() or [""]
     what = f"exit code {result.code}, stderr:\n{result.stderr}"
     assert result.code == code, what
     assert "Traceback" not in result.stderr, what
@@ -326,6 +326,11 @@ def one_line_error(result: Result, code: int, *patterns: str, after: str | None 
     for pattern in patterns:
         assert re.search(pattern, line), f"{pattern!r} is not in: {line}"
     return line
+
+
+def without_announcement(stderr: str) -> str:
+    """What a node wrote to stderr after its first line, with which it says that it loads torch."""
+    return re.sub(r"\AMDI-LLM .*; loading torch\n", "", stderr)
 
 
 def wait_until(condition: Callable[[], object], timeout_s: float, what: str) -> None:

@@ -10,12 +10,16 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from mdi import __version__
 from mdi.cli.signals import GRACE_S, Signals
 from mdi.cli.streams import drop_stdout, open_missing
 from mdi.config.paths import LOGS_DIR
 from mdi.errors import ConfigError, MdiError, StorageError
 from mdi.inbox import Stopped
 from mdi.terminal import screen
+
+
+log = logging.getLogger(__name__)
 
 
 class _ScreenHandler(logging.Handler):
@@ -46,6 +50,11 @@ def set_up_logging(*, verbose: bool, quiet: bool, debug_log: str | None = None) 
             raise StorageError(f"--debug: cannot write {path}: {exc.strerror}") from exc
         file.setFormatter(logging.Formatter("%(asctime)s %(threadName)s %(name)s %(levelname)s %(message)s"))
         root.addHandler(file)
+
+
+def announce(what: str) -> None:
+    """The first line of a node: the libraries that it imports next take seconds."""
+    log.warning("MDI-LLM %s: %s; loading torch", __version__, what)
 
 
 def run_script(main: Callable[[Signals], None], *, grace_s: float = GRACE_S) -> NoReturn:

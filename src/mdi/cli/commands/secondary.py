@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from mdi.cli.parser import Parser, add_node_options, options_from
-from mdi.cli.script import run_script, set_up_logging
+from mdi.cli.script import announce, run_script, set_up_logging
 from mdi.cli.signals import Signals
 from mdi.config.network import load_node
 from mdi.config.options import SecondaryOptions
@@ -43,6 +43,7 @@ def main(signals: Signals) -> None:
     set_up_logging(verbose=options.verbose, quiet=options.quiet, debug_log=debug_log)
     node = load_node(options.nodes_config, options.index)
     node.access.check()
+    announce(f"secondary {name}".rstrip() + f", from {options.nodes_config}")
     from mdi.cli.run import run_secondary  # after the arguments are known to be good: torch and litgpt take seconds
 
     with signals.raised():

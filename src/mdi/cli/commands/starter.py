@@ -6,10 +6,11 @@ from typing import NoReturn
 
 from mdi.cli.output_files import check_output_files
 from mdi.cli.parser import Parser, add_node_options, options_from
-from mdi.cli.script import run_script, set_up_logging
+from mdi.cli.script import announce, run_script, set_up_logging
 from mdi.cli.signals import Signals
 from mdi.config.network import load_network
 from mdi.config.options import StarterOptions
+from mdi.strings import count
 from mdi.text.worker_process import TextWorker
 
 
@@ -78,6 +79,7 @@ def main(signals: Signals, kind: type[StarterOptions] = StarterOptions) -> None:
     network = load_network(options.nodes_config)
     network.starter.access.check()
     check_output_files(options.outputs)
+    announce(f"starter of {count(len(network.nodes), 'node')}, from {options.nodes_config}")
     with TextWorker() as worker:  # imports its libraries while this process imports others
         from mdi.cli.run import run_starter  # after the arguments are known to be good: torch and litgpt take seconds
 
