@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from litgpt.utils import incremental_save
 
 from mdi.checkpoint.config import load_config
 from mdi.checkpoint.digests import checked, digest_of_lines, expect_lines, lines_of, read_digests, tensor_line
@@ -23,6 +22,7 @@ from mdi.checkpoint.manifest import (
     write_manifest,
 )
 from mdi.checkpoint.tensor_file import open_weights
+from mdi.checkpoint.tensor_writer import Stored, TensorWriter
 from mdi.checkpoint.weights import MODEL_FILE, select, write_errors
 from mdi.errors import CheckpointError, StorageError
 from mdi.files import atomic_path, storage_error
@@ -89,24 +89,22 @@ def _write_chunk(
 ) -> dict[str, str]:
     """Write one file, if its digest is the `expected` one; returns what a digest says of each tensor, by name."""
     lines: dict[str, str] = {}
-    proxies: dict[str, Any] = {}
-    stored: dict[tuple[int, Mode], dict[str, tuple[Any, str]]] = {}
-    with atomic_path(path) as partial_path, write_errors(path), incremental_save(partial_path) as saver:
+    tensors: dict[str, Stored] = {}
+    stored: dict[tuple[int, Mode], dict[str, tuple[Stored, str]]] = {}
+    with atomic_path(path) as partial_path, write_errors(path), TensorWriter(partial_path) as writer:
         for name in weights:
             mode = mode_for(name, quantization)
             key = (id(weights.meta[name]), mode)
             if key not in stored:
                 tensor = weights[name]
                 parts = quantize(tensor, mode).parts if mode != "none" else {"": _cast(tensor, dtype)}
-                stored[key] = {
-                    suffix: (saver.store_early(_own_storage(part)), tensor_line(part)) for suffix, part in parts.items()
-                }
-            for suffix, (proxy, line) in stored[key].items():
-                proxies[name + suffix], lines[name + suffix] = proxy, line
+                stored[key] = {suffix: (writer.store(part), tensor_line(part)) for suffix, part in parts.items()}
+            for suffix, (part, line) in stored[key].items():
+                tensors[name + suffix], lines[name + suffix] = part, line
         weights.verify()
         if expected not in ("", digest_of_lines(lines)):
             raise CheckpointError(f"{path}: not what {MODEL_FILE} gives by now; remove {path.parent} to split it again")
-        saver.save(proxies)
+        writer.finish(tensors)
     return lines
 
 
@@ -114,11 +112,6 @@ def _cast(tensor: torch.Tensor, dtype: str | None) -> torch.Tensor:
     if dtype is None or not tensor.is_floating_point() or tensor.dtype == TORCH_DTYPES[dtype]:
         return tensor
     return mapped_empty(tensor.shape, TORCH_DTYPES[dtype]).copy_(tensor)
-
-
-def _own_storage(tensor: torch.Tensor) -> torch.Tensor:
-    """`tensor` itself, or a copy where it is a view of something larger, which would be saved whole."""
-    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
 def _check_space(target: Path, parts: Sequence[Weights], dtype: str | None, quantization: Mode) -> None:

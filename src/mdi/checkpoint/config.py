@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from mdi.documents import read_yaml
 from mdi.errors import CheckpointError
+from mdi.files import write_text
 from mdi.model.architecture import LITGPT, ModelConfig, architecture_of
 from mdi.model.shapes import head_shapes, layer_weights
 from mdi.strings import one_line
@@ -28,6 +30,11 @@ def load_config(folder: Path) -> ModelConfig:
             f"{folder}: no {CONFIG_FILE}, so this is not a prepared model; run prepare_model.py first"
         )
     return _checked(_read_fields(path), str(path))
+
+
+def save_config(config: ModelConfig, folder: Path) -> None:
+    """Write the configuration where `load_config` and litgpt find it. Raises `StorageError`."""
+    write_text(folder / CONFIG_FILE, yaml.safe_dump(config_to_dict(config)))
 
 
 def _read_fields(path: Path) -> dict[str, Any]:

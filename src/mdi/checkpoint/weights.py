@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
-from litgpt.scripts.convert_hf_checkpoint import qkv_reassemble
 
 from mdi.errors import CheckpointError, StorageError
 from mdi.files import storage_error
 from mdi.model.architecture import ModelConfig
+from mdi.model.litgpt_modules import qkv_reassemble
 from mdi.model.quant import SCALE_SUFFIX, load_weight
 from mdi.model.shapes import head_shapes, stage_shapes
 from mdi.model.span import Span

@@ -18,7 +18,6 @@ from mdi.errors import ConfigError, MdiError, StorageError
 from mdi.inbox import Stopped
 from mdi.terminal import screen
 
-
 log = logging.getLogger(__name__)
 
 

@@ -9,14 +9,14 @@ import json
 from pathlib import Path
 
 import torch
-from litgpt.config import Config
-from litgpt.model import GPT
-from litgpt.utils import incremental_save, save_config
 
+from mdi.checkpoint.config import save_config
+from mdi.checkpoint.tensor_writer import TensorWriter
 from mdi.checkpoint.weights import MODEL_FILE, write_errors
 from mdi.convert.hf_configs import config_by_name
 from mdi.errors import ConfigError
 from mdi.files import write_text
+from mdi.model.litgpt_modules import GPT, Config
 from mdi.model.tensors import TORCH_DTYPES, mapped_empty
 from mdi.text.byte_level import byte_alphabet
 
@@ -67,13 +67,13 @@ def _write_weights(target: Path, config: Config, seed: int, dtype: torch.dtype) 
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in GPT(config).state_dict().items()}
     scratch = torch.empty(_PIECE)
-    with incremental_save(target) as saver:
+    with TensorWriter(target) as writer:
         state = {}
         for name, shape in shapes.items():
             tensor = mapped_empty(shape, dtype)
             _fill(tensor, name, config, seed, scratch)
-            state[name] = saver.store_early(tensor)
-        saver.save(state)
+            state[name] = writer.store(tensor)
+        writer.finish(state)
 
 
 def _fill(tensor: torch.Tensor, name: str, config: Config, seed: int, scratch: torch.Tensor) -> None:

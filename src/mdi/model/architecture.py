@@ -9,13 +9,12 @@ from types import SimpleNamespace
 from typing import Any, Protocol, TypeAlias
 
 import torch
-from litgpt.config import Config
-from litgpt.model import GPT, Block
 from torch import nn
 
 from mdi.documents import has_type, misfit
 from mdi.model import rotary
 from mdi.model.attention import SegmentAttention
+from mdi.model.litgpt_modules import GPT, Block, Config
 from mdi.model.ops import PointwiseOps
 from mdi.strings import quoted
 
@@ -97,10 +96,12 @@ class LitgptArchitecture:
         return block.requires_grad_(False)
 
     def build_ends(self, config: ModelConfig) -> nn.ModuleDict:
+        shape = (config.padded_vocab_size, config.n_embd)
         with torch.device("meta"):
             return nn.ModuleDict(
                 {
-                    "embedding": nn.Embedding(config.padded_vocab_size, config.n_embd),
+                    # `nn.Embedding` would draw its weight, for which torch imports its compiler on this device.
+                    "embedding": nn.Embedding(*shape, _weight=torch.empty(shape)),
                     "norm": config.norm_class(config.n_embd, eps=config.norm_eps),
                     "head": nn.Linear(config.n_embd, config.padded_vocab_size, bias=config.lm_head_bias),
                 }

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from litgpt.config import Config
-from litgpt.model import CausalSelfAttention, do_softcapping
 
+from mdi.model.litgpt_modules import CausalSelfAttention, Config, do_softcapping
 from mdi.model.ops import PointwiseOps
 from mdi.model.tensors import zeros
 from mdi.segments import Segment

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from litgpt.model import LLaMAMLP, LLaMAMoE, RMSNorm
 from torch import nn
 
 from mdi.errors import CheckpointError
 from mdi.formats import Mode
 from mdi.liveness import no_tick
 from mdi.model.linear import make_linear
+from mdi.model.litgpt_modules import LLaMAMLP, LLaMAMoE, RMSNorm
 from mdi.model.ops import PointwiseOps
 from mdi.model.quant import Weight, join, load_weight, mode_for, quantize
 from mdi.model.weights import Weights

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from litgpt.model import do_softcapping
 
 from mdi.model.architecture import ModelConfig, architecture_of
 from mdi.model.build import ModuleBuilder, Placement
 from mdi.model.devices import memory_errors
+from mdi.model.litgpt_modules import do_softcapping
 from mdi.model.quant import held_bytes
 from mdi.model.shapes import head_shapes
 from mdi.model.tensors import mapped_empty

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mdi import litgpt_package
 from mdi.documents import read_yaml
 from mdi.errors import CheckpointError, ConfigError
 from mdi.text.stops import StopSequences
@@ -60,27 +61,30 @@ def _named_style(folder: Path, tokenizer: Tokenizer, worker: TextWorker, name: s
         if style is None:
             raise ConfigError(f"--prompt-style {name}: {folder} has no chat template")
         return style
-    # Takes 3 s to import, so only where a style of litgpt is asked for.
-    from litgpt.prompts import prompt_styles
-
-    if name not in prompt_styles:
-        known = ", ".join(["none", "chat-template", *sorted(prompt_styles)])
+    styles = _prompts().prompt_styles
+    if name not in styles:
+        known = ", ".join(["none", "chat-template", *sorted(styles)])
         raise ConfigError(f"--prompt-style {name}: unknown; choose one of {known}")
-    return _litgpt_style(prompt_styles[name](), tokenizer)
+    return _litgpt_style(styles[name](), tokenizer)
 
 
 def _style_for_name(config_name: str, tokenizer: Tokenizer) -> Style | None:
-    # Takes 3 s to import, so only where the folder does not say how it is to be asked.
-    from litgpt.prompts import Default, model_name_to_prompt_style
+    prompts = _prompts()
+    style = prompts.model_name_to_prompt_style(config_name)
+    return None if isinstance(style, prompts.Default) else _litgpt_style(style, tokenizer)
 
-    style = model_name_to_prompt_style(config_name)
-    return None if isinstance(style, Default) else _litgpt_style(style, tokenizer)
+
+def _prompts() -> Any:
+    """The module `litgpt.prompts`; imported only where one of its styles is asked for."""
+    litgpt_package.register()
+    from litgpt import prompts
+
+    return prompts
 
 
 def _saved_class(path: Path) -> Any:
     """The class of `litgpt.prompts` that a prompt_style.yaml names; nothing else is ever imported."""
-    from litgpt import prompts
-
+    prompts = _prompts()
     content = read_yaml(path, MAX_FILE_BYTES, CheckpointError)
     class_path = content.get("class_path") if isinstance(content, dict) else None
     module, _, name = str(class_path).rpartition(".")

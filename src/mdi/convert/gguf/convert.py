@@ -9,18 +9,18 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from litgpt.config import Config
-from litgpt.utils import incremental_save, save_config
 
+from mdi.checkpoint.config import save_config
+from mdi.checkpoint.tensor_writer import Stored, TensorWriter
 from mdi.checkpoint.weights import MODEL_FILE, write_errors
 from mdi.convert.gguf.config import Architecture, architecture_of, build_config
 from mdi.convert.gguf.file import GgufFile, TensorInfo
 from mdi.convert.gguf.parts import open_model, without_part
 from mdi.convert.gguf.tokenizer import write_tokenizer
 from mdi.errors import CheckpointError, ConfigError, StorageError
+from mdi.model.litgpt_modules import Config
 from mdi.model.shapes import model_shapes
 from mdi.model.tensors import TORCH_DTYPES
 from mdi.strings import format_bytes, one_line
@@ -210,14 +210,14 @@ def _write_weights(
     advance: Callable[[int], object],
 ) -> None:
     """Write every tensor as soon as it is whole; tensors tied in the model share one storage in the file."""
-    stored: dict[str, Any] = {}
+    stored: dict[str, Stored] = {}
     try:
-        with write_errors(target), incremental_save(target) as saver:
+        with write_errors(target), TensorWriter(target) as writer:
             for name, parts in recipes.items():
-                stored[name] = saver.store_early(_assemble(file, parts, dtype))
+                stored[name] = writer.store(_assemble(file, parts, dtype))
                 advance(1)
             stored.setdefault("lm_head.weight", stored["transformer.wte.weight"])
-            saver.save(stored)
+            writer.finish(stored)
     except (RuntimeError, MemoryError) as exc:  # of the allocators of torch and numpy
         raise CheckpointError(f"{file.path}: the weights cannot be converted: {one_line(exc)}") from exc
 

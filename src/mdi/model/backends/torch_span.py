@@ -7,13 +7,13 @@ Shapes: N rows in the message, C = n_embd, D head size.
 from collections.abc import Mapping, Sequence
 
 import torch
-from litgpt.model import Block
 
 from mdi.model.architecture import ModelConfig, architecture_of
 from mdi.model.attention import make_plan
 from mdi.model.backends.torch_compile import compile_ops
 from mdi.model.build import ModuleBuilder, Placement
 from mdi.model.devices import memory_errors
+from mdi.model.litgpt_modules import Block
 from mdi.model.quant import held_bytes
 from mdi.model.shapes import stage_shapes
 from mdi.model.span import Span
