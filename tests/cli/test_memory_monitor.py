@@ -10,7 +10,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mdi.cli.memory_monitor import MEMORY_CSV_HEADER, plot_memory, read_memory_csv, sample_memory, watch_command
+from mdi.cli.memory_monitor import (
+    MEMORY_CSV_HEADER,
+    Peak,
+    find_peak,
+    plot_memory,
+    read_memory_csv,
+    sample_memory,
+    watch_command,
+)
 from mdi.errors import ConfigError, StorageError
 from support.paths import SRC
 
@@ -82,14 +90,27 @@ def test_a_record_that_cannot_be_written_is_known_before_the_command_runs(tmp_pa
 def test_a_damaged_record_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "memory.csv").write_bytes(content)
     with pytest.raises(ConfigError, match=r"memory\.csv"):
-        plot_memory(tmp_path / "memory.csv", tmp_path / "memory.png")
+        plot_memory(tmp_path / "memory.csv", tmp_path / "memory.png", "a command")
+
+
+def test_the_peak_of_a_record_is_found_and_told(tmp_path: Path) -> None:
+    csv = tmp_path / "memory.csv"
+    csv.write_text("seconds,rss_bytes\n0,1000000\n1.5,512000000\n2,3000000\n")
+    peak = find_peak(csv)
+    assert peak == Peak(1.5, 512_000_000)
+    assert str(peak) == "512.00 MB at most, after 1.50 s"
+    plot_memory(csv, tmp_path / "memory.png", "a command\nof two lines")
+    csv.write_text("seconds,rss_bytes\n")
+    assert find_peak(csv) is None
+    plot_memory(csv, tmp_path / "memory.png", "a command")
 
 
 def test_the_script_records_plots_and_passes_the_status_on(tmp_path: Path) -> None:
     csv, png = tmp_path / "m.csv", tmp_path / "m.png"
     wait_for_a_sample = f"while [ $(wc -l < {shlex.quote(str(csv))}) -lt 2 ]; do :; done"
     done = script(f"{wait_for_a_sample}; echo hello && exit 3", "-o", str(csv), "-i", "0.01", "--img", str(png))
-    assert (done.returncode, done.stdout, done.stderr) == (3, "hello\n", "")
+    assert (done.returncode, done.stdout) == (3, "hello\n")
+    assert done.stderr == f"memory: {find_peak(csv)}\n"
     assert read_memory_csv(csv)
     assert png.read_bytes().startswith(b"\x89PNG")
 
@@ -137,7 +158,7 @@ def test_an_interrupted_script_ends_the_command_and_keeps_the_record(
     child_pid = int(process.stdout.readline())
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors) == (status, said)
+    assert (process.returncode, errors) == (status, f"memory: {find_peak(csv)}\n{said}")
     assert not is_running(child_pid)
     assert csv.read_text(encoding="utf-8").startswith(MEMORY_CSV_HEADER)
     assert png.exists()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mdi.cli.plots import plot_token_times
+from mdi.cli.plots import Mark, plot_token_times
 from mdi.errors import StorageError
 
 SRC = Path(__file__).parents[2] / "src"
@@ -22,14 +22,15 @@ def png_size(path: Path) -> tuple[int, int]:
 
 def test_several_runs_are_drawn_into_one_plot(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     path = tmp_path / "img" / "plot.png"
-    plot_token_times(path, {f"{n} nodes": [(0.0, 0), (1.0, 10 * n)] for n in (1, 2, 3)})
+    curves = {f"{n} nodes, ${n}": [(0.0, 0), (1.0, 10 * n)] for n in (1, 2, 3)}
+    plot_token_times(path, curves, "org/tiny_$model$, float32\na note", [Mark(0.5, "secondary 0 lost")])
     assert png_size(path) == (1200, 750)
     assert list(path.parent.iterdir()) == [path]
     assert not recwarn.list
 
 
 def test_a_plot_of_nothing_is_drawn(tmp_path: Path) -> None:
-    plot_token_times(tmp_path / "plot.png", {})
+    plot_token_times(tmp_path / "plot.png", {}, "nothing")
     assert png_size(tmp_path / "plot.png") == (1200, 750)
 
 
@@ -44,5 +45,5 @@ def test_only_drawing_imports_the_plotting_library() -> None:
 
 def test_a_folder_that_cannot_be_written_is_one_line(no_folder: Path) -> None:
     with pytest.raises(StorageError, match="below") as caught:
-        plot_token_times(no_folder / "a.png", {})
+        plot_token_times(no_folder / "a.png", {}, "nothing")
     assert "\n" not in str(caught.value)

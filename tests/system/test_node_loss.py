@@ -36,6 +36,8 @@ def test_a_node_that_comes_back_goes_on_from_where_it_was(
     assert messages[0].startswith(f"{address} is lost: ")
     assert messages[0].endswith("; waiting up to 20 s for it")
     assert messages[1:] == [f"secondary {lost - 1} is back: replaying 4 samples"]
+    assert bench.starter is not None
+    assert [i.text for i in bench.starter.incidents] == [f"secondary {lost - 1} lost", f"secondary {lost - 1} back"]
     assert not list(bench.machines[lost].cache_dir.glob("*.partial"))
     bench.assert_at_rest()
 

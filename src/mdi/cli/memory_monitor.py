@@ -14,16 +14,15 @@ from typing import TextIO
 
 import psutil
 
-from mdi.cli.plots import plot_curves
+from mdi.cli.plots import Mark, plot_curves
 from mdi.documents import parse_integer, parse_number, read_text
 from mdi.errors import ConfigError
 from mdi.files import storage_error
 from mdi.inbox import Inbox
-from mdi.strings import format_seconds, one_line, quoted
+from mdi.strings import format_bytes, format_seconds, one_line, quoted
 
 MEMORY_CSV_HEADER = "seconds,rss_bytes"
 MAX_FILE_BYTES = 256 << 20
-_MIB = 1 << 20
 
 
 def sample_memory(pid: int) -> int:
@@ -132,7 +131,28 @@ def read_memory_csv(path: Path) -> list[tuple[float, int]]:
         raise ConfigError(f"{path}: not a memory record ({one_line(exc)})") from exc
 
 
-def plot_memory(csv_path: Path, png_path: Path) -> None:
-    """Draw a record of `watch_command` as PNG. Raises `StorageError` where it cannot be written."""
-    points = [(seconds, rss_bytes / _MIB) for seconds, rss_bytes in read_memory_csv(csv_path)]
-    plot_curves(png_path, {csv_path.stem: points}, x_label="time (s)", y_label="resident memory (MiB)")
+@dataclass(frozen=True)
+class Peak:
+    """The most memory that a command and its children held, and when, in seconds since it began."""
+
+    seconds: float
+    rss_bytes: int
+
+    def __str__(self) -> str:
+        return f"{format_bytes(self.rss_bytes)} at most, after {self.seconds:.2f} s"
+
+
+def find_peak(csv_path: Path) -> Peak | None:
+    """The peak of a record of `watch_command`; None where the command ended too soon to be measured."""
+    rows = read_memory_csv(csv_path)
+    return Peak(*max(rows, key=lambda row: row[1])) if rows else None
+
+
+def plot_memory(csv_path: Path, png_path: Path, command: str) -> None:
+    """Draw a record of `watch_command` as PNG, its peak marked. Raises `StorageError` where it cannot be written."""
+    points = [(seconds, rss_bytes / 1e6) for seconds, rss_bytes in read_memory_csv(csv_path)]
+    peak = find_peak(csv_path)
+    marks = [Mark(peak.seconds, str(peak))] if peak is not None else []
+    curves = {"resident": points} if points else {}
+    labels = {"x_label": "time (s)", "y_label": "resident memory (MB)"}
+    plot_curves(png_path, curves, title=one_line(command, 80), marks=marks, **labels)

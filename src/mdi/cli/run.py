@@ -4,20 +4,23 @@ import contextlib
 import gc
 import logging
 import sys
+from collections.abc import Sequence
 
 from mdi.checkpoint.cache import ChunkCache
 from mdi.checkpoint.digests import content_digest
-from mdi.checkpoint.folder import ModelFolder, find_folder, open_folder
-from mdi.cli.plots import plot_token_times
+from mdi.checkpoint.folder import find_folder, open_folder
+from mdi.cli.plots import Mark, plot_token_times
 from mdi.cli.requests import load_requests
 from mdi.cli.run_statistics import RunStats, append_run_csv
 from mdi.cli.sample_records import RunSummary, SampleWriter
 from mdi.cli.signals import Signals
 from mdi.cli.token_times import run_names, write_token_csv
 from mdi.cli.transcript import Transcript
+from mdi.cluster.supervisor import Incident
 from mdi.config.network import NetworkConfig, NodeConfig
 from mdi.config.options import SecondaryOptions, StarterOptions
 from mdi.config.paths import IMAGES_DIR, LOGS_DIR, chunk_cache_dir
+from mdi.control.status import StarterStatus
 from mdi.errors import MdiError
 from mdi.inbox import Stopped
 from mdi.nodes.secondary import Secondary
@@ -61,7 +64,12 @@ def run_starter(options: StarterOptions, network: NetworkConfig, signals: Signal
             busy = starter.write_timeline(options.timeline)
             if not options.quiet:
                 screen.write_line(f"Timeline: {options.timeline}; {busy}")
-    _record(options, network, model, transcript, requests.context)
+        status = starter.status()  # while its weights are loaded
+    if options.time_run is not None:
+        stats = RunStats(options.n_samples, model.config.n_layer, requests.context, transcript.gen_time_s)
+        append_run_csv(options.time_run, stats)
+    if options.plots:
+        _plot(options, len(network.nodes), status, transcript, starter.incidents)
 
 
 def _summarize(
@@ -73,8 +81,7 @@ def _summarize(
 ) -> None:
     """Say how much was generated in which time, also of a run that broke."""
     n_nodes, n_samples = len(network.nodes), options.n_samples
-    n_tokens, gen_time_s = transcript.n_tokens, transcript.gen_time_s
-    tokens_per_s = n_tokens / gen_time_s if gen_time_s else 0.0
+    n_tokens, gen_time_s, tokens_per_s = transcript.n_tokens, transcript.gen_time_s, transcript.tokens_per_s
     if writer is not None:
         writer.write_summary(
             RunSummary(n_nodes, n_samples, n_tokens, gen_time_s, tokens_per_s, options.seed, n_recoveries)
@@ -84,19 +91,23 @@ def _summarize(
         screen.write_text(rate, sys.stdout)
 
 
-def _record(
-    options: StarterOptions, network: NetworkConfig, model: ModelFolder, transcript: Transcript, context: int
+def _plot(
+    options: StarterOptions,
+    n_nodes: int,
+    status: StarterStatus,
+    transcript: Transcript,
+    incidents: Sequence[Incident],
 ) -> None:
-    """Write what researchers measure, of a run that finished."""
-    n_nodes, n_samples, gen_time_s = len(network.nodes), options.n_samples, transcript.gen_time_s
-    if options.time_run is not None:
-        append_run_csv(options.time_run, RunStats(n_samples, model.config.n_layer, context, gen_time_s))
-    if options.plots:
-        csv, png = run_names(LOGS_DIR, IMAGES_DIR, n_nodes, model.name, n_samples)
-        write_token_csv(csv, transcript.times.points)
-        plot_token_times(png, {count(n_nodes, "node"): transcript.times.points})
-        if not options.quiet:
-            screen.write_line(f"Tokens over time: {csv} and {png}")
+    """Write the tokens over time of a run that finished, as CSV and PNG."""
+    model, points = status.model or "", transcript.times.points
+    csv, png = run_names(LOGS_DIR, IMAGES_DIR, n_nodes, model, options.n_samples)
+    write_token_csv(csv, points)
+    nodes = count(n_nodes, "node")
+    title = f"{model}, {status.precision}, {nodes}: {transcript.tokens_per_s:.2f} tokens/s"
+    marks = [Mark(incident.at_s - transcript.start_s, incident.text) for incident in incidents]
+    plot_token_times(png, {nodes: points}, title, [mark for mark in marks if mark.x >= 0])
+    if not options.quiet:
+        screen.write_line(f"Tokens over time: {csv} and {png}")
 
 
 def run_secondary(options: SecondaryOptions, config: NodeConfig, signals: Signals) -> None:

@@ -26,6 +26,12 @@ class TokenTimes:
         self.points += [(seconds, total + i) for i in range(1, n_tokens + 1)]
 
 
+def rate_of(points: Points) -> float:
+    """Tokens per second over all of `points`; 0 where no time has passed."""
+    seconds, tokens = points[-1]
+    return tokens / seconds if seconds else 0.0
+
+
 def run_names(logs_dir: Path, img_dir: Path, n_nodes: int, model: str, n_samples: int) -> tuple[Path, Path]:
     """The tokens-over-time CSV and PNG of a run. `model` may be `org/name`; the name counts."""
     run = f"{n_nodes}nodes_{model.rpartition('/')[2]}_{n_samples}samples"

@@ -66,6 +66,14 @@ class Failure:
     progressed: bool
 
 
+@dataclass(frozen=True)
+class Incident:
+    """Something that befell the ring while it ran, for plots."""
+
+    at_s: float  # by the clock of the timeouts
+    text: str
+
+
 class RingSupervisor:
     """The ring of one run. Called from the main thread."""
 
@@ -99,6 +107,7 @@ class RingSupervisor:
         self._recovery = Recovery(len(network.nodes), options.node_timeout_s)
         self._failure: Failure | None = None
         self._timeouts = timeouts
+        self.incidents: list[Incident] = []
         # Secondaries that the user knows to be missing, and whether he knows that something else answers there.
         self._reported_missing: dict[NodeId, bool] = {}
         self.model = model
@@ -143,6 +152,7 @@ class RingSupervisor:
         else:
             for node in sorted(self._reported_missing) if n_to_replay else ():
                 log.warning("%s is back: replaying %s", node_name(node), count(n_to_replay, "sample"))
+                self._note(f"{node_name(node)} back")
             self._reported_missing.clear()
 
     def close_ring(self, attempt: Attempt) -> Ring:
@@ -237,6 +247,7 @@ class RingSupervisor:
             self._report_missing(node, error)
         if not silent:
             log.warning("the ring broke: %s; forming it anew", error)
+            self._note("ring broke")
         return decision
 
     def _suspect(self, error: MdiError, statuses: Statuses) -> NodeId | None:
@@ -277,6 +288,7 @@ class RingSupervisor:
         for node in nodes:
             self._reported_missing.pop(node, None)
         self._rendezvous.drop_members(nodes)
+        self._note(f"without {names}")
         log.warning("going on without %s, which %s: %s", names, why, self.plan)
 
     def _check_chunks(self) -> None:
@@ -285,6 +297,9 @@ class RingSupervisor:
         if len(spans) > 1 and model.ring_manifest(len(spans)) is None:
             raise CheckpointError(f"{model.path}: without {MODEL_FILE} its layers cannot be spread anew")
         model.starter_weights(spans, self._plan_options.quantize)
+
+    def _note(self, text: str) -> None:
+        self.incidents.append(Incident(self._timeouts.clock(), text))
 
     def _pause(self) -> None:
         """Between two attempts, so that a ring which fails at once is not formed in a busy loop."""
@@ -307,4 +322,5 @@ class RingSupervisor:
             log.warning("waiting for %s at %s%s", name, self._rendezvous.clients[node].url, reason)
         else:
             reason = error.reason if isinstance(error, RingError) and error.peer == name else str(error)
+            self._note(f"{name} lost")
             log.warning("%s is lost: %s; waiting up to %g s for it", who, reason, self._options.node_timeout_s)

@@ -66,6 +66,11 @@ class NodeStatus:
         return ", ".join(parts)
 
     @property
+    def precision(self) -> str:
+        """What it computes with: `bfloat16`, or `bfloat16, int8 weights`."""
+        return self.dtype if self.weights in (None, "none") else f"{self.dtype}, {self.weights} weights"
+
+    @property
     def memory(self) -> str:
         """`1.07 GB at most so far, 8.59 GB free`"""
         peak = f"{format_bytes(self.peak_memory_bytes)} at most so far"

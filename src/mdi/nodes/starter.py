@@ -15,7 +15,7 @@ from mdi.checkpoint.tensor_file import open_weights
 from mdi.checkpoint.weights import select
 from mdi.cluster.plan import Plan, PlanOptions
 from mdi.cluster.rendezvous import nodes_on_host
-from mdi.cluster.supervisor import RECOVERABLE, RingSupervisor
+from mdi.cluster.supervisor import RECOVERABLE, Incident, RingSupervisor
 from mdi.config.network import NetworkConfig
 from mdi.config.options import StarterOptions
 from mdi.control.routes import ControlServer
@@ -193,6 +193,11 @@ class Starter:
     def n_recoveries(self) -> int:
         """How often the run went on after its ring broke."""
         return self._supervisor.n_recoveries
+
+    @property
+    def incidents(self) -> list[Incident]:
+        """What befell the ring, in order."""
+        return self._supervisor.incidents
 
     def add(self, sample: Sample) -> None:
         """Queue a sample; see `Scheduler.add`."""

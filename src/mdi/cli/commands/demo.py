@@ -9,7 +9,6 @@ from mdi.cli.script import run_script
 from mdi.cli.signals import Signals
 from mdi.config.paths import PROMPTS_DIR, SETTINGS_DIR
 from mdi.errors import ControlError
-from mdi.machine import n_cores
 from mdi.strings import count
 from mdi.terminal import screen
 
@@ -31,13 +30,32 @@ def main(signals: Signals) -> None:
     if not arguments.compare:
         run_ring(signals, 3, arguments.ckpt, arguments.n_tokens)
         return
-    if (cores := n_cores()) < max(CONFIGS):
-        said = f"{count(cores, 'core')}: more than {count(cores, 'node')} cannot be faster here."
-        screen.write_line(f"This machine has {said}")
+    compare(signals, arguments.ckpt, arguments.n_tokens)
+
+
+def compare(signals: Signals, ckpt: Path, n_tokens: str) -> None:
+    """Run 1, 2 and 3 nodes and draw them into one plot, which also says where the numbers cannot be trusted."""
+    from mdi.cli.other_load import LoadMeter  # both import psutil, which --help can do without
+    from mdi.machine import n_cores
+
+    cores = n_cores()
+    doubts = []
+    if cores < max(CONFIGS):
+        few = f"{count(cores, 'core')}: more than {count(cores, 'node')} cannot be faster here"
+        doubts.append(f"this machine has {few}")
     for n_nodes in CONFIGS:
-        print(f"=== {count(n_nodes, 'node')} ===", flush=True)
-        run_ring(signals, n_nodes, arguments.ckpt, arguments.n_tokens, "--ignore-eos")
-    if status := run_to_end(command("plot_tok_time", arguments.ckpt.name, "--n-samples", "3"), signals):
+        nodes = count(n_nodes, "node")
+        print(f"=== {nodes} ===", flush=True)
+        meter = LoadMeter()
+        run_ring(signals, n_nodes, ckpt, n_tokens, "--ignore-eos")
+        others = meter.stop(cores)
+        screen.write_line(f"meanwhile other programs took {others}")
+        if others.is_heavy:
+            doubts.append(f"other programs took {others} beside {nodes}")
+    for doubt in doubts:
+        screen.write_line(f"This comparison says little: {doubt}.")
+    note = ("--note", f"says little: {'; '.join(doubts)}") if doubts else ()
+    if status := run_to_end(command("plot_tok_time", ckpt.name, "--n-samples", "3", *note), signals):
         raise SystemExit(status)
 
 

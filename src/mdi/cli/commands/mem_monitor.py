@@ -9,6 +9,7 @@ from mdi.cli.signals import Signals
 from mdi.config.options import MonitorOptions
 from mdi.files import check_replaceable
 from mdi.inbox import Inbox, Stopped
+from mdi.terminal import screen
 
 GRACE_S = 60.0  # ending the command takes 5 s, the plot as long as the machine needs to import matplotlib
 
@@ -32,19 +33,21 @@ def main(signals: Signals) -> None:
     try:
         with signals.passed_to(inbox.interrupt):
             status = watch_command(options.command, options.output, options.interval_s, inbox=inbox)
-    except Stopped:  # what was recorded stays, and is drawn
-        _plot(options)
+    except Stopped:  # what was recorded stays, and is told and drawn
+        _report(options)
         raise
     with signals.raised():
-        _plot(options)
+        _report(options)
     raise SystemExit(status)
 
 
-def _plot(options: MonitorOptions) -> None:
-    if options.img is not None:
-        from mdi.cli.memory_monitor import plot_memory
+def _report(options: MonitorOptions) -> None:
+    from mdi.cli.memory_monitor import find_peak, plot_memory
 
-        plot_memory(options.output, options.img)
+    if (peak := find_peak(options.output)) is not None:
+        screen.write_line(f"memory: {peak}")
+    if options.img is not None:
+        plot_memory(options.output, options.img, options.command)
 
 
 def run() -> NoReturn:

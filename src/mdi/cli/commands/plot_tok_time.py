@@ -6,7 +6,7 @@ from mdi.cli.parser import Parser
 from mdi.cli.plots import plot_token_times
 from mdi.cli.script import run_script
 from mdi.cli.signals import Signals
-from mdi.cli.token_times import comparison_image, read_token_csv, run_names
+from mdi.cli.token_times import comparison_image, rate_of, read_token_csv, run_names
 from mdi.config.paths import IMAGES_DIR, LOGS_DIR
 from mdi.errors import ConfigError
 from mdi.strings import count
@@ -18,6 +18,7 @@ def build_parser() -> Parser:
     parser = Parser(__doc__ or "")
     parser.add_argument("model", metavar="MODEL", help="name of the model, as in the file names")
     parser.add_argument("--n-samples", type=int, default=3, metavar="N", help="samples of the runs (default: 3)")
+    parser.add_argument("--note", metavar="TEXT", help="a second line for the title")
     return parser
 
 
@@ -27,7 +28,8 @@ def main(signals: Signals) -> None:
     for n_nodes in range(1, MAX_NODES + 1):
         csv, _ = run_names(LOGS_DIR, IMAGES_DIR, n_nodes, arguments.model, arguments.n_samples)
         if csv.is_file():
-            curves[count(n_nodes, "node")] = read_token_csv(csv)
+            points = read_token_csv(csv)
+            curves[f"{count(n_nodes, 'node')}, {rate_of(points):.2f} tokens/s"] = points
     if not curves:
         pattern, _ = run_names(LOGS_DIR, IMAGES_DIR, 1, arguments.model, arguments.n_samples)
         raise ConfigError(
@@ -35,7 +37,8 @@ def main(signals: Signals) -> None:
         )
     image = comparison_image(IMAGES_DIR, arguments.model, arguments.n_samples)
     with signals.raised():
-        plot_token_times(image, curves)
+        title = f"{arguments.model}, {count(arguments.n_samples, 'sample')}"
+        plot_token_times(image, curves, "\n".join(filter(None, [title, arguments.note])))
     print(image)
 
 

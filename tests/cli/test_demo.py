@@ -1,0 +1,55 @@
+"""The comparison of 1, 2 and 3 nodes says where its numbers cannot be trusted."""
+
+from pathlib import Path
+
+import pytest
+
+import mdi.cli.other_load
+import mdi.machine
+from mdi.cli.commands import demo
+from mdi.cli.other_load import OtherLoad
+from mdi.cli.signals import Signals
+
+
+class Meter:
+    """Others take `taken[0]` cores beside the first ring, and so on."""
+
+    taken: list[float]
+
+    def stop(self, n_cores: int) -> OtherLoad:
+        return OtherLoad(self.taken.pop(0), n_cores)
+
+
+@pytest.mark.parametrize(
+    ("n_cores", "taken", "doubts"),
+    [
+        (8, [0.0, 0.1, 0.2], []),
+        (2, [0.0, 0.0, 0.0], ["this machine has 2 cores: more than 2 nodes cannot be faster here"]),
+        (
+            8,
+            [0.0, 6.0, 1.5],
+            [f"other programs took {n} of 8 cores beside {k} nodes" for n, k in [("6.00", 2), ("1.50", 3)]],
+        ),
+    ],
+)
+def test_a_comparison_that_says_little_says_so_on_the_screen_and_in_the_plot(
+    n_cores: int,
+    taken: list[float],
+    doubts: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    ran: list[object] = []
+    monkeypatch.setattr(Meter, "taken", list(taken), raising=False)
+    monkeypatch.setattr(mdi.cli.other_load, "LoadMeter", Meter)
+    monkeypatch.setattr(mdi.machine, "n_cores", lambda: n_cores)
+    monkeypatch.setattr(demo, "run_ring", lambda signals, n_nodes, *rest: ran.append(n_nodes))
+    monkeypatch.setattr(demo, "run_to_end", lambda command, signals: ran.append(command[-2:]) or 0)
+    demo.compare(Signals(), Path("checkpoints/tiny"), "80")
+    said = capsys.readouterr().err
+    assert [line for line in said.splitlines() if "says little" in line] == [
+        f"This comparison says little: {doubt}." for doubt in doubts
+    ]
+    assert said.count("meanwhile other programs took") == 3
+    assert ran[:3] == [1, 2, 3]
+    assert ran[3] == (["--note", f"says little: {'; '.join(doubts)}"] if doubts else ["--n-samples", "3"])
