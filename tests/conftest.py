@@ -52,7 +52,7 @@ def _prepare_once(gguf: Path, ckpt_folder: Path) -> Path:
     ckpt_folder.mkdir(exist_ok=True)
     with (ckpt_folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        folder, _ = prepare(PrepareOptions(model=str(gguf), ckpt_folder=ckpt_folder))
+        folder, _ = prepare(PrepareOptions(model=str(gguf), ckpt_folder=ckpt_folder, dtype="float32"))
     return folder
 
 

@@ -1,7 +1,9 @@
 """Preparing a model: from which source, under which name, and when it is prepared already."""
 
 import os
+import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -167,6 +169,31 @@ def test_an_error_of_the_conversion_names_the_users_folder(source: Path, tmp_pat
     with pytest.raises(CheckpointError) as caught:
         prepared(source, tmp_path)
     assert str(source) in str(caught.value) and ".partial" not in str(caught.value)
+
+
+def test_the_whole_model_is_not_kept_where_chunks_are_enough(
+    source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = PrepareOptions(
+        model=str(source), ckpt_folder=tmp_path / "checkpoints", n_nodes=2, quantize="int8", chunks_only=True
+    )
+    folder, manifest = prepare(options)
+    assert manifest is not None and not (folder / "lit_model.pth").exists()
+    assert re.search(r"the chunks for 2 nodes take [0-9.]+ M?B$", caplog.text, re.MULTILINE)
+    inode = (manifest.folder / "model_starter.pth").stat().st_ino
+    assert prepare(options) == (folder, manifest)
+    assert (manifest.folder / "model_starter.pth").stat().st_ino == inode, "they are there already"
+    _, plain = prepare(replace(options, quantize="none"))
+    assert plain is not None and plain.quantization == "none" and (manifest.folder / "model_starter.pth").is_file()
+    prepared(source, tmp_path)
+    assert (folder / "lit_model.pth").is_file(), "the whole model was asked for"
+
+
+def test_a_whole_model_that_was_not_made_here_is_not_removed(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "org" / "model")
+    with pytest.raises(ConfigError, match=r"lit_model\.pth was not made by this program: remove it yourself"):
+        prepare(PrepareOptions(model=str(folder), n_nodes=2, chunks_only=True))
+    assert (folder / "lit_model.pth").is_file() and not (folder / "chunks").exists()
 
 
 # ---- from the hub, by a GGUF file's name

@@ -115,7 +115,7 @@ def test_quantized_weights_are_close(kind: Q, tolerance: float, tmp_path: Path, 
     architecture, model = tiny_model("mixtral")
     values = hyperparameters(architecture, model.config) | byte_level_tokenizer()
     write_gguf(tmp_path / "q.gguf", architecture, values, tensors(architecture, model), lambda name: kind)
-    import_gguf(tmp_path / "q.gguf", folder)
+    import_gguf(tmp_path / "q.gguf", folder, dtype="float32")
     for name, weight in weights(folder).items():
         expected = model.state_dict()[name]
         assert weight.dtype == torch.float32
@@ -130,6 +130,17 @@ def test_dtype_is_that_of_the_file(kind: Q, dtype: torch.dtype, tmp_path: Path, 
     import_gguf(tmp_path / "half.gguf", folder)
     for name, weight in weights(folder).items():
         assert torch.equal(weight, model.state_dict()[name].to(dtype)), name
+
+
+@pytest.mark.parametrize("kind", [Q.Q8_0, Q.Q4_0])
+def test_a_quantized_file_becomes_bfloat16(kind: Q, tmp_path: Path, folder: Path) -> None:
+    """Its routers and norms are in float32 all the same."""
+    architecture, model = tiny_model("mixtral")
+    values = hyperparameters(architecture, model.config) | byte_level_tokenizer()
+    types = lambda name: Q.F32 if "gate_inp" in name else kind  # noqa: E731
+    write_gguf(tmp_path / "q.gguf", architecture, values, tensors(architecture, model), types)
+    import_gguf(tmp_path / "q.gguf", folder)
+    assert {weight.dtype for weight in weights(folder).values()} == {torch.bfloat16}
 
 
 def test_dtype_can_be_chosen(tmp_path: Path, folder: Path) -> None:

@@ -228,7 +228,7 @@ def test_the_token_is_in_no_log_line(stub: StubHub, folder: Path, caplog: pytest
     assert TOKEN not in caplog.text
 
 
-def test_a_download_says_nothing_itself(stub: StubHub, folder: Path) -> None:
+def test_a_download_says_its_size_and_nothing_else(stub: StubHub, folder: Path) -> None:
     """The stub sends the header that huggingface_hub turns into a log line on stderr."""
     code = f"import pathlib, mdi.convert.hub; mdi.convert.hub.download('org/tiny', pathlib.Path({str(folder)!r}))"
     path = os.pathsep.join(sys.path)
@@ -239,7 +239,7 @@ def test_a_download_says_nothing_itself(stub: StubHub, folder: Path) -> None:
         timeout=60,
         check=True,
     )
-    assert (done.stdout, done.stderr) == (b"", b"")
+    assert (done.stdout, done.stderr) == (b"", b"fetching 0.30 MB from org/tiny\n")
     assert (folder / "model.safetensors").exists()
 
 

@@ -119,13 +119,23 @@ def _check_space(target: Path, parts: Sequence[Weights], dtype: str | None, quan
         free_bytes = shutil.disk_usage(target).free
     except OSError as exc:
         raise storage_error(target, exc) from exc
-    needed = sum(
+    needed = _bytes_of(parts, dtype, quantization)
+    if needed > free_bytes:
+        raise StorageError(f"{target}: the chunks take {format_bytes(needed)} and {format_bytes(free_bytes)} are free")
+
+
+def chunks_bytes(folder: Path, spans: Sequence[Span], dtype: str | None = None, quantization: Mode = "none") -> int:
+    """How much the chunks of a split will take."""
+    weights, config = open_weights(folder / MODEL_FILE), load_config(folder)
+    return _bytes_of([select(weights, config, node, span) for node, span in enumerate(spans)], dtype, quantization)
+
+
+def _bytes_of(parts: Sequence[Weights], dtype: str | None, quantization: Mode) -> int:
+    return sum(
         weight_bytes(name, tensor.numel(), TORCH_DTYPES[dtype] if dtype else tensor.dtype, quantization)
         for part in parts
         for name, tensor in part.meta.items()
     )
-    if needed > free_bytes:
-        raise StorageError(f"{target}: the chunks take {format_bytes(needed)} and {format_bytes(free_bytes)} are free")
 
 
 def remake_chunk(folder: Path, manifest: Manifest, node: int, tick: Callable[[], None] = no_tick) -> None:

@@ -5,12 +5,12 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from mdi.checkpoint.chunks import dtype_of, is_fresh, write_chunks
+from mdi.checkpoint.chunks import chunks_bytes, dtype_of, is_fresh, write_chunks
 from mdi.checkpoint.config import CONFIG_FILE, load_config
 from mdi.checkpoint.digests import record_digests
 from mdi.checkpoint.manifest import Manifest, chunks_folders, read_manifest
 from mdi.checkpoint.weights import MODEL_FILE
-from mdi.cli.origin import Match, Origin, compare_origin, record_origin
+from mdi.cli.origin import ORIGIN_FILE, Match, Origin, compare_origin, record_origin
 from mdi.cluster.partition import Load, split
 from mdi.config.network import load_network
 from mdi.config.options import PrepareOptions
@@ -30,11 +30,11 @@ from mdi.convert.known_models import HubName, choose_gguf, parse_hub_name
 from mdi.convert.random import make_random
 from mdi.convert.sources import LocalSource, check_present, check_source, find_cached, local_source
 from mdi.errors import CheckpointError, ConfigError
-from mdi.files import partial_folder
+from mdi.files import partial_folder, storage_error
 from mdi.model.shapes import head_weight, layer_weights
 from mdi.model.span import Span
 from mdi.progress import progress_bar
-from mdi.strings import one_line
+from mdi.strings import format_bytes, one_line
 from mdi.text.check import check_text
 from mdi.text.worker_process import TextWorker
 
@@ -49,19 +49,53 @@ def prepare(options: PrepareOptions) -> tuple[Path, Manifest | None]:
     What exists already is not made again. An interrupted run leaves nothing that looks finished.
     """
     folder = _prepare_folder(options)
-    config = load_config(folder)
+    spans = _spans(folder, options)
+    if spans is None:
+        return folder, None
+    if options.chunks_only and not (folder / ORIGIN_FILE).is_file():
+        raise ConfigError(f"--chunks-only: {folder / MODEL_FILE} was not made by this program: remove it yourself")
+    manifest = _existing_chunks(folder, spans, options)
+    if manifest is not None:
+        log.warning("chunks for %d nodes are there already, in %s", len(spans), manifest.folder)
+    else:
+        manifest = _write_chunks(folder, spans, options)
+    if options.chunks_only:
+        _remove_whole_model(folder)
+    return folder, manifest
+
+
+def _spans(folder: Path, options: PrepareOptions) -> list[Span] | None:
+    """The split that was asked for, if any."""
     shares = _shares(options)
     if shares is None:
-        return folder, None
-    spans = split(options.split, Load(layer_weights(config), head_weight(config), shares))
+        return None
+    config = load_config(folder)
+    return split(options.split, Load(layer_weights(config), head_weight(config), shares))
+
+
+def _existing_chunks(folder: Path, spans: list[Span], options: PrepareOptions) -> Manifest | None:
     for files in chunks_folders(folder, len(spans)):
         manifest = read_manifest(files)
         if manifest is not None and _is_asked_for(manifest, spans, options) and is_fresh(folder, manifest):
-            log.warning("chunks for %d nodes are there already, in %s", len(spans), files)
-            return folder, manifest
+            return manifest
+    return None
+
+
+def _write_chunks(folder: Path, spans: list[Span], options: PrepareOptions) -> Manifest:
+    if (folder / MODEL_FILE).is_file():
+        n_bytes = chunks_bytes(folder, spans, options.dtype, options.quantize)
+        log.warning("the chunks for %d nodes take %s", len(spans), format_bytes(n_bytes))
     manifest = write_chunks(folder, spans, options.dtype, options.quantize)
     log.warning("chunks for %d nodes are in %s", len(spans), manifest.folder)
-    return folder, manifest
+    return manifest
+
+
+def _remove_whole_model(folder: Path) -> None:
+    """Leave the chunks alone."""
+    try:
+        (folder / MODEL_FILE).unlink(missing_ok=True)
+    except OSError as exc:
+        raise storage_error(folder / MODEL_FILE, exc) from exc
 
 
 def _is_asked_for(manifest: Manifest, spans: list[Span], options: PrepareOptions) -> bool:
@@ -98,7 +132,7 @@ def _prepare_folder(options: PrepareOptions) -> Path:
 
 def _fetch(options: PrepareOptions, repo_id: str) -> Path:
     target, origin = options.ckpt_folder / repo_id, Origin(f"hub:{repo_id}")
-    if _is_ready(target, origin, options.dtype):
+    if _is_ready(target, origin, options):
         return target
     if (snapshot := find_cached(repo_id)) is not None:
         log.warning("%s is in the Hugging Face cache: %s", repo_id, snapshot)
@@ -116,7 +150,7 @@ def _fetch(options: PrepareOptions, repo_id: str) -> Path:
 def _fetch_gguf(options: PrepareOptions, hub_name: HubName) -> Path:
     name = options.model_name or hub_name.model_name
     target, origin = options.ckpt_folder / hub_name.model_name, Origin(f"hub:{hub_name}")
-    if not _is_ready(target, origin, options.dtype):
+    if not _is_ready(target, origin, options):
         with _made(target, origin, keep_on_error=True) as folder:
             files = download_chosen(
                 hub_name.repo_id, folder, lambda names: choose_gguf(hub_name, names), token=options.hf_token
@@ -137,7 +171,7 @@ def _convert_local(options: PrepareOptions, source: LocalSource) -> Path:
     files = [source.path / name for name in wanted_files(path.name for path in source.path.iterdir())]
     place = f"hub:{source.repo_id}" if source.repo_id else f"folder:{source.path.resolve()}"
     origin = Origin(place, files)
-    if not _is_ready(target, origin, options.dtype):
+    if not _is_ready(target, origin, options):
         with _made(target, origin) as folder, _named(folder, source.path):
             _check_small_files(source.path, name)
             link_or_copy(source.path, folder)
@@ -168,7 +202,7 @@ def _import_gguf(options: PrepareOptions, source: Path) -> Path:
     name = options.model_name or suggested_name(source)
     target = options.ckpt_folder / "local" / name
     origin = Origin(f"gguf:{parts[0].resolve()}", parts, f"gguf:{source.name}:{source.stat().st_size}")
-    if not _is_ready(target, origin, options.dtype):
+    if not _is_ready(target, origin, options):
         with _made(target, origin) as folder:
             _import_file(source, folder, name, options.dtype)
     return target
@@ -183,33 +217,42 @@ def _make_random(options: PrepareOptions, config_name: str) -> Path:
     target = options.ckpt_folder / "random" / config_name.rpartition("/")[2]
     place = f"random:{config_name}:{options.seed}"
     origin = Origin(place, former_name=f"{place}:{options.dtype}")
-    if not _is_ready(target, origin, options.dtype):
+    if not _is_ready(target, origin, options):
         with _made(target, origin) as folder:
             make_random(config_name, folder, seed=options.seed, dtype=options.dtype)
     return target
 
 
-def _is_ready(target: Path, origin: Origin, dtype: str | None) -> bool:
+def _is_ready(target: Path, origin: Origin, options: PrepareOptions) -> bool:
     """Whether `target` holds what `origin` gives. Raises `ConfigError` where it holds another model."""
-    if not ((target / MODEL_FILE).is_file() and (target / CONFIG_FILE).is_file()):
+    if not (target / CONFIG_FILE).is_file():
+        return False
+    is_whole, dtype = (target / MODEL_FILE).is_file(), options.dtype
+    spans = None if is_whole else _spans(target, options)
+    if not is_whole and (spans is None or _existing_chunks(target, spans, options) is None):
         return False
     match, known = compare_origin(target, origin)
     if match is Match.OTHER:
         advice = "remove it, or choose another --ckpt-folder"
         raise ConfigError(f"{target} was made from {one_line(known)}, not from {origin.name}: {advice}")
+    if match is Match.CHANGED:
+        log.warning("%s has changed since %s was made from it: making that anew", known, target)
+        return False
+    return not is_whole or _has_dtype(target, dtype)
+
+
+def _has_dtype(target: Path, dtype: str | None) -> bool:
+    """Whether the whole model is there in a dtype, or in any if that is None."""
     try:
         stored = dtype_of(target / MODEL_FILE)
     except CheckpointError as exc:
         log.warning("%s; making it anew", exc)
         return False
-    if match is Match.CHANGED:
-        log.warning("%s has changed since %s was made from it: making that anew", known, target)
-    elif dtype not in (None, stored):
+    if dtype not in (None, stored):
         log.warning("%s is in %s: making it anew in %s", target, stored, dtype)
-    else:
-        log.warning("%s is prepared already, in %s", target, stored)
-        return True
-    return False
+        return False
+    log.warning("%s is prepared already, in %s", target, stored)
+    return True
 
 
 @contextlib.contextmanager

@@ -223,6 +223,7 @@ class PrepareOptions:
     seed: int = 10137
     list_models: bool = False
     remove: str | None = None
+    chunks_only: bool = False
 
     def __post_init__(self) -> None:
         if [self.model is not None, self.random is not None, self.list_models, self.remove is not None].count(
@@ -240,6 +241,8 @@ class PrepareOptions:
             raise ConfigError("--split needs --n-nodes or --nodes-config, which say how many nodes there are")
         check_dtype(self.dtype)
         _check_quantize(self.quantize)
+        if self.chunks_only and self.n_nodes is None and self.nodes_config is None:
+            raise ConfigError("--chunks-only needs --n-nodes or --nodes-config, which say how many chunks there are")
         if self.quantize != "none" and self.n_nodes is None and self.nodes_config is None:
             raise ConfigError("--quantize needs --n-nodes or --nodes-config: it is the chunks that are quantized")
         if not DEVICE.fullmatch(self.device):

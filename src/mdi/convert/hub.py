@@ -135,7 +135,9 @@ def download_chosen(
         info = _model_info(repo_id, token)
         sizes = _sizes(info)
         wanted = choose(list(sizes))
-        _check_space(repo_id, folder, sum(sizes[name] for name in wanted))
+        total_bytes = sum(sizes[name] for name in wanted)
+        log.warning("fetching %s from %s", format_bytes(total_bytes), repo_id)
+        _check_space(repo_id, folder, total_bytes)
         with _plain_http(max(sizes[name] for name in wanted)):
             for name in wanted:
                 log.info("Fetching %s (%d B)", name, sizes[name])

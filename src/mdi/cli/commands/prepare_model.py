@@ -27,13 +27,15 @@ def build_parser() -> Parser:
     option("--nodes-config", type=Path, metavar="FILE", help="split the model for this network")
     option("--split", metavar="SPLIT", help="auto, table, or layers per node such as 6,8,8")
     option("--hf-token", metavar="TOKEN", help="for gated models (default: HF_TOKEN)")
-    option("--dtype", help="float32, float16 or bfloat16 (default: as stored)", values=DTYPES)
+    dtypes = "float32, float16 or bfloat16 (default: as stored; bfloat16 of a quantized GGUF file)"
+    option("--dtype", help=dtypes, values=DTYPES)
     option(
         "--quantize",
         metavar="MODE",
         help="none, int8 or int4: how the chunks hold the weights of linear layers",
         values=MODES,
     )
+    option("--chunks-only", action="store_true", help="keep the chunks alone, not the whole model")
     option("--device", help="kept for old command lines: the work is done on the CPU")
     option("--seed", type=int, help="seed of --random")
     option("--list", dest="list_models", action="store_true", help="list the prepared models and the short names")

@@ -4,8 +4,10 @@ Tensors are dequantized a few rows at a time into one litGPT tensor, which is wr
 largest tensor of the model and no second one.
 """
 
+import logging
 import re
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +24,10 @@ from mdi.convert.gguf.tokenizer import write_tokenizer
 from mdi.errors import CheckpointError, ConfigError, StorageError
 from mdi.model.litgpt_modules import Config
 from mdi.model.shapes import model_shapes
-from mdi.model.tensors import TORCH_DTYPES
+from mdi.model.tensors import TORCH_DTYPES, dtype_name
 from mdi.strings import format_bytes, one_line
+
+log = logging.getLogger(__name__)
 
 BLOCK_ELEMENTS = 2**22  # dequantized at a time: 16 MiB as float32
 
@@ -87,8 +91,8 @@ def import_gguf(
     """Convert `source` into the existing empty `folder`: configuration, lit_model.pth and tokenizer files.
 
     Of a model in several files, `source` is any one; the others lie beside it.
-    `dtype` is one of `DTYPES`; without it, that of the file where it is float16 or bfloat16 throughout, else float32.
-    `name` labels the configuration (see `build_config`). `advance(1)` is called
+    `dtype` is one of `DTYPES`; without it, float16 for a file of that, else bfloat16 where most of its numbers have at
+    most 16 bits, else float32. `name` labels the configuration (see `build_config`). `advance(1)` is called
     for each litGPT tensor that was written.
 
     Raises `CheckpointError` for a file that is damaged or unsupported, `StorageError` where the model does not fit on
@@ -107,10 +111,14 @@ def import_gguf(
 
 
 def _own_dtype(file: GgufFile) -> torch.dtype:
-    kinds = {info.kind.name for info in file.tensors.values() if len(info.shape) > 1}
-    if kinds == {"F16"}:
+    n_elements: Counter[str] = Counter()
+    for info in file.tensors.values():
+        if len(info.shape) > 1:
+            n_elements[info.kind.name] += info.n_rows * info.shape[-1]
+    if n_elements.keys() == {"F16"}:
         return torch.float16
-    return torch.bfloat16 if kinds == {"BF16"} else torch.float32
+    n_wide = n_elements["F32"] + n_elements["F64"]  # routers of mixtures are in float32 in every file
+    return torch.float32 if 2 * n_wide > n_elements.total() else torch.bfloat16
 
 
 def _recipes(file: GgufFile, config: Config) -> dict[str, tuple[_Part, ...]]:
@@ -195,6 +203,7 @@ def _tensor(file: GgufFile, name: str, shape: tuple[int, ...]) -> TensorInfo:
 def _require_space(folder: Path, recipes: dict[str, tuple[_Part, ...]], dtype: torch.dtype) -> None:
     n_elements = sum(part.n_rows * part.columns for parts in recipes.values() for part in parts)
     needed, free = n_elements * dtype.itemsize, shutil.disk_usage(folder).free
+    log.warning("the weights take %s in %s", format_bytes(needed), dtype_name(dtype))
     if needed > free:
         raise StorageError(
             f"{folder}: the weights take {format_bytes(needed)} and {format_bytes(free)} are free:"
