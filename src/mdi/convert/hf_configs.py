@@ -1,20 +1,22 @@
-"""Which of litgpt's configurations a Hugging Face model has: by its name, or by the sizes in its config.json."""
+"""The configuration of a Hugging Face model: its kind by name or `model_type`, its numbers by config.json."""
 
 import difflib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
 from litgpt.config import Config, configs
 
+from mdi.convert.hf_families import FAMILIES, Family, label_of
+from mdi.convert.hf_numbers import number_fields
 from mdi.convert.hf_rotary import is_count, rotary_fields
 from mdi.documents import Fields
 from mdi.errors import CheckpointError, ConfigError
 from mdi.model.rotary import scaling_of
 from mdi.strings import one_line, quoted
 
-# Fields of config.json (newer and older spellings) and litgpt's name for the same quantity.
-_FIELDS = {
+# Fields of config.json and litgpt's name for the same quantity, compared where the kind of model is unknown.
+_SIZES = {
     "num_hidden_layers": "n_layer",
     "n_layer": "n_layer",
     "hidden_size": "n_embd",
@@ -28,27 +30,6 @@ _FIELDS = {
     "vocab_size": "padded_vocab_size",
     "num_local_experts": "n_expert",
     "num_experts": "n_expert",
-}
-# What config.json's model_type implies for a block where shapes alone would not reveal a wrong choice.
-_LLAMA = {"norm_class_name": "RMSNorm", "mlp_class_name": "LLaMAMLP", "norm_qk": False}
-_FAMILIES: dict[str, dict[str, Any]] = {
-    "llama": _LLAMA,
-    "mistral": _LLAMA,
-    "phi3": _LLAMA,
-    "qwen2": _LLAMA | {"attn_bias": True},
-    "qwen3": _LLAMA | {"norm_qk": True, "norm_qk_type": "default"},
-    "mixtral": {"mlp_class_name": "LLaMAMoE", "norm_qk": False},
-    "qwen3_moe": {"mlp_class_name": "LLaMAMoE", "norm_qk": True},
-    "gemma": {"mlp_class_name": "GemmaMLP", "post_attention_norm": False},
-    "gemma2": {"mlp_class_name": "GemmaMLP", "post_attention_norm": True, "norm_qk": False},
-    "gemma3": {"mlp_class_name": "GemmaMLP", "post_attention_norm": True, "norm_qk": True},
-    "gemma3_text": {"mlp_class_name": "GemmaMLP", "post_attention_norm": True, "norm_qk": True},
-    "olmo": {"norm_class_name": "LayerNorm", "mlp_class_name": "LLaMAMLP", "norm_qk": False},
-    "olmo2": {"norm_class_name": "RMSNorm", "norm_qk_type": "olmo2"},
-    "stablelm": {"norm_class_name": "LayerNorm", "mlp_class_name": "LLaMAMLP"},
-    "gpt_neox": {"norm_class_name": "LayerNorm", "mlp_class_name": "GptNeoxMLP"},
-    "falcon": {"norm_class_name": "LayerNorm", "mlp_class_name": "GptNeoxMLP"},
-    "phi": {"norm_class_name": "LayerNorm", "mlp_class_name": "GptNeoxMLP", "shared_attention_norm": True},
 }
 
 
@@ -66,44 +47,96 @@ def config_by_name(name: str, *, flag: str = "--model-name") -> Config:
 
 
 def resolve_config_name(source_name: str, hf_config: dict[str, Any], model_name: str | None) -> str:
-    """The name of the litgpt configuration for a model, checked against its config.json.
+    """What to call a model, with all numbers of its config.json checked: litgpt's name for it, if it has one.
 
-    `model_name` decides if given; else `source_name` (repo id or folder name) if litgpt knows it; else the
-    one configuration that has the sizes of `hf_config`.
-    Raises `ConfigError` where none or several fit, `CheckpointError` where config.json contradicts it.
+    `model_name` decides if given; else `source_name` (repo id or folder name) if litgpt knows it; else the model is
+    called after `source_name`, and has the numbers of `hf_config`, whose `model_type` must be a known one.
+    Raises `ConfigError` for unknown names, `CheckpointError` where config.json contradicts a known one.
     """
     check_convertible(source_name, hf_config)
-    if model_name is None and _find(source_name) is None:
-        return _name_by_sizes(source_name, hf_config)
-    return str(build_config(hf_config, model_name or source_name).name)
-
-
-def build_config(hf_config: dict[str, Any], model_name: str, what: str = "config.json") -> Config:
-    """litgpt's configuration called `model_name`, with the rotary settings of a config.json, called `what` in errors.
-
-    Raises as `config_by_name` and `check_config` do, and `CheckpointError` for settings that cannot be computed.
-    """
-    config = config_by_name(model_name)
-    check_config(hf_config, config)
-    flat = _flat(hf_config)
-    fields = Fields(flat, what, CheckpointError)
-    context = fields.get("max_position_embeddings", is_count, "a count", config.block_size)
-    slides = config.sliding_window_indices[: config.n_layer] if config.sliding_window_size else [0] * config.n_layer
-    built = Config(**asdict(config) | rotary_fields(flat, what, slides, context))
-    try:
-        scaling_of(built.rope_adjustments, built.rope_n_elem)
-    except ValueError as exc:
-        raise CheckpointError(f"{what}: {one_line(exc)}") from exc
-    return built
-
-
-def check_config(hf_config: dict[str, Any], config: Config) -> None:
-    """Raise `CheckpointError` for the first field of config.json that differs from `config`."""
-    for key, theirs, ours in _mismatches(hf_config, config):
-        field = one_line(f"{key} {theirs}", 120)
-        raise CheckpointError(
-            f"config.json has {field}, but litgpt's {config.name} has {ours}: choose another --model-name"
+    if model_name is not None:
+        name = str(config_by_name(model_name).name)
+    elif (entry := _find(source_name)) is not None:
+        name = str(config_by_name(entry["name"]).name)
+    elif (model_type := str(_flat(hf_config).get("model_type"))) in FAMILIES:
+        name = label_of(source_name, model_type)
+    else:
+        raise ConfigError(
+            f"no litgpt configuration has the name of {source_name}, and its model_type {quoted(model_type)} is none of"
+            f" {', '.join(FAMILIES)}; if a configuration suits it, say --model-name; {_nearest(source_name)}"
         )
+    build_config(hf_config, name)
+    return name
+
+
+def build_config(hf_config: dict[str, Any], name: str, what: str = "config.json") -> Config:
+    """The configuration of a model that is called `name`: the kind of model from litgpt, the numbers from config.json.
+
+    `what` is config.json in an error. Raises `CheckpointError` for numbers that cannot be computed, or where `name` is
+    in litgpt's table as another kind of model, and `ConfigError` for a name that is not, of an unknown `model_type`.
+    """
+    flat = _flat(hf_config)
+    family = FAMILIES.get(str(flat.get("model_type")))
+    entry = None if family is not None and _find(name) is None else config_by_name(name)
+    if family is None:
+        assert entry is not None
+        return _with_rotary(entry, flat, what)
+    if entry is not None:
+        _check_kind(flat, family, entry)
+    known = {} if entry is None else asdict(entry)
+    numbers = number_fields(flat, family, known, what)
+    return _checked(known | family.traits | numbers | {"name": name if entry is None else entry.name}, what)
+
+
+def _with_rotary(entry: Config, flat: dict[str, Any], what: str) -> Config:
+    """An entry of litgpt's table for an unknown kind of model, of which only the rotary settings are read.
+
+    Raises `CheckpointError` for the first size in config.json that differs from the entry.
+    """
+    for key, attribute in _SIZES.items():
+        theirs, ours = flat.get(key), getattr(entry, attribute)
+        if theirs is not None and theirs != ours:
+            raise CheckpointError(
+                f"{what} has {key} {quoted(theirs)}, but litgpt's {entry.name} has {ours}: choose another --model-name"
+            )
+    fields = Fields(flat, what, CheckpointError)
+    context = fields.get("max_position_embeddings", is_count, "a count", entry.block_size)
+    slides = entry.sliding_window_indices[: entry.n_layer] if entry.sliding_window_size else [0] * entry.n_layer
+    return _checked(asdict(entry) | rotary_fields(flat, what, slides, context), what)
+
+
+def _checked(fields: dict[str, Any], what: str) -> Config:
+    try:
+        config = Config(**fields)
+        scaling_of(config.rope_adjustments, config.rope_n_elem)
+    except (AssertionError, ValueError) as exc:
+        raise CheckpointError(f"{what}: its numbers contradict each other: {one_line(exc)}") from exc
+    return config
+
+
+def _check_kind(flat: dict[str, Any], family: Family, entry: Config) -> None:
+    """Raise `CheckpointError` for the first trait of a family that litgpt's entry does not have."""
+    for trait, expected in family.traits.items():
+        if trait != "rotary_percentage" and (ours := getattr(entry, trait)) != expected:
+            raise CheckpointError(
+                f"config.json has model_type {flat['model_type']}, so {trait} {expected}, but litgpt's"
+                f" {entry.name} has {ours}: choose another --model-name"
+            )
+
+
+def conversion_name(hf_config: dict[str, Any], config: Config) -> str:
+    """The name by which litgpt chooses how to copy the weights of a model."""
+    family = FAMILIES.get(str(_flat(hf_config).get("model_type")))
+    if family is None:
+        return str(config.name)
+    return "falcon-40b" if family is FAMILIES["falcon"] and not config.shared_attention_norm else family.converts_as
+
+
+def is_tied(hf_config: dict[str, Any]) -> bool:
+    """Whether the head of a model is its embedding, as transformers decides it."""
+    family = FAMILIES.get(str(_flat(hf_config).get("model_type")))
+    tied = _flat(hf_config).get("tie_word_embeddings")
+    return bool(family is not None and family.tied if tied is None else tied)
 
 
 def _find(name: str) -> dict[str, Any] | None:
@@ -139,49 +172,6 @@ def check_convertible(source_name: str, hf_config: dict[str, Any]) -> None:
         raise ConfigError(f"{source_name} is quantized ({one_line(str(method), 60)}): take the model it was made from")
 
 
-def _name_by_sizes(source_name: str, hf_config: dict[str, Any]) -> str:
-    model_type = hf_config.get("model_type")
-    names = [
-        str(config.name)
-        for config in map(_entry_config, configs)
-        if model_type in _FAMILIES and config is not None and not list(_mismatches(hf_config, config))
-    ]
-    if len(names) == 1:
-        return names[0]
-    if names:
-        raise ConfigError(
-            f"{source_name} fits {len(names)} litgpt configurations: choose one of {', '.join(names[:12])} "
-            "with --model-name"
-        )
-    raise ConfigError(
-        f"no litgpt configuration has the name or the numbers of {source_name} (model_type {quoted(model_type)}); "
-        f"if one suits it, say --model-name; {_nearest(source_name)}"
-    )
-
-
-def _entry_config(entry: dict[str, Any]) -> Config | None:
-    return None if entry.get("latent_attention") else Config(**entry)
-
-
-def _mismatches(hf_config: dict[str, Any], config: Config) -> Iterator[tuple[str, Any, Any]]:
-    """(field, value in config.json, value in litgpt) for each field that both have and that differs."""
-    hf_config = _flat(hf_config)
-    for trait, expected in _FAMILIES.get(hf_config.get("model_type", ""), {}).items():
-        if getattr(config, trait) != expected:
-            yield f"model_type {hf_config['model_type']}, so {trait}", expected, getattr(config, trait)
-    for key, attribute in _FIELDS.items():
-        theirs, ours = hf_config.get(key), getattr(config, attribute)
-        known = isinstance(theirs, int | float) and ours is not None
-        trimmed = key == "vocab_size" and known and _trimmed_vocabulary(config, int(theirs or 0))
-        if known and theirs != ours and not trimmed:
-            yield key, theirs, ours
-
-
 def _flat(hf_config: dict[str, Any]) -> dict[str, Any]:
     """config.json with the text model's part of a multimodal one on top."""
     return hf_config | (hf_config.get("text_config") or {})
-
-
-def _trimmed_vocabulary(config: Config, rows: int) -> bool:
-    """Multimodal Gemma 3 has embedding rows for image tokens at the end, which litgpt drops."""
-    return str(config.name).startswith("Gemma-3") and rows > config.padded_vocab_size

@@ -12,6 +12,7 @@ import shutil
 import warnings
 from collections import UserDict
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,10 +21,11 @@ from typing import Any
 import litgpt.scripts.convert_hf_checkpoint as litgpt_convert
 import torch
 from litgpt.config import Config
+from litgpt.utils import save_config
 
 from mdi.checkpoint.tensor_file import open_weights
 from mdi.checkpoint.weights import MODEL_FILE, write_errors
-from mdi.convert.hf_configs import build_config, check_convertible, config_by_name
+from mdi.convert.hf_configs import build_config, check_convertible, conversion_name, is_tied
 from mdi.convert.hub import is_weight_file, read_config, wanted_files
 from mdi.convert.weight_files import open_weight_file
 from mdi.documents import Fields, read_json
@@ -34,6 +36,7 @@ from mdi.model.tensors import TORCH_DTYPES, mapped_empty
 from mdi.strings import one_line
 from mdi.terminal import screen
 
+_EMBEDDING, _HEAD = "transformer.wte.weight", "lm_head.weight"
 MAX_INDEX_BYTES = 64 << 20  # one line for each tensor
 
 
@@ -65,7 +68,6 @@ def check_small_files(folder: Path, model_name: str) -> tuple[Config, dict[str, 
 
     Raises `ConfigError` or `CheckpointError` for what `convert_folder` would refuse without looking at weights.
     """
-    config_by_name(model_name)
     hf_config = read_config(folder)
     check_convertible(folder.name, hf_config)
     return build_config(hf_config, model_name, str(folder / "config.json")), hf_config
@@ -74,7 +76,7 @@ def check_small_files(folder: Path, model_name: str) -> tuple[Config, dict[str, 
 def convert_folder(folder: Path, *, model_name: str, dtype: str | None = None) -> None:
     """Make the working folder `folder`, in Hugging Face format, a litGPT folder in place.
 
-    `model_name` is litgpt's name (`resolve_config_name`); `dtype` one of `DTYPES`, None keeps the stored one.
+    `model_name` is what the model is called (`resolve_config_name`); `dtype` one of `DTYPES`, None for the stored one.
     Afterwards `folder` holds model_config.yaml, a verified lit_model.pth, and the tokenizer and
     configuration files it had; its weight files are gone. Call it on copies or links only.
     Raises `ConfigError` for unknown names, `CheckpointError` for missing, damaged or mismatching files,
@@ -84,7 +86,8 @@ def convert_folder(folder: Path, *, model_name: str, dtype: str | None = None) -
         raise ConfigError(f"unknown dtype {dtype!r}: use one of {', '.join(TORCH_DTYPES)}")
     config, hf_config = check_small_files(folder, model_name)
     _normalize_weight_files(folder, hf_config)
-    _run_litgpt(folder, config, dtype)
+    _run_litgpt(folder, replace(config, name=conversion_name(hf_config, config)), dtype, tied=is_tied(hf_config))
+    save_config(config, folder)
     _verify(folder / MODEL_FILE, config)
     flush(folder / MODEL_FILE)  # durable before the weights that it was made from are removed
     _remove_sources(folder)
@@ -132,12 +135,12 @@ def _indexed(index: Path) -> set[str]:
     return set(weight_map.values())
 
 
-def _run_litgpt(folder: Path, config: Config, dtype: str | None) -> None:
-    """Run litgpt's conversion; its failures become one line."""
+def _run_litgpt(folder: Path, config: Config, dtype: str | None, *, tied: bool) -> None:
+    """Run litgpt's conversion, which chooses by the name of `config`; its failures become one line."""
     target = folder / MODEL_FILE
     target.unlink(missing_ok=True)
     try:
-        with write_errors(target), _silent(), _hooked(config, TORCH_DTYPES[dtype] if dtype else None):
+        with write_errors(target), _silent(), _hooked(config, TORCH_DTYPES[dtype] if dtype else None, tied):
             litgpt_convert.convert_hf_checkpoint(folder.absolute(), model_name=config.name)
     except KeyError as exc:
         raise CheckpointError(
@@ -187,7 +190,7 @@ class _StoredTensors(UserDict[str, Any]):
 
 
 @contextlib.contextmanager
-def _hooked(config: Config, dtype: torch.dtype | None) -> Iterator[None]:
+def _hooked(config: Config, dtype: torch.dtype | None, tied: bool) -> Iterator[None]:
     """While it lasts, litgpt converts to `config` in flat memory.
 
     It takes `config` for the entry of its table with that name, and reads each tensor when it needs it, and writes it
@@ -200,7 +203,7 @@ def _hooked(config: Config, dtype: torch.dtype | None) -> Iterator[None]:
     wrapper serves all; a change of it fails in every conversion test.
     """
     copies = {name: value for name, value in vars(litgpt_convert).items() if name.startswith("copy_weights_")}
-    replacements: dict[str, Any] = {name: _storing(copy, dtype) for name, copy in copies.items()}
+    replacements: dict[str, Any] = {name: _storing(copy, dtype, tied) for name, copy in copies.items()}
     replacements |= {"load_safetensors": open_weight_file, "lazy_load": open_weight_file}
     replacements["Config"] = SimpleNamespace(from_name=lambda _name: config)
     with contextlib.ExitStack() as stack:
@@ -210,11 +213,13 @@ def _hooked(config: Config, dtype: torch.dtype | None) -> Iterator[None]:
         yield
 
 
-def _storing(copy: Callable[..., None], dtype: torch.dtype | None) -> Callable[..., None]:
+def _storing(copy: Callable[..., None], dtype: torch.dtype | None, tied: bool) -> Callable[..., None]:
     def run(*args: Any, saver: Any, **options: Any) -> None:
         *fixed, state, weights = args
         own = _Saver(saver, dtype)
         copy(*fixed, _StoredTensors(state, own), weights, **(options | {"saver": own, "dtype": None}))
+        if tied and _EMBEDDING in state:  # litgpt does so for some families
+            state.setdefault(_HEAD, state[_EMBEDDING])
 
     return run
 
