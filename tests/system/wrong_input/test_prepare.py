@@ -81,7 +81,8 @@ def test_a_full_disk_is_told_and_leaves_nothing_behind(scripts: Scripts, split: 
     model = shutil.copytree(split, small_disk.parent / "model")
     shutil.rmtree(model / "chunks")
     (model / "chunks").symlink_to(small_disk)
-    one_line_error(scripts.run("prepare_model.py", model, "--n-nodes", 2), 1, r"2nodes: the chunks take .* are free")
+    result = scripts.run("prepare_model.py", model, "--n-nodes", 2)
+    one_line_error(result, 1, r"2nodes: the chunks take .* are free", after="the chunks for 2 nodes take")
 
 
 def test_a_file_that_cannot_grow_is_told(tmp_path: Path) -> None:
