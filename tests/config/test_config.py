@@ -114,7 +114,9 @@ def test_optional_keys_are_read(tmp_path: Path) -> None:
     assert {type(share) for share in network.shares} == {float}
 
 
-@pytest.mark.parametrize("addr", ["::1", "fe80::1%eth0", "my-laptop.local", "2001:db8::7", "localhost"])
+@pytest.mark.parametrize(
+    "addr", ["::1", "fe80::1%eth0", "my-laptop.local", "2001:db8::7", "localhost", "bücher", "pi4.", "3com.example"]
+)
 def test_an_address_may_be_a_name_or_ipv6(tmp_path: Path, addr: str) -> None:
     assert load_node(written(tmp_path, node_json(addr=addr)), None).addr == addr
 
@@ -125,6 +127,15 @@ def test_an_address_may_be_a_name_or_ipv6(tmp_path: Path, addr: str) -> None:
 )
 def test_loopback_addresses_are_known(addr: str, loopback: bool) -> None:
     assert (NodeConfig(addr, 1, 2, 3).host == "loopback") is loopback
+
+
+def test_a_node_may_listen_on_another_address_than_others_call(tmp_path: Path) -> None:
+    node = load_node(written(tmp_path, node_json(addr="10.0.0.5")), None)
+    assert (node.listen, node.listen_addr, node.hosts) == (None, "10.0.0.5", ())
+    node = load_node(written(tmp_path, node_json(addr="10.0.0.5") | {"listen": "0.0.0.0"}), None)
+    assert (node.listen_addr, node.hosts) == ("0.0.0.0", (f"10.0.0.5:{node.http_port}",))
+    node = load_node(written(tmp_path, node_json(addr="fe80::5") | {"listen": "::"}), None)
+    assert (node.listen_addr, node.hosts) == ("::", (f"[fe80::5]:{node.http_port}",))
 
 
 def test_a_node_may_be_known_by_other_addresses(tmp_path: Path) -> None:
@@ -219,6 +230,21 @@ WRONG_VALUES = [
     ("nodes.starter.addr", 7, "7 is not a string"),
     ("nodes.starter.addr", "", "is empty"),
     ("nodes.starter.addr", "  ", "is empty"),
+    ("nodes.starter.addr", "http://10.0.0.5", "'http://10.0.0.5' is a URL: an address or a name alone"),
+    ("nodes.starter.addr", "10.0.0.5/24", "'10.0.0.5/24' is a URL"),
+    ("nodes.starter.addr", "10.0.0.5:8088", "'10.0.0.5:8088' has a port: an address alone is expected"),
+    ("nodes.starter.addr", "box:8088", "'box:8088' has a port"),
+    ("nodes.starter.addr", "[::1]:8088", "'[::1]:8088' has a port"),
+    ("nodes.starter.addr", "[::1]", "'[::1]' stands in brackets: write ::1"),
+    ("nodes.starter.addr", " 10.0.0.5", "' 10.0.0.5' holds a blank"),
+    ("nodes.starter.addr", "my box", "'my box' holds a blank"),
+    ("nodes.starter.addr", "10.0.0", "'10.0.0' is neither an address nor the name of a machine"),
+    ("nodes.starter.addr", "10.0.0.256", "'10.0.0.256' is neither"),
+    ("nodes.starter.addr", "10.7..48.46", "'10.7..48.46' is neither"),
+    ("nodes.starter.addr", "::x", "'::x' is neither"),
+    ("nodes.starter.addr", "-box", "'-box' is neither"),
+    ("nodes.starter.listen", "0.0.0.0:1", "'0.0.0.0:1' has a port"),
+    ("nodes.secondary[1].communication.starter_addr", "http://x", "'http://x' is a URL"),
     ("nodes.starter.communication", 8088, "8088 is not an object"),
     ("nodes.starter.communication.port", "8088", f"'8088' {PORT[:-7]}"),
     ("nodes.starter.communication.port", True, "True is not a port number"),

@@ -15,6 +15,7 @@ from mdi.control.protocol import (
     NotANode,
     NotAuthorized,
     Refused,
+    UnknownName,
     Unreachable,
     WrongVersion,
 )
@@ -36,6 +37,12 @@ def test_the_client_waits_for_a_slow_init(lively: ControlServer, node: FakeNode)
 
 def test_the_client_reads_the_timeline(client: ControlClient) -> None:
     assert client.timeline() == {"now_s": 1.5, "spans": []}
+
+
+def test_a_name_that_nobody_knows_is_said_to_be_that() -> None:
+    client = ControlClient("secondary 2", "no-such-host.invalid", 8088)
+    with pytest.raises(UnknownName, match="cannot be reached: no machine is known by that name"):
+        client.status()
 
 
 # ---- answers that are none of a node's

@@ -24,7 +24,13 @@ def test_a_port_in_use_is_refused_with_advice() -> None:
     listen(HOST, port).close()
 
 
-@pytest.mark.parametrize("addr", ["192.0.2.1", "10.7..48.46", "a" * 64])
+@pytest.mark.parametrize("addr", ["10.7..48.46", "a" * 64, "no-such-host.invalid"])
+def test_a_name_that_nobody_knows_is_refused_with_advice(addr: str) -> None:
+    with pytest.raises(ConfigError, match=f"cannot listen on {addr} port 0: no machine is known by this name"):
+        listen(addr, 0)
+
+
+@pytest.mark.parametrize("addr", ["192.0.2.1"])
 def test_an_address_of_another_machine_is_refused_with_advice(addr: str) -> None:
     with pytest.raises(ConfigError, match=f"cannot listen on {addr} port 0: this is not an address of this machine"):
         listen(addr, 0)

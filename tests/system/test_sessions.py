@@ -15,7 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from mdi.checkpoint.cache import ChunkCache
 from mdi.checkpoint.chunks import split_model
+from mdi.checkpoint.digests import content_digest
 from mdi.checkpoint.folder import open_folder
 from mdi.checkpoint.manifest import chunk_name, chunks_folder
 from mdi.config.options import StarterOptions
@@ -27,9 +29,12 @@ from mdi.engine.sample import Outcome, Sample, Sink, discard
 from mdi.errors import CheckpointError, ControlError, RingBroken
 from mdi.ids import Rank
 from mdi.model.span import spans_of
+from mdi.net.access import THIS_MACHINE
+from mdi.nodes.secondary import Secondary
+from mdi.nodes.sources import WeightSources
 from mdi.nodes.starter import Starter
 from support.models import make_model
-from support.rings import Ring, ring_of, starter_for
+from support.rings import ANY_PORT, Ring, ring_of, starter_for
 from support.scripts import wait_until
 
 
@@ -67,6 +72,13 @@ def test_the_starters_dtype_holds_on_nodes_that_were_told_none(tiny: Path, tmp_p
             starter.run()
         wait_until(lambda: ring.secondaries[0].status().state is NodeState.IDLE, 60, "the node is idle")
         assert ring.secondaries[0].status().dtype == own_choice
+
+
+def test_a_node_may_listen_on_all_addresses_and_be_called_by_one(tmp_path: Path) -> None:
+    sources = WeightSources(ChunkCache(tmp_path, content_digest))
+    with Secondary(replace(ANY_PORT, addr="127.0.0.1", listen="0.0.0.0"), sources) as node:
+        assert node._listener.getsockname()[0] == "0.0.0.0"
+        assert ControlClient("it", "127.0.0.1", node.http_port, THIS_MACHINE).status().state is NodeState.IDLE
 
 
 def test_a_nodes_own_dtype_wins_over_the_starters(tiny: Path, tmp_path: Path) -> None:

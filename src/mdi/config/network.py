@@ -12,7 +12,7 @@ from typing import Any
 from mdi.documents import read_json
 from mdi.errors import ConfigError
 from mdi.formats import DEVICE
-from mdi.net.access import THIS_MACHINE, Access
+from mdi.net.access import THIS_MACHINE, Access, parse_ip
 from mdi.net.key_sources import key_from_file, key_from_text, keys_from, warn_if_readable_by_others
 from mdi.net.keys import Key
 from mdi.net.tls import Tls
@@ -25,6 +25,9 @@ _NAMES = {"nodes", "starter", "secondary", "addr", "communication", "inference",
 _NAMES |= {"port", "starter_addr", "known_as", "port_in", "port_out"}
 LOOPBACK = ("localhost", "127.", "::1")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+):[0-9]{1,5}")
+_WITH_PORT = re.compile(r"(\[.*\]|[^:\[\]]+):[0-9]*")
+_NAME = re.compile(r"[^\W_]([\w-]*\w)?(\.[^\W_]([\w-]*\w)?)*\.?")  # of a machine, in any script
+_NUMBERS = re.compile(r"[0-9.]+")
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,18 @@ class NodeConfig:
     starter_addr: str | None = None  # where a secondary expects its starter
     access: Access = THIS_MACHINE  # which peers are authorized
     known_as: tuple[str, ...] = ()  # `address:port` by which others call its HTTP port, where something forwards to it
+    listen: str | None = None  # the address that it listens on, where that is another than `addr`
+
+    @property
+    def listen_addr(self) -> str:
+        """The address that its ports are bound to."""
+        return self.listen or self.addr
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """What others call its HTTP port by, besides the address that it listens on."""
+        addr = f"[{self.addr}]" if ":" in self.addr else self.addr
+        return self.known_as if self.listen is None else (f"{addr}:{self.http_port}", *self.known_as)
 
     @property
     def host(self) -> str:
@@ -173,6 +188,16 @@ class _Reader:
     def optional_string(self, key: str) -> str | None:
         return self.string(key) if self.has(key) else None
 
+    def address(self, key: str) -> str:
+        """An IP address, or the name of a machine; nothing else of what stands in a URL."""
+        value = self.string(key)
+        if problem := _wrong_address(value):
+            raise self.error(key, f"{quoted(value)} {problem}")
+        return value
+
+    def optional_address(self, key: str) -> str | None:
+        return self.address(key) if self.has(key) else None
+
     def file(self, key: str) -> Path:
         """A path, relative to the folder of the configuration."""
         return self._path.parent / self.string(key)
@@ -236,10 +261,10 @@ def _read_tls(reader: _Reader) -> Tls:
 
 
 def _read_node(reader: _Reader) -> NodeConfig:
-    addr = reader.string("addr")
+    addr, listen = reader.address("addr"), reader.optional_address("listen")
     communication = reader.child("communication")
     http_port = communication.port("port")
-    starter_addr = communication.optional_string("starter_addr")
+    starter_addr = communication.optional_address("starter_addr")
     known_as = communication.optional_hosts("known_as")
     communication.finish()
     inference = reader.child("inference")
@@ -248,7 +273,24 @@ def _read_node(reader: _Reader) -> NodeConfig:
     device = reader.device() if reader.has("device") else None
     share = reader.share() if reader.has("share") else 1.0
     reader.finish()
-    return NodeConfig(addr, http_port, port_in, port_out, device, share, starter_addr, known_as=known_as)
+    return NodeConfig(addr, http_port, port_in, port_out, device, share, starter_addr, known_as=known_as, listen=listen)
+
+
+def _wrong_address(value: str) -> str | None:
+    """What is wrong with the address of a machine, as the predicate of a sentence; None: nothing is seen."""
+    if "://" in value or "/" in value:
+        return "is a URL: an address or a name alone is expected, such as 192.168.1.5"
+    if any(character.isspace() for character in value):
+        return "holds a blank"
+    if value.startswith("[") and value.endswith("]"):
+        return f"stands in brackets: write {value[1:-1]}"
+    if parse_ip(value) is not None:
+        return None
+    if _WITH_PORT.fullmatch(value):
+        return "has a port: an address alone is expected, ports are keys of their own"
+    if ":" in value or _NUMBERS.fullmatch(value) or not _NAME.fullmatch(value):
+        return "is neither an address nor the name of a machine"
+    return None
 
 
 def _refuse_shared_ports(path: Path, nodes: Iterable[NodeConfig]) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import json
+import socket
 import ssl
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from mdi.control.protocol import (
     NotANode,
     NotAuthorized,
     Refused,
+    UnknownName,
     Unreachable,
 )
 from mdi.control.signatures import SCHEME, Challenge
@@ -119,7 +121,9 @@ class Caller:
         with Connection(self._addr, self._port, self._access.tls, bounds, self._timeouts) as connection:
             try:
                 connection.connect()
-            except (OSError, UnicodeError) as exc:
+            except (socket.gaierror, UnicodeError) as exc:
+                raise UnknownName(f"{self} cannot be reached: no machine is known by that name") from exc
+            except OSError as exc:
                 raise Unreachable(f"{self} cannot be reached") from exc
             try:
                 yield connection

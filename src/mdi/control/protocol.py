@@ -3,6 +3,7 @@
 ControlError
   NoAnswer            no answer came, or none that was complete, in time and within its size
     Unreachable       there was no connection
+      UnknownName     nor is the name of the machine known
   NotANode            another program answers, or something that no node says
   NotAuthorized       the two do not accept each other: another key, none, other certificates
   Refused             a node refuses, with its reason
@@ -32,6 +33,10 @@ class NoAnswer(ControlError):
 
 class Unreachable(NoAnswer):
     """Nobody answers at the node's address."""
+
+
+class UnknownName(Unreachable):
+    """No machine is known by the name in the node's address."""
 
 
 class NotANode(ControlError):

@@ -80,10 +80,13 @@ def listen(addr: str, port: int) -> socket.socket:
 
 
 def _bind_advice(exc: OSError | UnicodeError) -> str:
-    if isinstance(exc, UnicodeError):  # not even the form of a name
-        return "this is not an address of this machine; correct `addr` in the nodes configuration"
+    if isinstance(exc, UnicodeError | socket.gaierror):
+        return "no machine is known by this name; correct `addr` or `listen` in the nodes configuration"
     if exc.errno == errno.EADDRINUSE:
         return "another program uses this port; stop it or choose another port in the nodes configuration"
-    if exc.errno == errno.EADDRNOTAVAIL or isinstance(exc, socket.gaierror):
-        return "this is not an address of this machine; correct `addr` in the nodes configuration"
+    if exc.errno == errno.EADDRNOTAVAIL:
+        return (
+            "this is not an address of this machine; correct `addr` in the nodes configuration or, where something "
+            "forwards that address to this machine, give the machine's own in `listen`"
+        )
     return exc.strerror or str(exc)

@@ -116,10 +116,10 @@ class Secondary:
         self._computing_since_s: float | None = None
         self._last_error = ""
         self._refusals = RefusalLog()
-        self._listener = listen(config.addr, config.port_in)
+        self._listener = listen(config.listen_addr, config.port_in)
         try:
             self._control = ControlServer(
-                config.addr, config.http_port, self, config.access, timeouts, self._refusals, config.known_as
+                config.listen_addr, config.http_port, self, config.access, timeouts, self._refusals, config.hosts
             )
         except MdiError:
             self._listener.close()

@@ -100,7 +100,7 @@ class Starter:
         with contextlib.ExitStack() as stack:
             listener = None
             if self._network.secondaries:
-                listener = stack.enter_context(listen(starter.addr, starter.port_in))
+                listener = stack.enter_context(listen(starter.listen_addr, starter.port_in))
             self._supervisor = RingSupervisor(
                 self._network,
                 self._model,
@@ -115,13 +115,13 @@ class Starter:
             )
             if self._network.secondaries:
                 control = ControlServer(
-                    starter.addr,
+                    starter.listen_addr,
                     starter.http_port,
                     self,
                     starter.access,
                     self._timeouts,
                     refusals,
-                    starter.known_as,
+                    starter.hosts,
                 )
                 stack.callback(control.close)
                 control.start()
