@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mdi.cli.environment import forget_foreign_variables
 from mdi.cli.token_times import Points
 from mdi.files import atomic_path
 
@@ -34,6 +35,7 @@ def plot_curves(
 
     The label of a curve stands beside it, that of the next one higher up: all of them may end at the same height.
     """
+    forget_foreign_variables()
     # 1 s. The figure is used without pyplot, which would keep global state and ask for a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

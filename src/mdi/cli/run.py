@@ -5,6 +5,7 @@ import gc
 import logging
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from mdi.checkpoint.cache import ChunkCache
 from mdi.checkpoint.digests import content_digest
@@ -19,7 +20,7 @@ from mdi.cli.transcript import Transcript
 from mdi.cluster.supervisor import Incident
 from mdi.config.network import NetworkConfig, NodeConfig
 from mdi.config.options import SecondaryOptions, StarterOptions
-from mdi.config.paths import IMAGES_DIR, LOGS_DIR, chunk_cache_dir
+from mdi.config.paths import IMAGES_DIR, LOGS_DIR
 from mdi.control.status import StarterStatus
 from mdi.errors import MdiError
 from mdi.inbox import Stopped
@@ -110,10 +111,10 @@ def _plot(
         screen.write_line(f"Tokens over time: {csv} and {png}")
 
 
-def run_secondary(options: SecondaryOptions, config: NodeConfig, signals: Signals) -> None:
-    """Serve starters until one of them, or the user, says stop."""
+def run_secondary(options: SecondaryOptions, config: NodeConfig, cache_folder: Path, signals: Signals) -> None:
+    """Serve starters until one of them, or the user, says stop. Received chunks are kept in `cache_folder`."""
     gc.freeze()
-    cache = ChunkCache(options.cache_dir or chunk_cache_dir(), content_digest)
+    cache = ChunkCache(cache_folder, content_digest)
     sources = WeightSources(cache, options.chunk, options.ckpt)
     secondary = Secondary(
         config,

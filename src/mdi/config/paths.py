@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 from typing import Literal
 
+from mdi.errors import ConfigError
+
 APP_NAME = "mdi-llm"
 HOME_VARIABLE = "MDI_HOME"
 
@@ -25,12 +27,21 @@ def _home() -> Path | None:
 
 
 def user_dir(kind: Literal["cache", "config", "data", "log"]) -> Path:
-    """The user's folder for one kind of files, as the platform has it (XDG on Linux)."""
+    """The user's folder for one kind of files, as the platform has it (XDG on Linux).
+
+    Raises `ConfigError` for a user without a home, such as that of `docker run --user 12345`.
+    """
     # Imported here: in a checkout --help has to answer with nothing installed.
     from platformdirs import PlatformDirs
 
-    folders = PlatformDirs(APP_NAME, appauthor=False)
-    return Path(getattr(folders, f"user_{kind}_path"))
+    problem = f"this user has no home folder: set {HOME_VARIABLE}, or HOME, to a folder that may be written"
+    try:
+        path = Path(getattr(PlatformDirs(APP_NAME, appauthor=False), f"user_{kind}_path"))
+    except RuntimeError as exc:
+        raise ConfigError(problem) from exc
+    if not path.is_absolute():  # an earlier platformdirs leaves `~` as it is
+        raise ConfigError(problem)
+    return path
 
 
 def _output_dir(name: str, kind: Literal["config", "data", "log"]) -> Path:
@@ -38,12 +49,18 @@ def _output_dir(name: str, kind: Literal["config", "data", "log"]) -> Path:
         return home / name
     if not IS_INSTALLED:
         return SOURCE_DIR / name
-    return user_dir(kind) if kind == "log" else user_dir(kind) / name
+    try:
+        return user_dir(kind) if kind == "log" else user_dir(kind) / name
+    except ConfigError:  # whoever writes there says so; `--help` and much else needs none of these folders
+        return Path(APP_NAME).absolute() / name
 
 
 def chunk_cache_dir() -> Path:
-    """Where received chunks are kept: in the user's cache, for a checkout too."""
-    return (_home() or user_dir("cache")) / "chunks"
+    """Where received chunks are kept: in the user's cache, for a checkout too. Raises `ConfigError`."""
+    try:
+        return (_home() or user_dir("cache")) / "chunks"
+    except ConfigError as exc:
+        raise ConfigError(f"{exc}, or say where chunks are kept by --cache-dir or XDG_CACHE_HOME") from exc
 
 
 CHECKPOINTS_DIR = _output_dir("checkpoints", "data")

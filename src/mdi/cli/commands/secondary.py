@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import NoReturn
 
+from mdi.cli.environment import cache_folder, forget_foreign_variables, warn_of_loopback_name
 from mdi.cli.parser import Parser, add_node_options, options_from
 from mdi.cli.script import announce, run_script, set_up_logging
 from mdi.cli.signals import Signals
@@ -43,11 +44,14 @@ def main(signals: Signals) -> None:
     set_up_logging(verbose=options.verbose, quiet=options.quiet, debug_log=debug_log)
     node = load_node(options.nodes_config, options.index)
     node.access.check()
+    folder = cache_folder(options)
     announce(f"secondary {name}".rstrip() + f", from {options.nodes_config}")
+    warn_of_loopback_name(node)
+    forget_foreign_variables()
     from mdi.cli.run import run_secondary  # after the arguments are known to be good: torch and litgpt take seconds
 
     with signals.raised():
-        run_secondary(options, node, signals)
+        run_secondary(options, node, folder, signals)
 
 
 def run() -> NoReturn:
