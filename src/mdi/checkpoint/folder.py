@@ -69,7 +69,8 @@ class ModelFolder:
         if manifest is not None and serves(manifest, spans, quantize) and is_fresh(self.path, manifest, tick):
             return self
         cast, mode = self._kind_of_new_chunks(n_nodes, quantize)
-        level = logging.INFO if manifest is None else logging.WARNING
+        is_expected = manifest is None or list(manifest.spans) != spans  # another split was asked for
+        level = logging.INFO if is_expected else logging.WARNING
         log.log(level, "%s: %s; splitting it anew, as %s", self.path, _reason(manifest, spans, mode), _kind(cast, mode))
         return replace(self, manifests={**self.manifests, n_nodes: write_chunks(self.path, spans, cast, mode, tick)})
 
