@@ -16,8 +16,10 @@ from litgpt.config import Config
 from litgpt.model import GPT
 from tokenizers import Tokenizer
 
+from mdi.checkpoint.config import load_config
 from mdi.convert.gguf import file as gguf_file
 from mdi.convert.gguf.convert import import_gguf, suggested_name
+from mdi.convert.hf_rotary import rotary_fields
 from mdi.errors import CheckpointError, ConfigError, StorageError
 from support.gguf_files import (
     CASES,
@@ -215,7 +217,10 @@ def test_rope_factors_of_another_kind_are_refused(tmp_path: Path, folder: Path) 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"llama.rope.scaling.type": "yarn"}, ["'yarn'"]),
+        ({"llama.rope.scaling.type": "longrope"}, ["'longrope'"]),
+        ({"llama.rope.scaling.type": "yarn"}, ["rope.scaling.factor is missing"]),
+        ({"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 0.5}, ["'yarn' with the factor 0.5"]),
+        ({"llama.rope.scaling.yarn_log_multiplier": 0.1}, ["yarn_log_multiplier"]),
         ({"llama.logit_scale": 0.5}, ["llama.logit_scale", "0.5"]),
         ({"llama.attention.causal": False}, ["llama.attention.causal"]),
         ({"llama.rope.dimension_count": 8}, ["rope.dimension_count"]),
@@ -247,6 +252,21 @@ def test_what_cannot_be_converted_is_refused(
     changes: dict[str, Any], words: list[str], tmp_path: Path, folder: Path
 ) -> None:
     assert_refused(rewritten(tmp_path, **changes), folder, *words)
+
+
+def test_yarn_is_computed_as_from_a_hugging_face_folder(tmp_path: Path, folder: Path) -> None:
+    scaling = {"type": "yarn", "factor": 4.0, "original_context_length": 32, "yarn_beta_fast": 8.0}
+    import_gguf(rewritten(tmp_path, **{f"llama.rope.scaling.{key}": value for key, value in scaling.items()}), folder)
+    config = load_config(folder)
+    theirs = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "beta_fast": 8.0}
+    flat = {"model_type": "llama", "rope_theta": config.rope_base, "rope_scaling": theirs}
+    assert rotary_fields(flat, "config.json", [0], config.block_size)["rope_adjustments"] == config.rope_adjustments
+
+
+def test_a_part_of_each_head_may_be_rotated(tmp_path: Path, folder: Path) -> None:
+    model = write_tiny(tmp_path / "half.gguf", "qwen2", rotary_percentage=0.5)
+    import_gguf(tmp_path / "half.gguf", folder)
+    assert shape_of(load_config(folder)) == shape_of(model.config)
 
 
 def test_per_layer_lists_that_agree_are_one_number(tmp_path: Path, folder: Path) -> None:

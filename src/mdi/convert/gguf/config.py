@@ -1,8 +1,9 @@
 """The model that a GGUF file's metadata describes -> litGPT's `Config`. File and model names decide nothing here."""
 
+import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,10 @@ from litgpt.model import build_rope_cache
 
 from mdi.convert.gguf.file import GgufFile, Metadata
 from mdi.errors import CheckpointError
+from mdi.model.rotary import KIND, Yarn, scaling_of
 
 MAX_CONTEXT = 2**24
+_FREQUENCIES = "rope_freqs.weight"
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,9 @@ _REFUSED_UNLESS: dict[str, tuple[Any, ...]] = {
     "residual_scale": (0.0, 1.0),
     "rope.scaling.alpha": (0.0,),
     "rope.scaling.attn_factor": (1.0,),
+    "rope.scaling.yarn_attn_factor": (1.0,),
+    "rope.scaling.yarn_ext_factor": (1.0,),
+    "rope.scaling.yarn_log_multiplier": (0.0,),
     "use_parallel_residual": (False,),
 }
 
@@ -237,31 +243,54 @@ def _sliding_layers(keys: _Keys, period: int, n_layer: int) -> list[int]:
 
 def _rotary(keys: _Keys, head_size: int) -> dict[str, Any]:
     n_elem = keys.positive("rope.dimension_count", head_size)
-    if n_elem != head_size or n_elem % 2:  # llama.cpp has no partial rotary in these architectures either
+    # Where rows are permuted, a partial rotation would be over other rows than those of the file's converter.
+    partial = n_elem < head_size and not ARCHITECTURES[keys.name].permuted
+    if not (n_elem == head_size or partial) or n_elem % 2 or int(n_elem / head_size * head_size) != n_elem:
         raise keys.error(f"{keys.name}.rope.dimension_count = {n_elem} with heads of {head_size} is not supported")
     base = keys.number("rope.freq_base", 10000.0)
     if base <= 1.0:
         raise keys.error(f"{keys.name}.rope.freq_base = {base} is not supported")
     return {
-        "rotary_percentage": 1.0,
+        "rotary_percentage": n_elem / head_size,
         "rope_base": _whole(base),
         "rope_adjustments": _rope_adjustments(keys, n_elem, base),
     }
 
 
-def _rope_adjustments(keys: _Keys, n_elem: int, base: float) -> dict[str, float] | None:
+def _rope_adjustments(keys: _Keys, n_elem: int, base: float) -> dict[str, Any] | None:
     kind = keys.file.metadata.string(f"{keys.name}.rope.scaling.type", "linear")
-    if kind not in ("none", "linear"):
-        # litGPT 0.5.13 has YaRN, but blends the two sets of frequencies the wrong way round
-        raise keys.error(f"rotary scaling of the kind {kind!r} is not supported, only 'linear' and Llama 3's are")
+    if kind not in ("none", "linear", "yarn"):
+        raise keys.error(f"rotary scaling of the kind {kind!r} is not supported, only 'linear', 'yarn' and Llama 3's")
+    if kind == "yarn":
+        return _yarn(keys, n_elem)
     factor = keys.number("rope.scaling.factor", keys.number("rope.scale_linear", 0.0)) if kind == "linear" else 0.0
     linear = None if factor in (0.0, 1.0) else {"factor": factor}
-    info = keys.file.tensors.get("rope_freqs.weight")
+    info = keys.file.tensors.get(_FREQUENCIES)
     if info is None or not ARCHITECTURES[keys.name].permuted:
         return linear
     if linear or info.shape != (n_elem // 2,):
         raise keys.error(f"rope_freqs.weight has the shape {list(info.shape)}, or comes with linear scaling too")
     return _from_factors(keys, keys.file.rows(info, 0, 1)[0].astype(np.float64), n_elem, base)
+
+
+def _yarn(keys: _Keys, n_elem: int) -> dict[str, Any]:
+    """YaRN as llama.cpp computes it (`ggml_rope_yarn_corr_dims`, `rope_yarn`), which scales attention by the paper."""
+    factor = keys.number("rope.scaling.factor")
+    if _FREQUENCIES in keys.file.tensors or not factor >= 1:
+        raise keys.error(f"rotary scaling 'yarn' with the factor {factor}, or with rope_freqs.weight, is not supported")
+    scaling = Yarn(
+        factor=factor,
+        original_max_position_embeddings=keys.positive("rope.scaling.original_context_length", limit=MAX_CONTEXT),
+        attention_factor=1.0 + 0.1 * math.log(factor),
+        beta_fast=keys.number("rope.scaling.yarn_beta_fast", 32.0),
+        beta_slow=keys.number("rope.scaling.yarn_beta_slow", 1.0),
+    )
+    adjustments = {KIND: "yarn", **asdict(scaling)}
+    try:
+        scaling_of(adjustments, n_elem)
+    except ValueError as exc:
+        raise keys.error(str(exc)) from exc
+    return adjustments
 
 
 def _from_factors(keys: _Keys, factors: npt.NDArray[Any], n_elem: int, base: float) -> dict[str, float] | None:
