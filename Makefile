@@ -22,8 +22,8 @@ demo: $(MODEL)/chunks/3nodes/manifest.json  ## three samples on a ring of three 
 demo-compare: $(MODEL)/model_config.yaml  ## the same on 1, 2 and 3 nodes, in one plot
 	$(BIN)/python src/demo.py --ckpt $(MODEL) --compare
 
-certs: | $(VENV)/.installed  ## a certificate authority, and a certificate for every node of NETWORK
-	$(BIN)/python src/make_certs.py --nodes-config $(NETWORK)
+certs:  ## a certificate authority, and a certificate for every node of NETWORK; needs no requirements
+	$(PYTHON) src/make_certs.py --nodes-config $(NETWORK)
 
 test: lint types pytest  ## lint, types, and all tests
 

@@ -12,7 +12,7 @@ from mdi.errors import ConfigError
 from mdi.net.certificates import make_certificates
 from mdi.net.tls import Tls
 from support.config_files import error_of, files_of, network_json, written
-from support.paths import ROOT
+from support.paths import ROOT, SRC
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl on this machine")
 
@@ -132,3 +132,14 @@ def test_a_private_key_with_a_password_is_refused_without_asking(made: Path, tmp
     command = ["openssl", "ec", "-in", str(files.private_key), "-aes128", "-passout", "pass:x", "-out", str(locked)]
     subprocess.run(command, capture_output=True, check=True)
     assert "are not a certificate and its key" in error_of(Tls(files.certificate, locked, files.ca).check)
+
+
+def test_certificates_are_made_without_any_requirement(tmp_path: Path) -> None:
+    """`make certs` runs the script by whatever Python there is, before anything is installed."""
+    script, network = SRC / "make_certs.py", SRC / "settings_distr" / "configuration.json"
+    command = [sys.executable, "-I", "-S", script, "--nodes-config", network, "--out", tmp_path / "certs"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "certs" / "127.0.0.1" / "node.pem").is_file()
+    planned = subprocess.run(["make", "-n", "certs"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "install" not in planned.stdout
