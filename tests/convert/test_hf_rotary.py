@@ -105,6 +105,7 @@ def test_equal_settings_for_both_kinds_of_layers_are_one_table() -> None:
         ({"rope_scaling": {"type": "linear", "factor": "4"}}, "factor is '4', not a number"),
         ({"rope_scaling": {"type": "dynamic", "factor": 0.5}}, "factor is 0.5, not a number from 1 on"),
         ({"rope_scaling": {"type": "yarn", "factor": [2]}}, "factor is "),
+        ({"rope_scaling": {"type": "yarn", "factor": 1e308}}, "factor is 1e.308, not a number from 1 on"),
         ({"rope_scaling": {"type": "yarn", "factor": 2, "truncate": 1}}, "truncate is 1, not true or false"),
         ({"rope_scaling": {"type": "yarn", "factor": 2, "beta_fast": -1}}, "beta_fast is -1"),
         ({"rope_scaling": {"type": "longrope", "short_factor": [1], "long_factor": 3}}, "long_factor is 3"),

@@ -13,6 +13,7 @@ from mdi.documents import Fields, has_type
 from mdi.errors import CheckpointError
 from mdi.model.rotary import KIND, DynamicNtk, LongRope, Scaling, Yarn
 
+MAX_FACTOR = 10**6  # by which a context is extended, far above any known model's
 _LAYERS = ("full_attention", "sliding_attention")
 # What transformers takes where config.json is silent: https://github.com/huggingface/transformers, configuration_*.py
 _BASES = {"mixtral": 1e6, "gemma3": 1e6, "gemma3_text": 1e6}
@@ -227,7 +228,7 @@ def _is_share(value: Any) -> bool:
 
 
 def _is_factor(value: Any) -> bool:
-    return has_type(value, float) and 1 <= value < math.inf
+    return has_type(value, float) and 1 <= value <= MAX_FACTOR
 
 
 def _are_positive(value: Any) -> bool:
