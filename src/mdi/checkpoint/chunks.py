@@ -32,7 +32,7 @@ from mdi.model.span import Span
 from mdi.model.tensors import TORCH_DTYPES, dtype_name, mapped_empty
 from mdi.model.weights import Weights
 from mdi.progress import progress_bar
-from mdi.strings import format_bytes, one_line
+from mdi.strings import count, format_bytes, one_line
 
 log = logging.getLogger(__name__)
 
@@ -185,7 +185,8 @@ def write_chunks(
     """Split the model of a folder, with a progress bar. `tick` is called after each tensor, and may raise."""
     if not (folder / MODEL_FILE).is_file():
         raise CheckpointError(f"{folder}: no {MODEL_FILE} here, so nothing to split; prepare the model again")
-    with progress_bar((folder / MODEL_FILE).stat().st_size, f"splitting over {len(spans)} nodes", "B") as advance:
+    label = f"splitting over {count(len(spans), 'node')}"
+    with progress_bar((folder / MODEL_FILE).stat().st_size, label, "B") as advance:
 
         def copied(n_bytes: int) -> None:
             advance(n_bytes)

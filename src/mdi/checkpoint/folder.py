@@ -24,6 +24,7 @@ from mdi.formats import Mode
 from mdi.liveness import no_tick
 from mdi.model.architecture import ModelConfig
 from mdi.model.span import Span
+from mdi.strings import count
 
 log = logging.getLogger(__name__)
 
@@ -152,7 +153,7 @@ def _may_be(stored: Mode, asked: Mode | None) -> bool:
 def _reason(manifest: Manifest | None, spans: list[Span], mode: Mode) -> str:
     """Why chunks are written."""
     if manifest is None:
-        return f"no chunks for {len(spans)} nodes"
+        return f"no chunks for {count(len(spans), 'node')}"
     if list(manifest.spans) != spans:
         return f"{manifest.folder.name} has another split"
     if manifest.quantization != mode:
