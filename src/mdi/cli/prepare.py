@@ -34,7 +34,7 @@ from mdi.files import partial_folder, storage_error
 from mdi.model.shapes import head_weight, layer_weights
 from mdi.model.span import Span
 from mdi.progress import progress_bar
-from mdi.strings import format_bytes, one_line
+from mdi.strings import count, format_bytes, one_line
 from mdi.text.check import check_text
 from mdi.text.worker_process import TextWorker
 
@@ -56,7 +56,7 @@ def prepare(options: PrepareOptions) -> tuple[Path, Manifest | None]:
         raise ConfigError(f"--chunks-only: {folder / MODEL_FILE} was not made by this program: remove it yourself")
     manifest = _existing_chunks(folder, spans, options)
     if manifest is not None:
-        log.warning("chunks for %d nodes are there already, in %s", len(spans), manifest.folder)
+        log.warning("chunks for %s are there already, in %s", count(len(spans), "node"), manifest.folder)
     else:
         manifest = _write_chunks(folder, spans, options)
     if options.chunks_only:
@@ -84,9 +84,9 @@ def _existing_chunks(folder: Path, spans: list[Span], options: PrepareOptions) -
 def _write_chunks(folder: Path, spans: list[Span], options: PrepareOptions) -> Manifest:
     if (folder / MODEL_FILE).is_file():
         n_bytes = chunks_bytes(folder, spans, options.dtype, options.quantize)
-        log.warning("the chunks for %d nodes take %s", len(spans), format_bytes(n_bytes))
+        log.warning("the chunks for %s take %s", count(len(spans), "node"), format_bytes(n_bytes))
     manifest = write_chunks(folder, spans, options.dtype, options.quantize)
-    log.warning("chunks for %d nodes are in %s", len(spans), manifest.folder)
+    log.warning("chunks for %s are in %s", count(len(spans), "node"), manifest.folder)
     return manifest
 
 
