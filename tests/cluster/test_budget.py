@@ -16,6 +16,7 @@ from mdi.formats import Mode
 from mdi.model.backends.select import make_span_engine
 from mdi.model.runner import StageRunner, StageSpec
 from mdi.model.span import Span
+from mdi.strings import count
 from support.models import make_model
 from support.rings import ring_of
 from support.statuses import IDLE
@@ -105,7 +106,7 @@ def test_samples_wait_where_memory_is_short(
         ring.secondaries[0]._runner.unload()  # its memory would count as free
         caplog.clear()
         assert ring.generate(model, prompts, split="2,4") == wanted
-        assert f"memory allows {n_fitting} samples in the ring at once" in caplog.text
+        assert f"memory allows {count(n_fitting, 'sample')} in the ring at once" in caplog.text
 
 
 @pytest.mark.parametrize(("options", "slots"), [({}, "1 slot of"), ({"max_slots": 5}, "5 slots of")])
