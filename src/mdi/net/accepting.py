@@ -1,7 +1,6 @@
 """Accepting connections in the loop of a selector, also while the process has no descriptor left."""
 
 import errno
-import resource
 import selectors
 import socket
 from collections.abc import Iterator
@@ -15,6 +14,10 @@ _OF_THE_LISTENER = (errno.EBADF, errno.EINVAL, errno.ENOTSOCK)
 
 def descriptor_limit() -> int:
     """How many files and sockets this process may have open at once."""
+    try:
+        import resource
+    except ImportError:  # on Windows, where sockets are not counted
+        return 1 << 20
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return 1 << 20 if soft == resource.RLIM_INFINITY else soft
 
