@@ -416,7 +416,7 @@ def test_chunks_from_a_file_from_a_folder_and_a_file_of_one_node(
         second = scripts.start("secondary.py", *options, "--nodes-config", network.path, 1)
         result = run(scripts, network, tiny, "-v", *SEEDED)
         assert [first.result().code, second.result().code] == [0, 0]
-        assert "weights of layers" in log.read_text()
+        assert "weights of layer" in log.read_text()
     assert "sending" not in result.stderr
     assert not (tmp_path / "cache").exists()
     assert samples_of(result.stdout) == samples_of(run_alone(scripts, alone, tiny, *SEEDED).stdout)
