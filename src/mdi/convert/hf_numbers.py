@@ -1,16 +1,15 @@
 """The numbers of a config.json -> litgpt's fields: sizes, epsilons, activation, windows, soft caps, experts."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
+from mdi.checkpoint.config import MAX_VALUES
 from mdi.convert.hf_families import Family
-from mdi.convert.hf_rotary import is_count, rotary_fields
+from mdi.convert.hf_rotary import is_count, is_positive, rotary_fields
 from mdi.documents import Fields, has_type
 from mdi.errors import CheckpointError
 from mdi.strings import quoted
 
-_MAX_LAYERS = 10_000
 _SCALAR = "attention_scores_scalar"
 
 
@@ -55,7 +54,7 @@ def _sizes(fields: Fields, family: Family, known: Mapping[str, Any]) -> dict[str
     own_head_size = known.get("head_size") or family.head_size or max(n_embd // n_head, 1)
     mlp_keys = ("intermediate_size", "ffn_hidden_size")
     return {
-        "n_layer": _count(fields, ("num_hidden_layers", "n_layer"), known.get("n_layer"), limit=_MAX_LAYERS),
+        "n_layer": _count(fields, ("num_hidden_layers", "n_layer"), known.get("n_layer"), limit=MAX_VALUES["n_layer"]),
         "n_embd": n_embd,
         "n_head": n_head,
         "n_query_groups": _count(fields, ("num_key_value_heads",), known.get("n_query_groups") or n_head),
@@ -100,7 +99,7 @@ def _falcon(fields: Fields, sizes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _experts(fields: Fields, known: Mapping[str, Any]) -> dict[str, Any]:
-    n_expert = _count(fields, ("num_local_experts", "num_experts"), known.get("n_expert"), limit=2048)
+    n_expert = _count(fields, ("num_local_experts", "num_experts"), known.get("n_expert"), limit=MAX_VALUES["n_expert"])
     width = fields.get("moe_intermediate_size", is_count, "a count", known.get("moe_intermediate_size"))
     per_token = _count(fields, ("num_experts_per_tok",), known.get("n_expert_per_token"), limit=n_expert)
     return {"n_expert": n_expert, "n_expert_per_token": per_token, "moe_intermediate_size": width}
@@ -150,7 +149,7 @@ def _scores(fields: Fields, family: Family, known: Mapping[str, Any]) -> dict[st
     found: dict[str, Any] = {_SCALAR: _count(fields, ("query_pre_attn_scalar",), known.get(_SCALAR) or 256)}
     for ours, (theirs, default) in family.caps.items():
         missing = known.get(ours, default) if theirs not in fields else None  # null means no cap
-        found[ours] = fields.get(theirs, _is_positive, "a positive number", missing)
+        found[ours] = fields.get(theirs, is_positive, "a positive number", missing)
     return found
 
 
@@ -160,7 +159,3 @@ def _is_flag(value: object) -> bool:
 
 def _is_small(value: Any) -> bool:
     return has_type(value, float) and 0 < value < 1
-
-
-def _is_positive(value: Any) -> bool:
-    return has_type(value, float) and 0 < value < math.inf

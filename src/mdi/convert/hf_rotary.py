@@ -145,9 +145,7 @@ def _linear(fields: Fields, limits: _Context) -> dict[str, float] | None:
 
 
 def _llama3(fields: Fields, limits: _Context) -> dict[str, float]:
-    low, high = (
-        float(fields.get(f"{name}_freq_factor", _is_positive, "a positive number")) for name in ("low", "high")
-    )
+    low, high = (float(fields.get(f"{name}_freq_factor", is_positive, "a positive number")) for name in ("low", "high"))
     original = _original(fields, limits)
     return {"factor": _factor(fields), "low_freq_factor": low, "high_freq_factor": high} | {
         "original_max_seq_len": original
@@ -164,7 +162,7 @@ def _yarn(fields: Fields, limits: _Context) -> Yarn:
     return Yarn(
         factor,
         original,
-        fields.get("attention_factor", _is_positive, "a positive number", _yarn_attention(fields, factor)),
+        fields.get("attention_factor", is_positive, "a positive number", _yarn_attention(fields, factor)),
         beta_fast=_optional(fields, "beta_fast") or 32.0,
         beta_slow=_optional(fields, "beta_slow") or 1.0,
         truncate=fields.get("truncate", lambda value: isinstance(value, bool), "true or false", True),
@@ -189,7 +187,7 @@ def _longrope(fields: Fields, limits: _Context) -> LongRope:
     factor = _factor(fields, max(limits.context / original, 1.0))
     # LongRoPE, https://arxiv.org/abs/2402.13753, as Phi-3 was published with it
     attention = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 and original > 1 else 1.0
-    attention = fields.get("attention_factor", _is_positive, "a positive number", attention)
+    attention = fields.get("attention_factor", is_positive, "a positive number", attention)
     return LongRope([float(value) for value in short], [float(value) for value in long], original, float(attention))
 
 
@@ -215,7 +213,7 @@ def is_count(value: Any) -> bool:
     return type(value) is int and 0 < value < 2**31
 
 
-def _is_positive(value: Any) -> bool:
+def is_positive(value: Any) -> bool:
     return has_type(value, float) and 0 < value < math.inf
 
 
@@ -232,4 +230,4 @@ def _is_factor(value: Any) -> bool:
 
 
 def _are_positive(value: Any) -> bool:
-    return isinstance(value, list) and 0 < len(value) <= 1 << 15 and all(map(_is_positive, value))
+    return isinstance(value, list) and 0 < len(value) <= 1 << 15 and all(map(is_positive, value))
