@@ -21,8 +21,8 @@ from typing import Any
 import litgpt.scripts.convert_hf_checkpoint as litgpt_convert
 import torch
 from litgpt.config import Config
-from litgpt.utils import save_config
 
+from mdi.checkpoint.config import save_config
 from mdi.checkpoint.tensor_file import open_weights
 from mdi.checkpoint.weights import MODEL_FILE, write_errors
 from mdi.convert.hf_configs import build_config, check_convertible, conversion_name, is_tied
