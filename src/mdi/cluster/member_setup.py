@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mdi.control.client import ControlClient
-from mdi.control.protocol import UPLOAD_BYTES, NoAnswer, NodeBusy, UnknownName, Unreachable
+from mdi.control.protocol import UPLOAD_BYTES, NoAnswer, NodeBusy, is_silent
 from mdi.control.session import SessionSpec
 from mdi.control.status import NodeStatus, Ready
 from mdi.errors import ControlError
@@ -108,8 +108,7 @@ class MemberSetup:
 
     def _wait_or_give_up(self, exc: ControlError) -> None:
         if self._timeouts.clock() > self._deadline_s or self._closing.is_set():
-            is_silent = isinstance(exc, Unreachable) and not isinstance(exc, UnknownName)
-            advice = ": is secondary.py running there?" if is_silent else "."
+            advice = ": is secondary.py running there?" if is_silent(exc) else "."
             waited = f"Waited {self._patience.node_timeout_s:g} s (--node-timeout)"
             raise PeersTimedOut(f"{exc}{advice} {waited}", [self._node]) from exc
         self._patience.on_missing(self._node, exc)

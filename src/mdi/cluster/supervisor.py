@@ -21,7 +21,7 @@ from mdi.cluster.stall import Traffic, locate
 from mdi.config.network import NetworkConfig, node_name
 from mdi.config.options import RingOptions
 from mdi.control.client import ControlClient
-from mdi.control.protocol import NoAnswer, NodeBusy, UnknownName, Unreachable
+from mdi.control.protocol import NoAnswer, NodeBusy, is_silent
 from mdi.control.session import FIRST_EPOCH
 from mdi.control.status import NodeState, NodeStatus, SecondaryStatus
 from mdi.engine.ring import LocalRing, Ring
@@ -318,8 +318,7 @@ class RingSupervisor:
         config, name = self._network.nodes[node], node_name(node)
         who = f"{name} ({config.addr}:{config.port_in})"
         if self._recovery.state is RunState.STARTING:
-            is_silent = isinstance(error, Unreachable) and not isinstance(error, UnknownName)
-            reason = "" if is_silent else f": {error}"
+            reason = "" if is_silent(error) else f": {error}"
             log.warning("waiting for %s at %s%s", name, self._rendezvous.clients[node].url, reason)
         else:
             reason = error.reason if isinstance(error, RingError) and error.peer == name else str(error)

@@ -39,6 +39,11 @@ class UnknownName(Unreachable):
     """No machine is known by the name in the node's address."""
 
 
+def is_silent(error: Exception) -> bool:
+    """Whether nobody answers at an address that may be right: perhaps the node is not running yet."""
+    return isinstance(error, Unreachable) and not isinstance(error, UnknownName)
+
+
 class NotANode(ControlError):
     """Another program answers at the node's address, or something that no node of this version says."""
 
