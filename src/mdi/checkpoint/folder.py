@@ -15,6 +15,7 @@ from mdi.checkpoint.manifest import (
     chunk_name,
     chunks_folder,
     chunks_folders,
+    kind_of,
     read_manifest,
 )
 from mdi.checkpoint.weights import MODEL_FILE
@@ -72,7 +73,8 @@ class ModelFolder:
         cast, mode = self._kind_of_new_chunks(n_nodes, quantize)
         is_expected = manifest is None or list(manifest.spans) != spans  # another split was asked for
         level = logging.INFO if is_expected else logging.WARNING
-        log.log(level, "%s: %s; splitting it anew, as %s", self.path, _reason(manifest, spans, mode), _kind(cast, mode))
+        kind = kind_of(cast or "stored", mode)
+        log.log(level, "%s: %s; splitting it anew, as %s", self.path, _reason(manifest, spans, mode), kind)
         return replace(self, manifests={**self.manifests, n_nodes: write_chunks(self.path, spans, cast, mode, tick)})
 
     def _kind_of_new_chunks(self, n_nodes: int, quantize: Mode | None) -> tuple[str | None, Mode]:
@@ -159,11 +161,6 @@ def _reason(manifest: Manifest | None, spans: list[Span], mode: Mode) -> str:
     if manifest.quantization != mode:
         return f"{manifest.folder.name} holds {manifest.quantization} weights"
     return f"{manifest.folder.name} lacks a file, or was made from other weights"
-
-
-def _kind(cast: str | None, mode: Mode) -> str:
-    stored = cast or "stored"
-    return stored if mode == "none" else f"{stored}, {mode}"
 
 
 def open_folder(path: Path, n_nodes: int, quantize: Mode | None = None, dtype: str | None = None) -> ModelFolder:

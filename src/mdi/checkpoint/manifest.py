@@ -55,6 +55,11 @@ class Manifest:
     format_version: int = FORMAT_VERSION
 
 
+def kind_of(dtype: str, quantization: Mode) -> str:
+    """What chunks hold, for people: `bfloat16`, or `bfloat16, int8`."""
+    return dtype if quantization == "none" else f"{dtype}, {quantization}"
+
+
 def chunks_folder(folder: Path, n_nodes: int, quantization: Mode = "none", cast: str | None = None) -> Path:
     """Where the chunks of a model for `n_nodes` nodes lie: `3nodes`, `3nodes-int8`, `3nodes-bfloat16-int8`.
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from mdi.checkpoint.chunks import dtype_of
 from mdi.checkpoint.config import find_models
-from mdi.checkpoint.manifest import Manifest, read_manifest
+from mdi.checkpoint.manifest import Manifest, kind_of, read_manifest
 from mdi.checkpoint.weights import MODEL_FILE
 from mdi.convert.known_models import KNOWN_MODELS
 from mdi.errors import CheckpointError, ConfigError
@@ -43,8 +43,7 @@ def _describe(folder: Path) -> str:
 
 
 def _describe_chunks(manifest: Manifest) -> str:
-    kind = manifest.dtype if manifest.quantization == "none" else f"{manifest.dtype}, {manifest.quantization}"
-    return f"{manifest.folder.name} ({kind})"
+    return f"{manifest.folder.name} ({kind_of(manifest.dtype, manifest.quantization)})"
 
 
 def remove_model(root: Path, name: str) -> Path:
