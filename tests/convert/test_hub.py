@@ -77,18 +77,22 @@ def failure(folder: Path, *, repo: str = "org/tiny", token: str | None = None) -
 
 # ---- which files ----------------------------------------------------------------------------------
 
+SMALL_FILES = {
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+}
+
+
+def arrived(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if path.is_file()}
+
 
 def test_only_the_wanted_files_arrive_and_arrive_whole(stub: StubHub, folder: Path) -> None:
     hub.download("org/tiny", folder)
-    arrived = {path.name for path in folder.iterdir() if path.is_file()}
-    assert arrived == {
-        "config.json",
-        "generation_config.json",
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "chat_template.jinja",
-        "model.safetensors",
-    }
+    assert arrived(folder) == SMALL_FILES | {"model.safetensors"}
     assert (folder / "model.safetensors").read_bytes() == WEIGHTS
     assert (folder / "config.json").read_bytes() == CONFIG
 
@@ -114,19 +118,12 @@ def test_one_form_of_the_weights_is_chosen(names: list[str], weights: list[str])
 
 def test_the_configuration_can_be_fetched_first(stub: StubHub, folder: Path) -> None:
     assert hub.download_config("org/tiny", folder) == {"model_type": "llama"}
-    assert [path.name for path in folder.iterdir() if path.is_file()] == ["config.json"]
+    assert arrived(folder) == {"config.json"}
 
 
 def test_all_but_the_weights_can_be_fetched_first(stub: StubHub, folder: Path) -> None:
     hub.download_small_files("org/tiny", folder)
-    arrived = {path.name for path in folder.iterdir() if path.is_file()}
-    assert arrived == {
-        "config.json",
-        "generation_config.json",
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "chat_template.jinja",
-    }
+    assert arrived(folder) == SMALL_FILES
 
 
 def test_the_parts_of_a_tokenizer_are_wanted_where_there_is_no_whole_one() -> None:
