@@ -21,7 +21,7 @@ from mdi.strings import did_you_mean, one_line, quoted
 MAX_SHARE = 10**6
 MAX_FILE_BYTES = 1 << 20
 # Of the keys of a node. One that is missing may be there under another name, but not under one of these.
-_NAMES = {"nodes", "starter", "secondary", "addr", "communication", "inference", "device", "share"}
+_NAMES = {"nodes", "starter", "secondary", "addr", "listen", "communication", "inference", "device", "share"}
 _NAMES |= {"port", "starter_addr", "known_as", "port_in", "port_out"}
 LOOPBACK = ("localhost", "127.", "::1")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+):[0-9]{1,5}")
