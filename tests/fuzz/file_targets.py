@@ -165,7 +165,7 @@ def _places(data: bytes) -> list[tuple[int, int]]:
     """Where the numbers and texts of the header are, as far as it can be read."""
     recorder = _Recorder(data)
     with contextlib.suppress(gguf_file.Damaged, OverflowError):
-        gguf_file._read_header(recorder, len(data))
+        gguf_file._read_header(recorder, Path("x.gguf"), len(data))
     return recorder.places
 
 
