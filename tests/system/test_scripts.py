@@ -378,15 +378,26 @@ def test_a_reader_that_has_seen_enough_is_no_failure(kept: Kept, scripts: Script
         wait_until(lambda port=port: state_of(port) == "idle", 60, "the secondaries wait again")
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("script", ["starter.py", "sample.py", "secondary.py", "prepare_model.py"])
-def test_help_that_nobody_reads_is_no_failure(script: str, scripts: Scripts) -> None:
+def test_help_that_nobody_reads_is_no_failure(script: str, unbuffered: str, scripts: Scripts) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     try:
-        result = scripts.run(script, "--help", cold=True, stdout=writing)
+        result = scripts.run(script, "--help", cold=True, stdout=writing, env={"PYTHONUNBUFFERED": unbuffered})
     finally:
         os.close(writing)
     assert (result.code, without_announcement(result.stderr)) == (0, "")
+
+
+def test_help_on_a_full_disk_is_one_line(scripts: Scripts) -> None:
+    """Of a stdout without a buffer, argparse itself drops the error."""
+    full = os.open("/dev/full", os.O_WRONLY)
+    try:
+        result = scripts.run("starter.py", "--help", cold=True, stdout=full, env={"PYTHONUNBUFFERED": ""})
+    finally:
+        os.close(full)
+    one_line_error(result, 1, "the disk that the output goes to is full")
 
 
 def test_secondaries_that_are_not_kept_end(kept: Kept, scripts: Scripts, tiny: Path) -> None:

@@ -77,9 +77,25 @@ def run_script(main: Callable[[Signals], None], *, grace_s: float = GRACE_S) -> 
 
 
 def _exit_code(main: Callable[[], None]) -> int:
+    code = 0
+    try:
+        code = _ended(main)
+        sys.stdout.flush()  # however it ended: what --help says ends by `SystemExit`
+    except BrokenPipeError:  # the reader of our stdout has seen enough
+        drop_stdout()
+    except OSError as exc:
+        if exc.errno != errno.ENOSPC:
+            raise
+        screen.write_line("error: the disk that the output goes to is full")
+        drop_stdout()
+        return code or 1
+    return code
+
+
+def _ended(main: Callable[[], None]) -> int:
+    """Run `main` and say why it failed; its exit code."""
     try:
         main()
-        sys.stdout.flush()
     except ConfigError as exc:
         screen.write_line(f"error: {exc}")
         return 2
@@ -93,14 +109,6 @@ def _exit_code(main: Callable[[], None]) -> int:
             f"error: no package {exc.name} for {sys.executable}: run `make venv` and activate .venv, or install the "
             "requirements with `pip install -r requirements.txt`"
         )
-        return 1
-    except BrokenPipeError:  # the reader of our stdout has seen enough
-        drop_stdout()
-    except OSError as exc:
-        if exc.errno != errno.ENOSPC:
-            raise
-        screen.write_line("error: the disk that the output goes to is full")
-        drop_stdout()
         return 1
     except SystemExit as exc:
         if isinstance(exc, Stopped) and exc.code == 128 + signal.SIGINT:
