@@ -207,6 +207,7 @@ def test_the_wall_around_heavy_packages_holds() -> None:
     assert "torch is blocked" in done.stderr
 
 
+@pytest.mark.slow
 def test_packages_below_the_model_are_light_unless_their_row_names_a_heavy_package() -> None:
     """Others import torch through the model. But for the commands, whose row promises to import nothing slow."""
     rows = table()

@@ -29,6 +29,7 @@ def name_of(case: dict[str, Any]) -> str:
     return f"{case['config']['model_type']}-{CASES.index(case)}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=name_of)
 def test_logits_are_those_of_transformers(case: dict[str, Any], tmp_path: Path) -> None:
     """Within the original context and beyond it, with rotary settings in both forms."""

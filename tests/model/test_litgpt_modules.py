@@ -4,8 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from support.paths import ROOT
 from support.scripts import write_network
+
+pytestmark = pytest.mark.slow
 
 HEAVY = ("lightning", "torch._dynamo", "torch._inductor", "torchmetrics", "matplotlib", "huggingface_hub")
 

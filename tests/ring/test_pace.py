@@ -134,6 +134,7 @@ def test_a_predecessor_that_sends_a_byte_at_a_time_is_lost(bench: Bench, data: b
     assert "is too slow: " in str(down.error)
 
 
+@pytest.mark.slow
 def test_a_successor_that_takes_little_at_a_time_is_lost(bench: Bench) -> None:
     listener = bench.listener()
     end = bench.end(listener.getsockname()[1], session=LARGE, peer_timeout_s=2.0, timeouts=QUICK)
@@ -158,6 +159,7 @@ def test_a_successor_that_takes_little_at_a_time_is_lost(bench: Bench) -> None:
     assert "is too slow: " in str(down.error)
 
 
+@pytest.mark.slow
 def test_a_slow_link_that_gets_on_is_left_alone(bench: Bench) -> None:
     """Its frame takes several times as long as a silence may."""
     end = bench.end(1, peer_timeout_s=1.0, timeouts=Timeouts(handshake_s=PATIENCE_S, link_bytes_s=1.0))

@@ -159,6 +159,7 @@ ENDLESS_TEMPLATES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ENDLESS_TEMPLATES)
 def test_a_template_without_end_is_one_line(case: str, tmp_path: Path) -> None:
     with TextWorker(QUICK) as worker:
