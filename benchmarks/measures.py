@@ -1,6 +1,7 @@
 """The measures: which configurations alternate, and what is made of them."""
 
 import contextlib
+import dataclasses
 import functools
 import sys
 import time
@@ -12,7 +13,17 @@ from typing import TypeVar
 from benchmarks import hops
 from benchmarks.peers import LlamaCpp, litgpt
 from benchmarks.report import Series, ratio
-from benchmarks.rings import Request, Ring, Run, free_ports, ring, run_together, write_seen_as
+from benchmarks.rings import (
+    ON_CPU,
+    Placement,
+    Request,
+    Ring,
+    Run,
+    free_ports,
+    ring,
+    run_together,
+    write_seen_as,
+)
 from benchmarks.workers import BenchError, Worker, end, python_module, start
 from mdi.checkpoint.config import load_config
 from mdi.config.network import load_network
@@ -47,9 +58,9 @@ class Bench:
         n_tokens = max(min(16, self.steps), self.steps // (1 + n_samples // 8))
         return Request(prompt_of(prompt_tokens), n_samples, n_tokens, sequence_length)
 
-    def ring(self, n_nodes: int, quantize: str = "none") -> contextlib.AbstractContextManager[Ring]:
+    def ring(self, n_nodes: int, placement: Placement = ON_CPU) -> contextlib.AbstractContextManager[Ring]:
         """A ring with a node on each of the first cores."""
-        return ring(self.ckpt, self.cores[:n_nodes], self.scratch, quantize)
+        return ring(self.ckpt, self.cores[:n_nodes], self.scratch, placement)
 
 
 def prompt_of(n_tokens: int) -> list[int]:
@@ -99,15 +110,15 @@ def _speeds(measure: str, label: str, runs: Sequence[Run], note: str = "") -> Se
 
 
 @contextlib.contextmanager
-def _ours(bench: Bench, n_nodes: int, n_samples: int, quantize: str = "none") -> Iterator[Action]:
-    with bench.ring(n_nodes, quantize) as nodes:
+def _ours(bench: Bench, n_nodes: int, n_samples: int, placement: Placement = ON_CPU) -> Iterator[Action]:
+    with bench.ring(n_nodes, placement) as nodes:
         yield lambda: nodes.run(bench.request(n_samples))
 
 
 @contextlib.contextmanager
-def _litgpt(bench: Bench) -> Iterator[Action]:
+def _litgpt(bench: Bench, placement: Placement = ON_CPU) -> Iterator[Action]:
     request = bench.request(1)
-    with litgpt(bench.ckpt, bench.cores[:1], bench.scratch) as peer:
+    with litgpt(bench.ckpt, bench.cores[:1], bench.scratch, placement) as peer:
         yield lambda: peer.run(request.prompt, 1, request.n_tokens)
 
 
@@ -179,9 +190,9 @@ def measure_llama(bench: Bench) -> list[Series]:
     openers: dict[str, Opener] = {}
     for quantize, name, kind in kinds[:2] if bench.quick else kinds:
         for n_nodes, n_samples in ((1, 1), (2, 16)):
-            openers[_our_label(name, n_nodes, n_samples)] = _ours(bench, n_nodes, n_samples, quantize)
+            openers[_our_label(name, n_nodes, n_samples)] = _ours(bench, n_nodes, n_samples, Placement(quantize))
             openers[_llama_label(kind, n_nodes, n_samples)] = _llama(bench, kind, n_nodes, n_samples)
-    openers[_our_label("int8", 2, 2)] = _ours(bench, 2, 2, "int8")
+    openers[_our_label("int8", 2, 2)] = _ours(bench, 2, 2, Placement("int8"))
     speeds = contest(bench, "llama", openers)
     many, few = speeds[_our_label("int8", 2, 16)], speeds[_our_label("int8", 2, 2)]
     ratios = [ratio("llama", "int8, 2 nodes: 16 samples over 2", many, few, "int8 group")]
@@ -219,11 +230,31 @@ def measure_large(bench: Bench) -> list[Series]:
     bench = _with_large(bench)
     openers: dict[str, Opener] = {}
     for n_nodes, n_samples in ((1, 1), (2, 16)):
-        openers[_our_label("int8", n_nodes, n_samples)] = _ours(bench, n_nodes, n_samples, "int8")
+        openers[_our_label("int8", n_nodes, n_samples)] = _ours(bench, n_nodes, n_samples, Placement("int8"))
         openers[_llama_label("Q8_0", n_nodes, n_samples)] = _llama(bench, "Q8_0", n_nodes, n_samples)
     speeds = contest(bench, "large", openers)
     bench.llama.forget(bench.ckpt, "F32")
     return [*speeds.values(), *_over_llama("large", speeds, "int8", "Q8_0", {(1, 1): "int8 one large"})]
+
+
+def measure_cuda(bench: Bench) -> list[Series]:
+    """One GPU: one node and two that share it beside litgpt, a model of the TinyLlama-1.1B shape in bfloat16."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise BenchError("no CUDA device is there")
+    prepare_large(bench.large)
+    bench = dataclasses.replace(bench, ckpt=bench.large)
+    plain, int8 = (Placement(quantize, "bfloat16", "cuda") for quantize in ("none", "int8"))
+    openers: dict[str, Opener] = {"litgpt": _litgpt(bench, plain)}
+    for n_nodes, n_samples in ((1, 1), (1, 4), (1, 16), (1, 64), (2, 2), (2, 64)):
+        openers[_our_label("bfloat16", n_nodes, n_samples)] = _ours(bench, n_nodes, n_samples, plain)
+    openers |= {_our_label("int8", 1, n): _ours(bench, 1, n, int8) for n in (1, 16)}
+    speeds = contest(bench, "cuda", openers)
+    name = torch.cuda.get_device_name()
+    peer = speeds["litgpt"]
+    ratios = [ratio("cuda", f"{label} over litgpt", ours, peer) for label, ours in speeds.items() if ours is not peer]
+    return [*speeds.values(), *(dataclasses.replace(found, label=f"{found.label}, {name}") for found in ratios)]
 
 
 def prepare_large(folder: Path) -> None:
@@ -409,5 +440,6 @@ MEASURES: dict[str, Callable[[Bench], list[Series]]] = {
     "context": measure_context,
     "memory": measure_memory,
     "link": measure_link,
+    "cuda": measure_cuda,
 }
-QUICK = tuple(name for name in MEASURES if name not in ("large", "context", "memory"))
+QUICK = tuple(name for name in MEASURES if name not in ("large", "context", "memory", "cuda"))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gguf_export import export_gguf
-from benchmarks.rings import Run
+from benchmarks.rings import ON_CPU, Placement, Run
 from benchmarks.workers import BenchError, Worker, child_environment, python_module
 from mdi.checkpoint.weights import MODEL_FILE
 
@@ -30,9 +30,9 @@ class Peer:
 
 
 @contextlib.contextmanager
-def litgpt(ckpt: Path, cores: Sequence[int], scratch: Path) -> Iterator[Peer]:
-    """litgpt in float32, one thread."""
-    command = python_module("litgpt_driver", str(ckpt.resolve()))
+def litgpt(ckpt: Path, cores: Sequence[int], scratch: Path, placement: Placement = ON_CPU) -> Iterator[Peer]:
+    """litgpt with one thread, unquantized."""
+    command = python_module("litgpt_driver", str(ckpt.resolve()), placement.device, placement.dtype)
     with Worker(command, cores, scratch / "logs" / "litgpt.log") as worker:
         yield Peer(worker)
 

@@ -48,8 +48,8 @@ def options_of(request: dict[str, Any]) -> StarterOptions:
         "n_tokens": request["n_tokens"],
         "prompt": "a",  # replaced by token ids
         "prompt_style": "none",
-        "dtype": "float32",
-        "device": "cpu",
+        "dtype": request["dtype"],
+        "device": request["device"],
         "temperature": 0.0,
         "ignore_eos": True,
         "keep_nodes": True,

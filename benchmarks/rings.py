@@ -13,7 +13,6 @@ from typing import Any
 
 from benchmarks.workers import ROOT, BenchError, Worker, end, python_module, start
 from mdi.config.network import load_network
-from mdi.config.options import StarterOptions, defaults_of
 from mdi.config.paths import SETTINGS_DIR
 from mdi.control.client import ControlClient
 from mdi.errors import ControlError
@@ -64,18 +63,36 @@ def decode_rate(times: Sequence[Sequence[float]]) -> float:
     return sum((len(steps) - 1) / (steps[-1] - steps[0]) for steps in inside)
 
 
+@dataclass(frozen=True)
+class Placement:
+    """Where the nodes of a ring compute, and in what."""
+
+    quantize: str = "none"
+    dtype: str = "float32"
+    device: str = "cpu"
+
+    @property
+    def flags(self) -> list[str]:
+        """Of a secondary."""
+        flags = ["--dtype", self.dtype, "--device", self.device]
+        return flags + (["--quantize", self.quantize] if self.quantize != "none" else [])
+
+
+ON_CPU = Placement()
+
+
 class Ring:
     """A running ring, ready for one request after another."""
 
-    def __init__(self, driver: Worker, nodes_config: Path, ckpt: Path, quantize: str) -> None:
-        self._driver, self._ckpt, self._quantize = driver, ckpt, quantize
+    def __init__(self, driver: Worker, nodes_config: Path, ckpt: Path, placement: Placement) -> None:
+        self._driver, self._ckpt, self._placement = driver, ckpt, placement
         self.nodes_config = nodes_config
         self._peak_bytes = 0
 
     def prepare(self, request: Request) -> None:
         """Load what is to be loaded and close the ring."""
-        common = {"nodes_config": str(self.nodes_config), "ckpt": str(self._ckpt), "quantize": self._quantize}
-        self._driver.ask(asdict(request) | common)
+        common = {"nodes_config": str(self.nodes_config), "ckpt": str(self._ckpt)}
+        self._driver.ask(asdict(request) | common | asdict(self._placement))
 
     def go(self) -> None:
         """Start the run that was prepared."""
@@ -131,20 +148,17 @@ def run_together(rings: Sequence[Ring], request: Request) -> Run:
 
 
 @contextlib.contextmanager
-def ring(ckpt: Path, cores: Sequence[int], scratch: Path, quantize: str = "none") -> Iterator[Ring]:
-    """A ring with one node on each of `cores`, whose weights are held as `quantize` says."""
-    if quantize != "none" and "quantize" not in defaults_of(StarterOptions):
-        raise BenchError(f"this version has no --quantize {quantize}")
+def ring(ckpt: Path, cores: Sequence[int], scratch: Path, placement: Placement = ON_CPU) -> Iterator[Ring]:
+    """A ring with one node on each of `cores`."""
     nodes_config = write_network(scratch / "networks", len(cores)) if len(cores) > 1 else STANDALONE
     with contextlib.ExitStack() as stack:
         for index, core in enumerate(cores[1:]):
-            command = [sys.executable, str(ROOT / "src" / "secondary.py"), "--dtype", "float32", "--device", "cpu"]
+            command = [sys.executable, str(ROOT / "src" / "secondary.py"), *placement.flags]
             command += ["--cache-dir", str(scratch / "chunks"), "--nodes-config", str(nodes_config), str(index)]
-            command += ["--quantize", quantize] if quantize != "none" else []
             stack.callback(end, start(command, [core], scratch / "logs" / f"secondary{index}.log"))
         log = scratch / "logs" / f"starter_on_{cores[0]}.log"
         driver = stack.enter_context(Worker(python_module("ring_driver"), cores[:1], log))
-        nodes = Ring(driver, nodes_config, ckpt, quantize)
+        nodes = Ring(driver, nodes_config, ckpt, placement)
         nodes.wait_until_ready()
         yield nodes
 
