@@ -101,6 +101,8 @@ def partial_folder(target: Path, *, keep_on_error: bool = False, kept: Sequence[
     except BaseException as exc:
         if not keep_on_error:
             shutil.rmtree(partial, ignore_errors=True)
+        with contextlib.suppress(OSError):  # it holds what an interrupted attempt can go on with
+            partial.rmdir()
         if isinstance(exc, OSError):
             raise storage_error(target, exc) from exc
         raise

@@ -132,6 +132,24 @@ def test_two_nodes_with_the_same_certificates_meet(bench: Bench, tls: Tls, key: 
     assert meet(bench, Access(key, tls), Access(key, tls)) == ("", True)
 
 
+@needs_openssl
+def test_variables_for_proxies_and_certificates_mean_nothing_between_nodes(
+    bench: Bench, tls: Tls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, "socks5://127.0.0.1:9")
+        monkeypatch.setenv(name.lower(), "foo:bar:baz")
+    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        monkeypatch.setenv(name, "/no/such/file")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    access = Access(KEY, replace(tls))  # without the contexts that were made before
+    assert meet(bench, access, access) == ("", True)
+    with ring_of(2, tmp_path, access=access) as ring:
+        port = ring.secondaries[0].http_port
+        assert ControlClient("n", "127.0.0.1", port, access).status().state is NodeState.IDLE
+
+
 @pytest.mark.parametrize(
     ("caller", "answerer", "reason"),
     [

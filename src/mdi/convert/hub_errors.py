@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mdi.convert.hub_environment import check_connection, check_numbers, proxy_variable, trust_advice
 from mdi.errors import CheckpointError, ConfigError, MdiError
 from mdi.files import storage_error
 
@@ -23,7 +24,12 @@ def endpoint() -> str | None:
 
 @contextlib.contextmanager
 def translated(repo_id: str, folder: Path, token: str | None) -> Iterator[None]:
-    """Turn what huggingface_hub and its transport raise into one line that says what to do."""
+    """Turn what huggingface_hub and its transport raise into one line that says what to do.
+
+    Variables of the environment that neither of them could work with are refused first.
+    """
+    check_numbers()
+    check_connection()
     import httpx
     from huggingface_hub.errors import HFValidationError
 
@@ -36,7 +42,7 @@ def translated(repo_id: str, folder: Path, token: str | None) -> Iterator[None]:
             f"{repo_id!r} is neither a local folder or file nor a Hugging Face repo id such as org/name"
         ) from exc
     except (httpx.InvalidURL, httpx.UnsupportedProtocol) as exc:
-        raise ConfigError(f"HF_ENDPOINT or a proxy variable is not a usable URL: {endpoint()}") from exc
+        raise ConfigError(f"HF_ENDPOINT is not a usable URL: {endpoint()}") from exc
     except (httpx.HTTPError, OSError, ValueError) as exc:
         raise _explained(_root(exc), repo_id, folder, has_token=_has_token(token)) from exc
 
@@ -44,7 +50,10 @@ def translated(repo_id: str, folder: Path, token: str | None) -> Iterator[None]:
 def _has_token(token: str | None) -> bool:
     from huggingface_hub import get_token
 
-    return (token or get_token()) is not None
+    try:
+        return (token or get_token()) is not None
+    except OSError:  # what is wrong with the file of the token is the error that is being explained
+        return False
 
 
 def _root(exc: BaseException) -> BaseException:
@@ -62,6 +71,7 @@ def _root(exc: BaseException) -> BaseException:
 
 def _explained(exc: BaseException, repo_id: str, folder: Path, *, has_token: bool) -> MdiError:
     import httpx
+    from huggingface_hub import constants
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     host = endpoint() or "https://huggingface.co"
@@ -75,7 +85,11 @@ def _explained(exc: BaseException, repo_id: str, folder: Path, *, has_token: boo
     if isinstance(exc, httpx.TransportError):
         return CheckpointError(_broken_connection(exc, repo_id, host))
     if isinstance(exc, OSError) and exc.errno is not None:
-        return storage_error(folder, exc)
+        if exc.filename == constants.HF_TOKEN_PATH:
+            return ConfigError(
+                f"{storage_error(Path(exc.filename), exc)}: HF_HOME or HF_TOKEN_PATH says that a token is there"
+            )
+        return storage_error(Path(exc.filename or folder), exc)
     return CheckpointError(
         f"{host} sent something unexpected for {repo_id} ({type(exc).__name__}): run the command again"
     )
@@ -118,18 +132,20 @@ def _broken_connection(exc: BaseException, repo_id: str, host: str) -> str:
     import httpx
 
     causes = list(_chain(exc))
+    proxy = proxy_variable(host)
+    to = f"the proxy that {proxy} names" if proxy else host
     if isinstance(exc, httpx.TimeoutException):
-        return f"{host} did not answer in time for {repo_id}: check the network, run the command again to resume"
+        return f"{to} did not answer in time for {repo_id}: check the network, run the command again to resume"
     if isinstance(exc, httpx.ProxyError):
-        return f"the proxy in HTTPS_PROXY does not let us reach {host}: check it"
+        return f"{to} does not let us reach {host}: check it"
     if any(isinstance(cause, ssl.SSLError) for cause in causes):
-        return f"no trusted connection to {host}: check the clock, the certificates and any proxy in between"
+        return f"no trusted connection to {host}: check the clock; {trust_advice()}"
     if any(isinstance(cause, socket.gaierror) for cause in causes):
-        return f"cannot find {host}: no network, or no such name; {repo_id} has to be fetched once"
+        return f"cannot find {to}: no network, or no such name; {repo_id} has to be fetched once"
     if any(isinstance(cause, OSError) and cause.errno == errno.ECONNREFUSED for cause in causes):
-        return f"{host} refuses connections: check HF_ENDPOINT, the proxy and the firewall"
+        return f"{to} refuses connections: check {proxy or 'HF_ENDPOINT'} and the firewall"
     if isinstance(exc, httpx.ConnectError):
-        return f"cannot connect to {host}: check the network; {repo_id} has to be fetched once"
+        return f"cannot connect to {to}: check the network; {repo_id} has to be fetched once"
     return f"the connection to {host} broke off: run the command again, it resumes where it stopped"
 
 

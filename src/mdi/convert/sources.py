@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mdi.convert.hub import is_weight_file, wanted_files
+from mdi.convert.hub_environment import check_numbers
 from mdi.convert.huggingface import check_complete
 from mdi.documents import read_json
 from mdi.errors import CheckpointError
@@ -50,7 +51,11 @@ def _repo_id(path: Path) -> str | None:
 
 
 def find_cached(repo_id: str) -> Path | None:
-    """The current copy of a repo in the Hugging Face cache of this machine, if all files of a model are in it."""
+    """The current copy of a repo in the Hugging Face cache of this machine, if all files of a model are in it.
+
+    Raises `ConfigError` where huggingface_hub cannot be imported in this environment.
+    """
+    check_numbers()
     from huggingface_hub import constants
 
     snapshot = _current_snapshot(Path(constants.HF_HUB_CACHE) / (_CACHED + repo_id.replace("/", "--")))
