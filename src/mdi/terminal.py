@@ -26,16 +26,18 @@ class Bar:
     label: str
     total: int | None  # None: unknown
     unit: str
-    done: int = 0
+    initial: int = 0  # done before it began
+    done: int = 0  # since then
     began_s: float = field(default_factory=time.monotonic)
 
     @property
     def text(self) -> str:
         """`chunk for secondary 0: 45%, 120.00 MB of 266.67 MB, 11.80 MB/s`"""
         elapsed_s = max(time.monotonic() - self.began_s, 1e-3)
+        position = self.initial + self.done
         if not self.total:
-            return f"{self.label}: {self._amount(self.done)}"
-        share = f"{100 * self.done // self.total}%, {self._amount(self.done)} of {self._amount(self.total)}"
+            return f"{self.label}: {self._amount(position)}"
+        share = f"{100 * position // self.total}%, {self._amount(position)} of {self._amount(self.total)}"
         return f"{self.label}: {share}, {self._amount(self.done / elapsed_s)}/s"
 
     @property

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from mdi.convert import hub
+from mdi.convert import hub, hub_files
 from mdi.errors import CheckpointError, ConfigError, MdiError
-from support.hub import Request, StubHub, serve
+from support.hub import REVISION, Request, StubHub, serve
 
 TOKEN = "hf_SecretSecretSecret"
 CONFIG = b'{"model_type": "llama"}'
@@ -35,6 +35,7 @@ def _no_stored_login(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.delenv(name.lower(), raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no-token"))
     monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.setattr(hub_files, "_PAUSES_S", (0.0, 0.0, 0.0))
 
 
 @pytest.fixture
@@ -137,17 +138,66 @@ def test_the_parts_of_a_tokenizer_are_wanted_where_there_is_no_whole_one() -> No
 # ---- resuming -------------------------------------------------------------------------------------
 
 
+def ranges(stub: StubHub) -> list[str | None]:
+    """What was asked for of the large file."""
+    return [request.range for request in stub.seen("GET", "/storage/model.safetensors")]
+
+
+def test_a_connection_that_breaks_is_taken_up_where_it_stopped(stub: StubHub, folder: Path) -> None:
+    stub.drop_after = 123_456
+    hub.download("org/tiny", folder)
+    assert ranges(stub) == [None, "bytes=123456-299999"]
+    assert (folder / "model.safetensors").read_bytes() == WEIGHTS
+
+
 def test_a_broken_download_resumes_where_it_stopped(
     stub: StubHub, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # huggingface_hub writes in pieces of this size (10 MB); what is on disk is whole pieces
-    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 10_000)
+    monkeypatch.setattr(hub_files, "_PAUSES_S", ())
     stub.drop_after = 123_456
     assert "it resumes where it stopped" in str(failure(folder))
     assert not (folder / "model.safetensors").exists()
     hub.download("org/tiny", folder)
-    ranges = [request.range for request in stub.seen("GET", "/storage/model.safetensors")]
-    assert ranges == [None, "bytes=120000-"]
+    assert ranges(stub) == [None, "bytes=123456-299999"]
+    assert (folder / "model.safetensors").read_bytes() == WEIGHTS
+
+
+def test_a_resumed_download_says_what_is_there(
+    stub: StubHub, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(hub_files, "_PAUSES_S", ())
+    stub.drop_after = 200_000
+    failure(folder)
+    hub.download("org/tiny", folder)
+    assert "fetching 0.30 MB from org/tiny, of which 0.20 MB are here" in caplog.text
+
+
+def test_another_revision_of_a_file_does_not_go_on_with_the_former_one(
+    stub: StubHub, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(hub_files, "_PAUSES_S", ())
+    stub.drop_after = 123_456
+    failure(folder)
+    stub.files["model.safetensors"] = other = os.urandom(300_000)
+    hub.download("org/tiny", folder)
+    assert ranges(stub) == [None, None]
+    assert (folder / "model.safetensors").read_bytes() == other
+    assert "again" not in caplog.text
+
+
+def test_a_server_that_does_not_know_ranges_sends_the_file_again(stub: StubHub, folder: Path) -> None:
+    stub.drop_after, stub.knows_ranges = 123_456, False
+    hub.download("org/tiny", folder)
+    assert ranges(stub) == [None, "bytes=123456-299999"]
+    assert (folder / "model.safetensors").read_bytes() == WEIGHTS
+
+
+def test_a_file_that_is_too_large_for_one_answer_comes_in_several(
+    stub: StubHub, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub_files, "_MAX_ANSWER_BYTES", 120_000)
+    hub.download("org/tiny", folder)
+    assert ranges(stub) == ["bytes=0-119999", "bytes=120000-239999", "bytes=240000-299999"]
     assert (folder / "model.safetensors").read_bytes() == WEIGHTS
 
 
@@ -156,6 +206,17 @@ def test_finished_files_are_not_fetched_again(stub: StubHub, folder: Path) -> No
     stub.requests.clear()
     hub.download("org/tiny", folder)
     assert [request.path.split("?")[0] for request in stub.requests] == ["/api/models/org/tiny"]
+
+
+def test_a_file_in_the_cache_is_not_fetched(stub: StubHub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = folder.parent / "cache"
+    snapshot = cache / "models--org--tiny" / "snapshots" / REVISION
+    snapshot.mkdir(parents=True)
+    (snapshot / "model.safetensors").write_bytes(WEIGHTS)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    hub.download("org/tiny", folder)
+    assert ranges(stub) == []
+    assert (folder / "model.safetensors").read_bytes() == WEIGHTS
 
 
 def test_an_unreachable_hub_is_an_error_even_if_the_folder_holds_files(
@@ -167,19 +228,115 @@ def test_an_unreachable_hub_is_an_error_even_if_the_folder_holds_files(
     assert "answered 503" in str(failure(folder))
 
 
+# ---- several at once ------------------------------------------------------------------------------
+
+
+def with_shards(stub: StubHub, n: int) -> None:
+    """Have the weights of the repo in `n` files."""
+    del stub.files["model.safetensors"]
+    for i in range(1, n + 1):
+        stub.files[f"model-{i:05d}-of-{n:05d}.safetensors"] = os.urandom(100_000)
+
+
+def test_a_few_files_are_fetched_at_once(stub: StubHub, folder: Path) -> None:
+    with_shards(stub, 8)
+    stub.together = threading.Barrier(4, timeout=60)
+    hub.download("org/tiny", folder)
+    assert stub.most_at_once == 4
+    assert all((folder / name).read_bytes() == data for name, data in stub.files.items() if "-of-" in name)
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
 
 
-@pytest.mark.parametrize(("progress", "bars"), [(True, True), (False, False)])
-def test_progress_bars_are_for_terminals(
-    stub: StubHub, folder: Path, monkeypatch: pytest.MonkeyPatch, progress: bool, bars: bool
+def test_one_bar_on_a_terminal_counts_the_bytes_of_all_files(
+    stub: StubHub, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr("mdi.terminal.REDRAW_S", 0.0)
+    with_shards(stub, 8)
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    hub.download("org/tiny", folder, progress=progress)
-    assert ("model.safetensors" in terminal.getvalue()) == bars
+    hub.download("org/tiny", folder)
+    *drawn, _ = terminal.getvalue().split("\x1b[K")
+    assert all(text.startswith("\rfetching org/tiny: ") or text == "\r" for text in drawn), drawn
+    assert any(": 100%, 0.80 MB of 0.80 MB, " in text for text in drawn)
+    assert terminal.getvalue().count("\n") == 1, "the result"
+
+
+@pytest.fixture
+def patient_client(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A client that would wait for ever for an answer."""
+    from huggingface_hub.utils import close_session
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 10_000)
+    close_session()
+    yield
+    close_session()
+
+
+@pytest.mark.usefixtures("patient_client")
+def test_a_file_that_fails_ends_the_others(stub: StubHub, folder: Path) -> None:
+    stub.hang, stub.stall_after = threading.Event(), 100_000
+    stub.damaged["tokenizer.json"] = 2
+    assert "tokenizer.json of org/tiny: damaged" in str(failure(folder))
+    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("hub")] == []
+
+
+# ---- what has arrived -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_a_damaged_file_is_told_and_fetched_again(
+    name: str, stub: StubHub, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stub.damaged[name] = 1
+    hub.download("org/tiny", folder)
+    assert (folder / name).read_bytes() == stub.files[name]
+    assert f"{name}: damaged: its digest is not the one that the hub gives: fetching it again" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_a_file_that_is_damaged_twice_is_an_error_and_is_not_kept(name: str, stub: StubHub, folder: Path) -> None:
+    stub.damaged[name] = 2
+    assert f"{name} of org/tiny: damaged: its digest is not the one that the hub gives, twice" in str(failure(folder))
+    assert not [path for path in folder.rglob("*") if path.name.startswith(name)]
+    hub.download("org/tiny", folder)
+    assert (folder / name).read_bytes() == stub.files[name]
+
+
+def test_a_file_that_was_damaged_on_the_disk_is_fetched_again(
+    stub: StubHub, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    hub.download("org/tiny", folder)
+    (folder / "model.safetensors").write_bytes(bytes(300_000))
+    hub.download("org/tiny", folder)
+    assert (folder / "model.safetensors").read_bytes() == WEIGHTS
+    assert "model.safetensors: damaged" in caplog.text
+
+
+def test_a_file_that_was_cut_short_on_the_disk_is_completed(stub: StubHub, folder: Path) -> None:
+    hub.download("org/tiny", folder)
+    os.truncate(folder / "model.safetensors", 1000)
+    hub.download("org/tiny", folder)
+    assert ranges(stub) == [None, "bytes=1000-299999"]
+    assert (folder / "model.safetensors").read_bytes() == WEIGHTS
+
+
+@pytest.mark.parametrize("n_bytes", [100, 400_000])
+def test_an_answer_of_another_size_is_not_taken_for_the_file(n_bytes: int, stub: StubHub, folder: Path) -> None:
+    """What a hotspot's login page does."""
+    stub.sent = {"model.safetensors": b"<html>".ljust(n_bytes)}
+    assert "where the hub has 300000 B, twice in a row" in str(failure(folder))
+    assert not (folder / "model.safetensors").exists()
+
+
+def test_a_mirror_that_gives_no_digests_is_believed(stub: StubHub, folder: Path) -> None:
+    stub.tells_digests = False
+    hub.download("org/tiny", folder)
+    assert (folder / "model.safetensors").read_bytes() == WEIGHTS
 
 
 # ---- access ---------------------------------------------------------------------------------------
@@ -358,7 +515,7 @@ def test_a_disk_that_fills_up(stub: StubHub, folder: Path, monkeypatch: pytest.M
     def full(*_args: object, **_options: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("huggingface_hub.file_download.http_get", full)
+    monkeypatch.setattr(hub_files.Download, "_request", full)
     assert "no space left on the disk" in str(failure(folder))
 
 
@@ -367,12 +524,6 @@ def test_a_repo_without_weights(stub: StubHub, folder: Path) -> None:
     assert "prepare one of its GGUF files, such as org/tiny:Q4_K_M" in str(failure(folder))
     del stub.files["model-q4.gguf"]
     assert str(failure(folder)) == "org/tiny has no weights in safetensors or .bin format"
-
-
-def test_a_file_of_the_wrong_size_is_not_taken_for_the_model(stub: StubHub, folder: Path) -> None:
-    hub.download("org/tiny", folder)
-    os.truncate(folder / "model.safetensors", 1000)
-    assert "has 1000 B where org/tiny has 300000 B" in str(failure(folder))
 
 
 def test_a_damaged_config(stub: StubHub, folder: Path) -> None:

@@ -1,8 +1,11 @@
 """Hugging Face folders become litGPT folders; the checkpoints are written here by hand."""
 
+import io
 import json
 import pickle
 import re
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +17,11 @@ from litgpt.model import GPT
 from safetensors.torch import save_file
 
 from mdi.checkpoint.config import load_config
-from mdi.convert import hf_configs, huggingface
+from mdi.convert import hf_configs, litgpt_conversion
 from mdi.convert.hf_configs import build_config, config_by_name, resolve_config_name
 from mdi.convert.huggingface import convert_folder, link_or_copy
 from mdi.errors import CheckpointError, ConfigError, MdiError, StorageError
+from mdi.model.tensors import TORCH_DTYPES
 from mdi.model.weights import Weights
 from support.files import small_files_only
 
@@ -212,7 +216,7 @@ def test_dtypes(folder: Path, dtype: str) -> None:
     tensors = llama_tensors()
     write_shards(folder, tensors, n=2, suffix="safetensors")
     convert_folder(folder, model_name="Tiny-Test", dtype=dtype)
-    assert_converted(folder, tensors, huggingface.TORCH_DTYPES[dtype])
+    assert_converted(folder, tensors, TORCH_DTYPES[dtype])
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])
@@ -307,17 +311,55 @@ def test_other_forms_of_the_same_weights_are_left_out(folder: Path) -> None:
 def test_fused_tensors_do_not_pile_up_in_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """litgpt's own state dict must hold no tensor once a file has been read."""
     seen = []
-    copy = huggingface.litgpt_convert.copy_weights_hf_llama
+    copy = litgpt_conversion.litgpt_convert.copy_weights_hf_llama
 
     def watch(config: Any, qkv: Any, state: Any, weights: Any, **options: Any) -> None:
         copy(config, qkv, state, weights, **options)
         seen.append(any(isinstance(value, torch.Tensor) for value in state.values()))
 
-    monkeypatch.setattr(huggingface.litgpt_convert, "copy_weights_hf_llama", watch)
+    monkeypatch.setattr(litgpt_conversion.litgpt_convert, "copy_weights_hf_llama", watch)
     write_shards(folder, llama_tensors(), n=3, suffix="safetensors")
     convert_folder(folder, model_name="Tiny-Test", dtype="float32")
     assert seen == [False] * 3
-    assert huggingface.litgpt_convert.copy_weights_hf_llama is watch
+    assert litgpt_conversion.litgpt_convert.copy_weights_hf_llama is watch
+    assert "print" not in vars(litgpt_conversion.litgpt_convert)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_conversion_draws_our_bar_and_no_other(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr("mdi.terminal.REDRAW_S", 0.0)
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(sys, "stdout", terminal)
+    write_shards(folder, llama_tensors(), n=3, suffix="safetensors")
+    convert_folder(folder, model_name="Tiny-Test")
+    *drawn, _ = terminal.getvalue().split("\x1b[K")
+    assert all(text.startswith("\rconverting Tiny-Test: ") or text == "\r" for text in drawn), drawn
+    (result,) = terminal.getvalue().splitlines(keepends=True)[-1:]
+    assert f"converting Tiny-Test: {sum(tensor.nbytes for tensor in llama_tensors().values())} B in " in result
+    assert terminal.getvalue().count("\n") == 1
+
+
+def test_what_other_threads_say_during_a_conversion_is_heard(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    copy = litgpt_conversion.litgpt_convert.copy_weights_hf_llama
+
+    def talk(*args: Any, **options: Any) -> None:
+        thread = threading.Thread(target=lambda: [print("out"), print("err", file=sys.stderr)])
+        thread.start()
+        thread.join()
+        copy(*args, **options)
+
+    monkeypatch.setattr(litgpt_conversion.litgpt_convert, "copy_weights_hf_llama", talk)
+    save_file(llama_tensors(), folder / "model.safetensors")
+    convert_folder(folder, model_name="Tiny-Test")
+    assert capfd.readouterr() == ("out\n", "err\n")
 
 
 # ---- damage and mismatch --------------------------------------------------------------------------

@@ -40,6 +40,10 @@ def test_a_secondary_imports_nothing_that_serves_training() -> None:
     assert run_python(f"import mdi.cli.run; print([name for name in {HEAVY!r} if name in sys.modules])") == "[]"
 
 
+def test_lightning_serves_the_conversion_of_hugging_face_folders_alone() -> None:
+    assert run_python("import mdi.cli.prepare; print('lightning' in sys.modules)") == "False"
+
+
 def test_litgpt_itself_can_still_be_imported_afterwards() -> None:
     code = """
 import mdi.model.litgpt_modules as ours

@@ -1,9 +1,7 @@
 """A model's files from the Hugging Face hub.
 
-Which files: `wanted_files`. How: one after the other through `huggingface_hub.hf_hub_download`, which
-resumes a broken file with a Range request and leaves finished ones alone. Not `snapshot_download`: if the hub
-cannot be reached it returns the folder with whatever an earlier attempt left there, a half model reported as
-success, and on Ctrl-C it waits until its worker threads have finished their files.
+Which files: `wanted_files`. How they come: `hub_files`. huggingface_hub tells which files there are, knows tokens and
+mirrors, and understands refusals.
 """
 
 import contextlib
@@ -18,13 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mdi.convert.hub_errors import endpoint, translated
+from mdi.convert.hub_files import Download, HubFile, Repo
 from mdi.documents import Fields, read_json
 from mdi.errors import CheckpointError, ConfigError, StorageError
+from mdi.progress import progress_bar
 from mdi.strings import format_bytes
-from mdi.terminal import screen
 
 if TYPE_CHECKING:
-    from huggingface_hub.hf_api import ModelInfo
+    from huggingface_hub.hf_api import ModelInfo, RepoSibling
 
 log = logging.getLogger(__name__)
 
@@ -36,9 +35,7 @@ _SHARD = re.compile(r"-\d+-of-\d+\.")
 _API_TIMEOUT_S = 30.0
 MAX_CONFIG_BYTES = 4 << 20
 _PARTS = ("text_config", "rope_scaling", "rope_parameters", "quantization_config")  # objects in config.json
-# The hub serves larger files only through its xet protocol, which starts a broken file again from zero;
-# up to here plain HTTP is used, because that resumes.
-_PLAIN_HTTP_LIMIT_BYTES = 50 * 10**9
+_SHA256, _SHA1 = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{40}")
 
 
 def wanted_files(names: Iterable[str]) -> list[str]:
@@ -63,12 +60,10 @@ def download_config(repo_id: str, folder: Path, *, token: str | None = None) -> 
 
     Raises as `download` does.
     """
-    token = _checked_token(token)
-    with translated(repo_id, folder, token), _quiet(progress=False):
-        info = _model_info(repo_id, token)
-        if "config.json" not in _sizes(info):
+    with _described(repo_id, folder, token) as (repo, files):
+        if "config.json" not in files:
             raise CheckpointError(f"{repo_id} has no config.json: is it a model in Hugging Face format?")
-        _fetch(info, "config.json", folder, token)
+        Download(repo, folder, [files["config.json"]]).run()
     return read_config(folder)
 
 
@@ -85,12 +80,9 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def download_small_files(repo_id: str, folder: Path, *, token: str | None = None) -> None:
     """Fetch all but the weights into `folder`, to be checked before gigabytes are fetched. Raises as `download`."""
-    token = _checked_token(token)
-    with translated(repo_id, folder, token), _quiet(progress=False):
-        info = _model_info(repo_id, token)
-        for name in wanted_files(_sizes(info)):
-            if not is_weight_file(name):
-                _fetch(info, name, folder, token)
+    with _described(repo_id, folder, token) as (repo, files):
+        small = [files[name] for name in wanted_files(files) if not is_weight_file(name)]
+        Download(repo, folder, small).run()
 
 
 def _check_parts(config: object, what: str) -> None:
@@ -100,16 +92,15 @@ def _check_parts(config: object, what: str) -> None:
         fields.get(part, lambda value: isinstance(value, dict), "an object", None)
 
 
-def download(repo_id: str, folder: Path, *, token: str | None = None, progress: bool = True) -> None:
+def download(repo_id: str, folder: Path, *, token: str | None = None) -> None:
     """Fetch the files of `repo_id` that a model needs into the existing `folder`.
 
     What an interrupted attempt left in `folder` is completed, not fetched again. `token` defaults to
-    `HF_TOKEN` or the one stored by `hf auth login`; `HF_ENDPOINT` chooses another hub. Progress bars are
-    drawn if `progress` and stderr is a terminal.
+    `HF_TOKEN` or the one stored by `hf auth login`; `HF_ENDPOINT` chooses another hub.
     Raises `ConfigError` for a malformed id, token or endpoint, `StorageError` for a disk without room,
     `CheckpointError` for all that can go wrong between here and the hub; their text never holds the token.
     """
-    download_chosen(repo_id, folder, lambda names: _with_weights(repo_id, names), token=token, progress=progress)
+    download_chosen(repo_id, folder, lambda names: _with_weights(repo_id, names), token=token)
 
 
 def _with_weights(repo_id: str, names: Sequence[str]) -> list[str]:
@@ -122,27 +113,18 @@ def _with_weights(repo_id: str, names: Sequence[str]) -> list[str]:
 
 
 def download_chosen(
-    repo_id: str,
-    folder: Path,
-    choose: Callable[[Sequence[str]], list[str]],
-    *,
-    token: str | None = None,
-    progress: bool = True,
+    repo_id: str, folder: Path, choose: Callable[[Sequence[str]], list[str]], *, token: str | None = None
 ) -> list[str]:
     """Fetch the files that `choose` picks from the names of all, and return their names. Otherwise as `download`."""
-    token = _checked_token(token)
-    with translated(repo_id, folder, token), _quiet(progress):
-        info = _model_info(repo_id, token)
-        sizes = _sizes(info)
-        wanted = choose(list(sizes))
-        total_bytes = sum(sizes[name] for name in wanted)
-        log.warning("fetching %s from %s", format_bytes(total_bytes), repo_id)
+    with _described(repo_id, folder, token) as (repo, files):
+        wanted = choose(list(files))
+        arriving = Download(repo, folder, [files[name] for name in wanted])
+        total_bytes, present_bytes = arriving.total_bytes, arriving.present_bytes
+        already = f", of which {format_bytes(present_bytes)} are here" if present_bytes else ""
+        log.warning("fetching %s from %s%s", format_bytes(total_bytes), repo_id, already)
         _check_space(repo_id, folder, total_bytes)
-        with _plain_http(max(sizes[name] for name in wanted)):
-            for name in wanted:
-                log.info("Fetching %s (%d B)", name, sizes[name])
-                _fetch(info, name, folder, token)
-        _check_arrived(repo_id, folder, {name: sizes[name] for name in wanted})
+        with progress_bar(total_bytes, f"fetching {repo_id}", "B", initial=present_bytes) as advance:
+            arriving.run(advance)
     return wanted
 
 
@@ -173,6 +155,21 @@ def _checked_token(token: str | None) -> str | None:
     return token or None
 
 
+@contextlib.contextmanager
+def _described(repo_id: str, folder: Path, token: str | None) -> Iterator[tuple[Repo, dict[str, HubFile]]]:
+    """Yield what the hub tells of a repo: its current revision, and its files by name.
+
+    What is raised in the block has one line that says what to do, and huggingface_hub says nothing on stderr.
+    """
+    token = _checked_token(token)
+    with translated(repo_id, folder, token), _quiet():
+        info = _model_info(repo_id, token)
+        siblings = info.siblings or []
+        if info.sha is None or any(sibling.size is None for sibling in siblings):
+            raise CheckpointError(f"the hub tells no sizes of the files of {repo_id}: is HF_ENDPOINT a mirror of it?")
+        yield Repo(info.id, info.sha, token), {sibling.rfilename: _file(sibling) for sibling in siblings}
+
+
 def _model_info(repo_id: str, token: str | None) -> "ModelInfo":
     from huggingface_hub import HfApi
 
@@ -180,15 +177,16 @@ def _model_info(repo_id: str, token: str | None) -> "ModelInfo":
     return api.model_info(repo_id, files_metadata=True, timeout=_API_TIMEOUT_S)
 
 
-def _sizes(info: "ModelInfo") -> dict[str, int]:
-    """File name -> bytes (0 where the hub does not say), for all files of the repo."""
-    return {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or []}
-
-
-def _fetch(info: "ModelInfo", name: str, folder: Path, token: str | None) -> None:
-    from huggingface_hub import hf_hub_download
-
-    hf_hub_download(info.id, name, revision=info.sha, local_dir=folder, token=token, endpoint=endpoint())
+def _file(sibling: "RepoSibling") -> HubFile:
+    """What the hub tells of a file. Large ones are not in git, which has a pointer to them: its digest says nothing."""
+    sha256 = sibling.lfs.sha256 if sibling.lfs else ""
+    blob_sha1 = "" if sibling.lfs else sibling.blob_id or ""
+    return HubFile(
+        sibling.rfilename,
+        sibling.size or 0,
+        sha256 if _SHA256.fullmatch(sha256) else "",
+        blob_sha1 if _SHA1.fullmatch(blob_sha1) else "",
+    )
 
 
 def _check_space(repo_id: str, folder: Path, total_bytes: int) -> None:
@@ -203,55 +201,16 @@ def _check_space(repo_id: str, folder: Path, total_bytes: int) -> None:
         )
 
 
-def _check_arrived(repo_id: str, folder: Path, sizes: dict[str, int]) -> None:
-    """Compare with the hub's sizes: huggingface_hub trusts its own record of a finished file and looks at no size."""
-    for name, size_bytes in sizes.items():
-        path = folder / name
-        arrived_bytes = path.stat().st_size if path.is_file() else -1
-        if arrived_bytes != size_bytes and not (arrived_bytes >= 0 and size_bytes == 0):
-            raise CheckpointError(
-                f"{path} has {max(arrived_bytes, 0)} B where {repo_id} has {size_bytes} B: delete it and run again"
-            )
-
-
 @contextlib.contextmanager
-def _quiet(progress: bool) -> Iterator[None]:
-    """Keep huggingface_hub's log lines and warnings off stderr; draw its bars only where asked for."""
+def _quiet() -> Iterator[None]:
+    """Keep huggingface_hub's log lines and warnings off stderr."""
     from huggingface_hub.utils import logging as hub_logging
-    from huggingface_hub.utils.tqdm import (
-        are_progress_bars_disabled,
-        disable_progress_bars,
-        enable_progress_bars,
-    )
 
     verbosity = hub_logging.get_verbosity()
-    silence_bars = not (progress and screen.shows_bars) and not are_progress_bars_disabled()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         hub_logging.set_verbosity(logging.CRITICAL)
-        if silence_bars:
-            disable_progress_bars()
         try:
             yield
         finally:
             hub_logging.set_verbosity(verbosity)
-            if silence_bars:
-                enable_progress_bars()
-
-
-@contextlib.contextmanager
-def _plain_http(largest_bytes: int) -> Iterator[None]:
-    """Fetch by HTTP with Range requests instead of xet, unless a file is too large for that.
-
-    huggingface_hub has no argument for it. It reads the environment variable of this name once, when it is imported,
-    and looks at its own constant for each file; whether plain HTTP will do is known only after the hub has told the
-    sizes, so the constant is what can be set, for the time of the download. One thread downloads at a time here.
-    """
-    from huggingface_hub import constants
-
-    before = constants.HF_HUB_DISABLE_XET
-    constants.HF_HUB_DISABLE_XET = before or largest_bytes <= _PLAIN_HTTP_LIMIT_BYTES
-    try:
-        yield
-    finally:
-        constants.HF_HUB_DISABLE_XET = before

@@ -44,7 +44,7 @@ def translated(repo_id: str, folder: Path, token: str | None) -> Iterator[None]:
     except (httpx.InvalidURL, httpx.UnsupportedProtocol) as exc:
         raise ConfigError(f"HF_ENDPOINT is not a usable URL: {endpoint()}") from exc
     except (httpx.HTTPError, OSError, ValueError) as exc:
-        raise _explained(_root(exc), repo_id, folder, has_token=_has_token(token)) from exc
+        raise _explained(exc, repo_id, folder, has_token=_has_token(token)) from exc
 
 
 def _has_token(token: str | None) -> bool:
@@ -54,19 +54,6 @@ def _has_token(token: str | None) -> bool:
         return (token or get_token()) is not None
     except OSError:  # what is wrong with the file of the token is the error that is being explained
         return False
-
-
-def _root(exc: BaseException) -> BaseException:
-    """The error behind huggingface_hub's `LocalEntryNotFoundError`.
-
-    If the hub cannot be reached, or HF_HUB_OFFLINE is set, it falls back to local files and reports only that the file
-    is not there either; why the hub did not answer is in the cause.
-    """
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    while isinstance(exc, LocalEntryNotFoundError) and exc.__cause__ is not None:
-        exc = exc.__cause__
-    return exc
 
 
 def _explained(exc: BaseException, repo_id: str, folder: Path, *, has_token: bool) -> MdiError:

@@ -1,42 +1,31 @@
 """A folder in Hugging Face format becomes a litGPT folder, through litgpt's own conversion.
 
-Added around that conversion: choosing litgpt's configuration, checking that all files are present and whole,
-executing no pickle, keeping memory flat, and verifying that the result has exactly the parameters of the model.
-What litgpt prints is suppressed; an error becomes one line.
+Added around that conversion, which `litgpt_conversion` runs: choosing litgpt's configuration, checking that all files
+are present and whole, and verifying that the result has exactly the parameters of the model.
 """
 
-import contextlib
-import io
 import re
 import shutil
-import warnings
-from collections import UserDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
-
-import litgpt.scripts.convert_hf_checkpoint as litgpt_convert
-import torch
-from litgpt.config import Config
 
 from mdi.checkpoint.config import save_config
 from mdi.checkpoint.tensor_file import open_weights
-from mdi.checkpoint.weights import MODEL_FILE, write_errors
+from mdi.checkpoint.weights import MODEL_FILE
 from mdi.convert.hf_configs import build_config, check_convertible, conversion_name, is_tied
 from mdi.convert.hub import is_weight_file, read_config, wanted_files
+from mdi.convert.hub_files import RECORDS_FOLDER
 from mdi.convert.weight_files import open_weight_file
 from mdi.documents import Fields, read_json
 from mdi.errors import CheckpointError, ConfigError
 from mdi.files import flush, storage_error
+from mdi.model.litgpt_modules import Config
 from mdi.model.shapes import model_shapes
-from mdi.model.tensors import TORCH_DTYPES, mapped_empty
-from mdi.strings import one_line
-from mdi.terminal import screen
+from mdi.model.tensors import TORCH_DTYPES
 
-_EMBEDDING, _HEAD = "transformer.wte.weight", "lm_head.weight"
 MAX_INDEX_BYTES = 64 << 20  # one line for each tensor
 
 
@@ -82,11 +71,14 @@ def convert_folder(folder: Path, *, model_name: str, dtype: str | None = None) -
     Raises `ConfigError` for unknown names, `CheckpointError` for missing, damaged or mismatching files,
     `StorageError` where `folder` cannot be written.
     """
+    from mdi.convert.litgpt_conversion import run_conversion  # it imports lightning: seconds, and 125 MB
+
     if dtype is not None and dtype not in TORCH_DTYPES:
         raise ConfigError(f"unknown dtype {dtype!r}: use one of {', '.join(TORCH_DTYPES)}")
     config, hf_config = check_small_files(folder, model_name)
     _normalize_weight_files(folder, hf_config)
-    _run_litgpt(folder, replace(config, name=conversion_name(hf_config, config)), dtype, tied=is_tied(hf_config))
+    named = replace(config, name=conversion_name(hf_config, config))
+    run_conversion(folder, named, dtype, tied=is_tied(hf_config))
     save_config(config, folder)
     _verify(folder / MODEL_FILE, config)
     flush(folder / MODEL_FILE)  # durable before the weights that it was made from are removed
@@ -135,95 +127,6 @@ def _indexed(index: Path) -> set[str]:
     return set(weight_map.values())
 
 
-def _run_litgpt(folder: Path, config: Config, dtype: str | None, *, tied: bool) -> None:
-    """Run litgpt's conversion, which chooses by the name of `config`; its failures become one line."""
-    target = folder / MODEL_FILE
-    target.unlink(missing_ok=True)
-    try:
-        with write_errors(target), _silent(), _hooked(config, TORCH_DTYPES[dtype] if dtype else None, tied):
-            litgpt_convert.convert_hf_checkpoint(folder.absolute(), model_name=config.name)
-    except KeyError as exc:
-        raise CheckpointError(
-            f"{folder}: litgpt's conversion for {config.name} stumbles over the tensor {exc.args[0]}: "
-            "choose another --model-name"
-        ) from exc
-    except (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError) as exc:
-        raise CheckpointError(f"{folder} cannot be converted as {config.name}: {one_line(exc)}") from exc
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Suppress litgpt's prints and warnings; its progress bar stays if stderr is a terminal."""
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore")
-        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
-        if not screen.shows_bars:
-            stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
-        yield
-
-
-class _Saver:
-    """Wraps litgpt's `incremental_save`: casts on the way to the file, and stores no more than the tensor itself."""
-
-    def __init__(self, saver: Any, dtype: torch.dtype | None) -> None:
-        self._saver = saver
-        self._dtype = dtype
-
-    def store_early(self, tensor: torch.Tensor) -> Any:
-        dtype = self._dtype if self._dtype and tensor.is_floating_point() else tensor.dtype
-        if dtype != tensor.dtype or tensor.untyped_storage().nbytes() != tensor.nbytes:
-            tensor = mapped_empty(tensor.shape, dtype).copy_(tensor)
-        return self._saver.store_early(tensor)
-
-
-class _StoredTensors(UserDict[str, Any]):
-    """A view of litgpt's growing state dict that writes each tensor to the file as it is assigned."""
-
-    def __init__(self, state: dict[str, Any], saver: _Saver) -> None:
-        super().__init__()
-        self.data = state
-        self._saver = saver
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        self.data[name] = self._saver.store_early(value) if isinstance(value, torch.Tensor) else value
-
-
-@contextlib.contextmanager
-def _hooked(config: Config, dtype: torch.dtype | None, tied: bool) -> Iterator[None]:
-    """While it lasts, litgpt converts to `config` in flat memory.
-
-    It takes `config` for the entry of its table with that name, and reads each tensor when it needs it, and writes it
-    at once, cast to `dtype`. Left alone it keeps each layer's joined q, k, v (for Phi-3 the whole MLP too) until the
-    last file is read: 13 GB for a 70B model.
-
-    It replaces functions of litgpt's module because there is no other way in: `convert_hf_checkpoint` picks the copy
-    function for a family itself and takes no hook, and with a copy of that choice we would have to follow each family
-    that litgpt adds. The functions share one signature, (..., state_dict, hf_weights, saver=..., dtype=...), so one
-    wrapper serves all; a change of it fails in every conversion test.
-    """
-    copies = {name: value for name, value in vars(litgpt_convert).items() if name.startswith("copy_weights_")}
-    replacements: dict[str, Any] = {name: _storing(copy, dtype, tied) for name, copy in copies.items()}
-    replacements |= {"load_safetensors": open_weight_file, "lazy_load": open_weight_file}
-    replacements["Config"] = SimpleNamespace(from_name=lambda _name: config)
-    with contextlib.ExitStack() as stack:
-        for name, replacement in replacements.items():
-            stack.callback(setattr, litgpt_convert, name, getattr(litgpt_convert, name))
-            setattr(litgpt_convert, name, replacement)
-        yield
-
-
-def _storing(copy: Callable[..., None], dtype: torch.dtype | None, tied: bool) -> Callable[..., None]:
-    def run(*args: Any, saver: Any, **options: Any) -> None:
-        *fixed, state, weights = args
-        own = _Saver(saver, dtype)
-        copy(*fixed, _StoredTensors(state, own), weights, **(options | {"saver": own, "dtype": None}))
-        if tied and _EMBEDDING in state:  # litgpt does so for some families
-            state.setdefault(_HEAD, state[_EMBEDDING])
-
-    return run
-
-
 def _verify(file: Path, config: Config) -> None:
     """`file` must hold exactly the model's parameters. Raises `CheckpointError` otherwise."""
     state = open_weights(file).meta
@@ -242,7 +145,7 @@ def _verify(file: Path, config: Config) -> None:
 
 
 def _remove_sources(folder: Path) -> None:
-    """Remove the weight files, and what huggingface_hub left."""
+    """Remove the weight files, and what is left of a download."""
     for path in folder.iterdir():
         if is_weight_file(path.name):
             path.unlink()
@@ -250,8 +153,8 @@ def _remove_sources(folder: Path) -> None:
 
 
 def remove_download_records(folder: Path) -> None:
-    """Remove what huggingface_hub keeps in `.cache`, and the folders of the repo that are empty by now."""
-    shutil.rmtree(folder / ".cache", ignore_errors=True)
+    """Remove what is left of a download, and the folders of the repo that are empty by now."""
+    shutil.rmtree(folder / RECORDS_FOLDER, ignore_errors=True)
     for path in folder.iterdir():
         if path.is_dir() and not any(file.is_file() for file in path.rglob("*")):
             shutil.rmtree(path, ignore_errors=True)

@@ -19,10 +19,12 @@ from mdi.checkpoint.tensor_file import (
     MAX_DIMENSIONS,
     MAX_DIRECTORY_BYTES,
     MAX_TENSORS,
+    Advance,
     File,
     Format,
     StoredTensor,
     checked_name,
+    no_progress,
     open_weights,
 )
 from mdi.documents import parse_json
@@ -50,16 +52,17 @@ _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _DAMAGE = (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError)
 
 
-def open_weight_file(file: Path) -> Weights:
+def open_weight_file(file: Path, advance: Advance = no_progress) -> Weights:
     """The tensors of a .safetensors or .bin file, each read when it is asked for.
 
-    A head that is the embedding itself is left out: litgpt ties it again, and it is stored once.
+    `advance` is called with the bytes that were read. A head that is the embedding itself is left out: litgpt ties it
+    again, and it is stored once.
     Raises `CheckpointError` for a damaged file or one of more than plain tensors, `StorageError` for an unreadable one.
     """
     if file.suffix == ".safetensors":
-        weights = open_weights(file, format=SAFETENSORS)
+        weights = open_weights(file, advance, SAFETENSORS)
     else:
-        weights = open_weights(file) if zipfile.is_zipfile(file) else _load_old(file)
+        weights = open_weights(file, advance) if zipfile.is_zipfile(file) else _load_old(file, advance)
     if _HEAD in weights and weights.meta[_HEAD] is weights.meta.get(_EMBEDDING):
         return Weights({name: meta for name, meta in weights.meta.items() if name != _HEAD}, weights.__getitem__)
     return weights
@@ -117,7 +120,7 @@ def _sizes(name: str, description: dict[str, Any], key: str) -> list[int]:
 SAFETENSORS = Format("a safetensors file", _read_header)
 
 
-def _load_old(file: Path) -> Weights:
+def _load_old(file: Path, advance: Advance) -> Weights:
     """The tensors of a file in torch's older form, which is read into memory whole."""
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
@@ -135,6 +138,7 @@ def _load_old(file: Path) -> Weights:
     for name, tensor in state.items():
         if not _is_plain(tensor):
             raise CheckpointError(f"{file}: {ascii(name)[:100]} is not a plain tensor: refused")
+    advance(file.stat().st_size)
     unique: dict[object, torch.Tensor] = {}
     meta = {name: unique.setdefault((t.data_ptr(), t.shape, t.stride()), t) for name, t in state.items()}
     return Weights(meta, lambda name: state[name].contiguous())
