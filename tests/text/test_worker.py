@@ -465,6 +465,20 @@ def test_a_busy_worker_ends_with_the_program_that_is_killed(tmp_path: Path) -> N
     wait_until(lambda: has_ended(pid), 20, "the worker has ended, long before its time is over")
 
 
+def test_input_that_comes_while_a_request_is_served_does_not_end_the_worker(tmp_path: Path) -> None:
+    """The kernel may be late with the signal for the request itself."""
+    with TextWorker() as worker, ThreadPoolExecutor(1) as asking:
+        answer = asking.submit(render, tmp_path, ENDLESS, worker)
+        wait_until(lambda: busy(worker.pid), 60, "the worker computes")
+        assert worker._process is not None
+        worker._process._socket.send(b"\0")
+        used_s = psutil.Process(worker.pid).cpu_times().user
+        wait_until(lambda: psutil.Process(worker.pid).cpu_times().user > used_s + 0.1, 60, "the worker goes on")
+        worker.close()
+        with pytest.raises(CheckpointError, match="SIGKILL"):
+            answer.result(60)
+
+
 def has_ended(pid: int) -> bool:
     try:
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE  # of whoever adopted it

@@ -25,15 +25,16 @@ from mdi.text.vocabulary import Backend, load_vocabulary
 _MAX_REQUEST_BYTES = (1 << 32) - 1  # the program that asks is trusted, and bounds what it sends
 
 
-def main() -> None:
-    """Serve until the program that started this one closes its socket, or ends."""
-    channel = socket.socket(fileno=0)
+def main(lifeline_fd: int) -> None:
+    """Serve until the program that started this one closes its sockets, or ends."""
+    channel, lifeline = socket.socket(fileno=0), socket.socket(fileno=lifeline_fd)
     _be_expendable()
+    _end_on_hangup(lifeline)
     _import_libraries()
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
             request = receive_frame(channel, _MAX_REQUEST_BYTES)
-            answer = _answer(channel, request)
+            answer = _answer(request)
             send_frame(channel, answer)
             if "failure" in answer.header:  # whatever it was, the libraries may be in any state
                 return
@@ -62,9 +63,19 @@ def _be_expendable() -> None:
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
 
 
-def _answer(channel: socket.socket, request: Frame) -> Frame:
+def _end_on_hangup(lifeline: socket.socket) -> None:
+    """Have the kernel send SIGIO for events on a socket that nothing is ever sent through: its end is the only one.
+
+    The program that asked may be killed, and then nobody is left who would end a template that runs without end.
+    """
+    with contextlib.suppress(AttributeError, OSError):  # the timer is a bound of its own
+        fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
+
+
+def _answer(request: Frame) -> Frame:
     header = request.header
-    with _limits(channel, header["seconds"], header["memory_bytes"]):
+    with _limits(header["seconds"], header["memory_bytes"]):
         try:
             return _OPERATIONS[header["operation"]](Path(header["folder"]), request.payload)
         except (CheckpointError, StorageError) as exc:
@@ -78,15 +89,13 @@ def _answer(channel: socket.socket, request: Frame) -> Frame:
 
 
 @contextlib.contextmanager
-def _limits(channel: socket.socket, seconds: float, memory_bytes: int) -> Iterator[None]:
-    """The kernel ends this process after `seconds`, or when the other end of the socket closes, within the block."""
+def _limits(seconds: float, memory_bytes: int) -> Iterator[None]:
+    """The kernel ends this process after `seconds` within the block."""
     _limit_memory(memory_bytes)
     signal.setitimer(signal.ITIMER_REAL, seconds)  # SIGALRM and SIGIO end a process that has no handler for them
-    _end_on_hangup(channel, True)
     try:
         yield
     finally:
-        _end_on_hangup(channel, False)
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
@@ -105,18 +114,6 @@ def _limit_memory(n_bytes: int) -> None:
         if hard != resource.RLIM_INFINITY:
             n_bytes = min(n_bytes, hard)
         resource.setrlimit(resource.RLIMIT_DATA, (n_bytes, hard))
-
-
-def _end_on_hangup(channel: socket.socket, wanted: bool) -> None:
-    """Whether the kernel sends SIGIO for events on the socket: while a request is served, only its end is one.
-
-    The program that asked may be killed, and then nobody is left who would end a template that runs without end.
-    """
-    with contextlib.suppress(AttributeError, OSError):  # the timer is a bound of its own
-        if wanted:
-            fcntl.fcntl(channel, fcntl.F_SETOWN, os.getpid())
-        flags = fcntl.fcntl(channel, fcntl.F_GETFL)
-        fcntl.fcntl(channel, fcntl.F_SETFL, flags | os.O_ASYNC if wanted else flags & ~os.O_ASYNC)
 
 
 # ---- operations

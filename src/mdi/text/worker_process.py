@@ -24,7 +24,10 @@ from mdi.strings import format_bytes, one_line
 from mdi.text.frames import MAX_ERROR_CHARS, Frame, FrameError, FrameTooLarge, receive_frame, send_frame
 
 # Not by `-m`, which would look into the working directory first. The package may lie outside of Python's own folders.
-_PROGRAM = "import sys; sys.path = [sys.argv[1], *filter(None, sys.path)];from mdi.text.worker_main import main; main()"
+_PROGRAM = (
+    "import sys; sys.path = [sys.argv[1], *filter(None, sys.path)]; from mdi.text.worker_main import main;"
+    " main(int(sys.argv[2]))"
+)
 _END_TIMEOUT_S = 10.0  # for the kernel to end a process that has closed its socket by itself
 _OUT_OF_MEMORY = re.compile(rb"memory allocation of|bad_alloc|MemoryError")  # the last words of Rust, C++ and Python
 Answer = TypeVar("Answer")
@@ -144,22 +147,28 @@ class _Failure(Exception):
 
 
 class _Process:
-    """One life of the worker, with the socket that is its standard input."""
+    """One life of the worker, with the socket that is its standard input, and one that tells it when we are gone.
+
+    The second is silent. On the first one the kernel wakes the worker before it signals that there is input, so a
+    signal for it can come when the request is being served.
+    """
 
     def __init__(self) -> None:
         self._socket, theirs = socket.socketpair()
-        with theirs:
+        self._lifeline, their_lifeline = socket.socketpair()
+        with theirs, their_lifeline:
             try:
                 # In a session of its own, so that Ctrl-C in the terminal is for the program alone.
                 self._popen = subprocess.Popen(
-                    [sys.executable, "-c", _PROGRAM, str(SOURCE_DIR)],
+                    [sys.executable, "-c", _PROGRAM, str(SOURCE_DIR), str(their_lifeline.fileno())],
                     stdin=theirs.fileno(),
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.PIPE,
+                    pass_fds=[their_lifeline.fileno()],
                     start_new_session=True,
                 )
             except OSError as exc:
-                self._socket.close()
+                self._close_sockets()
                 raise storage_error(Path(sys.executable), exc) from exc
 
     @property
@@ -215,7 +224,7 @@ class _Process:
     def end(self) -> None:
         """Kill the process and wait for its end."""
         self.kill()
-        self._socket.close()
+        self._close_sockets()
         if self._popen.stderr is not None:
             self._popen.stderr.close()
 
@@ -223,3 +232,7 @@ class _Process:
         """May be called from any thread."""
         self._popen.kill()
         self._popen.wait()
+
+    def _close_sockets(self) -> None:
+        self._socket.close()
+        self._lifeline.close()
