@@ -76,6 +76,16 @@ def scripts(warm: WarmPython, tmp_path: Path) -> Iterator[Scripts]:
         yield running
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cuda_is_at_work() -> None:
+    """Where there is a GPU, rings of the tests compute on it. Its driver opens a socket at its first use and keeps it."""
+    if shutil.which("nvidia-smi"):
+        import torch
+
+        if torch.cuda.is_available():
+            torch.zeros(1, device="cuda")
+
+
 @pytest.fixture(autouse=True)
 def nothing_left_behind() -> Iterator[None]:
     """Fail a test that leaves a thread, a child process or a socket; and end those, so that no later test pays."""
