@@ -9,7 +9,7 @@ NETWORK := src/settings_distr/configuration.json
 LLAMA_PYTHON ?= $(BIN)/python
 MODEL := $(CHECKPOINTS)/local/SmolLM2-135M-Instruct
 
-.PHONY: help demo demo-compare certs test test-quick lint types pytest resolve soak chaos floods fuzz bench bench-quick venv model clean
+.PHONY: help demo demo-compare certs renew-certs test test-quick lint types pytest resolve soak chaos floods fuzz bench bench-quick venv model clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := demo
 
@@ -24,6 +24,9 @@ demo-compare: $(MODEL)/model_config.yaml  ## the same on 1, 2 and 3 nodes, in on
 
 certs:  ## a certificate authority, and a certificate for every node of NETWORK; needs no requirements
 	$(PYTHON) src/make_certs.py --nodes-config $(NETWORK)
+
+renew-certs:  ## renew those that end within three months, with the same keys
+	$(PYTHON) src/make_certs.py --nodes-config $(NETWORK) --renew
 
 test: lint types pytest  ## lint, types, and all tests
 

@@ -1,6 +1,7 @@
 """A fetch in environments with proxies and certificates, some of which cannot work."""
 
 import os
+import re
 import shutil
 import socket
 import ssl
@@ -156,7 +157,9 @@ def test_certificates_that_are_not_trusted_name_the_variable_that_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, untrusted_hub: str
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", untrusted_hub)
-    assert "set SSL_CERT_FILE to a file that holds its authority" in failure(tmp_path)
+    text = failure(tmp_path)
+    assert re.search(r"the clock says \d{4}-\d\d-\d\d \d\d:\d\d UTC, check it; where a proxy has a certificate", text)
+    assert "set SSL_CERT_FILE to a file that holds its authority" in text
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/no/such.pem")
     assert "set SSL_CERT_FILE, not REQUESTS_CA_BUNDLE, to a file" in failure(tmp_path)
 

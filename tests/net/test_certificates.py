@@ -1,16 +1,27 @@
 """A private authority and certificates for the machines of a network, and what TLS makes of them."""
 
+import re
 import shutil
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from mdi.errors import ConfigError
-from mdi.net.certificates import make_certificates
+from mdi.net.certificates import (
+    BACKDATED_DAYS,
+    CA_DAYS,
+    NODE_DAYS,
+    RENEWED_DAYS,
+    make_certificates,
+    renew_certificates,
+)
+from mdi.net.openssl import read_validity
 from mdi.net.tls import Tls
+from mdi.net.validity import DAY_S, utc
 from support.config_files import error_of, files_of, network_json, written
 from support.paths import ROOT, SRC
 
@@ -99,7 +110,7 @@ def test_a_failure_of_openssl_is_one_line_and_leaves_nothing(tmp_path: Path, mon
     program.write_text("#!/bin/sh\necho 'out of\nrandomness' >&2\nexit 1\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:/bin:/usr/bin")
-    with pytest.raises(ConfigError, match="openssl req failed: out of randomness"):
+    with pytest.raises(ConfigError, match="openssl genpkey failed: out of randomness"):
         make_certificates(["10.0.0.1"], tmp_path / "certs")
     assert list((tmp_path / "certs").iterdir()) == []
 
@@ -109,6 +120,149 @@ def test_the_script_makes_certificates_for_a_network_file(tmp_path: Path) -> Non
     script = [sys.executable, str(ROOT / "src" / "make_certs.py"), "--nodes-config", str(network)]
     done = subprocess.run([*script, "--out", str(tmp_path / "out")], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{tmp_path / 'out' / '127.0.0.1'}\n", "")
+
+
+# ---- dates
+
+
+def made_ago(folder: Path, days: float, addr: str = "10.0.0.1") -> Path:
+    """The files of a machine, as if they had been made so many days ago."""
+    (made,) = make_certificates([addr], folder, time.time() - days * DAY_S)
+    return made
+
+
+def test_certificates_are_valid_from_some_days_back_for_as_long_as_is_documented(made: Path) -> None:
+    now_s, text = time.time(), (ROOT / "docs" / "running.md").read_text()
+    for path, days in ((made / "_authority" / "ca.pem", CA_DAYS), (made / "10.0.0.2" / "node.pem", NODE_DAYS)):
+        validity = read_validity(path)
+        assert now_s - validity.begins_s == pytest.approx(BACKDATED_DAYS * DAY_S, abs=3600)
+        assert validity.ends_s - now_s == pytest.approx(days * DAY_S, abs=3600)
+        assert f"{days} days" in text
+    assert files_of(made / "10.0.0.2").validity == read_validity(made / "10.0.0.2" / "node.pem")
+    assert files_of(made / "10.0.0.2").ca_validity == read_validity(made / "_authority" / "ca.pem")
+    assert f"{BACKDATED_DAYS} days" in text and f"{RENEWED_DAYS} days" in text
+
+
+def test_a_certificate_never_ends_after_its_authority(tmp_path: Path) -> None:
+    made_ago(tmp_path, CA_DAYS - 5)
+    made = made_ago(tmp_path, 0, "10.0.0.2")
+    assert files_of(made).validity.ends_s == files_of(made).ca_validity.ends_s
+    made_ago(tmp_path / "other", CA_DAYS + 5)
+    with pytest.raises(ConfigError, match=r"_authority/ca\.pem has ended on 20.* UTC: renew it, with --renew"):
+        make_certificates(["10.0.0.2"], tmp_path / "other")
+
+
+def test_a_configuration_of_openssl_in_the_environment_decides_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENSSL_CONF", "/no/such/file")
+    files_of(made_ago(tmp_path, 0)).check()
+
+
+@pytest.mark.parametrize(
+    ("days", "problem"),
+    [
+        (NODE_DAYS + 2, "has ended, or this clock is fast; renew it with `make_certs.py --renew` or set the clock"),
+        (-BACKDATED_DAYS - 2, "is not valid yet, or this clock is slow"),
+    ],
+)
+def test_a_certificate_that_is_not_valid_ends_a_caller_and_is_told_by_who_waits(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, days: float, problem: str
+) -> None:
+    files = files_of(made_ago(tmp_path, days))
+    text = error_of(files.check)
+    assert re.match(rf"tls: {files.certificate} is valid from \S+ \S+ UTC to .* UTC, and this machine's clock", text)
+    assert problem in text
+    files.check(waits=True)
+    assert [record.levelname for record in caplog.records if str(files.certificate) in record.getMessage()] == ["ERROR"]
+    assert caplog.records[0].getMessage() == text
+
+
+def test_an_authority_that_has_ended_is_told_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    files = files_of(made_ago(tmp_path, CA_DAYS + 2))
+    files.check(waits=True)
+    assert [record.getMessage().partition(" is ")[0] for record in caplog.records] == [
+        f"tls: {files.certificate}",
+        f"tls: {files.ca}",
+    ]
+
+
+@pytest.mark.parametrize(("days", "n_warnings"), [(NODE_DAYS - 31, 0), (NODE_DAYS - 29, 1), (CA_DAYS - 29, 2)])
+def test_a_certificate_that_ends_within_a_month_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, days: float, n_warnings: int
+) -> None:
+    authority_days = max(days, NODE_DAYS)
+    made_ago(tmp_path, authority_days, "10.0.0.9")
+    files = files_of(made_ago(tmp_path, min(days, NODE_DAYS - 29)))
+    files.check()
+    assert len(caplog.records) == n_warnings
+    if n_warnings:
+        ends = utc(files.validity.ends_s)
+        assert caplog.records[0].getMessage() == (
+            f"tls: {files.certificate} ends on {ends}, in 28 days: renew it with `make_certs.py --renew`"
+        )
+
+
+# ---- renewal
+
+
+def test_what_ends_soon_is_renewed_with_the_same_key(tmp_path: Path) -> None:
+    old, young = made_ago(tmp_path, NODE_DAYS - 20), made_ago(tmp_path, 0, "10.0.0.2")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    renewals = renew_certificates(["10.0.0.1", "10.0.0.2", "10.0.0.3"], tmp_path)
+    new = tmp_path / "10.0.0.3"
+    assert [(renewal.folder, renewal.files) for renewal in renewals] == [
+        (old, ("node.pem",)), (young, ()), (new, ("node.pem", "node.key", "ca.pem"))
+    ]  # fmt: skip
+    changed = {path for path, content in before.items() if path.read_bytes() != content}
+    assert changed == {old / "node.pem"}
+    for renewal in renewals:
+        files_of(renewal.folder).check()
+        assert renewal.validity.days_left(time.time()) in (NODE_DAYS - 1, NODE_DAYS)
+    assert not any(renewal.files for renewal in renew_certificates(["10.0.0.1", "10.0.0.2"], tmp_path))
+
+
+@pytest.mark.parametrize("days", [CA_DAYS - 20, CA_DAYS + 20])
+def test_an_authority_is_renewed_with_its_key_so_that_old_and_new_certificates_fit(tmp_path: Path, days: float) -> None:
+    made_ago(tmp_path, days)
+    young = make_certificates(["10.0.0.2"], tmp_path, time.time() - (CA_DAYS - 100) * DAY_S)
+    key = (tmp_path / "_authority" / "ca.key").read_bytes()
+    copies = files_of(Path(shutil.copytree(young[0], tmp_path / "copies")))
+    renewals = renew_certificates(["10.0.0.1", "10.0.0.2"], tmp_path)
+    assert [renewal.files for renewal in renewals] == [("node.pem", "ca.pem")] * 2
+    assert (tmp_path / "_authority" / "ca.key").read_bytes() == key
+    new = files_of(tmp_path / "10.0.0.1")
+    new.check()
+    assert Tls(new.certificate, new.private_key, copies.ca).validity == new.validity
+    assert Tls(copies.certificate, copies.private_key, new.ca).validity == copies.validity
+
+
+def test_a_machine_whose_key_is_gone_is_told_before_anything_is_renewed_for_it(tmp_path: Path) -> None:
+    old = made_ago(tmp_path, NODE_DAYS)
+    (old / "node.key").unlink()
+    before = (old / "node.pem").read_bytes()
+    with pytest.raises(ConfigError, match=r"10\.0\.0\.1 lacks node\.key: bring back what was there, or move it away"):
+        renew_certificates(["10.0.0.1"], tmp_path)
+    assert (old / "node.pem").read_bytes() == before
+
+
+def test_the_script_says_what_ends_and_what_to_copy_where(tmp_path: Path) -> None:
+    network, out = written(tmp_path, network_json()), tmp_path / "out"
+    made = made_ago(out, NODE_DAYS, "127.0.0.1")
+    script = [sys.executable, str(ROOT / "src" / "make_certs.py"), "--nodes-config", str(network), "--out", str(out)]
+    done = subprocess.run(script, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, f"{made}\n")
+    assert done.stderr == f"left as they are, and end soon or have ended: {made / 'node.pem'}; --renew renews them\n"
+    done = subprocess.run([*script, "--renew"], capture_output=True, text=True, check=False)
+    ends = utc(files_of(made).validity.ends_s)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[0] == f"{made}: valid until {ends}: copy node.pem to that machine"
+    assert "Restart each node" in done.stdout
+    done = subprocess.run([*script, "--renew"], capture_output=True, text=True, check=False)
+    assert done.stdout == f"{made}: valid until {ends}: nothing new\n"
+
+
+# ---- files that cannot be used
 
 
 @pytest.mark.parametrize(
@@ -124,6 +278,14 @@ def test_files_that_do_not_belong_together_are_refused(made: Path, change: objec
     text = error_of(files.check)
     assert text.startswith("tls: ")
     assert problem in text
+
+
+def test_a_certificate_of_another_authority_is_refused(made: Path, tmp_path: Path) -> None:
+    (other,) = make_certificates(["10.0.0.2"], tmp_path)
+    files = files_of(made / "10.0.0.2")
+    assert error_of(Tls(files.certificate, files.private_key, other / "ca.pem").check).startswith(
+        f"tls: {files.certificate} is not signed by {other / 'ca.pem'}: "
+    )
 
 
 def test_a_private_key_with_a_password_is_refused_without_asking(made: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import re
 import shutil
 import socket
 import ssl
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +19,10 @@ from mdi.control.client import ControlClient
 from mdi.control.status import NodeState
 from mdi.errors import ControlError
 from mdi.net.access import THIS_MACHINE, Access
-from mdi.net.certificates import make_certificates
+from mdi.net.certificates import BACKDATED_DAYS, CA_DAYS, NODE_DAYS, make_certificates, renew_certificates
 from mdi.net.keys import Key, Keys
 from mdi.net.tls import Tls
+from mdi.net.validity import DAY_S
 from mdi.ring.link import PredecessorConnected
 from support.config_files import files_of
 from support.links import FLOOD, FOREIGN, LARGE, PATIENCE_S, Bench
@@ -187,6 +189,97 @@ def test_certificates_that_differ_are_told_on_both_sides(
     assert "\n" not in error
     (line,) = [record.getMessage() for record in caplog.records]
     assert line.startswith("refused a connection from 127.0.0.1: ")
+
+
+def dated(tls: Tls, folder: Path, days_ago: float) -> Tls:
+    """A certificate of the same authority, as if it had been made at another time."""
+    shutil.copytree(tls.certificate.parents[1] / "_authority", folder / "_authority")
+    return files_of(*make_certificates(["127.0.0.1"], folder, time.time() - days_ago * DAY_S))
+
+
+ENDED, NOT_YET = NODE_DAYS + 2, -BACKDATED_DAYS - 2  # days ago
+BOTH_TIMES = r"valid from 20\S+ \S+ UTC to 20\S+ \S+ UTC, and this machine's clock says 20\S+ \S+ UTC"
+DATES = [
+    (
+        "answerer",
+        ENDED,
+        rf"its certificate is {BOTH_TIMES}: it has ended",
+        "it says that this node's certificate has ended",
+    ),
+    (
+        "answerer",
+        NOT_YET,
+        rf"its certificate is {BOTH_TIMES}: it is not valid yet",
+        "certificate is not valid yet, or for",
+    ),
+    (
+        "caller",
+        ENDED,
+        "it says that this node's certificate has ended",
+        "its certificate has ended by this machine's clock",
+    ),
+    (
+        "caller",
+        NOT_YET,
+        "certificate is not valid yet, or for",
+        "its certificate is not valid yet by this machine's clock",
+    ),
+]
+
+
+@needs_openssl
+@pytest.mark.parametrize(("whose", "days_ago", "caller_says", "answerer_says"), DATES)
+def test_dates_that_do_not_agree_are_told_on_both_sides_of_a_link(
+    bench: Bench, tls: Tls, tmp_path: Path, whose: str, days_ago: float, caller_says: str, answerer_says: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    other = dated(tls, tmp_path, days_ago)
+    caller, answerer = (other, tls) if whose == "caller" else (tls, other)
+    error, let_in = meet(bench, Access(None, caller), Access(None, answerer))
+    assert not let_in
+    assert re.search(rf"does not agree on TLS: .*{caller_says}", error)
+    assert re.search(BOTH_TIMES, error)
+    line = next(line for line in caplog.messages if "does not agree on TLS" in line)
+    assert re.search(answerer_says, line)
+    assert re.search(rf"this node.s is {BOTH_TIMES}.*\({answerer.certificate}\)$", line)
+
+
+@needs_openssl
+@pytest.mark.parametrize(("whose", "days_ago", "caller_says", "answerer_says"), DATES)
+def test_dates_that_do_not_agree_are_told_on_both_sides_of_a_call(
+    tls: Tls, tmp_path: Path, whose: str, days_ago: float, caller_says: str, answerer_says: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    other = dated(tls, tmp_path / "certs", days_ago)
+    caller, answerer = (other, tls) if whose == "caller" else (tls, other)
+    with ring_of(2, tmp_path, access=Access(KEY, answerer)) as ring:
+        client = ControlClient("secondary 0", "127.0.0.1", ring.secondaries[0].http_port, Access(KEY, caller))
+        with pytest.raises(ControlError, match=rf"secondary 0 at .* does not agree on TLS: .*{caller_says}") as caught:
+            client.status()
+        assert re.search(BOTH_TIMES, str(caught.value))
+        assert "\n" not in str(caught.value)
+    line = next(line for line in caplog.messages if "does not agree on TLS" in line)
+    assert re.search(answerer_says, line)
+    assert re.search(rf"this node.s is {BOTH_TIMES}.*\({answerer.certificate}\)$", line)
+
+
+@needs_openssl
+def test_old_and_renewed_certificates_meet(bench: Bench, tmp_path: Path) -> None:
+    """Also where the authority was renewed: nodes get their files one after the other."""
+    made_s = time.time() - (CA_DAYS - 20) * DAY_S
+    make_certificates(["127.0.0.1"], tmp_path, made_s)
+    shutil.rmtree(tmp_path / "127.0.0.1")
+    (folder,) = make_certificates(["127.0.0.1"], tmp_path)
+    old = files_of(Path(shutil.copytree(folder, tmp_path / "old")))
+    renew_certificates(["127.0.0.1"], tmp_path)
+    new = files_of(folder)
+    assert new.ca_validity != old.ca_validity
+    for caller, answerer in ((old, new), (new, old)):
+        b = bench.end(1, access=Access(None, answerer))
+        a = bench.end(b.port, access=Access(None, caller))
+        b.link.accept()
+        a.link.connect()
+        assert isinstance(b.event(), PredecessorConnected)
 
 
 def test_a_connection_from_another_machine_is_dropped(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:

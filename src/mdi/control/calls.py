@@ -30,6 +30,7 @@ from mdi.errors import ControlError
 from mdi.net.access import Access
 from mdi.net.keys import Keys
 from mdi.net.timeouts import Timeouts
+from mdi.net.tls_errors import failed_call
 from mdi.strings import one_line
 
 MAX_QUOTED_CHARACTERS = 1000  # of an error of another node
@@ -132,7 +133,9 @@ class Caller:
             except (ssl.SSLEOFError, http.client.RemoteDisconnected, http.client.IncompleteRead) as exc:
                 raise NoAnswer(f"{self} did not answer: the connection ended") from exc
             except ssl.SSLError as exc:
-                raise NotAuthorized(f"{self} does not agree on TLS: {one_line(exc)}") from exc
+                left_s = min(self._timeouts.connect_s, self._timeouts.left_s(bounds.deadline_s))
+                reason = failed_call(exc, self._access.tls, self._addr, self._port, left_s)
+                raise NotAuthorized(f"{self} does not agree on TLS: {reason}") from exc
             except TimeoutError as exc:
                 is_late = not self._timeouts.left_s(bounds.deadline_s)
                 reason = "its answer took too long" if is_late else f"silent for {bounds.silence_s:g} s"

@@ -25,7 +25,7 @@ from mdi.net.eviction import EvictionOrder
 from mdi.net.refusals import RefusalLog
 from mdi.net.sockets import configure, reset, wake
 from mdi.net.tls import Tls, complete_handshake, wrap_accepted
-from mdi.strings import one_line
+from mdi.net.tls_errors import failed_answer
 
 log = logging.getLogger(__name__)
 
@@ -257,7 +257,7 @@ class ConnectionLoop:
             self._watch(connection, held, 0)
             self._ready[self._rank(connection)][connection] = None
         except ssl.SSLError as exc:
-            self._refuse(connection, f"it does not agree on TLS: {one_line(exc)}")
+            self._refuse(connection, f"it does not agree on TLS: {failed_answer(exc, self._tls)}")
         except (OSError, EOFError):
             self._close(connection)
 

@@ -68,7 +68,8 @@ class Connection:
         sock = self._secured()
         lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
         # Whoever refuses a request before its body was read may close at once; the answer, which says why, has arrived.
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        # So may whoever rejects our certificate, when our side of the handshake is over; then it is the alert.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError, ssl.SSLEOFError):
             for block in _blocks("\r\n".join(lines).encode("latin-1")) + _blocks(body):
                 sock.settimeout(self._step_s())
                 sock.sendall(block)

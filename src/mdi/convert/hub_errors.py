@@ -5,6 +5,7 @@ import errno
 import os
 import socket
 import ssl
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from mdi.convert.hub_environment import check_connection, check_numbers, proxy_variable, trust_advice
 from mdi.errors import CheckpointError, ConfigError, MdiError
 from mdi.files import storage_error
+from mdi.net.validity import utc
 
 
 def endpoint() -> str | None:
@@ -126,7 +128,7 @@ def _broken_connection(exc: BaseException, repo_id: str, host: str) -> str:
     if isinstance(exc, httpx.ProxyError):
         return f"{to} does not let us reach {host}: check it"
     if any(isinstance(cause, ssl.SSLError) for cause in causes):
-        return f"no trusted connection to {host}: check the clock; {trust_advice()}"
+        return f"no trusted connection to {host}: the clock says {utc(time.time())}, check it; {trust_advice()}"
     if any(isinstance(cause, socket.gaierror) for cause in causes):
         return f"cannot find {to}: no network, or no such name; {repo_id} has to be fetched once"
     if any(isinstance(cause, OSError) and cause.errno == errno.ECONNREFUSED for cause in causes):

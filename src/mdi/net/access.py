@@ -22,10 +22,10 @@ class Access:
     tls: Tls | None = None
     addrs: tuple[str, ...] | None = ()  # of the nodes that are authorized where there is no key; None: all are
 
-    def check(self) -> None:
-        """Raise `ConfigError` where a file that is named is missing or unusable."""
+    def check(self, *, waits: bool = False) -> None:
+        """Raise `ConfigError` where a file that is named is missing or unusable; see `Tls.check`."""
         if self.tls is not None:
-            self.tls.check()
+            self.tls.check(waits=waits)
 
 
 THIS_MACHINE = Access()

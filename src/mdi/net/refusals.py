@@ -33,7 +33,7 @@ class RefusalLog:
         """Have `logger` write `text % arguments`, made printable, with the traceback if `trace`; or count it."""
         self.summarize()
         if self._allows_line():
-            line = one_line(text % tuple(map(one_line, map(str, arguments))), MAX_CHARACTERS)
+            line = one_line(text % tuple(one_line(str(each), MAX_CHARACTERS) for each in arguments), MAX_CHARACTERS)
             logger.log(level, "%s", line, exc_info=trace)
 
     def summarize(self) -> None:

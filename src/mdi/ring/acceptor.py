@@ -19,6 +19,7 @@ from mdi.net.eviction import EvictionOrder
 from mdi.net.refusals import RefusalLog
 from mdi.net.sockets import configure, reset
 from mdi.net.tls import complete_handshake, wrap_accepted
+from mdi.net.tls_errors import failed_answer
 from mdi.ring.config import LinkConfig
 from mdi.ring.handshake import Responder
 from mdi.ring.messages import Hello, Message, Proof, Refuse
@@ -167,6 +168,8 @@ class HandshakeAcceptor:
             else:
                 self._forget(connection)
                 self._established = connection.sock, end.value
+        except ssl.SSLError as exc:
+            self._refuse(connection, f"it does not agree on TLS: {failed_answer(exc, self._access.tls)}")
         except (OSError, MdiError) as exc:
             self._refuse(connection, exc)
         else:

@@ -22,6 +22,7 @@ from mdi.net.access import THIS_MACHINE, Access
 from mdi.net.refusals import RefusalLog
 from mdi.net.sockets import Peer, await_close, configure, reset, wake
 from mdi.net.tls import host_name
+from mdi.net.tls_errors import failed_call
 from mdi.ring.acceptor import HandshakeAcceptor
 from mdi.ring.config import LinkConfig
 from mdi.ring.handshake import Initiator, KeyMismatch
@@ -256,10 +257,11 @@ class Link:
                     raise
                 log.info("port %d for outgoing data is not free (%s): using another", source_port, exc.strerror)
                 return self._connect(0)
+        except ssl.SSLError as exc:
+            raise self._tls_failure(exc) from exc
         except (OSError, UnicodeError) as exc:
             reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else one_line(exc)
-            what = "does not agree on TLS" if isinstance(exc, ssl.SSLError) else "cannot be reached"
-            raise LinkClosed(f"{what}: {reason}") from exc
+            raise LinkClosed(f"cannot be reached: {reason}") from exc
 
     def _connect(self, source_port: int) -> socket.socket:
         peer, failure = self.config.successor, OSError("the name has no address")
@@ -296,8 +298,13 @@ class Link:
         encoder, initiator = Encoder(config.session), Initiator(config.session, config.hello, self._access.keys)
         deadline_s = timeouts.deadline_s(timeouts.handshake_s)
         try:
-            send(sock, encoder, initiator.hello())
+            # A successor that rejects our certificate does so when our side of the handshake is over, and closes: what
+            # we send may fail, and the alert that says why can still be read.
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError, ssl.SSLEOFError):
+                send(sock, encoder, initiator.hello())
             answer = self._receive(sock, Decoder(config.session, backward=True), deadline_s)
+        except ssl.SSLError as exc:
+            raise self._tls_failure(exc) from exc
         except LinkClosed as exc:
             raise LinkClosed("closed the connection during the handshake") from exc
         except TimeoutError as exc:
@@ -315,6 +322,12 @@ class Link:
         encoder.open(session_key)
         sock.settimeout(config.peer_timeout_s)
         return encoder
+
+    def _tls_failure(self, exc: ssl.SSLError) -> LinkClosed:
+        peer, timeout_s = self.config.successor, self.config.timeouts.handshake_s
+        return LinkClosed(
+            f"does not agree on TLS: {failed_call(exc, self._access.tls, peer.addr, peer.port, timeout_s)}"
+        )
 
     @contextlib.contextmanager
     def _owned(self, sock: socket.socket) -> Iterator[socket.socket]:

@@ -43,7 +43,7 @@ def main(signals: Signals) -> None:
     debug_log = f"logs_secondary{name}.log" if options.debug else None
     set_up_logging(verbose=options.verbose, quiet=options.quiet, debug_log=debug_log)
     node = load_node(options.nodes_config, options.index)
-    node.access.check()
+    node.access.check(waits=True)
     folder = cache_folder(options)
     announce(f"secondary {name}".rstrip() + f", from {options.nodes_config}")
     warn_of_loopback_name(node)
