@@ -78,7 +78,7 @@ def scripts(warm: WarmPython, tmp_path: Path) -> Iterator[Scripts]:
 
 @pytest.fixture(scope="session", autouse=True)
 def cuda_is_at_work() -> None:
-    """Where there is a GPU, rings of the tests compute on it. Its driver opens a socket at its first use and keeps it."""
+    """Where there is a GPU, rings of the tests compute on it, and its driver keeps the socket of its first use open."""
     if shutil.which("nvidia-smi"):
         import torch
 
