@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-import mdi.cli.other_load
 import mdi.machine
+import mdi.other_load
 from mdi.cli.commands import demo
-from mdi.cli.other_load import OtherLoad
 from mdi.cli.signals import Signals
+from mdi.other_load import OtherLoad
 
 
 class Meter:
@@ -41,7 +41,7 @@ def test_a_comparison_that_says_little_says_so_on_the_screen_and_in_the_plot(
 ) -> None:
     ran: list[object] = []
     monkeypatch.setattr(Meter, "taken", list(taken), raising=False)
-    monkeypatch.setattr(mdi.cli.other_load, "LoadMeter", Meter)
+    monkeypatch.setattr(mdi.other_load, "LoadMeter", Meter)
     monkeypatch.setattr(mdi.machine, "n_cores", lambda: n_cores)
     monkeypatch.setattr(demo, "run_ring", lambda signals, n_nodes, *rest: ran.append(n_nodes))
     monkeypatch.setattr(demo, "run_to_end", lambda command, signals: ran.append(command[-2:]) or 0)

@@ -11,7 +11,12 @@ from pathlib import Path
 import pytest
 
 from mdi.cli import environment
-from mdi.cli.environment import cache_folder, forget_foreign_variables, warn_of_loopback_name
+from mdi.cli.environment import (
+    cache_folder,
+    forget_foreign_variables,
+    sleep_at_barriers,
+    warn_of_loopback_name,
+)
 from mdi.config.network import NodeConfig
 from mdi.config.options import SecondaryOptions
 from mdi.errors import ConfigError
@@ -42,6 +47,21 @@ def test_a_notebooks_backend_of_matplotlib_decides_over_nothing(tmp_path: Path) 
     done = run(SRC / "plot_tok_time.py", "x", "--n-samples", "1", **variables)
     assert done.returncode == 0, done.stderr
     assert list((tmp_path / "img").glob("*.png"))
+
+
+@pytest.mark.parametrize(
+    ("given", "spins"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+)
+def test_threads_sleep_at_barriers_unless_the_user_chose(
+    given: dict[str, str], spins: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    sleep_at_barriers()
+    assert os.environ.get("GOMP_SPINCOUNT") == spins
 
 
 def test_variables_of_libraries_that_nobody_asked_for_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from mdi.cli.other_load import LoadMeter, OtherLoad, Reading, read_load
+from mdi.other_load import LoadMeter, OtherLoad, Reading, read_load
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,16 @@ def test_a_machine_of_which_others_take_more_than_a_tenth_is_busy() -> None:
     assert not OtherLoad(0.2, 2).is_heavy
     assert OtherLoad(0.25, 2).is_heavy
     assert str(OtherLoad(1.3, 2)) == "1.30 of 2 cores"
+
+
+def test_the_time_of_children_that_run_is_ours() -> None:
+    before = read_load()
+    spin = "import time\nwhile time.process_time() < 0.5: pass\nprint(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", spin], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        assert read_load().own_s - before.own_s >= 0.45
+        child.kill()
 
 
 def test_the_time_of_children_that_have_ended_is_ours() -> None:

@@ -17,12 +17,23 @@ log = logging.getLogger(__name__)
 # Of libraries that others import in passing. A notebook sets the first one to a backend that exists in the notebook
 # alone, and either library raises while it is imported where it cannot use a value.
 _PREFIXES = ("MPLBACKEND", "TQDM_")
+_SPINS = 1000  # docs/performance.md has what others give
 
 
 def forget_foreign_variables() -> None:
     """Take variables of libraries that nobody asked for out of the environment of this process and its children."""
     for name in [name for name in os.environ if name.startswith(_PREFIXES)]:
         del os.environ[name]
+
+
+def sleep_at_barriers() -> None:
+    """Have threads of GNU's OpenMP sleep that have waited some microseconds for others, unless the user chose a policy.
+
+    By default they spin, for milliseconds where each has a core: as long as another program holds one of these cores.
+    The library reads its variables when torch is imported.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", str(_SPINS))
 
 
 def cache_folder(options: SecondaryOptions) -> Path:

@@ -1,5 +1,6 @@
-"""How much of this machine's processor time other programs take, while something is measured."""
+"""How much of this machine's processor time other programs take."""
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ class Reading:
 
     at_s: float
     busy_s: float  # of all programs, on the cores that we may use
-    own_s: float  # of this process, and of its children that have ended
+    own_s: float  # of this process, and of its children
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class OtherLoad:
 
 
 class LoadMeter:
-    """Measures from its creation on. Children that still run count as others."""
+    """Measures from its creation on."""
 
     def __init__(self, read: Callable[[], Reading] | None = None) -> None:
         self._read = read or read_load
@@ -57,9 +58,17 @@ def read_load() -> Reading:
         allowed = affinity(0)
         times = [each for core, each in enumerate(times) if core in allowed] or times
     busy_s = sum(sum(each) - each.idle - getattr(each, "iowait", 0.0) - _guest_s(each) for each in times)
-    own = psutil.Process().cpu_times()
-    children_s = getattr(own, "children_user", 0.0) + getattr(own, "children_system", 0.0)
-    return Reading(time.monotonic(), busy_s, own.user + own.system + children_s)
+    this = psutil.Process()
+    return Reading(time.monotonic(), busy_s, sum(map(_own_s, [this, *this.children(recursive=True)])))
+
+
+def _own_s(process: psutil.Process) -> float:
+    """What a process has used, with its children that have ended."""
+    with contextlib.suppress(psutil.Error):  # it has ended meanwhile
+        times = process.cpu_times()
+        children_s = getattr(times, "children_user", 0.0) + getattr(times, "children_system", 0.0)
+        return float(times.user + times.system + children_s)
+    return 0.0
 
 
 def _guest_s(times: object) -> float:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 
 from mdi.errors import ConfigError
-from mdi.machine import available_memory_bytes, n_cores
+from mdi.machine import available_memory_bytes
 from mdi.model.tensors import TORCH_DTYPES
 from mdi.strings import one_line
 
@@ -45,12 +45,6 @@ def pick_dtype(wanted: str | None, device: torch.device) -> torch.dtype:
     if device.type == "mps":
         return torch.float16
     return torch.bfloat16 if _cpu_computes_bfloat16() else torch.float32
-
-
-def share_threads(nodes_on_host: int) -> None:
-    """Divide the cores among the nodes of this machine, unless OMP_NUM_THREADS says otherwise."""
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, n_cores() // nodes_on_host))
 
 
 def limit_onednn_caches() -> None:

@@ -1,5 +1,7 @@
 """The only owner of a stage, for both roles: loads weights, begins sessions, computes, gives memory back."""
 
+import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -17,8 +19,11 @@ from mdi.model.span import Span
 from mdi.model.span_engine import SpanEngineFactory
 from mdi.model.stage import Stage
 from mdi.model.tensors import TORCH_DTYPES
+from mdi.model.threads import SlowSteps
 from mdi.model.weights import Weights
 from mdi.segments import Fork, Segment
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,7 @@ class StageRunner:
         self._mode: Mode = "none"
         self._stage: Stage | None = None
         self._head: EmbeddingAndHead | None = None
+        self._slow_steps = SlowSteps()
 
     def holds(self, spec: StageSpec) -> bool:
         """Whether the stage of `spec` is loaded. If not, the loaded one is given up: the new one needs its memory."""
@@ -88,6 +94,7 @@ class StageRunner:
         stage = Stage(self._make_engine(spec.config, spec.span, weights, placement))
         weights.verify()  # before anything is computed with them
         self._stage, self._head, self._spec, self._mode = stage, head, spec, mode
+        self._slow_steps = SlowSteps()
 
     def begin(self, n_slots: int, context: int) -> None:
         """Begin a session with empty slots."""
@@ -95,7 +102,11 @@ class StageRunner:
 
     def forward(self, x: torch.Tensor, segments: Sequence[Segment]) -> torch.Tensor:
         """Hidden states (N, C) -> (N, C) after this node's span; see `Stage.forward`."""
-        return self._loaded_stage.forward(x, segments)
+        began_s = time.monotonic()
+        x = self._loaded_stage.forward(x, segments)
+        if self.device.type == "cpu" and (news := self._slow_steps.add(len(x), time.monotonic() - began_s)):
+            log.warning("%s", news)
+        return x
 
     def release(self, slot: int) -> None:
         """Empty a slot."""

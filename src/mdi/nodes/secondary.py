@@ -30,10 +30,11 @@ from mdi.inbox import Inbox, Stopped
 from mdi.liveness import StepCounter
 from mdi.machine import peak_memory_bytes
 from mdi.model.backends.select import make_span_engine
-from mdi.model.devices import pick_device, pick_dtype, share_threads
+from mdi.model.devices import pick_device, pick_dtype
 from mdi.model.runner import StageRunner, StageSpec
 from mdi.model.stage import kept_rows
 from mdi.model.tensors import dtype_name, from_buffer, to_buffer
+from mdi.model.threads import CoreShare
 from mdi.net.access import Access
 from mdi.net.refusals import RefusalLog
 from mdi.net.sockets import Peer, listen
@@ -371,7 +372,7 @@ class Secondary:
     def _load(self, spec: SessionSpec) -> bool:
         """Make the stage ready; False where the starter has to send the weights first."""
         config = config_from_dict(spec.config)
-        share_threads(spec.nodes_on_host)
+        cores = CoreShare(spec.nodes_on_host)
         stage = StageSpec(
             config=config,
             span=spec.span,
@@ -385,6 +386,7 @@ class Secondary:
             build = functools.partial(self._runner.load, stage, source="the chunk")
             if not self._sources.load(spec, config, build, self._tick):
                 return False
+        cores.settle()
         self._runner.begin(spec.n_slots, spec.context)
         return True
 

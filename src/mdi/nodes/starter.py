@@ -29,9 +29,10 @@ from mdi.ids import Rank
 from mdi.inbox import Inbox
 from mdi.machine import peak_memory_bytes
 from mdi.model.backends.select import make_span_engine
-from mdi.model.devices import pick_device, pick_dtype, share_threads
+from mdi.model.devices import pick_device, pick_dtype
 from mdi.model.runner import StageRunner, StageSpec
 from mdi.model.tensors import dtype_name
+from mdi.model.threads import CoreShare
 from mdi.model.weights import Weights
 from mdi.net.refusals import RefusalLog
 from mdi.net.sockets import listen
@@ -206,7 +207,6 @@ class Starter:
 
     def prepare(self) -> None:
         """Load this node's weights while the secondaries get ready in parallel; then close the ring."""
-        share_threads(nodes_on_host(self._network, self._network.starter))
         self._check_weights()  # what is wrong with them is reported before any node is waited for
         self._form_ring()
 
@@ -260,8 +260,10 @@ class Starter:
             quantize=self._options.quantize,
             rows=-(-plan.n_slots // len(plan.members)),
         )
+        cores = CoreShare(nodes_on_host(self._network, self._network.starter))
         if not self._runner.holds(spec):
             self._load_undamaged(spec, path, plan, model)
+        cores.settle()
         self._runner.begin(plan.n_slots, plan.context)
         status = self.status()
         log.info("starter is ready: %s; memory: %s", status.computes, status.memory)

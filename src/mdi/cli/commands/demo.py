@@ -35,8 +35,8 @@ def main(signals: Signals) -> None:
 
 def compare(signals: Signals, ckpt: Path, n_tokens: str) -> None:
     """Run 1, 2 and 3 nodes and draw them into one plot, which also says where the numbers cannot be trusted."""
-    from mdi.cli.other_load import LoadMeter  # both import psutil, which --help can do without
-    from mdi.machine import n_cores
+    from mdi.machine import n_cores  # both import psutil, which --help can do without
+    from mdi.other_load import LoadMeter
 
     cores = n_cores()
     doubts = []

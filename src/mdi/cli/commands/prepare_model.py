@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import NoReturn
 
-from mdi.cli.environment import forget_foreign_variables
+from mdi.cli.environment import forget_foreign_variables, sleep_at_barriers
 from mdi.cli.parser import Parser, options_from
 from mdi.cli.script import run_script, set_up_logging
 from mdi.cli.signals import Signals
@@ -51,6 +51,7 @@ def main(signals: Signals) -> None:
         _list_or_remove(options)
         return
     forget_foreign_variables()
+    sleep_at_barriers()
     from mdi.cli.prepare import prepare  # torch and litgpt take seconds to import
 
     with signals.raised():

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import NoReturn
 
-from mdi.cli.environment import cache_folder, forget_foreign_variables, warn_of_loopback_name
+from mdi.cli.environment import cache_folder, forget_foreign_variables, sleep_at_barriers, warn_of_loopback_name
 from mdi.cli.parser import Parser, add_node_options, options_from
 from mdi.cli.script import announce, run_script, set_up_logging
 from mdi.cli.signals import Signals
@@ -48,6 +48,7 @@ def main(signals: Signals) -> None:
     announce(f"secondary {name}".rstrip() + f", from {options.nodes_config}")
     warn_of_loopback_name(node)
     forget_foreign_variables()
+    sleep_at_barriers()
     from mdi.cli.run import run_secondary  # after the arguments are known to be good: torch and litgpt take seconds
 
     with signals.raised():

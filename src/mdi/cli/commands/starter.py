@@ -4,7 +4,7 @@ from argparse import BooleanOptionalAction
 from pathlib import Path
 from typing import NoReturn
 
-from mdi.cli.environment import forget_foreign_variables, warn_of_loopback_name
+from mdi.cli.environment import forget_foreign_variables, sleep_at_barriers, warn_of_loopback_name
 from mdi.cli.output_files import check_output_files
 from mdi.cli.parser import Parser, add_node_options, options_from
 from mdi.cli.script import announce, run_script, set_up_logging
@@ -84,6 +84,7 @@ def main(signals: Signals, kind: type[StarterOptions] = StarterOptions) -> None:
     if network.secondaries:
         warn_of_loopback_name(network.starter)
     forget_foreign_variables()
+    sleep_at_barriers()
     with TextWorker() as worker:  # imports its libraries while this process imports others
         from mdi.cli.run import run_starter  # after the arguments are known to be good: torch and litgpt take seconds
 
