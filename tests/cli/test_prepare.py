@@ -13,7 +13,7 @@ from mdi.checkpoint.config import load_config
 from mdi.checkpoint.manifest import chunks_folder
 from mdi.cli.prepare import prepare
 from mdi.config.options import PrepareOptions
-from mdi.errors import CheckpointError, ConfigError
+from mdi.errors import CheckpointError, ConfigError, StorageError
 from support.gguf_files import byte_level_tokenizer, hyperparameters, tensors, tiny_model, write_parts
 from support.hf_folders import make_hf_folder, put_into_cache, register_minute_llama
 from support.hub import StubHub, serve
@@ -169,6 +169,26 @@ def test_an_error_of_the_conversion_names_the_users_folder(source: Path, tmp_pat
     with pytest.raises(CheckpointError) as caught:
         prepared(source, tmp_path)
     assert str(source) in str(caught.value) and ".partial" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("dtype", "n_bytes"), [(None, 2), ("float32", 4)])
+def test_the_size_is_said_before_a_folder_is_converted(
+    dtype: str | None, n_bytes: int, source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = prepared(source, tmp_path, dtype) / "lit_model.pth"
+    size = sum(tensor.numel() for tensor in torch.load(model, weights_only=True).values()) * n_bytes
+    assert f"the weights take {size} B in {dtype or 'bfloat16'}" in caplog.text
+
+
+def test_a_disk_without_room_is_told_before_a_folder_is_converted(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage._replace(free=1000))
+    monkeypatch.setattr("mdi.cli.prepare.link_or_copy", lambda *_: pytest.fail("nothing is to be written"))
+    with pytest.raises(StorageError, match=r"the weights take \d+ B and 1000 B are free on this disk"):
+        prepared(source, tmp_path)
+    assert list((tmp_path / "checkpoints").rglob("*.*")) == []
 
 
 def test_the_whole_model_is_not_kept_where_chunks_are_enough(

@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 
 from mdi.checkpoint.config import load_config
 from mdi.checkpoint.digests import checked, digest_of_lines, expect_lines, lines_of, read_digests, tensor_line
+from mdi.checkpoint.disk_space import require_space
 from mdi.checkpoint.manifest import (
     MANIFEST_FILE,
     ChunkFile,
@@ -32,7 +32,7 @@ from mdi.model.span import Span
 from mdi.model.tensors import TORCH_DTYPES, dtype_name, mapped_empty
 from mdi.model.weights import Weights
 from mdi.progress import progress_bar
-from mdi.strings import count, format_bytes, one_line
+from mdi.strings import count, one_line
 
 log = logging.getLogger(__name__)
 
@@ -116,12 +116,9 @@ def _cast(tensor: torch.Tensor, dtype: str | None) -> torch.Tensor:
 def _check_space(target: Path, parts: Sequence[Weights], dtype: str | None, quantization: Mode) -> None:
     try:
         target.mkdir(parents=True, exist_ok=True)
-        free_bytes = shutil.disk_usage(target).free
     except OSError as exc:
         raise storage_error(target, exc) from exc
-    needed = _bytes_of(parts, dtype, quantization)
-    if needed > free_bytes:
-        raise StorageError(f"{target}: the chunks take {format_bytes(needed)} and {format_bytes(free_bytes)} are free")
+    require_space(target, _bytes_of(parts, dtype, quantization), "the chunks")
 
 
 def chunks_bytes(folder: Path, spans: Sequence[Span], dtype: str | None = None, quantization: Mode = "none") -> int:

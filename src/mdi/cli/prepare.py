@@ -25,7 +25,13 @@ from mdi.convert.hub import (
     read_config,
     wanted_files,
 )
-from mdi.convert.huggingface import check_small_files, convert_folder, link_or_copy, remove_download_records
+from mdi.convert.huggingface import (
+    announce_size,
+    check_small_files,
+    convert_folder,
+    link_or_copy,
+    remove_download_records,
+)
 from mdi.convert.known_models import HubName, choose_gguf, parse_hub_name
 from mdi.convert.random import make_random
 from mdi.convert.sources import LocalSource, check_present, check_source, find_cached, local_source
@@ -143,6 +149,7 @@ def _fetch(options: PrepareOptions, repo_id: str) -> Path:
         download_small_files(repo_id, folder, token=options.hf_token)
         _check_small_files(folder, name)
         download(repo_id, folder, token=options.hf_token)
+        announce_size(folder, folder, model_name=name, dtype=options.dtype)
         convert_folder(folder, model_name=name, dtype=options.dtype)
     return target
 
@@ -174,6 +181,7 @@ def _convert_local(options: PrepareOptions, source: LocalSource) -> Path:
     if not _is_ready(target, origin, options):
         with _made(target, origin) as folder, _named(folder, source.path):
             _check_small_files(source.path, name)
+            announce_size(source.path, folder, model_name=name, dtype=options.dtype)
             link_or_copy(source.path, folder)
             convert_folder(folder, model_name=name, dtype=options.dtype)
     return target

@@ -4,6 +4,7 @@ Added around that conversion, which `litgpt_conversion` runs: choosing litgpt's 
 are present and whole, and verifying that the result has exactly the parameters of the model.
 """
 
+import math
 import re
 import shutil
 from collections.abc import Iterable
@@ -12,7 +13,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mdi.checkpoint.config import save_config
+from mdi.checkpoint.disk_space import announce_weights
 from mdi.checkpoint.tensor_file import open_weights
 from mdi.checkpoint.weights import MODEL_FILE
 from mdi.convert.hf_configs import build_config, check_convertible, conversion_name, is_tied
@@ -60,6 +64,25 @@ def check_small_files(folder: Path, model_name: str) -> tuple[Config, dict[str, 
     hf_config = read_config(folder)
     check_convertible(folder.name, hf_config)
     return build_config(hf_config, model_name, str(folder / "config.json")), hf_config
+
+
+def announce_size(source: Path, folder: Path, *, model_name: str, dtype: str | None = None) -> None:
+    """Say how much the model in `source` takes once it is converted, by its configuration; `dtype` as `convert_folder`.
+
+    Raises `StorageError` where the disk of `folder` has less room, and as `check_small_files`.
+    """
+    config, hf_config = check_small_files(source, model_name)
+    shapes = model_shapes(config)
+    if is_tied(hf_config):
+        del shapes["lm_head.weight"]
+    stored = TORCH_DTYPES[dtype] if dtype else _stored_dtype(source)
+    announce_weights(folder, sum(math.prod(shape) for shape in shapes.values()), stored)
+
+
+def _stored_dtype(source: Path) -> torch.dtype:
+    weights = [name for name in wanted_files(path.name for path in source.iterdir()) if is_weight_file(name)]
+    tensors = open_weight_file(source / next(name for name in weights if not name.endswith(".json")))
+    return next(iter(tensors.meta.values())).dtype
 
 
 def convert_folder(folder: Path, *, model_name: str, dtype: str | None = None) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from mdi.checkpoint.config import save_config
+from mdi.checkpoint.disk_space import announce_weights
 from mdi.checkpoint.tensor_writer import TensorWriter
 from mdi.checkpoint.weights import MODEL_FILE, write_errors
 from mdi.convert.hf_configs import config_by_name
@@ -56,20 +57,25 @@ def make_random(config_name: str, folder: Path, *, seed: int, dtype: str | None 
     if config.padded_vocab_size <= _BOS_ID:
         raise ConfigError(f"{config_name} has {config.padded_vocab_size} tokens; bytes and BOS need {_BOS_ID + 1}")
     target = folder / MODEL_FILE
+    torch_dtype = TORCH_DTYPES[dtype or "bfloat16"]
+    announce_weights(folder, sum(shape.numel() for shape in _shapes(config).values()), torch_dtype)
     with write_errors(target):
         target.unlink(missing_ok=True)
         save_config(config, folder)
-        _write_weights(target, config, seed, TORCH_DTYPES[dtype or "bfloat16"])
+        _write_weights(target, config, seed, torch_dtype)
     write_byte_tokenizer(folder, config.padded_vocab_size)
 
 
-def _write_weights(target: Path, config: Config, seed: int, dtype: torch.dtype) -> None:
+def _shapes(config: Config) -> dict[str, torch.Size]:
     with torch.device("meta"):
-        shapes = {name: tensor.shape for name, tensor in GPT(config).state_dict().items()}
+        return {name: tensor.shape for name, tensor in GPT(config).state_dict().items()}
+
+
+def _write_weights(target: Path, config: Config, seed: int, dtype: torch.dtype) -> None:
     scratch = torch.empty(_PIECE)
     with TensorWriter(target) as writer:
         state = {}
-        for name, shape in shapes.items():
+        for name, shape in _shapes(config).items():
             tensor = mapped_empty(shape, dtype)
             _fill(tensor, name, config, seed, scratch)
             state[name] = writer.store(tensor)

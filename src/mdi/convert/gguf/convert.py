@@ -4,9 +4,7 @@ Tensors are dequantized a few rows at a time into one litGPT tensor, which is wr
 largest tensor of the model and no second one.
 """
 
-import logging
 import re
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,19 +13,18 @@ from pathlib import Path
 import torch
 
 from mdi.checkpoint.config import save_config
+from mdi.checkpoint.disk_space import announce_weights
 from mdi.checkpoint.tensor_writer import Stored, TensorWriter
 from mdi.checkpoint.weights import MODEL_FILE, write_errors
 from mdi.convert.gguf.config import Architecture, architecture_of, build_config
 from mdi.convert.gguf.file import GgufFile, TensorInfo
 from mdi.convert.gguf.parts import open_model, without_part
 from mdi.convert.gguf.tokenizer import write_tokenizer
-from mdi.errors import CheckpointError, ConfigError, StorageError
+from mdi.errors import CheckpointError, ConfigError
 from mdi.model.litgpt_modules import Config
 from mdi.model.shapes import model_shapes
-from mdi.model.tensors import TORCH_DTYPES, dtype_name
-from mdi.strings import format_bytes, one_line
-
-log = logging.getLogger(__name__)
+from mdi.model.tensors import TORCH_DTYPES
+from mdi.strings import one_line
 
 BLOCK_ELEMENTS = 2**22  # dequantized at a time: 16 MiB as float32
 
@@ -105,7 +102,8 @@ def import_gguf(
     config = build_config(file, n_tokens, name)
     recipes = _recipes(file, config)
     torch_dtype = TORCH_DTYPES[dtype] if dtype else _own_dtype(file)
-    _require_space(folder, recipes, torch_dtype)
+    n_parameters = sum(part.n_rows * part.columns for parts in recipes.values() for part in parts)
+    announce_weights(folder, n_parameters, torch_dtype)
     _write_weights(file, folder / MODEL_FILE, recipes, torch_dtype, advance)
     save_config(config, folder)
 
@@ -198,17 +196,6 @@ def _tensor(file: GgufFile, name: str, shape: tuple[int, ...]) -> TensorInfo:
             f"{file.path}: the tensor {name} has the shape {list(info.shape)}, expected {list(shape)}"
         )
     return info
-
-
-def _require_space(folder: Path, recipes: dict[str, tuple[_Part, ...]], dtype: torch.dtype) -> None:
-    n_elements = sum(part.n_rows * part.columns for parts in recipes.values() for part in parts)
-    needed, free = n_elements * dtype.itemsize, shutil.disk_usage(folder).free
-    log.warning("the weights take %s in %s", format_bytes(needed), dtype_name(dtype))
-    if needed > free:
-        raise StorageError(
-            f"{folder}: the weights take {format_bytes(needed)} and {format_bytes(free)} are free:"
-            " choose another folder"
-        )
 
 
 def _write_weights(

@@ -1,0 +1,34 @@
+"""The room that weights take on the disk: said, and required, before any is written."""
+
+import logging
+import shutil
+from pathlib import Path
+
+import torch
+
+from mdi.errors import StorageError
+from mdi.files import storage_error
+from mdi.model.tensors import dtype_name
+from mdi.strings import format_bytes
+
+log = logging.getLogger(__name__)
+
+
+def announce_weights(folder: Path, n_parameters: int, dtype: torch.dtype) -> None:
+    """Say how much a whole model takes. Raises `StorageError` where the disk of `folder` has less room."""
+    needed_bytes = n_parameters * dtype.itemsize
+    log.warning("the weights take %s in %s", format_bytes(needed_bytes), dtype_name(dtype))
+    require_space(folder, needed_bytes, "the weights")
+
+
+def require_space(folder: Path, needed_bytes: int, what: str) -> None:
+    """Raise `StorageError` where the disk of `folder` has less room than `what` takes."""
+    try:
+        free_bytes = shutil.disk_usage(folder).free
+    except OSError as exc:
+        raise storage_error(folder, exc) from exc
+    if needed_bytes > free_bytes:
+        raise StorageError(
+            f"{folder}: {what} take {format_bytes(needed_bytes)} and {format_bytes(free_bytes)} are free on this disk:"
+            " make room, or choose another folder"
+        )
