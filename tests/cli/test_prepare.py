@@ -10,10 +10,13 @@ import pytest
 import torch
 
 from mdi.checkpoint.config import load_config
+from mdi.checkpoint.digests import content_digest
 from mdi.checkpoint.manifest import chunks_folder
+from mdi.checkpoint.tensor_file import open_weights
 from mdi.cli.prepare import prepare
 from mdi.config.options import PrepareOptions
 from mdi.errors import CheckpointError, ConfigError, StorageError
+from support.damage import flip_signs
 from support.gguf_files import byte_level_tokenizer, hyperparameters, tensors, tiny_model, write_parts
 from support.hf_folders import make_hf_folder, put_into_cache, register_minute_llama
 from support.hub import StubHub, serve
@@ -130,6 +133,88 @@ def test_a_prepared_model_whose_file_is_damaged_is_made_anew(source: Path, tmp_p
     (folder / "lit_model.pth").write_bytes(b"x" * 1000)
     prepared(source, tmp_path)
     assert torch.equal(embedding(folder), before)
+
+
+def rotten(folder: Path, file: str = "lit_model.pth") -> Path:
+    """Flip the signs of a matrix; size and date of the file stay."""
+    path = folder / file
+    name = next(name for name in open_weights(path) if name.endswith("mlp.proj.weight"))
+    flip_signs(path, name)
+    return path
+
+
+def test_a_prepared_model_with_bit_rot_is_made_anew(
+    source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = prepared(source, tmp_path, "float32")
+    digest = content_digest(folder / "lit_model.pth")
+    model = rotten(folder)
+    prepared(source, tmp_path)
+    assert f"{model}: damaged: " in caplog.text and "making it anew" in caplog.text
+    assert content_digest(prepared(source, tmp_path, "float32") / "lit_model.pth") == digest
+
+
+def test_weights_that_somebody_else_put_there_are_not_replaced(source: Path, tmp_path: Path) -> None:
+    folder = prepared(source, tmp_path, "float32")
+    model = rotten(folder)
+    os.utime(model)
+    digest = content_digest(model)
+    with pytest.raises(ConfigError, match=r"if you replaced it, remove lit_model\.digests\.json, otherwise lit_model"):
+        prepared(source, tmp_path)
+    assert content_digest(model) == digest
+    (folder / "lit_model.digests.json").unlink()
+    assert content_digest(prepared(source, tmp_path) / "lit_model.pth") == digest
+    model.unlink()
+    assert content_digest(prepared(source, tmp_path, "float32") / "lit_model.pth") != digest
+
+
+@pytest.mark.parametrize("file", ["model_config.yaml", "tokenizer.json", "lit_model.digests.json"])
+def test_a_prepared_model_with_another_damaged_file_is_made_anew(file: str, source: Path, tmp_path: Path) -> None:
+    folder = prepared(source, tmp_path)
+    before = (folder / file).read_bytes()
+    (folder / file).write_text("{")
+    prepared(source, tmp_path)
+    assert (folder / file).read_bytes() == before
+
+
+@pytest.mark.parametrize("chunks_only", [False, True])
+def test_a_damaged_chunk_is_written_anew(
+    chunks_only: bool, source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = PrepareOptions(
+        model=str(source), ckpt_folder=tmp_path / "checkpoints", n_nodes=2, dtype="float32", chunks_only=chunks_only
+    )
+    _, manifest = prepare(options)
+    assert manifest is not None
+    chunk = rotten(manifest.folder, "model_secondary0.pth")
+    _, again = prepare(options)
+    assert again is not None and again.files == manifest.files
+    assert f"{chunk}: damaged: " in caplog.text and "anew" in caplog.text
+    assert content_digest(chunk) == manifest.files[1].digest
+
+
+def test_chunks_whose_manifest_is_damaged_are_written_anew(source: Path, tmp_path: Path) -> None:
+    options = PrepareOptions(model=str(source), ckpt_folder=tmp_path / "checkpoints", n_nodes=2)
+    folder, manifest = prepare(options)
+    assert manifest is not None
+    (manifest.folder / "manifest.json").write_text("{}")
+    assert prepare(options) == (folder, manifest)
+
+
+def test_a_damaged_model_that_is_named_by_its_folder_tells_what_it_was_made_from(source: Path, tmp_path: Path) -> None:
+    folder = prepared(source, tmp_path, "float32")
+    rotten(folder)
+    with pytest.raises(CheckpointError, match=rf"damaged: .*; it was made from folder:{source}: prepare that"):
+        prepared(folder, tmp_path)
+
+
+def test_a_damaged_record_of_the_source_says_what_to_do(source: Path, tmp_path: Path) -> None:
+    folder = prepared(source, tmp_path)
+    (folder / "source.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"source\.json: not valid JSON: .*; remove it"):
+        prepared(source, tmp_path)
+    (folder / "source.json").unlink()
+    assert prepared(source, tmp_path) == folder
 
 
 def test_another_model_of_the_same_name_is_refused(source: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from mdi.checkpoint.manifest import (
     kind_of,
     read_manifest,
 )
+from mdi.checkpoint.tensor_file import Advance, no_progress
 from mdi.checkpoint.weights import MODEL_FILE
 from mdi.config.paths import CHECKPOINTS_DIR
 from mdi.errors import CheckpointError, ConfigError
@@ -112,14 +113,14 @@ class ModelFolder:
         otherwise = f"{path}: damaged: its tensors are not those of its manifest"
         return expect_digest(manifest.files[0].digest if manifest else "", otherwise)
 
-    def undamaged_chunk(self, n_nodes: int, rank: int) -> Path:
+    def undamaged_chunk(self, n_nodes: int, rank: int, advance: Advance = no_progress) -> Path:
         """The chunk file of one node, for sending: read whole, and written anew where it is damaged.
 
-        Raises `CheckpointError` where it can be neither.
+        `advance` is called with the bytes that were read. Raises `CheckpointError` where it can be neither.
         """
         path, manifest = self.chunk(n_nodes, rank), self.manifests[n_nodes]
         try:
-            if content_digest(path) != manifest.files[rank].digest:
+            if content_digest(path, advance) != manifest.files[rank].digest:
                 raise CheckpointError(f"{path}: damaged: its tensors are not those of its manifest")
         except CheckpointError as problem:
             self.remake(path, n_nodes, rank, problem)

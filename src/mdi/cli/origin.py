@@ -9,9 +9,10 @@ from pathlib import Path
 
 from mdi.checkpoint.digests import file_digest
 from mdi.documents import Fields, misfit, read_json
-from mdi.errors import CheckpointError, StorageError
+from mdi.errors import CheckpointError, MdiError, StorageError
 from mdi.files import storage_error, write_text
 from mdi.progress import progress_bar
+from mdi.strings import one_line
 
 ORIGIN_FILE = "source.json"
 _MAX_ORIGIN_BYTES = 1 << 20
@@ -58,19 +59,35 @@ def compare_origin(folder: Path, origin: Origin) -> tuple[Match, str]:
     Files are read only where their size is the same and their time is not. A folder without a record was put there by
     hand, and counts as the same. Raises `CheckpointError` for a damaged record.
     """
-    path = folder / ORIGIN_FILE
-    if not path.is_file():
+    if not (folder / ORIGIN_FILE).is_file():
         return Match.SAME, ""
-    record = Fields(read_json(path, _MAX_ORIGIN_BYTES, CheckpointError), str(path), CheckpointError)
-    name = record.get("source", lambda value: isinstance(value, str), "a text")
-    files = record.get("files", _are_files, "sizes, times and digests of files", {})
+    name, files = _read(folder)
     is_same_place = name in (origin.name, origin.former_name)
     if not files or not origin.files:
         return (Match.SAME if is_same_place else Match.OTHER), name
-    known = {file_name: _File(**values) for file_name, values in files.items()}
-    if _has_content(origin, known, lambda now: _write(folder, name, now)):
+    if _has_content(origin, files, lambda now: _write(folder, name, now)):
         return Match.SAME, name
     return (Match.CHANGED if is_same_place else Match.OTHER), name
+
+
+def name_of_origin(folder: Path) -> str:
+    """What the model in `folder` was made from; empty where that is not known."""
+    try:
+        return one_line(_read(folder)[0])
+    except MdiError:
+        return ""
+
+
+def _read(folder: Path) -> tuple[str, dict[str, _File]]:
+    """What `record_origin` wrote. Raises `CheckpointError`."""
+    path = folder / ORIGIN_FILE
+    try:
+        record = Fields(read_json(path, _MAX_ORIGIN_BYTES, CheckpointError), str(path), CheckpointError)
+        name = record.get("source", lambda value: isinstance(value, str), "a text")
+        files = record.get("files", _are_files, "sizes, times and digests of files", {})
+    except CheckpointError as exc:
+        raise CheckpointError(f"{exc}; remove it") from exc
+    return name, {file_name: _File(**values) for file_name, values in files.items()}
 
 
 def _has_content(origin: Origin, known: dict[str, _File], on_new_times: Callable[[dict[str, _File]], None]) -> bool:

@@ -1,0 +1,154 @@
+"""What is prepared already, and whether it is still what it was then: all of it is read to find out."""
+
+import logging
+from pathlib import Path
+
+from mdi.checkpoint.chunks import dtype_of, is_fresh
+from mdi.checkpoint.config import CONFIG_FILE, load_config
+from mdi.checkpoint.digests import DIGESTS_FILE, lines_of, read_digests
+from mdi.checkpoint.folder import ModelFolder
+from mdi.checkpoint.manifest import Manifest, chunks_folders, read_manifest
+from mdi.checkpoint.tensor_file import open_weights
+from mdi.checkpoint.weights import MODEL_FILE
+from mdi.cli.origin import Match, Origin, compare_origin, name_of_origin
+from mdi.cluster.partition import Load, split
+from mdi.config.network import load_network
+from mdi.config.options import PrepareOptions
+from mdi.errors import CheckpointError, ConfigError
+from mdi.model.shapes import head_weight, layer_weights
+from mdi.model.span import Span
+from mdi.progress import progress_bar
+from mdi.strings import one_line
+from mdi.text.check import check_text
+from mdi.text.worker_process import TextWorker
+
+log = logging.getLogger(__name__)
+
+
+def asked_spans(folder: Path, options: PrepareOptions) -> list[Span] | None:
+    """The split that was asked for, if any."""
+    shares = _shares(options)
+    if shares is None:
+        return None
+    config = load_config(folder)
+    return split(options.split, Load(layer_weights(config), head_weight(config), shares))
+
+
+def existing_chunks(folder: Path, spans: list[Span], options: PrepareOptions) -> Manifest | None:
+    """The chunks of that split and kind, if they are there and were made from the model that is there."""
+    for files in chunks_folders(folder, len(spans)):
+        try:
+            manifest = read_manifest(files)
+        except CheckpointError as exc:
+            log.warning("%s", exc)
+            continue
+        if manifest is not None and _is_asked_for(manifest, spans, options) and is_fresh(folder, manifest):
+            return manifest
+    return None
+
+
+def _is_asked_for(manifest: Manifest, spans: list[Span], options: PrepareOptions) -> bool:
+    same_format = options.dtype in (None, manifest.dtype) and options.quantize == manifest.quantization
+    return list(manifest.spans) == spans and same_format
+
+
+def _shares(options: PrepareOptions) -> list[float] | None:
+    if options.nodes_config is not None:
+        return load_network(options.nodes_config).shares
+    return None if options.n_nodes is None else [1.0] * options.n_nodes
+
+
+def is_ready(target: Path, origin: Origin, options: PrepareOptions) -> bool:
+    """Whether `target` holds what `origin` gives, undamaged. Raises `ConfigError` where it holds another model."""
+    if not (target / CONFIG_FILE).is_file() or not _has_weights(target, options):
+        return False
+    match, known = compare_origin(target, origin)
+    if match is Match.OTHER:
+        advice = "remove it, or choose another --ckpt-folder"
+        raise ConfigError(f"{target} was made from {one_line(known)}, not from {origin.name}: {advice}")
+    if match is Match.CHANGED:
+        log.warning("%s has changed since %s was made from it: making that anew", known, target)
+        return False
+    return not (target / MODEL_FILE).is_file() or _has_dtype(target, options.dtype)
+
+
+def _has_weights(target: Path, options: PrepareOptions) -> bool:
+    """Whether the whole model is there, or undamaged chunks are, and they are enough."""
+    if (target / MODEL_FILE).is_file():
+        return True
+    try:
+        spans = asked_spans(target, options)
+        manifest = None if spans is None else existing_chunks(target, spans, options)
+        if manifest is not None:
+            check_chunks(target, manifest)
+    except CheckpointError as exc:
+        log.warning("%s; making it anew", exc)
+        return False
+    return manifest is not None
+
+
+def _has_dtype(target: Path, dtype: str | None) -> bool:
+    """Whether the whole model is there undamaged, in a dtype, or in any if that is None."""
+    try:
+        stored = dtype_of(target / MODEL_FILE)
+        if dtype not in (None, stored):
+            log.warning("%s is in %s: making it anew in %s", target, stored, dtype)
+            return False
+        _check_model(target)
+    except CheckpointError as exc:
+        log.warning("%s; making it anew", exc)
+        return False
+    log.warning("%s is prepared already, in %s", target, stored)
+    return True
+
+
+def check_given(folder: Path, options: PrepareOptions) -> None:
+    """Raise `CheckpointError` where the prepared model in a folder that the user named is damaged."""
+    try:
+        if (folder / MODEL_FILE).is_file():
+            _check_model(folder)
+        elif (spans := asked_spans(folder, options)) and (manifest := existing_chunks(folder, spans, options)):
+            check_chunks(folder, manifest)
+    except CheckpointError as exc:
+        known = name_of_origin(folder)
+        advice = f"; it was made from {known}: prepare that" if known else ""
+        raise CheckpointError(f"{exc}{advice}") from exc
+
+
+# ---- damage
+
+
+def check_text_files(folder: Path) -> None:
+    """Raise `CheckpointError` for a vocabulary that cannot be used."""
+    with TextWorker() as worker:
+        check_text(folder, worker)
+
+
+def _check_model(folder: Path) -> None:
+    """Raise `CheckpointError` where configuration, vocabulary or weights are damaged.
+
+    Raises `ConfigError` for weights that somebody put there since: they are not ours to replace.
+    """
+    load_config(folder)
+    check_text_files(folder)
+    model, digests = folder / MODEL_FILE, folder / DIGESTS_FILE
+    if (known := read_digests(folder)) is None:
+        return  # another program made it
+    with progress_bar(model.stat().st_size, f"checking {folder.name}", "B") as advance:
+        lines = lines_of(open_weights(model, advance))
+    if damaged := [name for name, line in known.items() if lines.get(name) != line]:
+        if model.stat().st_mtime_ns > digests.stat().st_mtime_ns:
+            raise ConfigError(
+                f"{model} was written after it was prepared, and is not what {DIGESTS_FILE} says: if you replaced it,"
+                f" remove {DIGESTS_FILE}, otherwise {MODEL_FILE}, and prepare the model again"
+            )
+        raise CheckpointError(f"{model}: damaged: {damaged[0]} is not what {DIGESTS_FILE} says")
+
+
+def check_chunks(folder: Path, manifest: Manifest) -> None:
+    """Write damaged chunks anew from the whole model. Raises `CheckpointError` where that is not there."""
+    n_nodes = len(manifest.spans)
+    model = ModelFolder(folder, load_config(folder), (folder / MODEL_FILE).is_file(), {n_nodes: manifest})
+    with progress_bar(sum(file.n_bytes for file in manifest.files), "checking the chunks", "B") as advance:
+        for rank in range(n_nodes):
+            model.undamaged_chunk(n_nodes, rank, advance)
