@@ -24,6 +24,17 @@ def storage_error(path: Path, exc: OSError) -> StorageError:
     return StorageError(f"{path}: {_ADVICE.get(exc.errno or 0, exc.strerror or str(exc))}")
 
 
+def native_path(path: Path) -> str:
+    """`path` as a library outside of Python takes it: that encodes it in UTF-8, whatever the locale has.
+
+    Raises `StorageError` for a name that is not UTF-8.
+    """
+    try:
+        return os.fsencode(path).decode()
+    except UnicodeDecodeError as exc:
+        raise StorageError(f"{path}: torch cannot write to it, because its name is not UTF-8: choose another") from exc
+
+
 def read_bytes(path: Path) -> bytes:
     """The content of a file; raises `StorageError`."""
     try:

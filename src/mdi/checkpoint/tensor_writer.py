@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from mdi.files import native_path
+
 
 @dataclass(frozen=True, eq=False)
 class Stored:
@@ -29,7 +31,7 @@ class TensorWriter:
     """Writes the file `path`: `store` each tensor, then `finish`. Raises `RuntimeError` or `OSError` as torch does."""
 
     def __init__(self, path: Path) -> None:
-        self._file = torch._C.PyTorchFileWriter(str(path))
+        self._file = torch._C.PyTorchFileWriter(native_path(path))
         self._n_stored = 0
 
     def __enter__(self) -> "TensorWriter":

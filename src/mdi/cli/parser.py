@@ -8,11 +8,12 @@ from typing import Any, NoReturn, TypeVar
 
 from mdi import __version__
 from mdi.cli.completion import SHELLS, completion_script
+from mdi.cli.utf8 import is_text
 from mdi.config.options import defaults_of
 from mdi.config.paths import LOGS_DIR
 from mdi.formats import DTYPES, MODES
 from mdi.net.key_sources import KEY_FILE_VARIABLE, make_key_file
-from mdi.strings import did_you_mean
+from mdi.strings import did_you_mean, quoted
 
 Options = TypeVar("Options")
 
@@ -65,7 +66,12 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
         """As argparse does it, but an unknown flag is answered with the one that was meant."""
-        values, unknown = self.parse_known_args(None if args is None else list(args), namespace)
+        arguments = sys.argv[1:] if args is None else list(args)
+        for argument in arguments:
+            if not is_text(argument):
+                encoding = sys.getfilesystemencoding().upper()
+                self.error(f"{quoted(argument)} is not {encoding} text: type it in that encoding, or rename the file")
+        values, unknown = self.parse_known_args(arguments, namespace)
         if unknown:
             meant = did_you_mean(unknown[0].partition("=")[0], self.flags)
             self.error(f"unrecognized arguments: {' '.join(unknown)}{meant}")

@@ -1,5 +1,6 @@
 """What the scripts share: logs, and errors, signals and closed pipes -> exit codes."""
 
+import codecs
 import contextlib
 import errno
 import io
@@ -13,6 +14,7 @@ from typing import NoReturn
 from mdi import __version__
 from mdi.cli.signals import GRACE_S, Signals
 from mdi.cli.streams import drop_stdout, open_missing
+from mdi.cli.utf8 import restart_in_utf8_mode
 from mdi.config.paths import LOGS_DIR
 from mdi.errors import ConfigError, MdiError, StorageError
 from mdi.inbox import Stopped
@@ -44,7 +46,7 @@ def set_up_logging(*, verbose: bool, quiet: bool, debug_log: str | None = None) 
         path = LOGS_DIR / debug_log
         try:
             LOGS_DIR.mkdir(parents=True, exist_ok=True)
-            file = logging.FileHandler(path, mode="w", encoding="utf-8")
+            file = logging.FileHandler(path, mode="w", encoding="utf-8", errors="backslashreplace")
         except OSError as exc:
             raise StorageError(f"--debug: cannot write {path}: {exc.strerror}") from exc
         file.setFormatter(logging.Formatter("%(asctime)s %(threadName)s %(name)s %(levelname)s %(message)s"))
@@ -62,11 +64,14 @@ def run_script(main: Callable[[Signals], None], *, grace_s: float = GRACE_S) -> 
     The first signal ends the program in good order, or `grace_s` later in any case; further ones are ignored meanwhile.
     `main` says what good order is, by the blocks of `Signals`.
     """
+    restart_in_utf8_mode()
     open_missing()
     signals = Signals(grace_s)
     signals.watch()
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.encoding.lower() != "utf-8":
-        sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show all of Unicode
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal that cannot show all of Unicode; or the name of a file that is not UTF-8.
+        is_utf8 = codecs.lookup(sys.stdout.encoding).name == "utf-8"
+        sys.stdout.reconfigure(errors="surrogateescape" if is_utf8 else "replace")
     try:
         code = _exit_code(lambda: main(signals))
     finally:

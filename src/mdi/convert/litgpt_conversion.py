@@ -15,11 +15,13 @@ from typing import Any
 
 import litgpt.scripts.convert_hf_checkpoint as litgpt_convert
 import torch
+from litgpt.utils import incremental_save
 
 from mdi.checkpoint.tensor_file import Advance
 from mdi.checkpoint.weights import MODEL_FILE, write_errors
 from mdi.convert.weight_files import open_weight_file
 from mdi.errors import CheckpointError
+from mdi.files import native_path
 from mdi.model.litgpt_modules import Config
 from mdi.model.tensors import TORCH_DTYPES, mapped_empty
 from mdi.progress import progress_bar
@@ -98,6 +100,7 @@ def _hooked(config: Config, dtype: torch.dtype | None, tied: bool, advance: Adva
     replacements: dict[str, Any] = {name: _storing(copy, dtype, tied) for name, copy in copies.items()}
     replacements |= dict.fromkeys(("load_safetensors", "lazy_load"), partial(open_weight_file, advance=advance))
     replacements["Config"] = SimpleNamespace(from_name=lambda _name: config)
+    replacements["incremental_save"] = lambda name: incremental_save(native_path(name))
     # Standard output cannot be replaced instead: it is that of other threads too.
     replacements |= {"print": _say_nothing, "pprint": _say_nothing, "tqdm": _NoBar}
     module = vars(litgpt_convert)

@@ -158,9 +158,11 @@ class _Process:
         self._lifeline, their_lifeline = socket.socketpair()
         with theirs, their_lifeline:
             try:
-                # In a session of its own, so that Ctrl-C in the terminal is for the program alone.
+                # In a session of its own, so that Ctrl-C in the terminal is for the program alone; in this process's
+                # UTF-8 mode, so that paths mean the same.
+                mode = ["-X", f"utf8={sys.flags.utf8_mode}"]
                 self._popen = subprocess.Popen(
-                    [sys.executable, "-c", _PROGRAM, str(SOURCE_DIR), str(their_lifeline.fileno())],
+                    [sys.executable, *mode, "-c", _PROGRAM, str(SOURCE_DIR), str(their_lifeline.fileno())],
                     stdin=theirs.fileno(),
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.PIPE,
