@@ -189,6 +189,7 @@ def _import_gguf(options: PrepareOptions, source: Path) -> Path:
 def _import_file(source: Path, folder: Path, name: str, dtype: str | None) -> None:
     with progress_bar(None, f"importing {source.name}", "tensors") as advance:
         import_gguf(source, folder, dtype=dtype, name=name, advance=advance)
+    check_text_files(folder)  # as it will be when the model is prepared again
 
 
 def _make_random(options: PrepareOptions, config_name: str) -> Path:
