@@ -47,9 +47,10 @@ class _File:
 def record_origin(folder: Path, origin: Origin) -> None:
     """Write what the model in `folder` was made from. All files of the source are read."""
     files = {}
-    with progress_bar(_total_bytes(origin), "recording the source", "B") as advance:
-        for path in origin.files:
-            files[path.name] = _File(*_size_and_time(path), file_digest(path, advance))
+    if origin.files:
+        with progress_bar(_total_bytes(origin), "recording the source", "B") as advance:
+            for path in origin.files:
+                files[path.name] = _File(*_size_and_time(path), file_digest(path, advance))
     _write(folder, origin.name, files)
 
 
