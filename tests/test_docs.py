@@ -58,6 +58,14 @@ def test_every_command_of_the_docs_is_accepted_by_the_real_parser(
         PARSERS[Path(script).name](arguments)
 
 
+def test_the_network_files_of_the_readme_are_there_or_ignored_by_git() -> None:
+    """People put addresses and keys into the one that they make, which therefore must not be committed."""
+    named = set(re.findall(r"settings_distr/([\w-]+\.json)", (ROOT / "README.md").read_text()))
+    ignored = {name for name in (ROOT / ".gitignore").read_text().split() if name.endswith(".json")}
+    assert named & ignored == {"my-network.json"}
+    assert [name for name in named - ignored if not (ROOT / "src" / "settings_distr" / name).exists()] == []
+
+
 def documented_flags(readme: str) -> set[str]:
     """The flags in the first column of the README's table of the starter."""
     table = readme.partition("## Flags of `starter.py`")[2].partition("\n## ")[0]
