@@ -66,6 +66,21 @@ def test_the_network_files_of_the_readme_are_there_or_ignored_by_git() -> None:
     assert [name for name in named - ignored if not (ROOT / "src" / "settings_distr" / name).exists()] == []
 
 
+def anchors(page: Path) -> set[str]:
+    """What links can name on a page: its headings, as GitHub writes them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).replace(" ", "-").lower() for heading in headings}
+
+
+@pytest.mark.parametrize("page", DOCS, ids=lambda page: page.name)
+def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]+))?\)", page.read_text(encoding="utf-8"))
+    for file, anchor in links:
+        target = (page.parent / file).resolve() if file else page
+        assert target.exists(), file
+        assert not anchor or anchor in anchors(target), f"{file}#{anchor}"
+
+
 def documented_flags(readme: str) -> set[str]:
     """The flags in the first column of the README's table of the starter."""
     table = readme.partition("## Flags of `starter.py`")[2].partition("\n## ")[0]

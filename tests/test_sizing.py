@@ -1,0 +1,38 @@
+"""docs/sizing.md holds what the code computes, which is what a starter plans with."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from benchmarks import sizing
+from mdi.cluster.budget import NodeFacts, budgets_of, fit_slots
+from mdi.cluster.partition import Load, split
+from mdi.convert.known_models import KNOWN_MODELS
+from mdi.model.shapes import head_weight, layer_weights
+from support.paths import ROOT
+
+PAGE = ROOT / "docs" / "sizing.md"
+
+
+@pytest.mark.parametrize("name", sizing.TABLES)
+def test_the_page_has_each_table_as_it_is_computed(name: str) -> None:
+    assert sizing.TABLES[name]() in PAGE.read_text(encoding="utf-8"), "remake it: python benchmarks/sizing.py"
+
+
+@pytest.mark.parametrize("make", [sizing.sizes_table, sizing.needs_table])
+def test_every_model_with_a_short_name_has_its_row(make: Callable[[], str]) -> None:
+    assert [line.split("`")[1] for line in make().splitlines()[2:]] == list(KNOWN_MODELS)
+
+
+@pytest.mark.parametrize("n_nodes", sizing.NODES)
+def test_a_starter_finds_enough_what_the_page_says_and_too_little_below(n_nodes: int) -> None:
+    config, int8 = sizing.config_of("tinyllama"), sizing.FORMATS["int8"]
+    free_bytes = int(sizing.free_bytes_needed("tinyllama", int8, n_nodes) - sizing.PROCESS_BYTES) + 10
+    spans = split("auto", Load(layer_weights(config), head_weight(config), [1.0] * n_nodes))
+    nodes = [NodeFacts(str(i), str(i), "cpu", torch.float32, "int8", free_bytes) for i in range(n_nodes)]
+    session = {"context": sizing.CONTEXT, "max_rows": sizing.MAX_ROWS}
+    assert fit_slots(budgets_of(nodes, config, spans, **session), n_nodes, fixed=True) == n_nodes
+    less = [replace(node, free_bytes=free_bytes - 100) for node in nodes]
+    assert min(budget.max_slots for budget in budgets_of(less, config, spans, **session)) == n_nodes - 1
