@@ -84,6 +84,14 @@ def test_top_p_applies_to_what_top_k_left() -> None:
     assert set(draws(LOGITS, params_of(1.0, 2, 0.75), 500)) == {3, 0}
 
 
+@pytest.mark.parametrize("n_equal", [511, 512, 513, 3000])
+def test_of_equally_likely_tokens_a_nucleus_takes_the_first(n_equal: int) -> None:
+    logits = torch.full((5000,), -100.0)
+    logits[1000 : 1000 + n_equal] = 1.0
+    tokens = draws(logits, params_of(1.0, 0, 0.1), 300)
+    assert 1000 <= min(tokens) <= max(tokens) < 1000 + math.ceil(n_equal / 10)
+
+
 def test_a_forbidden_token_is_never_drawn() -> None:
     logits = torch.tensor([-math.inf, 0.0, -math.inf, 0.0, -math.inf])
     assert set(draws(logits, EVERY, 500)) == {1, 3}

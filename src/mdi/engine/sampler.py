@@ -8,6 +8,8 @@ import torch
 from mdi.engine.sample import SamplingParams
 from mdi.errors import CheckpointError
 
+_NUCLEUS_SIZE = 512  # tokens that are sorted at first to find a nucleus
+
 
 def generator_for(seed: int, sample: int) -> torch.Generator:
     """The generator of one sample: what it yields depends on `seed` and the sample's number only."""
@@ -30,7 +32,8 @@ def choose(logits: torch.Tensor, params: SamplingParams, generator: torch.Genera
     best = _check_finite(kept.max())
     probabilities = torch.softmax((kept.double() - best) / params.temperature, dim=0)  # no overflow at a tiny one
     if params.top_p < 1:
-        probabilities = _nucleus(probabilities, params.top_p)
+        nucleus = _nucleus(probabilities, params.top_p)
+        probabilities, ids = probabilities[nucleus], ids[nucleus]
     cumulative = probabilities.cumsum(0)
     draw = torch.rand((), dtype=torch.float64, generator=generator) * cumulative[-1]
     return int(ids[torch.searchsorted(cumulative, draw, right=True).clamp_max(len(ids) - 1)])
@@ -52,7 +55,17 @@ def _largest(logits: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tens
 
 
 def _nucleus(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
-    """Zero all but the smallest set of tokens that together reach `top_p` (Holtzman et al. 2020)."""
-    descending, order = probabilities.sort(descending=True, stable=True)
-    before = descending.cumsum(0) - descending
-    return probabilities.masked_fill(torch.zeros_like(order, dtype=torch.bool).scatter(0, order, before >= top_p), 0.0)
+    """The places, in ascending order, of the smallest set of tokens that together reach `top_p` (Holtzman et al. 2020).
+
+    Of equal ones the first are taken. Only the largest are sorted, and more of them until the set ends among them: a
+    nucleus is small and a vocabulary is not.
+    """
+    n_sorted = _NUCLEUS_SIZE
+    while True:
+        largest, places = _largest(probabilities, n_sorted)
+        descending, order = largest.sort(descending=True, stable=True)
+        n_kept = min(int((descending.cumsum(0) < top_p).sum()) + 1, len(order))
+        # Tokens as likely as the last of the sorted ones may be missing there.
+        if len(order) == len(probabilities) or descending[n_kept - 1] > descending[-1]:
+            return places[order[:n_kept]].sort().values
+        n_sorted *= 8
