@@ -27,7 +27,8 @@ HELP_S = 3.0  # ten times what is promised; importing torch is seen by what is i
 OPTIONS = {
     "starter.py": """-v --verb -d --debug -p --plots -c --compile --ckpt --chunk --nodes-config --device --prompt
         --n-samples --n-tokens --sequence-length --context-length --block-size --dtype --time-run --seed --temperature
-        --top-k --top-p --ignore-eos --keep-nodes --prompt-style --split --stream --output""",
+        --top-k --top-p --min-p --frequency-penalty --presence-penalty --repetition-penalty --logit-bias --logprobs
+        --ignore-eos --keep-nodes --prompt-style --split --stream --output""",
     "secondary.py": """-v -d -c --verb --debug --compile --device --dtype --seed --chunk --nodes-config --ckpt
         --cache-dir""",
     "prepare_model.py": """MODEL --random --ckpt-folder --model-name --n-nodes --hf-token --dtype --device

@@ -1,11 +1,13 @@
 """The JSON Lines file of `--output`."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mdi.cli.sample_records import RunSummary, SampleRecord, SampleWriter
+from mdi.engine.sample import Logprob, TokenLogprobs
 from mdi.errors import StorageError
 
 RECORD = SampleRecord(0, "Who?", "Ein schöner Tag ✓\n", 3, [5, 6], "stop", 0.5)
@@ -41,6 +43,17 @@ def test_each_sample_is_in_the_file_as_soon_as_it_is_written(tmp_path: Path) -> 
         }
     }
     writer.close()
+
+
+def test_log_probabilities_are_written_where_they_were_asked_for(tmp_path: Path) -> None:
+    chosen = TokenLogprobs(5, -1.5, (Logprob(7, -0.25), Logprob(5, -1.5)))
+    with SampleWriter(tmp_path / "out.jsonl") as writer:
+        writer.write_sample(replace(RECORD, logprobs=[chosen]))
+        writer.write_sample(replace(RECORD, logprobs=[]))
+    first, second = map(json.loads, (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines())
+    best = [{"token": 7, "logprob": -0.25}, {"token": 5, "logprob": -1.5}]
+    assert first["logprobs"] == [{"token": 5, "logprob": -1.5, "top_logprobs": best}]
+    assert second["logprobs"] == []
 
 
 def test_a_full_disk_is_one_line() -> None:

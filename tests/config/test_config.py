@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mdi.cli.commands import starter
+from mdi.config.bounds import check_biased_tokens
 from mdi.config.network import NetworkConfig, NodeConfig, load_network, load_node, node_name
 from mdi.config.options import (
     ModelOptions,
@@ -427,6 +428,14 @@ BAD_OPTIONS: list[tuple[str, str, object]] = [
     ("--top-p", "top_p", 0.0),
     ("--top-p", "top_p", 1.1),
     ("--top-p", "top_p", float("nan")),
+    ("--min-p", "min_p", -0.1),
+    ("--min-p", "min_p", 1.1),
+    ("--frequency-penalty", "frequency_penalty", 2.5),
+    ("--presence-penalty", "presence_penalty", -3),
+    ("--repetition-penalty", "repetition_penalty", 0.0),
+    ("--repetition-penalty", "repetition_penalty", float("nan")),
+    ("--logprobs", "logprobs", 21),
+    ("--logprobs", "logprobs", -1),
     ("--peer-timeout", "peer_timeout_s", 0.0),
     ("--peer-timeout", "peer_timeout_s", float("inf")),
     ("--node-timeout", "node_timeout_s", 0.5),
@@ -459,12 +468,39 @@ def test_a_bad_secondary_option_is_refused_with_flag_and_value(flag: str, field:
     assert text.startswith(f"{flag} {value}")
 
 
+@pytest.mark.parametrize(
+    ("bias", "text"),
+    [
+        ([(-1, 2.0)], "--logit-bias -1=2: a token id is 0 or more"),
+        ([(5, 1.0), (6, 1.0), (5, 2.0)], "--logit-bias 5=2: token 5 is given twice"),
+        ([(5, 100.5)], "--logit-bias 5: 100.5: must be a number from -100 to 100"),
+        ([(5, float("nan"))], "--logit-bias 5: nan: must be a number from -100 to 100"),
+    ],
+)
+def test_a_bad_bias_is_refused(bias: list[tuple[int, float]], text: str) -> None:
+    assert error_of(lambda: StarterOptions(logit_bias=tuple(bias))) == text
+
+
+def test_a_bias_on_a_token_that_the_model_does_not_have_is_refused() -> None:
+    check_biased_tokens((), 10)
+    check_biased_tokens(((9, 1.0), (0, 1.0)), 10)
+    text = error_of(lambda: check_biased_tokens(((3, 1.0), (10, 1.0)), 10, "--logit-bias"))
+    assert text == "--logit-bias 10: this model's token ids are 0 to 9"
+
+
+def test_log_probabilities_need_a_file_to_be_written_to() -> None:
+    StarterOptions(logprobs=0, output=Path("out.jsonl"))
+    text = error_of(lambda: StarterOptions(logprobs=0))
+    assert text == "--logprobs 0: needs --output, the file that they are written to"
+
+
 def test_a_number_beyond_every_float_is_refused_too() -> None:
     assert error_of(lambda: StarterOptions(n_tokens=10**400)).startswith("--n-tokens ")
 
 
 def test_options_at_their_limits_are_taken() -> None:
     StarterOptions(n_samples=1, n_tokens=1, sequence_length=1, temperature=0, top_k=0, top_p=1e-9)
+    StarterOptions(min_p=1, frequency_penalty=-2, presence_penalty=2, logit_bias=((0, -100), (1, 100)))
     StarterOptions(seed=-(2**63), device="cuda:3", dtype="float16", chunk=Path(__file__))
     SecondaryOptions(seed=2**63 - 1, device="mps", dtype="bfloat16", index=0)
 

@@ -4,15 +4,18 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
 from mdi.config.options import StarterOptions
 from mdi.control.status import NodeState
 from mdi.engine.engine import AddRequested, CancelRequested
-from mdi.engine.sample import Outcome, Sample, SamplingParams, discard
+from mdi.engine.sample import Outcome, Sample, TokenLogprobs, discard
+from mdi.engine.sampling_params import SamplingParams
 from mdi.errors import ConfigError
 from mdi.inbox import Stopped
 from mdi.nodes.starter import Starter
-from support.models import make_model
+from support.bench import GREEDY, PENALIZED, SEEDED
+from support.models import make_model, reference_model
 from support.rings import Ring, ring_of, starter_for
 from support.scripts import wait_until
 
@@ -220,3 +223,43 @@ def test_guesses_are_verified_in_one_message_and_change_no_token(
     assert max(counts) == 4 - n_wrong, "the right guesses and the token after them"
     for sample in play.samples[1:]:
         assert sample.sink is discard
+
+
+# ---- sampling
+
+
+def test_a_ring_samples_what_one_node_does_with_all_parameters_set(ring: Ring, model: Path) -> None:
+    with ring_of(1, model) as single:
+        expected = single.generate(model, PROMPTS, n_tokens=30, **PENALIZED)
+        assert expected != single.generate(model, PROMPTS, n_tokens=30, **SEEDED)
+    assert ring.generate(model, PROMPTS, n_tokens=30, **PENALIZED) == expected
+    assert all(40 not in tokens for tokens in expected)
+
+
+@pytest.mark.parametrize("style", [GREEDY, PENALIZED], ids=["greedy", "penalized"])
+@torch.inference_mode()
+def test_log_probabilities_are_those_of_litgpt(style: dict[str, object], ring: Ring, model: Path) -> None:
+    """Of each token that a ring delivers, whatever else the sampling does with the logits."""
+    told: dict[int, list[TokenLogprobs]] = {number: [] for number in range(len(PROMPTS))}
+
+    def sink(sample: Sample, outcome: Outcome) -> None:
+        assert [chosen.token for chosen in outcome.logprobs] == list(outcome.tokens)
+        told[sample.number] += outcome.logprobs
+
+    options = StarterOptions(
+        ckpt=model, dtype="float32", ignore_eos=True, keep_nodes=True, n_tokens=N_TOKENS, logprobs=5,
+        output=model / "unused.jsonl", **style,
+    )  # fmt: skip
+    with starter_for(ring.network, options, PROMPTS, sink=sink) as (starter, samples):
+        starter.prepare()
+        starter.run()
+    reference = reference_model(model)
+    reference.max_seq_length = reference.config.block_size
+    for sample in samples:
+        assert [chosen.token for chosen in told[sample.number]] == sample.tokens
+        rows = reference(torch.tensor([[*sample.prompt, *sample.tokens]]))[0, len(sample.prompt) - 1 : -1]
+        for row, chosen in zip(rows.log_softmax(-1), told[sample.number], strict=True):
+            assert chosen.logprob == pytest.approx(float(row[chosen.token]), abs=1e-3)
+            best = [item.logprob for item in chosen.top_logprobs]
+            assert best == pytest.approx(row.topk(5).values.tolist(), abs=1e-3)
+            assert best == pytest.approx([float(row[item.token]) for item in chosen.top_logprobs], abs=1e-3)

@@ -4,20 +4,24 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from mdi.engine.sample import SamplingParams
-from mdi.engine.sampler import choose, generator_for
+from mdi.engine.sampler import MIN_LOGPROB, choose, generator_for, logprobs_of
+from mdi.engine.sampling_params import SamplingParams
+from mdi.errors import ConfigError
+from support.wire import few_examples
 
 
-def params_of(temperature: float = 0.8, top_k: int = 200, top_p: float = 1.0) -> SamplingParams:
-    return SamplingParams(1, (), temperature, top_k, top_p)
+def params_of(temperature: float = 0.8, top_k: int = 200, top_p: float = 1.0, min_p: float = 0.0) -> SamplingParams:
+    return SamplingParams(1, (), temperature, top_k, top_p, min_p)
 
 
 LOGITS = torch.tensor([1.0, -2.0, 0.5, 2.0, -0.5, 0.0])
 EVERY = params_of(temperature=1.0, top_k=0, top_p=1.0)
 OPTIONS = [
     EVERY, params_of(), params_of(0.01), params_of(5.0, 3, 0.7), params_of(1.0, 1), params_of(1.0, 0, 1e-9),
-    params_of(1.0, 6), params_of(1.0, 1000, 0.999),
+    params_of(1.0, 6), params_of(1.0, 1000, 0.999), params_of(1.0, 0, 1.0, 1.0), params_of(0.7, 4, 0.9, 0.05),
 ]  # fmt: skip
 
 
@@ -82,6 +86,61 @@ def test_top_p_applies_to_what_top_k_left() -> None:
     # Of the two largest, 3 has 0.73.
     assert set(draws(LOGITS, params_of(1.0, 2, 0.72), 500)) == {3}
     assert set(draws(LOGITS, params_of(1.0, 2, 0.75), 500)) == {3, 0}
+
+
+# With temperature 1 the others are 0.37, 0.22, 0.14, 0.08 and 0.02 times as likely as token 3.
+@pytest.mark.parametrize(
+    ("min_p", "kept"), [(1.0, [3]), (0.38, [3]), (0.36, [3, 0]), (0.1, [3, 0, 2, 5]), (0.0, [*range(6)])]
+)
+def test_min_p_keeps_what_is_likely_beside_the_most_likely(min_p: float, kept: list[int]) -> None:
+    assert_drawn_from(draws(LOGITS, params_of(1.0, 0, 1.0, min_p), 5000), probabilities(LOGITS, 1.0, kept))
+
+
+def test_min_p_applies_to_the_probabilities_after_temperature() -> None:
+    # With temperature 0.5 token 0 is 0.14 times as likely as token 3, which then has 0.88 of the two.
+    assert set(draws(LOGITS, params_of(0.5, 0, 1.0, 0.14), 500)) == {3}
+    assert set(draws(LOGITS, params_of(0.5, 0, 1.0, 0.13), 500)) == {3, 0}
+    assert set(draws(LOGITS, params_of(0.5, 0, 0.87, 0.13), 500)) == {3}, "top_p counts what min_p left"
+
+
+def slow_choice(logits: list[float], params: SamplingParams, draw: float) -> int:
+    """The steps of `SamplingParams` from temperature on, over sorted lists."""
+    best = max(logits)
+    weights = [math.exp((x - best) / params.temperature) for x in logits]
+    ranked = sorted(range(len(logits)), key=lambda i: -weights[i])
+    ranked = [i for i in ranked if weights[i] >= params.min_p]
+    ranked = ranked[: params.top_k or None]
+    total, reached, kept = sum(weights[i] for i in ranked), 0.0, list[int]()
+    for i in ranked:
+        if params.top_p == 1 or reached < params.top_p * total:
+            kept.append(i)
+        reached += weights[i]
+    draw *= sum(weights[i] for i in kept)
+    for i in sorted(kept):
+        draw -= weights[i]
+        if draw < 0:
+            return i
+    return max(kept)
+
+
+@given(
+    seed=st.integers(0, 2**32),
+    size=st.sampled_from([1, 2, 30, 5000]),
+    temperature=st.floats(0.2, 3),
+    top_k=st.sampled_from([0, 1, 3, 50, 10_000]),
+    top_p=st.sampled_from([1e-6, 0.3, 0.9, 0.999, 1.0]),
+    min_p=st.sampled_from([0.0, 1e-3, 0.1, 1.0]),
+)
+@few_examples
+def test_every_combination_chooses_what_a_slow_reference_does(
+    seed: int, size: int, temperature: float, top_k: int, top_p: float, min_p: float
+) -> None:
+    chance = torch.Generator().manual_seed(seed)
+    logits = torch.randn(size, generator=chance) * 3
+    params = params_of(temperature, top_k, top_p, min_p)
+    for number in range(5):
+        draw = float(torch.rand((), dtype=torch.float64, generator=generator_for(seed, number)))
+        assert choose(logits, params, generator_for(seed, number)) == slow_choice(logits.tolist(), params, draw)
 
 
 @pytest.mark.parametrize("n_equal", [511, 512, 513, 3000])
@@ -164,3 +223,46 @@ def test_rounding_that_swaps_near_equal_tokens_does_not_change_the_text(sampling
     first, second = draws(one, sampling, 1000), draws(other, sampling, 1000)
     assert sum(a != b for a, b in zip(first, second, strict=True)) <= 1
     assert len(set(first)) > 20
+
+
+# ---- log probabilities
+
+
+def test_log_probabilities_are_those_of_the_logits_as_they_are() -> None:
+    expected = {i: math.log(p) for i, p in probabilities(LOGITS, 1.0, list(range(6))).items()}
+    told = logprobs_of(LOGITS, 4, 3)
+    assert (told.token, [best.token for best in told.top_logprobs]) == (4, [3, 0, 2])
+    for one in (told, *told.top_logprobs):
+        assert one.logprob == pytest.approx(expected[one.token], abs=1e-5)
+
+
+def test_as_many_log_probabilities_as_are_asked_for_and_as_there_are() -> None:
+    assert logprobs_of(LOGITS, 4, 0).top_logprobs == ()
+    assert len(logprobs_of(LOGITS, 4, 20).top_logprobs) == 6
+
+
+def test_a_log_probability_is_a_number_of_json_also_for_a_forbidden_token() -> None:
+    told = logprobs_of(torch.tensor([0.0, -math.inf]), 1, 2)
+    assert told.logprob == told.top_logprobs[1].logprob == MIN_LOGPROB
+
+
+# ---- bounds
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("max_tokens", 0), ("temperature", -1), ("top_k", -1), ("top_p", 0.0), ("min_p", 1.1), ("min_p", math.nan),
+        ("frequency_penalty", 2.1), ("presence_penalty", -2.1), ("repetition_penalty", 0.0), ("logprobs", 21),
+        ("logprobs", -1), ("logit_bias", ((-1, 1.0),)), ("logit_bias", ((1, math.inf),)),
+        ("logit_bias", ((1, 1.0), (1, 2.0))),
+    ],
+)  # fmt: skip
+def test_parameters_are_checked_where_they_are_made(field: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=rf"^{field} "):
+        SamplingParams(**{"max_tokens": 1, field: value})  # type: ignore[arg-type]
+
+
+def test_parameters_at_their_bounds_are_taken() -> None:
+    SamplingParams(1, (), 0, 0, 1, 1, -2, 2, 0.01, ((0, -100), (1, 100)), 0)
+    SamplingParams(1, (), 1e-9, 10**6, 1e-9, 0, 2, -2, 100, (), 20)

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mdi.engine.sample import Outcome, Sample, SamplingParams
+from mdi.engine.sample import Outcome, Sample, TokenLogprobs
+from mdi.engine.sampling_params import SamplingParams
 from mdi.engine.scheduler import Batch, Scheduler
 from mdi.errors import RemoteProtocolError
 from mdi.segments import Segment, SlotLedger
@@ -636,6 +637,36 @@ def test_tokens_behind_the_one_that_ends_a_sample_are_dropped() -> None:
         outcome = scheduler.accept(sample, [1, 2, 3, 4, 5])
         assert (sample.tokens, sample.finish_reason, outcome.freed_slot) == (tokens, reason, 0)
         assert (list(outcome.tokens), scheduler.has_unfinished) == (tokens, False)
+
+
+def told(*tokens: int) -> list[TokenLogprobs]:
+    return [TokenLogprobs(token, -0.5, ()) for token in tokens]
+
+
+def test_log_probabilities_come_with_their_tokens_and_go_with_a_stop_sequence() -> None:
+    scheduler = Scheduler(context=50)
+    sample = Sample(0, (5,), SamplingParams(9, stops=((2, 3),), logprobs=0))
+    scheduler.add(sample)
+    outcomes = []
+    for tokens in ([1], [2], [4, 2], [3]):
+        sample.draft = (4,) if len(tokens) > 1 else ()
+        batch = scheduler.schedule()
+        assert batch is not None
+        scheduler.complete(batch.segments)
+        outcomes.append(scheduler.accept(sample, tokens, told(*tokens)))
+    assert [list(outcome.tokens) for outcome in outcomes] == [[1], [], [2, 4], []]
+    assert [list(outcome.logprobs) for outcome in outcomes] == [told(1), [], told(2, 4), []]
+    assert (sample.tokens, sample.logprobs) == ([1, 2, 4], told(1, 2, 4))
+
+
+def test_log_probabilities_behind_the_end_are_dropped() -> None:
+    scheduler, sample = Scheduler(context=50), Sample(0, (5,), SamplingParams(2, logprobs=0), draft=(1, 2, 3))
+    scheduler.add(sample)
+    batch = scheduler.schedule()
+    assert batch is not None
+    scheduler.complete(batch.segments)
+    outcome = scheduler.accept(sample, [1, 2, 3, 4], told(1, 2, 3, 4))
+    assert (outcome.tokens, list(outcome.logprobs)) == ((1, 2), told(1, 2))
 
 
 def test_a_draft_does_not_reach_beyond_the_context_or_the_message() -> None:

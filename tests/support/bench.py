@@ -24,6 +24,11 @@ TIMEOUTS = Timeouts(handshake_s=0.5, answer_s=2.0, request_read_s=4.0, retry_s=0
 PEER_TIMEOUT_S = 0.8  # shorter than a stall of the relay
 GREEDY = {"temperature": 0.0}
 SEEDED = {"temperature": 0.9, "seed": 7}
+PENALIZED = {
+    "temperature": 0.9, "seed": 7, "top_k": 100, "top_p": 0.98, "min_p": 0.001, "frequency_penalty": 0.6,
+    "presence_penalty": 0.8, "repetition_penalty": 1.2, "logit_bias": ((7, 5.0), (9, 4.0), (40, -100.0)),
+}  # fmt: skip
+STYLES = {"greedy": GREEDY, "seeded": SEEDED, "penalized": PENALIZED}
 
 
 class Bench:

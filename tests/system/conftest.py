@@ -9,7 +9,7 @@ import pytest
 import mdi.nodes.starter
 from mdi.net.sockets import listen
 from mdi.net.timeouts import Timeouts
-from support.bench import GREEDY, SEEDED, TIMEOUTS, Bench
+from support.bench import STYLES, TIMEOUTS, Bench
 from support.scripts import Network, write_network
 
 
@@ -49,4 +49,4 @@ def expected(tiny: Path) -> dict[str, list[list[int]]]:
     """What an undisturbed run says: on one node, where nothing can break."""
     with contextlib.ExitStack() as stack:
         alone = Bench(1, Path(), stack)
-        return {"greedy": alone.run(tiny, **GREEDY), "seeded": alone.run(tiny, **SEEDED)}
+        return {name: alone.run(tiny, **style) for name, style in STYLES.items()}

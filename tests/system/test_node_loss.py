@@ -11,7 +11,7 @@ import mdi.cluster.rendezvous
 from mdi.errors import ConfigError, RingBroken
 from mdi.model.backends.torch_span import TorchSpan
 from mdi.model.span import Span
-from support.bench import GREEDY, SEEDED, Bench, once
+from support.bench import STYLES, Bench, once
 from support.logs import whenever_logged
 
 pytestmark = pytest.mark.slow
@@ -19,15 +19,16 @@ pytestmark = pytest.mark.slow
 SUPERVISOR = "mdi.cluster.supervisor"
 
 
-@pytest.mark.parametrize("style", ["greedy", "seeded"])
-@pytest.mark.parametrize("lost", [1, 2])
+@pytest.mark.parametrize(
+    ("lost", "style"), [(1, "greedy"), (2, "greedy"), (1, "seeded"), (2, "seeded"), (1, "penalized")]
+)
 def test_a_node_that_comes_back_goes_on_from_where_it_was(
     lost: int, style: str, make_bench: Callable[[int], Bench], tiny: Path, expected: dict[str, list[list[int]]],
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     bench = make_bench(3)
     machine = bench.machines[lost]
-    options = {"greedy": GREEDY, "seeded": SEEDED}[style]
+    options = STYLES[style]
     with whenever_logged(SUPERVISOR, "is lost: ", machine.start):
         assert bench.run(tiny, on_token=once(25, machine.kill), **options) == expected[style]
     assert bench.n_recoveries == 1
@@ -64,7 +65,7 @@ def test_the_other_nodes_take_over_down_to_the_starter_alone(
 ) -> None:  # fmt: skip
     bench = make_bench(3)
     kills = {15: 1, 40: 2}
-    options = {"greedy": GREEDY, "seeded": SEEDED}[style] | {"node_timeout_s": 1.0}
+    options = STYLES[style] | {"node_timeout_s": 1.0}
 
     def kill(n_tokens: int) -> None:
         if n_tokens in kills:

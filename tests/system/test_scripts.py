@@ -276,6 +276,17 @@ def test_quiet_leaves_the_texts_alone(scripts: Scripts, alone: Network, tiny: Pa
     assert (result.stdout, result.stderr) == (universal_newlines(texts), "")
 
 
+def test_the_flags_of_sampling_reach_the_samples(scripts: Scripts, alone: Network, tiny: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    forced = ("--min-p", 0.5, "--logit-bias", "40=100", "--logit-bias", "41=100", "--presence-penalty", 2)
+    run_alone(scripts, alone, tiny, *SEEDED, *forced, "--logprobs", 2, "--output", output)
+    samples, _ = read_samples(output)
+    for sample in samples:
+        assert set(sample["tokens"]) <= {40, 41}
+        assert [chosen["token"] for chosen in sample["logprobs"]] == sample["tokens"]
+        assert all(len(chosen["top_logprobs"]) == 2 for chosen in sample["logprobs"])
+
+
 def test_a_closed_stdout_is_as_dev_null(scripts: Scripts, alone: Network, tiny: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
     command = [sys.executable, SRC / "sample.py", "--ckpt", tiny, "--nodes-config", alone.path, "--output", output]

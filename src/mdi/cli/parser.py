@@ -22,7 +22,7 @@ class _HelpFormatter(argparse.HelpFormatter):
     """Tells the defaults that a user could type, unless the help text tells them in words."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        nothing = any(action.default is value for value in (None, False, argparse.SUPPRESS))
+        nothing = action.default == () or any(action.default is value for value in (None, False, argparse.SUPPRESS))
         if not action.help or nothing or "(default" in action.help:
             return action.help
         return f"{action.help} (default: %(default)s)"
@@ -80,6 +80,13 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         print(f"{self.prog}: error: {message}", file=sys.stderr)
         raise SystemExit(2)
+
+
+class Repeated(argparse.Action):
+    """A flag that may be given several times: its values, in a tuple."""
+
+    def __call__(self, parser: object, namespace: argparse.Namespace, values: Any, option: object = None) -> None:
+        setattr(namespace, self.dest, (*getattr(namespace, self.dest), values))
 
 
 class _PrintCompletion(argparse.Action):

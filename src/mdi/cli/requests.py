@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mdi.checkpoint.folder import ModelFolder
+from mdi.config.bounds import check_biased_tokens
 from mdi.config.options import SamplingOptions, StarterOptions
-from mdi.engine.sample import Sample, SamplingParams
+from mdi.engine.sample import Sample
 from mdi.engine.sampler import generator_for
+from mdi.engine.sampling_params import SamplingParams
 from mdi.errors import ConfigError
 from mdi.text.prompts import encode_prompt, load_prompts
 from mdi.text.stops import StopSequences
@@ -30,7 +32,8 @@ class Requests:
 
 
 def load_requests(options: StarterOptions, model: ModelFolder, worker: TextWorker) -> Requests:
-    """Read and encode the prompts. Raises `ConfigError` with the numbers where one does not fit."""
+    """Read and encode the prompts. Raises `ConfigError` with the numbers where one does not fit the model."""
+    check_biased_tokens(options.logit_bias, model.config.padded_vocab_size, "--logit-bias")
     tokenizer = load_tokenizer(model.path, worker)
     style = load_style(model.path, model.config.name, tokenizer, worker, options.prompt_style)
     stops = () if options.ignore_eos else stop_sequences(model.path, tokenizer, style)
@@ -45,7 +48,19 @@ def samples_for(
     options: SamplingOptions, prompt_ids: Sequence[Sequence[int]], stops: StopSequences = ()
 ) -> list[Sample]:
     """A sample for each prompt, with a generator of its own that depends on the seed and its number alone."""
-    params = SamplingParams(options.n_tokens, stops, options.temperature, options.top_k, options.top_p)
+    params = SamplingParams(
+        options.n_tokens,
+        stops,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        min_p=options.min_p,
+        frequency_penalty=options.frequency_penalty,
+        presence_penalty=options.presence_penalty,
+        repetition_penalty=options.repetition_penalty,
+        logit_bias=options.logit_bias,
+        logprobs=options.logprobs,
+    )
     return [
         Sample(number, tuple(ids), params, generator_for(options.seed, number)) for number, ids in enumerate(prompt_ids)
     ]

@@ -7,12 +7,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
+from mdi.engine.sample import TokenLogprobs
 from mdi.files import storage_error
 
 
 @dataclass(frozen=True)
 class SampleRecord:
-    """One sample of `--output`. `prompt_tokens` is a count; `tokens` are the ids that were generated."""
+    """One sample of `--output`. `prompt_tokens` is a count; `tokens` are the ids that were generated.
+
+    `logprobs` are those of each of `tokens`; None, and no key of the object, where they were not asked for.
+    """
 
     sample: int
     prompt: str
@@ -21,6 +25,7 @@ class SampleRecord:
     tokens: Sequence[int]
     finish_reason: str
     seconds: float
+    logprobs: Sequence[TokenLogprobs] | None = None
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,10 @@ class SampleWriter:
         self.close()
 
     def write_sample(self, record: SampleRecord) -> None:
-        self._write_line(asdict(record))
+        values = asdict(record)
+        if record.logprobs is None:
+            del values["logprobs"]
+        self._write_line(values)
 
     def write_summary(self, summary: RunSummary) -> None:
         self._write_line({"summary": asdict(summary)})

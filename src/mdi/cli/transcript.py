@@ -105,6 +105,7 @@ class Transcript:
                     tokens=sample.tokens,
                     finish_reason=reason,
                     seconds=time.monotonic() - self._start_s,
+                    logprobs=sample.logprobs if sample.params.logprobs is not None else None,
                 )
             )
 

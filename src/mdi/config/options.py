@@ -10,11 +10,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from mdi.config.bounds import Bounds, LogitBias, check_sampling
 from mdi.config.paths import CHECKPOINTS_DIR, SETTINGS_DIR
 from mdi.errors import ConfigError
 from mdi.formats import DEVICE, DTYPES, MODES, Mode
 
-MAX_NUMBER = 10**12  # of any number on a command line
 MAX_BATCH_TOKENS = 65536
 
 S = TypeVar("S", bound="Section")
@@ -98,15 +98,18 @@ class SamplingOptions(SeedOption):
     temperature: float = 0.8
     top_k: int = 200
     top_p: float = 1.0
+    min_p: float = 0.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: LogitBias = ()
+    logprobs: int | None = None
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _at_least("--n-tokens", self.n_tokens, 1)
-        _at_least("--temperature", self.temperature, 0)
-        _at_least("--top-k", self.top_k, 0)
-        if not 0 < self.top_p <= 1:
-            raise ConfigError(f"--top-p {self.top_p}: must be above 0 and at most 1")
+        check_sampling(self, lambda field: f"--{field.replace('_', '-')}")
 
 
 @dataclass(frozen=True)
@@ -169,6 +172,11 @@ class SecondaryOptions(NodeOptions, ModelOptions, PrecisionOptions, SeedOption):
 @dataclass(frozen=True)
 class StarterOptions(NodeOptions, ModelOptions, PromptOptions, SamplingOptions, RingOptions, OutputOptions):
     """The options of `starter.py`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.logprobs is not None and self.output is None:
+            raise ConfigError(f"--logprobs {self.logprobs}: needs --output, the file that they are written to")
 
     @property
     def node(self) -> NodeOptions:
@@ -275,8 +283,7 @@ def _check_quantize(mode: str | None) -> None:
 
 
 def _at_least(flag: str, value: float, minimum: float) -> None:
-    if not minimum <= value <= MAX_NUMBER:
-        raise ConfigError(f"{flag} {value}: must be a number from {minimum:g} to {MAX_NUMBER:g}")
+    Bounds(minimum).check(flag, value)
 
 
 def defaults_of(options: type) -> dict[str, Any]:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import torch
 
+from mdi.engine.penalties import LogitAdjustment
 from mdi.engine.ring import LocalRing, Ring
-from mdi.engine.sample import Outcome, Sample
-from mdi.engine.sampler import choose
+from mdi.engine.sample import Outcome, Sample, TokenLogprobs
+from mdi.engine.sampler import choose, logprobs_of
 from mdi.engine.scheduler import Batch, Scheduler
 from mdi.inbox import Inbox
 from mdi.model.runner import StageRunner
@@ -104,7 +105,7 @@ class Engine:
             logits = self._runner.logits(rows)
             for sample, part in returned:
                 if sample.finish_reason is None:  # the sink of one before it may have cancelled it
-                    self._apply(sample, self.scheduler.accept(sample, choose_tokens(logits[part], sample)))
+                    self._apply(sample, self.scheduler.accept(sample, *choose_tokens(logits[part], sample)))
 
     def _apply(self, sample: Sample, outcome: Outcome) -> None:
         if outcome.freed_slot is not None:
@@ -113,15 +114,22 @@ class Engine:
         sample.sink(sample, outcome)
 
 
-def choose_tokens(logits: torch.Tensor, sample: Sample) -> list[int]:
-    """The tokens that follow from the last rows of a sample: logits (1 + length of its draft, vocabulary).
+def choose_tokens(logits: torch.Tensor, sample: Sample) -> tuple[list[int], list[TokenLogprobs]]:
+    """The tokens that follow from the last rows of a sample, and their log probabilities where it asks for them.
 
-    Row i is the choice after i right guesses, so it counts only while each guess before it is the token chosen
-    (speculative decoding by exact match, arXiv 2211.17192, with one draw for each token).
+    `logits` are (1 + length of its draft, vocabulary). Row i is the choice after i right guesses, so it counts only
+    while each guess before it is the token chosen (speculative decoding by exact match, arXiv 2211.17192, with one
+    draw for each token). Each row is adjusted for the tokens chosen from those before it.
     """
-    tokens: list[int] = []
+    params, tokens, logprobs = sample.params, list[int](), list[TokenLogprobs]()
+    if sample.adjustment is None:
+        sample.adjustment = LogitAdjustment(params, sample.prompt, sample.tokens)
     for row, guess in zip(logits, [*sample.draft, None], strict=True):
-        tokens.append(choose(row, sample.params, sample.generator))
-        if tokens[-1] != guess:
+        token = choose(sample.adjustment.apply(row), params, sample.generator)
+        sample.adjustment.count(token)
+        tokens.append(token)
+        if params.logprobs is not None:
+            logprobs.append(logprobs_of(row, token, params.logprobs))
+        if token != guess:
             break
-    return tokens
+    return tokens, logprobs

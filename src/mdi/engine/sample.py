@@ -4,24 +4,30 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from mdi.engine.sampling_params import SamplingParams
 from mdi.errors import ConfigError
-from mdi.text.stops import StopSequences
 
-if TYPE_CHECKING:  # the scheduler passes the generator on without looking at it
+if TYPE_CHECKING:  # the scheduler passes them on without looking at them
     import torch
+
+    from mdi.engine.penalties import LogitAdjustment
 
 FinishReason = Literal["stop", "length", "abort"]
 
 
 @dataclass(frozen=True)
-class SamplingParams:
-    """How one sample is generated. Temperature 0 is greedy; top_k 0 and top_p 1 keep every token."""
+class Logprob:
+    """A token and the natural logarithm of its probability."""
 
-    max_tokens: int
-    stops: StopSequences = ()  # token sequences that end the sample and do not belong to it
-    temperature: float = 0.8
-    top_k: int = 200
-    top_p: float = 1.0
+    token: int
+    logprob: float
+
+
+@dataclass(frozen=True)
+class TokenLogprobs(Logprob):
+    """A chosen token, and the most likely ones in its place, the most likely first. It need not be among them."""
+
+    top_logprobs: tuple[Logprob, ...]
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,7 @@ class Outcome:
     n_accepted: int  # tokens chosen in this step, those included that a stop sequence took away
     finish_reason: FinishReason | None = None
     freed_slot: int | None = None  # the slot to release on every node
+    logprobs: tuple[TokenLogprobs, ...] = ()  # of each of `tokens`, where the sample asks for them
 
 
 Sink = Callable[["Sample", Outcome], None]
@@ -52,10 +59,12 @@ class Sample:
     sink: Sink = discard
     draft: Sequence[int] = ()  # guesses of the next tokens, to be verified in one message (speculative decoding)
     tokens: list[int] = field(default_factory=list)  # generated so far, without a stop sequence at the end
+    logprobs: list[TokenLogprobs] = field(default_factory=list)  # of each of `tokens`, where they are asked for
     n_final: int = 0  # of `tokens`, those that the sink has
     finish_reason: FinishReason | None = None
     slot: int | None = None
     n_sent: int = 0  # positions that have entered the ring
+    adjustment: "LogitAdjustment | None" = None  # of the tokens so far; kept by `choose_tokens`
 
     def __post_init__(self) -> None:
         if not self.prompt:

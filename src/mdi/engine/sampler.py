@@ -1,13 +1,18 @@
-"""Logits -> token; pure functions with an explicit generator."""
+"""Logits -> token and log probabilities; pure functions with an explicit generator.
+
+Shapes: V tokens in the vocabulary, K of them that may still be drawn.
+"""
 
 import hashlib
 import math
 
 import torch
 
-from mdi.engine.sample import SamplingParams
+from mdi.engine.sample import Logprob, TokenLogprobs
+from mdi.engine.sampling_params import SamplingParams
 from mdi.errors import CheckpointError
 
+MIN_LOGPROB = -9999.0  # told for a token that the model excludes: OpenAI's value, because JSON has no infinity
 _NUCLEUS_SIZE = 512  # tokens that are sorted at first to find a nucleus
 
 
@@ -18,25 +23,40 @@ def generator_for(seed: int, sample: int) -> torch.Generator:
 
 
 def choose(logits: torch.Tensor, params: SamplingParams, generator: torch.Generator | None) -> int:
-    """Choose a token from `logits` (vocabulary) on the CPU; uses one draw, or none when greedy.
+    """Choose a token from adjusted `logits` (V) on the CPU: from temperature on, the steps of `SamplingParams`.
 
-    The draw is turned into a token by the inverse of the cumulative distribution in the order of the
-    token ids, not of the probabilities: so rounding that lets two near-equal tokens swap ranks does
+    Uses one draw, or none when greedy. The draw is turned into a token by the inverse of the cumulative distribution in
+    the order of the token ids, not of the probabilities: so rounding that lets two near-equal tokens swap ranks does
     not change the text. Raises `CheckpointError` where the logits are no numbers.
     """
     if params.temperature == 0:
         best, token = logits.max(dim=0)
         _check_finite(best)
         return int(token)
-    kept, ids = _largest(logits, params.top_k)
+    kept, ids = _largest(logits, params.top_k)  # (K)
     best = _check_finite(kept.max())
-    probabilities = torch.softmax((kept.double() - best) / params.temperature, dim=0)  # no overflow at a tiny one
+    scaled = (kept.double() - best) / params.temperature  # no overflow at a tiny one
+    if params.min_p > 0:  # the most likely token is at 0
+        is_likely = scaled >= math.log(params.min_p)
+        scaled, ids = scaled[is_likely], ids[is_likely]
+    probabilities = torch.softmax(scaled, dim=0)
     if params.top_p < 1:
         nucleus = _nucleus(probabilities, params.top_p)
         probabilities, ids = probabilities[nucleus], ids[nucleus]
     cumulative = probabilities.cumsum(0)
     draw = torch.rand((), dtype=torch.float64, generator=generator) * cumulative[-1]
     return int(ids[torch.searchsorted(cumulative, draw, right=True).clamp_max(len(ids) - 1)])
+
+
+def logprobs_of(logits: torch.Tensor, token: int, n_top: int) -> TokenLogprobs:
+    """The log probabilities of a chosen token and of the `n_top` most likely ones, from the model's own logits (V).
+
+    Neither temperature nor penalties are in them, as in OpenAI's API and by default in vLLM.
+    """
+    normalizer = logits.logsumexp(dim=0)
+    top, ids = (logits - normalizer).topk(min(n_top, len(logits)))
+    best = tuple(Logprob(i, max(logprob, MIN_LOGPROB)) for i, logprob in zip(ids.tolist(), top.tolist(), strict=True))
+    return TokenLogprobs(token, max(float(logits[token] - normalizer), MIN_LOGPROB), best)
 
 
 def _check_finite(best: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mdi.engine.sample import FinishReason, Outcome, Sample
+from mdi.engine.sample import FinishReason, Outcome, Sample, TokenLogprobs
 from mdi.errors import ConfigError, RemoteProtocolError
 from mdi.segments import Fork, Segment
 from mdi.text.stops import match_stop, partial_match_length
@@ -123,8 +123,8 @@ class Scheduler:
                 returned.append((sample, slice(stop - segment.keep, stop)))
         return returned
 
-    def accept(self, sample: Sample, tokens: Sequence[int]) -> Outcome:
-        """Append the tokens that were chosen for a sample, up to the one that ends it.
+    def accept(self, sample: Sample, tokens: Sequence[int], logprobs: Sequence[TokenLogprobs] = ()) -> Outcome:
+        """Append the tokens that were chosen for a sample, up to the one that ends it, with their `logprobs` if any.
 
         With a draft these are the verified guesses and the token after them. Positions of wrong guesses count as not
         sent, so the next segment overwrites them.
@@ -132,8 +132,9 @@ class Scheduler:
         sample.draft = ()
         for n_accepted, token in enumerate(tokens, 1):
             sample.tokens.append(token)
+            sample.logprobs += logprobs[n_accepted - 1 : n_accepted]
             if n_stop := match_stop(sample.tokens, sample.params.stops):
-                del sample.tokens[-n_stop:]
+                del sample.tokens[-n_stop:], sample.logprobs[-n_stop:]
                 return self._finish(sample, "stop", n_accepted)
             if len(sample.tokens) >= sample.params.max_tokens or sample.n_known >= self._context:
                 return self._finish(sample, "length", n_accepted)
@@ -235,9 +236,10 @@ class Scheduler:
 
     def _outcome(self, sample: Sample, n_final: int, n_accepted: int, freed_slot: int | None = None) -> Outcome:
         self.n_generated += n_accepted
-        tokens = tuple(sample.tokens[sample.n_final : n_final])
+        is_new = slice(sample.n_final, n_final)
+        tokens, logprobs = tuple(sample.tokens[is_new]), tuple(sample.logprobs[is_new])
         sample.n_final = max(sample.n_final, n_final)
-        return Outcome(tokens, n_accepted, sample.finish_reason, freed_slot)
+        return Outcome(tokens, n_accepted, sample.finish_reason, freed_slot, logprobs)
 
 
 def _slot_of(sample: Sample) -> int:

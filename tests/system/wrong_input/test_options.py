@@ -30,6 +30,7 @@ pytestmark = pytest.mark.slow
         (["--prompt", "FILE:{tmp}/prompts.json"], 2, r"prompts\.json: a prompt file must end in"),
         (["--prompt-style", "victorian"], 2, r"--prompt-style victorian: unknown; choose one of none, "),
         (["--prompt-style", "chat-template"], 2, r"--prompt-style chat-template: .*no chat template"),
+        (["--logit-bias", "320=1"], 2, r"--logit-bias 320: this model's token ids are 0 to 319"),
         (["--split", "2,2,2"], 2, r"--split 2,2,2: 3 counts"),
         (["--split", "evenly"], 2, r"--split 'evenly'"),
         (["--device", "cuda"], 2, r"device cuda: torch finds 0 CUDA devices"),

@@ -1,17 +1,17 @@
 """Run the head of the ring: generate samples with a model spread over the nodes of a network file."""
 
-from argparse import BooleanOptionalAction
+from argparse import ArgumentTypeError, BooleanOptionalAction
 from pathlib import Path
 from typing import NoReturn
 
 from mdi.cli.environment import forget_foreign_variables, sleep_at_barriers, warn_of_loopback_name
 from mdi.cli.output_files import check_output_files
-from mdi.cli.parser import Parser, add_node_options, options_from
+from mdi.cli.parser import Parser, Repeated, add_node_options, options_from
 from mdi.cli.script import announce, run_script, set_up_logging
 from mdi.cli.signals import Signals
 from mdi.config.network import load_network
 from mdi.config.options import StarterOptions
-from mdi.strings import count
+from mdi.strings import count, quoted
 from mdi.text.worker_process import TextWorker
 
 
@@ -42,7 +42,32 @@ def _add_samples(parser: Parser) -> None:
     option("--temperature", type=float, help="0 is greedy")
     option("--top-k", type=int, help="sample from the k most likely tokens; 0: from all")
     option("--top-p", type=float, help="sample from the smallest set of tokens that reaches this probability")
+    option("--min-p", type=float, metavar="P", help="drop tokens less than P times as likely as the most likely one")
     option("--ignore-eos", action="store_true", help="generate --n-tokens tokens whatever they are")
+    _add_adjustments(parser)
+
+
+def _add_adjustments(parser: Parser) -> None:
+    option = parser.option
+    option("--frequency-penalty", type=float, metavar="X", help="-2 to 2; positive: against a token per occurrence")
+    option("--presence-penalty", type=float, metavar="X", help="-2 to 2; positive: against a token that occurred")
+    option("--repetition-penalty", type=float, metavar="X", help="above 1: against tokens of prompt and text")
+    option(
+        "--logit-bias",
+        action=Repeated,
+        type=_biased_token,
+        metavar="ID=VALUE",
+        help="add -100 to 100 to the logit of a token; may be repeated",
+    )
+
+
+def _biased_token(text: str) -> tuple[int, float]:
+    """`ID=VALUE`."""
+    token, _, bias = text.partition("=")
+    try:
+        return int(token), float(bias)
+    except ValueError as exc:
+        raise ArgumentTypeError(f"{quoted(text)} is not ID=VALUE, such as 2=-100") from exc
 
 
 def _add_ring(parser: Parser) -> None:
@@ -68,6 +93,7 @@ def _add_outputs(parser: Parser) -> None:
     option = parser.option
     option("--stream", action=BooleanOptionalAction, help="show the first sample as it grows (default: on a terminal)")
     option("--output", type=Path, metavar="FILE", help="write one JSON object per sample, and a summary")
+    option("--logprobs", type=int, metavar="N", help="with the log probabilities of each token and the N most likely")
     option("--time-run", type=Path, metavar="FILE", help="append the run's statistics to this CSV file")
     option("-p", "--plots", action="store_true", help="write a CSV and a plot of the tokens over time")
     option("--timeline", type=Path, metavar="FILE", help="write what every node did when, for a trace viewer")

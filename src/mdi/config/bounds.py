@@ -1,0 +1,70 @@
+"""What numbers may be: one table for the flags of a command line and for requests to the engine."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from mdi.errors import ConfigError
+
+MAX_NUMBER = 10**12  # of any number that a user gives
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The least and the greatest value that is allowed, both included unless `excludes_low`."""
+
+    low: float
+    high: float = MAX_NUMBER
+    excludes_low: bool = False
+
+    def check(self, name: str, value: float) -> None:
+        """Raise `ConfigError` naming `name` unless `value` is inside; NaN never is."""
+        if not self.low <= value <= self.high or (self.excludes_low and value == self.low):
+            allowed = f"above {self.low:g} and at most" if self.excludes_low else f"a number from {self.low:g} to"
+            raise ConfigError(f"{name} {value}: must be {allowed} {self.high:g}")
+
+
+# Those of OpenAI's API where it has the parameter, except temperature. With that of repetition_penalty,
+# every logit that a working model computes stays finite.
+SAMPLING_BOUNDS = {
+    "temperature": Bounds(0),
+    "top_k": Bounds(0),
+    "top_p": Bounds(0, 1, excludes_low=True),
+    "min_p": Bounds(0, 1),
+    "frequency_penalty": Bounds(-2, 2),
+    "presence_penalty": Bounds(-2, 2),
+    "repetition_penalty": Bounds(0.01, 100),
+    "logprobs": Bounds(0, 20),
+}
+BIAS_BOUNDS = Bounds(-100, 100)
+
+LogitBias = Sequence[tuple[int, float]]  # token ids, and what is added to their logits
+
+
+class HasLogitBias(Protocol):
+    """Besides it, the fields of `SAMPLING_BOUNDS`."""
+
+    @property
+    def logit_bias(self) -> LogitBias: ...
+
+
+def check_sampling(params: HasLogitBias, name_of: Callable[[str], str] = str) -> None:
+    """Raise `ConfigError` for a field that is out of its bounds, by the name that the user knows it by."""
+    for field, bounds in SAMPLING_BOUNDS.items():
+        if (value := getattr(params, field)) is not None:
+            bounds.check(name_of(field), value)
+    name = name_of("logit_bias")
+    seen: set[int] = set()
+    for token, bias in params.logit_bias:
+        if token < 0:
+            raise ConfigError(f"{name} {token}={bias:g}: a token id is 0 or more")
+        if token in seen:
+            raise ConfigError(f"{name} {token}={bias:g}: token {token} is given twice")
+        BIAS_BOUNDS.check(f"{name} {token}:", bias)
+        seen.add(token)
+
+
+def check_biased_tokens(bias: LogitBias, n_vocab: int, name: str = "logit_bias") -> None:
+    """Raise `ConfigError` for a token that a model with `n_vocab` tokens does not have."""
+    if (token := max((token for token, _ in bias), default=0)) >= n_vocab:
+        raise ConfigError(f"{name} {token}: this model's token ids are 0 to {n_vocab - 1}")
