@@ -10,7 +10,7 @@ from mdi.cli.sample_records import RunSummary, SampleRecord, SampleWriter
 from mdi.engine.sample import Logprob, TokenLogprobs
 from mdi.errors import StorageError
 
-RECORD = SampleRecord(0, "Who?", "Ein schöner Tag ✓\n", 3, [5, 6], "stop", 0.5)
+RECORD = SampleRecord(0, "Who?", "Ein schöner Tag ✓\n", 3, 2, [5, 6], "stop", 0.5)
 SUMMARY = RunSummary(3, 1, 2, 0.5, 4.0, 10137, 0)
 
 
@@ -24,6 +24,7 @@ def test_each_sample_is_in_the_file_as_soon_as_it_is_written(tmp_path: Path) -> 
             "prompt": "Who?",
             "completion": "Ein schöner Tag ✓\n",
             "prompt_tokens": 3,
+            "cached_tokens": 2,
             "tokens": [5, 6],
             "finish_reason": "stop",
             "seconds": 0.5,

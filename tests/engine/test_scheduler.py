@@ -2,138 +2,18 @@
 
 import itertools
 import random
-from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mdi.engine.sample import Outcome, Sample, TokenLogprobs
+from mdi.engine.sample import Sample, TokenLogprobs
 from mdi.engine.sampling_params import SamplingParams
-from mdi.engine.scheduler import Batch, Scheduler
+from mdi.engine.scheduler import Scheduler
 from mdi.errors import RemoteProtocolError
-from mdi.segments import Segment, SlotLedger
+from mdi.segments import Segment
+from support.play import CONTEXT, Play
 from support.wire import few_examples
-
-CONTEXT = 200
-TokenOf = Callable[[Sample], int]
-
-
-def any_token(sample: Sample) -> int:
-    return 1000 + sample.number
-
-
-@dataclass
-class Play:
-    """A scheduler on a ring of our own, which checks each message as the nodes would."""
-
-    prompts: Sequence[Sequence[int]]
-    n_tokens: int = 4
-    context: int = CONTEXT
-    stops: tuple[tuple[int, ...], ...] = ()
-    n_nodes: int = 1
-    n_slots: int | None = None
-    max_rows: int = 512
-    token_of: TokenOf = any_token
-    steps: list[Batch] = field(default_factory=list)
-    numbers: list[list[int]] = field(default_factory=list)  # the samples of each step
-    ended: list[int] = field(default_factory=list)
-    most_in_flight: int = 0
-
-    def __post_init__(self) -> None:
-        n_slots = len(self.prompts) if self.n_slots is None else self.n_slots
-        self.scheduler = Scheduler(
-            context=self.context, n_nodes=self.n_nodes, n_slots=n_slots, max_batch_tokens=self.max_rows
-        )
-        params = SamplingParams(self.n_tokens, self.stops)
-        self.samples = [Sample(number, tuple(prompt), params) for number, prompt in enumerate(self.prompts)]
-        for sample in self.samples:
-            self.scheduler.add(sample)
-        self.ledger = SlotLedger(n_slots, self.context)
-        self.ring: deque[Batch] = deque()
-        self.sent: list[list[tuple[int, int]]] = [[] for _ in self.prompts]  # (position, id) in order
-        self.raw: list[list[int]] = [[] for _ in self.prompts]  # every token accepted, stop sequences included
-        self.final: list[list[int]] = [[] for _ in self.prompts]  # what the sinks were given
-
-    def fill(self) -> list[Batch]:
-        """Send as much as the scheduler wants to."""
-        sent = []
-        while (step := self.send_one()) is not None:
-            sent.append(step)
-        self.most_in_flight = max(self.most_in_flight, len(self.ring))
-        return sent
-
-    def send_one(self) -> Batch | None:
-        """Send one message, if the scheduler wants to."""
-        if (step := self.scheduler.schedule()) is not None:
-            self._check(step)
-        return step
-
-    def _check(self, step: Batch) -> None:
-        assert 1 <= len(step.ids) == sum(s.n for s in step.segments) <= self.max_rows
-        in_slot = {sample.slot: sample for sample in self.samples if sample.slot is not None}
-        for fork in step.forks:
-            self.ledger.fork(fork.source, fork.target, fork.n)
-            source, target = in_slot[fork.source].number, in_slot[fork.target].number
-            assert self.sent[target] == [], "a slot that is in use was overwritten"
-            self.sent[target] = self.sent[source][: fork.n]
-        self.ledger.extend(step.segments)
-        ids = iter(step.ids)
-        for segment in step.segments:
-            sample = in_slot[segment.slot]
-            self.sent[sample.number] += [(p, next(ids)) for p in range(segment.start, segment.stop)]
-            is_last = segment.stop == len(sample.prompt) + len(self.raw[sample.number])
-            assert segment.keep == int(is_last)
-        self.numbers.append([in_slot[s.slot].number for s in step.segments])
-        self.steps.append(step)
-        self.ring.append(step)
-
-    def return_one(self) -> None:
-        """Let the oldest message come back and accept a token for each sample that it carries."""
-        kept = [segment.slot for segment in self.ring[0].segments if segment.keep]
-        assert self.return_rows() == kept
-
-    def return_rows(self) -> list[int | None]:
-        """The same; returns the slots of the samples that are still wanted."""
-        returned = self.scheduler.complete(self.ring.popleft().segments)
-        slots = [sample.slot for sample, _ in returned]
-        for sample, rows in returned:
-            assert rows.stop - rows.start == 1
-            token = self.token_of(sample)
-            self.raw[sample.number].append(token)
-            self.take(sample, self.scheduler.accept(sample, [token]))
-        return slots
-
-    def take(self, sample: Sample, outcome: Outcome) -> None:
-        """Do what the engine does with an outcome."""
-        self.final[sample.number] += outcome.tokens
-        if outcome.freed_slot is not None:
-            self.ledger.release(outcome.freed_slot)
-        if outcome.finish_reason is not None:
-            self.ended.append(sample.number)
-
-    def rewind(self, n_nodes: int, n_slots: int | None = None) -> None:
-        """The ring is lost with all that travels and all that its slots hold; another one takes its place."""
-        self.ring.clear()
-        self.ledger = SlotLedger(n_slots or self.ledger.n_slots, self.context)
-        for sample in self.samples:
-            if sample.slot is not None:
-                self.sent[sample.number] = []
-        self.n_nodes = n_nodes
-        self.scheduler.requeue_all(n_nodes, self.ledger.n_slots)
-
-    def to_the_end(self, most_steps: int = 10_000) -> "Play":
-        while self.scheduler.has_unfinished:
-            self.fill()
-            assert self.ring, "nothing travels and nothing is done: the scheduler is stuck"
-            assert len(self.steps) < most_steps
-            self.return_one()
-        assert not self.ring
-        assert self.scheduler.schedule() is None
-        assert self.final == [sample.tokens for sample in self.samples]
-        return self
 
 
 def prompts_of(*lengths: int) -> list[list[int]]:
@@ -537,7 +417,6 @@ def test_every_position_is_sent_once_in_order_and_every_sample_ends(
     assert sorted(play.ended) == list(range(len(lengths)))
     assert play.most_in_flight <= n_nodes
     assert_every_position_was_sent_once(play)
-    assert [play.ledger.filled(slot) for slot in range(play.ledger.n_slots)] == [0] * play.ledger.n_slots
     for sample, raw in zip(play.samples, play.raw, strict=True):
         assert sample.finish_reason is not None
         assert raw[: len(sample.tokens)] == sample.tokens
@@ -635,7 +514,7 @@ def test_tokens_behind_the_one_that_ends_a_sample_are_dropped() -> None:
         assert batch is not None
         scheduler.complete(batch.segments)
         outcome = scheduler.accept(sample, [1, 2, 3, 4, 5])
-        assert (sample.tokens, sample.finish_reason, outcome.freed_slot) == (tokens, reason, 0)
+        assert (sample.tokens, sample.finish_reason, sample.slot) == (tokens, reason, None)
         assert (list(outcome.tokens), scheduler.has_unfinished) == (tokens, False)
 
 
@@ -702,4 +581,4 @@ def test_whoever_is_cancelled_the_others_end_and_every_slot_is_free(
     assert all(sample.finish_reason is not None and sample.slot is None for sample in play.samples)
     assert all(len(s.tokens) == 3 for s in play.samples if s.finish_reason == "length")
     assert (play.scheduler.n_running, play.scheduler.n_waiting, play.scheduler.n_in_flight) == (0, 0, 0)
-    assert sorted(play.scheduler._free_slots) == list(range(n_slots))
+    assert play.scheduler._slots.n_free == n_slots

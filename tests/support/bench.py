@@ -1,7 +1,7 @@
 """A ring of this process with a relay in every link, which can break each of them."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ class Bench:
 
     def run(
         self, folder: Path, on_token: Callable[[int], None] | None = None, before: Callable[[], None] | None = None,
-        **options: Any,
+        prompts: Sequence[Sequence[int]] = PROMPTS, **options: Any,
     ) -> list[list[int]]:  # fmt: skip
         """The tokens of each sample; `on_token` is told how many there are, `before` is called with the ring closed."""
         values = {
@@ -73,13 +73,13 @@ class Bench:
             if on_token is not None:
                 on_token(self.n_tokens)
 
-        run = starter_for(self.network, arguments, PROMPTS, sink=count, timeouts=self._timeouts)
+        run = starter_for(self.network, arguments, prompts, sink=count, timeouts=self._timeouts)
         with run as (self.starter, samples):
             self.starter.prepare()
             if before is not None:
                 before()
             self.starter.run()
-        assert self.n_tokens == N_TOKENS * len(PROMPTS), "a token was shown twice, or not at all"
+        assert self.n_tokens == N_TOKENS * len(prompts), "a token was shown twice, or not at all"
         return [sample.tokens for sample in samples]
 
     @property

@@ -13,7 +13,7 @@ from mdi.files import storage_error
 
 @dataclass(frozen=True)
 class SampleRecord:
-    """One sample of `--output`. `prompt_tokens` is a count; `tokens` are the ids that were generated.
+    """One sample of `--output`. `tokens` are the ids that were generated.
 
     `logprobs` are those of each of `tokens`; None, and no key of the object, where they were not asked for.
     """
@@ -22,6 +22,7 @@ class SampleRecord:
     prompt: str
     completion: str
     prompt_tokens: int
+    cached_tokens: int  # of the prompt, those that were in a slot already and were not computed anew
     tokens: Sequence[int]
     finish_reason: str
     seconds: float

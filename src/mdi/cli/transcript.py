@@ -102,6 +102,7 @@ class Transcript:
                     prompt=self._requests.prompts[number],
                     completion=self._texts[number],
                     prompt_tokens=len(sample.prompt),
+                    cached_tokens=sample.n_cached,
                     tokens=sample.tokens,
                     finish_reason=reason,
                     seconds=time.monotonic() - self._start_s,

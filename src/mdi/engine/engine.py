@@ -11,13 +11,13 @@ import torch
 
 from mdi.engine.penalties import LogitAdjustment
 from mdi.engine.ring import LocalRing, Ring
-from mdi.engine.sample import Outcome, Sample, TokenLogprobs
+from mdi.engine.sample import Sample, TokenLogprobs
 from mdi.engine.sampler import choose, logprobs_of
 from mdi.engine.scheduler import Batch, Scheduler
 from mdi.inbox import Inbox
 from mdi.model.runner import StageRunner
 from mdi.net.timeouts import DEFAULT_TIMEOUTS, Timeouts
-from mdi.segments import Release, Segment
+from mdi.segments import Segment
 from mdi.trace import Timeline
 
 
@@ -67,7 +67,7 @@ class Engine:
     def cancel(self, sample: Sample) -> None:
         """End a sample in any phase of its life, and tell its sink. Nothing happens where it has ended."""
         if (outcome := self.scheduler.cancel(sample)) is not None:
-            self._apply(sample, outcome)
+            sample.sink(sample, outcome)
 
     def step(self) -> None:
         """Send what can be sent, then handle one event: rows that return, or a request.
@@ -105,13 +105,7 @@ class Engine:
             logits = self._runner.logits(rows)
             for sample, part in returned:
                 if sample.finish_reason is None:  # the sink of one before it may have cancelled it
-                    self._apply(sample, self.scheduler.accept(sample, *choose_tokens(logits[part], sample)))
-
-    def _apply(self, sample: Sample, outcome: Outcome) -> None:
-        if outcome.freed_slot is not None:
-            self._runner.release(outcome.freed_slot)
-            self._ring.control(Release(outcome.freed_slot))
-        sample.sink(sample, outcome)
+                    sample.sink(sample, self.scheduler.accept(sample, *choose_tokens(logits[part], sample)))
 
 
 def choose_tokens(logits: torch.Tensor, sample: Sample) -> tuple[list[int], list[TokenLogprobs]]:

@@ -37,7 +37,6 @@ class Outcome:
     tokens: tuple[int, ...]  # final now: they belong to the sample, whatever comes next
     n_accepted: int  # tokens chosen in this step, those included that a stop sequence took away
     finish_reason: FinishReason | None = None
-    freed_slot: int | None = None  # the slot to release on every node
     logprobs: tuple[TokenLogprobs, ...] = ()  # of each of `tokens`, where the sample asks for them
 
 
@@ -63,7 +62,8 @@ class Sample:
     n_final: int = 0  # of `tokens`, those that the sink has
     finish_reason: FinishReason | None = None
     slot: int | None = None
-    n_sent: int = 0  # positions that have entered the ring
+    n_sent: int = 0  # positions that have entered the ring, or were in the slot already
+    n_cached: int = 0  # of the prompt, those that were in a slot already and were not computed anew
     adjustment: "LogitAdjustment | None" = None  # of the tokens so far; kept by `choose_tokens`
 
     def __post_init__(self) -> None:

@@ -1,8 +1,8 @@
-"""Which samples enter the ring next, and when each of them ends: slots, batches, prefix sharing. No tensors.
+"""Which samples enter the ring next, and when each of them ends. No tensors.
 
 A sample waits for a slot; once it has one it is *ready* whenever its next rows are known. Ready samples take turns
 in order of arrival. As many messages are in flight as there are nodes, and the samples are spread evenly over
-them. A prompt that another sample has already sent is not computed again: its slot is forked.
+them. What a slot holds of a prompt already is not computed again, whether its sample still runs or has ended.
 """
 
 from collections import deque
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mdi.engine.sample import FinishReason, Outcome, Sample, TokenLogprobs
+from mdi.engine.slots import MIN_FORK_POSITIONS, SlotTable
 from mdi.errors import ConfigError, RemoteProtocolError
 from mdi.segments import Fork, Segment
 from mdi.text.stops import match_stop, partial_match_length
@@ -33,23 +34,30 @@ class Batch:
 class Scheduler:
     """Decides what enters the ring next, and when a sample ends. Called only from the compute thread."""
 
-    def __init__(self, *, context: int, n_nodes: int = 1, n_slots: int = 1, max_batch_tokens: int = 128) -> None:
+    def __init__(
+        self,
+        *,
+        context: int,
+        n_nodes: int = 1,
+        n_slots: int = 1,
+        max_batch_tokens: int = 128,
+        min_fork: int = MIN_FORK_POSITIONS,
+    ) -> None:
         """
         Args:
             context: most positions per sample.
             n_nodes: messages that are in flight at once.
             n_slots: samples that are in the ring at once; the others wait.
             max_batch_tokens: rows per message; a longer prompt is sent in pieces.
+            min_fork: positions that a fork has to save, at least 1.
         """
         self.n_generated = 0  # tokens accepted, of all samples so far
         self._context, self._max_batch_tokens = context, max_batch_tokens
-        self._n_nodes = n_nodes
-        self._free_slots = deque(range(n_slots))
+        self._n_nodes, self._min_fork = n_nodes, min_fork
+        self._slots = SlotTable(n_slots, min_fork)
         self._waiting: deque[Sample] = deque()
         self._ready: deque[Sample] = deque()
         self._in_slot: dict[int, Sample] = {}
-        # Of the samples in slots, by prompt: the first one that was sent, whose slot others fork.
-        self._prefix_owner: dict[tuple[int, ...], Sample] = {}
         self._in_flight: deque[Batch] = deque()
 
     @property
@@ -83,8 +91,8 @@ class Scheduler:
     def cancel(self, sample: Sample) -> Outcome | None:
         """End a sample in any phase of its life; None where it has ended already.
 
-        Rows of it that are still in flight return to nobody. Its slot may be given away at once: messages and the
-        release travel in ring order, so every node is done with the old rows before it sees the new ones.
+        Rows of it that are still in flight return to nobody. Its slot may be given away at once, and what was sent of
+        it reused: messages travel in ring order, so every node is done with the old rows before it sees the new ones.
         """
         if sample.slot is not None:
             if sample in self._ready:
@@ -101,7 +109,7 @@ class Scheduler:
         if not self._ready or len(self._in_flight) >= self._n_nodes:
             return None
         batch = self._build_batch(self._batch_size())
-        if not batch.segments:  # those that are ready wait for a prompt they share
+        if not batch.segments:  # those that are ready wait for a prefix that is being sent
             return None
         self._in_flight.append(batch)
         return batch
@@ -147,22 +155,22 @@ class Scheduler:
         """Begin, or begin again, on a ring of `n_nodes` with `n_slots` empty slots: what was in flight is forgotten.
 
         Every sample that was in a slot gets one again before the others, and is sent anew from its first position
-        up to all that is known of it. Its tokens stay as they are, so nothing is generated twice.
+        up to all that is known of it. Its tokens stay as they are, so nothing is generated twice. What the old slots
+        kept of other samples is gone.
         """
         self._n_nodes = n_nodes
         self._in_flight.clear()
-        self._prefix_owner.clear()
         for sample in reversed(self._in_slot.values()):
-            sample.slot, sample.n_sent, sample.draft = None, 0, ()
+            sample.slot, sample.n_sent, sample.n_cached, sample.draft = None, 0, 0, ()
             self._waiting.appendleft(sample)
         self._in_slot.clear()
         self._ready.clear()
-        self._free_slots = deque(range(n_slots))
+        self._slots = SlotTable(n_slots, self._min_fork)
 
     def _admit(self) -> None:
-        while self._waiting and self._free_slots:
+        while self._waiting and self._slots.n_free:
             sample = self._waiting.popleft()
-            sample.slot = self._free_slots.popleft()
+            sample.slot = self._slots.take(sample.prompt)
             self._in_slot[sample.slot] = sample
             self._ready.append(sample)
 
@@ -180,33 +188,38 @@ class Scheduler:
         room = self._max_batch_tokens
         while self._ready and len(chosen) < batch_size and room:
             sample = self._ready.popleft()
-            if (owner := self._prefix_source(sample)) is not None:
-                if owner.n_sent < len(sample.prompt) or any(other is owner for _, other in chosen):
-                    postponed.append(sample)  # its prefix is not in a slot before the message after this one
-                    continue
-                forks.append(self._fork(owner, sample))
+            if not sample.n_sent and not self._begin(sample, forks):
+                postponed.append(sample)
+                continue
             segment = self._next_segment(sample, room)
             chosen.append((segment, sample))
             room -= segment.n
             sample.n_sent = segment.stop
-            self._prefix_owner.setdefault(sample.prompt, sample)
             if not segment.keep:  # the message is full; the rest of this prompt takes its next turn
                 self._ready.append(sample)
         self._ready.extend(postponed)
         chosen.sort(key=lambda pair: pair[0].slot)  # one attention call then serves neighbouring slots
-        segments, samples = tuple(s for s, _ in chosen), tuple(s for _, s in chosen)
-        ids = [token for segment, sample in chosen for token in sample.ids(segment.start, segment.stop)]
-        return Batch(segments, samples, ids, tuple(forks))
+        return self._batch(chosen, forks)
 
-    def _prefix_source(self, sample: Sample) -> Sample | None:
-        """A sample in a slot whose prompt is that of `sample`, which itself has not been sent."""
-        if sample.n_sent or len(sample.prompt) < 2:  # the last position is always computed, for its logits
-            return None
-        return self._prefix_owner.get(sample.prompt)
+    def _begin(self, sample: Sample, forks: list[Fork]) -> bool:
+        """Let a sample begin behind what a slot holds of its prompt; False while more of it is being sent."""
+        # The last known position is always computed, for its logits.
+        start = self._slots.begin(_slot_of(sample), most=sample.n_known - 1)
+        if start is None:
+            return False
+        if start.fork is not None:
+            forks.append(start.fork)
+        sample.n_sent = sample.n_cached = start.n
+        return True
 
-    def _fork(self, owner: Sample, sample: Sample) -> Fork:
-        sample.n_sent = len(sample.prompt) - 1
-        return Fork(_slot_of(owner), _slot_of(sample), sample.n_sent)
+    def _batch(self, chosen: Sequence[tuple[Segment, Sample]], forks: Sequence[Fork]) -> Batch:
+        """The message of these segments. Only from here on do their slots hold them: forks are sent before it."""
+        ids: list[int] = []
+        for segment, sample in chosen:
+            row_ids = sample.ids(segment.start, segment.stop)
+            self._slots.write(segment.slot, segment.start, row_ids)
+            ids += row_ids
+        return Batch(tuple(s for s, _ in chosen), tuple(s for _, s in chosen), ids, tuple(forks))
 
     def _next_segment(self, sample: Sample, room: int) -> Segment:
         """The positions of `sample` that follow: as many as there is room for, its draft last."""
@@ -218,28 +231,18 @@ class Scheduler:
 
     def _finish(self, sample: Sample, reason: FinishReason, n_accepted: int) -> Outcome:
         sample.finish_reason = reason
-        slot, sample.slot = sample.slot, None
-        if slot is not None:
-            del self._in_slot[slot]
-            self._free_slots.append(slot)
-            self._pass_prefix_on(sample)
-        freed_slot = slot if sample.n_sent else None  # nothing to release where no node has seen the sample
-        return self._outcome(sample, len(sample.tokens), n_accepted, freed_slot)
+        if sample.slot is not None:
+            del self._in_slot[sample.slot]
+            self._slots.give_back(sample.slot)
+            sample.slot = None
+        return self._outcome(sample, len(sample.tokens), n_accepted)
 
-    def _pass_prefix_on(self, sample: Sample) -> None:
-        """Let another sample that holds the same prompt be its owner."""
-        if self._prefix_owner.get(sample.prompt) is sample:
-            del self._prefix_owner[sample.prompt]
-            others = (other for other in self._in_slot.values() if other.n_sent and other.prompt == sample.prompt)
-            if (successor := next(others, None)) is not None:
-                self._prefix_owner[sample.prompt] = successor
-
-    def _outcome(self, sample: Sample, n_final: int, n_accepted: int, freed_slot: int | None = None) -> Outcome:
+    def _outcome(self, sample: Sample, n_final: int, n_accepted: int) -> Outcome:
         self.n_generated += n_accepted
         is_new = slice(sample.n_final, n_final)
         tokens, logprobs = tuple(sample.tokens[is_new]), tuple(sample.logprobs[is_new])
         sample.n_final = max(sample.n_final, n_final)
-        return Outcome(tokens, n_accepted, sample.finish_reason, freed_slot, logprobs)
+        return Outcome(tokens, n_accepted, sample.finish_reason, logprobs)
 
 
 def _slot_of(sample: Sample) -> int:
