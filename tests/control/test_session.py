@@ -65,6 +65,7 @@ BAD_VALUES: dict[str, list[Any]] = {
     "epoch": [None, "1", 1.5, True, -1, 2**64],
     "rank": BAD_NUMBERS,
     "n_nodes": [*BAD_NUMBERS, 1],
+    "names": [None, "abc", {"0": "starter"}, ["starter", "secondary 0", 1], ["starter", "secondary 0", "a\nb"]],
     "starter": BAD_PEERS,
     "model": [None, 1, "x" * 2000],
     "model_digest": [None, "ab", "AB" * 32, "zz" * 32, "../" * 21 + "x", ["a"] * 64],
@@ -101,7 +102,11 @@ def test_a_bad_value_is_refused_with_the_name_of_its_field(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "changes"),
-    [("rank", {"rank": 3, "n_nodes": 3}), ("span", {"span": [4, 7], "config": {"n_embd": 64, "n_layer": 6}})],
+    [
+        ("rank", {"rank": 3, "n_nodes": 3}),
+        ("names", {"n_nodes": 4}),
+        ("span", {"span": [4, 7], "config": {"n_embd": 64, "n_layer": 6}}),
+    ],
 )
 def test_fields_that_contradict_each_other_are_refused(name: str, changes: dict[str, Any]) -> None:
     assert f"the session's {name} is not acceptable" in error_of(wire_json(**changes))

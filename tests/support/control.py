@@ -82,6 +82,7 @@ SPEC = SessionSpec(
     epoch=2**63 + 5,
     rank=Rank(1),
     n_nodes=3,
+    names=["starter", "secondary 0", "secondary 1"],
     starter=Peer("starter", "127.0.0.1", 8088),
     model="org/tiny",
     model_digest="ab" * 32,

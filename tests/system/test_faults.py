@@ -106,6 +106,14 @@ def test_a_node_that_is_gone_while_it_is_sent_its_weights_gets_the_rest_when_it_
         assert three.run(folder) == Bench(1, Path(), stack).run(folder)
 
 
+def test_news_of_a_loss_names_the_node_as_the_configuration_does(
+    three: Bench, tiny: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Secondary 0 notices, and secondary 1 learns it from there."""
+    three.run(tiny, on_token=once(20, lambda: three.ring[1].strike(Fault.RESET)))
+    assert "the session ended: starter is lost: " in caplog.text
+
+
 # ---- a link that fails again, or never holds
 
 

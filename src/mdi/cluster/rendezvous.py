@@ -170,6 +170,7 @@ class Rendezvous:
             epoch=epoch,
             rank=rank,
             n_nodes=len(nodes),
+            names=plan.names,
             starter=Peer("starter", nodes[0].addr, nodes[0].http_port),
             model=model.name,
             model_digest=manifest.model_digest if manifest else "",

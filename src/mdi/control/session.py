@@ -38,6 +38,7 @@ class SessionSpec:
     epoch: int  # of the sessions of a run, one after the other; a greater one replaces what is left of a lower one
     rank: Rank  # place in the ring; the starter is 0
     n_nodes: int
+    names: list[str]  # what the nodes are called, by rank
     starter: Peer  # where the starter answers HTTP
     model: str  # its name, for people
     model_digest: str  # empty where the starter has no manifest
@@ -134,6 +135,8 @@ class SessionSpec:
                 raise ControlError(f"the session's {name} is not acceptable: {short(repr(data[name]))}")
         if data["rank"] >= data["n_nodes"]:
             raise ControlError(f"the session's rank is not acceptable: {data['rank']} of {data['n_nodes']} nodes")
+        if len(data["names"]) != data["n_nodes"]:
+            raise ControlError(f"the session's names is not acceptable: there are {data['n_nodes']} nodes")
         if data["span"][1] > (n_layer := data["config"]["n_layer"]):
             raise ControlError(f"the session's span is not acceptable: {data['span']} of {n_layer} layers")
         values = data | {
@@ -165,6 +168,7 @@ _CHECKS: dict[str, Check] = {
     "epoch": whole(0, 2**64 - 1),
     "rank": whole(1, 10_000),
     "n_nodes": whole(2, 10_000),
+    "names": lambda value: isinstance(value, list) and all(map(is_name, value)),
     "starter": _is_peer,
     "model": is_string,
     "model_digest": is_digest,

@@ -409,7 +409,7 @@ class Secondary:
         """Handle what the predecessor sent."""
         match message:
             case Fault(rank, reason):
-                self._fail(Event.FAULT, f"node {rank} of the ring is lost: {reason}", message)
+                self._fail(Event.FAULT, f"{self._name_of(rank)} is lost: {reason}", message)
             case Goodbye():
                 self._apply(Event.GOODBYE, message)
             case _:
@@ -418,6 +418,11 @@ class Secondary:
                 except MdiError as exc:
                     rank = self._session.spec.rank if self._session.spec else Rank(0)
                     self._fail(Event.STAGE_FAILED, str(exc), Fault(rank, str(exc)))
+
+    def _name_of(self, rank: Rank) -> str:
+        """What the node of a rank of this session is called; any number may come over the ring."""
+        names = self._session.spec.names if self._session.spec else []
+        return names[rank] if 0 <= rank < len(names) else f"a node of rank {rank}"
 
     def _compute(self, spec: SessionSpec, message: Message) -> Message:
         """Apply a message to the stage; returns what goes on to the successor."""
