@@ -9,7 +9,7 @@ NETWORK := src/settings_distr/configuration.json
 LLAMA_PYTHON ?= $(BIN)/python
 MODEL := $(CHECKPOINTS)/local/SmolLM2-135M-Instruct
 
-.PHONY: help demo demo-compare certs renew-certs test test-quick lint types pytest resolve soak chaos floods fuzz bench bench-quick recording venv model clean
+.PHONY: help demo demo-compare certs renew-certs test test-quick lint types pytest resolve soak chaos floods fuzz bench bench-quick recording reference venv model clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := demo
 
@@ -67,6 +67,11 @@ chaos: $(VENV)/.dev  ## processes killed, stopped, frozen and impersonated at ra
 floods: $(VENV)/.dev  ## status calls timed while clients without a key flood a ring
 	FLOOD_CALLS=$${FLOOD_CALLS:-1000} $(BIN)/python -m pytest -s tests/system/test_floods.py
 
+# Those of llama.cpp, which is built from source, have a script of their own: tests/data/make_token_ids.py.
+reference: .cache/reference/.installed  ## make the reference values of the tests anew, as transformers computes them
+	.cache/reference/bin/python tests/data/make_rotary_tables.py
+	PYTHONPATH=tests .cache/reference/bin/python tests/data/make_logits.py
+
 recording: $(MODEL)/chunks/3nodes/manifest.json .cache/recorder/.installed  ## make docs/node-loss.svg anew: a node is killed, and the sentence ends; needs tmux
 	PATH="$(CURDIR)/.cache/recorder/bin:$$PATH" docs/recording/record.sh
 
@@ -86,6 +91,12 @@ $(VENV)/.dev: requirements-dev.txt $(VENV)/.installed
 
 $(VENV)/.fuzz: requirements-fuzz.txt $(VENV)/.dev
 	$(BIN)/pip install --quiet -r requirements-fuzz.txt
+	touch $@
+
+# It needs a newer huggingface_hub than litGPT, so it has an environment of its own.
+.cache/reference/.installed: requirements-reference.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet -r requirements-reference.txt
 	touch $@
 
 # In an environment of its own, so that neither is among the requirements.

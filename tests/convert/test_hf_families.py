@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from mdi.checkpoint.config import load_config
 from mdi.convert.hf_configs import build_config, resolve_config_name
 from mdi.convert.hf_families import FAMILIES, label_of
 from mdi.errors import CheckpointError, ConfigError
-from support.hf_models import our_logits, write_folder
+from support.hf_models import our_logits
+from support.named_weights import write_folder
+from support.paths import DATA, TESTS
 
-DATA = Path(__file__).parents[1] / "data"
 REFERENCE = json.loads(gzip.decompress((DATA / "transformers_logits.json.gz").read_bytes()))
 CASES = REFERENCE["cases"]
 LLAMA = CASES[0]["config"]
@@ -43,6 +45,12 @@ def test_every_family_is_compared() -> None:
     compared = [case["config"]["model_type"] for case in CASES]
     assert set(compared) == FAMILIES.keys() - {"gemma3"}
     assert all(compared.count(model_type) >= 2 for model_type in compared)
+
+
+def test_the_reference_needs_nothing_of_this_program() -> None:
+    """It is made where litGPT is not: `make reference`."""
+    source = (TESTS / "support" / "named_weights.py").read_text(encoding="utf-8")
+    assert {"mdi", "litgpt", "support"}.isdisjoint(re.findall(r"^ *(?:from|import) (\w+)", source, re.MULTILINE))
 
 
 @pytest.mark.slow

@@ -1,8 +1,6 @@
 """Make transformers_logits.json.gz: logits of tiny models as transformers computes them.
 
-For tests/convert/test_hf_families.py. Run it with transformers installed; the file was made with 5.24:
-
-    PYTHONPATH=src:tests python tests/data/make_logits.py
+For tests/convert/test_hf_families.py. `make reference` runs it with the pinned transformers.
 """
 
 import gzip
@@ -15,7 +13,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from support.hf_models import write_folder
+from support.named_weights import write_folder
 
 ORIGINAL, N_IDS, POSITIONS = 32, 48, (20, 47)
 IDS = [(7 * i * i + 3 * i) % 40 for i in range(N_IDS)]

@@ -1,8 +1,6 @@
 """Make rotary_tables.json: cosines and sines as transformers computes them, for tests/convert/test_hf_rotary.py.
 
-Run it with transformers installed; the file was made with 5.24:
-
-    python tests/data/make_rotary_tables.py
+`make reference` runs it with the pinned transformers.
 """
 
 import importlib
