@@ -19,7 +19,7 @@ from mdi.net.keys import Key, Keys
 from mdi.ring.handshake import mac_input
 from mdi.ring.messages import Activation, Fault, Goodbye, Hello, Ping, Proof, Refuse, Welcome
 from mdi.ring.wire import Decoder, Encoder, Kind, Session, State
-from mdi.segments import Fork, Release, Segment
+from mdi.segments import Fork, Segment
 from support.paths import ROOT
 
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -118,7 +118,7 @@ def mac_of(role: bytes, *more: bytes, key: bytes = EXAMPLE_KEY) -> bytes:
     """A MAC of the examples, made from the document's words alone."""
     secret = hashlib.scrypt(key, salt=b"mdi-llm ring key", n=32768, r=8, p=1, maxmem=2**26, dklen=32)
     facts = json.dumps(KEYED_FACTS, sort_keys=True).encode()
-    parts = (b"mdi ring 3", role, struct.pack("<Q", 7), NONCES[1], facts, *more)
+    parts = (b"mdi ring 4", role, struct.pack("<Q", 7), NONCES[1], facts, *more)
     joined = b"".join(struct.pack("<Q", len(part)) + part for part in parts)
     return hmac.digest(secret, joined, "sha256")
 
@@ -136,7 +136,6 @@ EXPECTED = {
     "WELCOME": Welcome(),
     "PROOF": Proof(),
     "REFUSE": Refuse("another epoch"),
-    "RELEASE": Release(2),
     "FORK": Fork(0, 3, 3),
     "PING": Ping(),
     "FAULT": Fault(2, "gone"),
@@ -144,9 +143,9 @@ EXPECTED = {
     "ACTIVATION": Activation(SEGMENTS, memoryview(b"")),
     "ACTIVATION returning": Activation(SEGMENTS, memoryview(b"")),
     "ACTIVATION with key": Activation(SEGMENTS, memoryview(b"")),
-    "RELEASE with key": Release(2),
+    "FORK with key": Fork(0, 3, 3),
 }
-FRAMES_WITH_MAC = ("ACTIVATION with key", "RELEASE with key")  # the first two of their connection
+FRAMES_WITH_MAC = ("ACTIVATION with key", "FORK with key")  # the first two of their connection
 BACKWARD = ("WELCOME", "REFUSE")
 STATES = dict.fromkeys(("HELLO", *BACKWARD), State.HANDSHAKE) | {"PROOF": State.AWAITING_PROOF}
 

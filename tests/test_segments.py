@@ -77,19 +77,16 @@ def test_an_illegal_message_changes_nothing(ledger: SlotLedger, illegal: list[Se
     assert held(ledger) == [4, 7, 0]
 
 
-def test_a_released_slot_is_empty_and_the_others_are_not(ledger: SlotLedger) -> None:
-    ledger.release(1)
-    assert held(ledger) == [4, 0, 0]
-    with pytest.raises(RemoteProtocolError, match="holds 0"):
-        ledger.extend([Segment(1, 1, 1, 1)])
-    ledger.release(2)  # releasing an empty slot is no error: a release follows a sample, not its rows
-    assert held(ledger) == [4, 0, 0]
+def test_a_segment_that_starts_earlier_cuts_its_slot_back_and_no_other(ledger: SlotLedger) -> None:
+    ledger.extend([Segment(1, 2, 1, 1)])
+    assert held(ledger) == [4, 3, 0]
+    with pytest.raises(RemoteProtocolError, match="holds 3"):
+        ledger.extend([Segment(1, 4, 1, 1)])
 
 
 @pytest.mark.parametrize("slot", [-1, N_SLOTS, 2**32 - 1])
 def test_slots_outside_the_session_are_refused(ledger: SlotLedger, slot: int) -> None:
     for action in (
-        lambda: ledger.release(slot),
         lambda: ledger.fork(slot, 2, 1),
         lambda: ledger.fork(0, slot, 1),
     ):

@@ -35,13 +35,6 @@ def kept_rows_of(segments: Sequence[Segment]) -> int:
 
 
 @dataclass(frozen=True)
-class Release:
-    """The slot is empty again on every node."""
-
-    slot: int
-
-
-@dataclass(frozen=True)
 class Fork:
     """The first `n` positions of slot `source` are copied to slot `target`."""
 
@@ -80,11 +73,6 @@ class SlotLedger:
                 )
         for segment in segments:
             self._filled[segment.slot] = segment.stop
-
-    def release(self, slot: int) -> None:
-        """Empty a slot."""
-        self._check_slot(slot)
-        self._filled[slot] = 0
 
     def fork(self, source: int, target: int, n: int) -> None:
         """Let `target` hold the first `n` positions of `source`."""

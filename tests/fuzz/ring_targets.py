@@ -15,7 +15,7 @@ from mdi.errors import LinkClosed, RemoteProtocolError
 from mdi.ring.frame_mac import TAG_BYTES, FrameMac
 from mdi.ring.messages import Activation, Fault, Goodbye, Hello, Message, Ping, Proof, Refuse, Welcome
 from mdi.ring.wire import HEADER_BYTES, MAX_TEXT_BYTES, Decoder, Encoder, Session, State
-from mdi.segments import Fork, Release, Segment, SlotLedger, check_segments
+from mdi.segments import Fork, Segment, SlotLedger, check_segments
 from support.wire import plain
 
 STATES = (State.HANDSHAKE, State.AWAITING_PROOF, State.OPEN, State.CLOSED)
@@ -180,7 +180,6 @@ def _running(session: Session, *, returning: bool) -> list[Message]:
         Activation(segments, memoryview(rows)),
         Activation(none_kept, memoryview(b"" if returning else bytes(2 * session.row_bytes))),
         Ping(),
-        Release(2),
         Fork(0, 2, 16),
         *([Fault(1, "gone: größer")] if returning else [Goodbye()]),
     ]
@@ -307,19 +306,19 @@ class LedgerTarget(Target):
 
     def seeds(self) -> list[bytes]:
         pack = self._OPERATION.pack
-        fill = pack(1, 0, 0, 5, 1) + pack(0, 1, 0, 3, 0) + pack(1, 0, 5, 11, 11) + pack(3, 0, 2, 7, 0)
-        return [fill, fill + pack(2, 0, 0, 0, 0) + pack(1, 2, 7, 1, 1), pack(1, 3, 0, 16, 16), pack(0, -1, 0, 1, 0)]
+        fill = pack(1, 0, 0, 5, 1) + pack(0, 1, 0, 3, 0) + pack(1, 0, 5, 11, 11) + pack(2, 0, 2, 7, 0)
+        return [fill, fill + pack(1, 2, 3, 1, 1) + pack(1, 2, 4, 1, 1), pack(1, 3, 0, 16, 16), pack(0, -1, 0, 1, 0)]
 
     def check(self, data: bytes) -> int:
         ledger, model = SlotLedger(self.N_SLOTS, self.CONTEXT), [0] * self.N_SLOTS
         pending: list[Segment] = []
         whole = len(data) // self._OPERATION.size * self._OPERATION.size
         for kind, *numbers in self._OPERATION.iter_unpack(data[:whole]):
-            if kind % 4 == 0:
+            if kind % 3 == 0:
                 pending.append(Segment(*numbers))
                 continue
-            expected = self._expected(kind % 4, numbers, pending, model)
-            self._assert_agrees(ledger, kind % 4, numbers, pending, expected or model, legal=expected is not None)
+            expected = self._expected(kind % 3, numbers, pending, model)
+            self._assert_agrees(ledger, kind % 3, numbers, pending, expected or model, legal=expected is not None)
             model, pending = expected or model, []
             self.accepted += expected is not None
         return whole // self._OPERATION.size
@@ -334,7 +333,7 @@ class LedgerTarget(Target):
                 return change_bytes(data, rng)
             case _:
                 numbers = (rng.choice((rng.randint(-1, 17), rng.randint(0, 4), 2**62)) for _ in range(4))
-                return data[:at] + self._OPERATION.pack(rng.randrange(4), *numbers) + data[at:]
+                return data[:at] + self._OPERATION.pack(rng.randrange(3), *numbers) + data[at:]
 
     def _expected(self, kind: int, numbers: list[int], pending: list[Segment], model: list[int]) -> list[int] | None:
         """What the slots hold afterwards; None where the operation is illegal."""
@@ -350,9 +349,6 @@ class LedgerTarget(Target):
             return after if len({slot, *(s.slot for s in pending)}) == len(pending) + 1 else None
         if slot not in range(self.N_SLOTS):
             return None
-        if kind == 2:
-            after[slot] = 0
-            return after
         if target not in range(self.N_SLOTS) or target == slot or not 1 <= n <= model[slot]:
             return None
         after[target] = n
@@ -373,8 +369,6 @@ class LedgerTarget(Target):
             if kind == 1:
                 ledger.extend(segments)
                 check_segments(segments, self.N_SLOTS, self.CONTEXT)
-            elif kind == 2:
-                ledger.release(numbers[0])
             else:
                 ledger.fork(*numbers[:3])
             accepted = True

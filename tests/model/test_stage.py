@@ -127,16 +127,16 @@ def test_a_wrong_guess_is_overwritten_by_a_lower_start(model: Model) -> None:
     torch.testing.assert_close(model.logits(segment), model.expected(segment))
 
 
-def test_a_released_slot_serves_another_sequence(model: Model) -> None:
+@pytest.mark.parametrize("n_shared", [0, 1, 20, 29])
+def test_a_slot_serves_another_sequence_from_where_they_part(model: Model, n_shared: int) -> None:
     model.allocate()
     other = IDS.flip(1)
+    other[0, :n_shared] = IDS[0, :n_shared]
     model.logits(Segment(0, 0, 30, 1), ids=other)
-    for stage in model.stages:
-        stage.release(0)
-    with pytest.raises(RemoteProtocolError, match="holds 0 positions"):
-        model.logits(Segment(0, 30, 1, 1))
-    segment = Segment(0, 0, 4, 4)
+    segment = Segment(0, n_shared, 4, 4)
     torch.testing.assert_close(model.logits(segment), model.expected(segment))
+    with pytest.raises(RemoteProtocolError, match=f"holds {n_shared + 4} positions"):
+        model.logits(Segment(0, 36, 1, 1))
 
 
 def test_a_fork_continues_from_a_shared_beginning(model: Model) -> None:

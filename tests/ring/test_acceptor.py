@@ -13,7 +13,7 @@ import mdi.ring.acceptor
 from mdi.net.timeouts import Timeouts
 from mdi.ring.acceptor import N_RANKS, _PendingConnection
 from mdi.ring.link import PredecessorConnected
-from mdi.segments import Release
+from mdi.segments import Fork
 from support.clocks import ManualClock
 from support.links import FOREIGN, HELLO, HOST, PATIENCE_S, SHORT_HANDSHAKE, WELCOME, Bench, End, read, reset
 from support.wire import GOODBYE, HEADER_BYTES, PROOF, frame
@@ -34,8 +34,8 @@ def test_a_foreign_connection_does_not_keep_the_predecessor_out(bench: Bench, da
     elif how == "resets":
         reset(intruder)
     sock = bench.predecessor(end)
-    sock.sendall(frame(5, struct.pack("<IIII", 1, 0, 0, 0)))
-    assert end.message() == Release(1)
+    sock.sendall(frame(6, struct.pack("<IIII", 1, 0, 2, 0)))
+    assert end.message() == Fork(1, 0, 2)
 
 
 def assert_refused(bench: Bench, end: End) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mdi.errors import LinkClosed, RemoteProtocolError
 from mdi.ring.messages import Activation, Fault, Goodbye, Hello, Message, Ping, Proof
 from mdi.ring.wire import Decoder, Encoder
-from mdi.segments import Release, Segment
+from mdi.segments import Fork, Segment
 from support.wire import (
     FORWARD_MESSAGES,
     HEADER_BYTES,
@@ -31,7 +31,13 @@ HEAD_BYTES = HEADER_BYTES + TAG_BYTES
 NOT_NEXT = "a frame that is not the peer's next one: its MAC does not match"
 
 ROW = Activation((Segment(1, 5, 1, 1),), memoryview(rows(1)))
-MESSAGES: list[Message] = [ROW, Release(1), Ping(), Activation((Segment(2, 0, 2, 1),), memoryview(rows(2))), Goodbye()]
+MESSAGES: list[Message] = [
+    ROW,
+    Fork(1, 0, 2),
+    Ping(),
+    Activation((Segment(2, 0, 2, 1),), memoryview(rows(2))),
+    Goodbye(),
+]
 
 
 def open_encoder(session_key: bytes | None = SESSION_KEY) -> Encoder:

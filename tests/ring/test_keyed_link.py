@@ -14,7 +14,7 @@ from mdi.ring.handshake import Initiator, KeyMismatch
 from mdi.ring.link import PredecessorConnected
 from mdi.ring.messages import Activation, Fault, Goodbye, Ping, Proof, Welcome
 from mdi.ring.wire import Decoder, Encoder
-from mdi.segments import Fork, Release, Segment
+from mdi.segments import Fork, Segment
 from support.links import FACTS, ONE_ROW, PATIENCE_S, Bench, End, read
 from support.wire import GOODBYE, HEADER_BYTES, PROOF, SESSION, activation, frame, rows
 
@@ -73,7 +73,7 @@ def test_every_message_passes_in_order(bench: Bench, caller: Keys, answerer: Key
     a.link.connect()
     assert b.event() == PredecessorConnected(b.link)
     large = Activation((Segment(0, 0, 8, 1),), memoryview(rows(8)))
-    for message in (ONE_ROW, large, Release(2), Fork(0, 1, 2), ONE_ROW, Goodbye()):
+    for message in (ONE_ROW, large, Fork(0, 1, 2), ONE_ROW, Goodbye()):
         a.link.send(message)
         assert b.message() == message
     a.link.close(drain_s=PATIENCE_S)
@@ -137,8 +137,8 @@ def test_frames_without_a_mac_end_the_connection(bench: Bench, bare: bytes) -> N
     assert str(down.error).startswith("the node before")
 
 
-@pytest.mark.parametrize("again", [ONE_ROW, Ping(), Release(1)])
-def test_a_frame_that_comes_twice_ends_the_connection(bench: Bench, again: Activation | Ping | Release) -> None:
+@pytest.mark.parametrize("again", [ONE_ROW, Ping(), Fork(0, 1, 2)])
+def test_a_frame_that_comes_twice_ends_the_connection(bench: Bench, again: Activation | Ping | Fork) -> None:
     end = bench.end(1, access=KEYED)
     end.link.accept()
     sock, encoder = keyed_predecessor(bench, end)

@@ -14,7 +14,7 @@ from mdi.errors import ConfigError, LinkClosed, LinkTimeout, LocalProtocolError,
 from mdi.net.timeouts import Timeouts
 from mdi.ring.link import PredecessorConnected
 from mdi.ring.messages import Activation, Fault, Goodbye, Message
-from mdi.segments import Fork, Release, Segment
+from mdi.segments import Fork, Segment
 from support.links import (
     FLOOD,
     HELLO,
@@ -54,11 +54,11 @@ def pings(sock: socket.socket) -> Iterator[None]:
 def test_messages_travel_round_a_ring_and_a_goodbye_ends_it(bench: Bench) -> None:
     a, b = bench.ring()
     full = Activation((Segment(0, 0, 2, 1), Segment(2, 4, 3, 0)), memoryview(rows(5)))
-    for message in (full, Release(2), Fork(0, 1, 2), ONE_ROW):
+    for message in (full, Fork(0, 1, 2), ONE_ROW):
         a.link.send(message)
         assert b.message() == message
     kept = Activation(full.segments, memoryview(rows(1)))
-    for message in (kept, Release(2), Fork(0, 1, 2)):
+    for message in (kept, Fork(0, 1, 2)):
         b.link.send(message)
         assert a.message() == message
     a.link.send(Goodbye())

@@ -9,7 +9,7 @@ import pytest
 
 from mdi.ring.link import PredecessorConnected
 from mdi.ring.messages import Fault, Goodbye
-from mdi.segments import Release
+from mdi.segments import Fork
 from support.links import FLOOD, HELLO, LARGE, ONE_ROW, PATIENCE_S, Bench, End, free_port, read, ring_threads
 from support.wire import GOODBYE, HEADER_BYTES, activation, frame, rows
 
@@ -109,13 +109,13 @@ def test_draining_sends_what_is_queued(bench: Bench) -> None:
     end = bench.end(listener.getsockname()[1])
     end.link.connect()
     sock = bench.successor(listener)
-    for message in (ONE_ROW, Release(1), Fault(1, "the end")):
+    for message in (ONE_ROW, Fork(1, 0, 2), Fault(1, "the end")):
         end.link.send(message)
     closing = threading.Thread(target=end.link.close, args=(PATIENCE_S,))
     closing.start()
     expected = [
         activation([(0, 0, 1, 1)], rows(1)),
-        frame(5, struct.pack("<IIII", 1, 0, 0, 0)),
+        frame(6, struct.pack("<IIII", 1, 0, 2, 0)),
         frame(8, b"\1\0\0\0the end"),
     ]
     assert read(sock, sum(map(len, expected))) == b"".join(expected)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from mdi.errors import LinkClosed, LocalProtocolError, RemoteProtocolError
 from mdi.ring.messages import Activation, Fault, Goodbye, Hello, Message, Ping, Proof, Refuse, Welcome
 from mdi.ring.wire import Decoder, Encoder, Session
-from mdi.segments import Fork, Release, Segment
+from mdi.segments import Fork, Segment
 from support.wire import (
     FORWARD_MESSAGES,
     GOODBYE,
@@ -150,7 +150,6 @@ def test_the_encoder_writes_the_published_bytes() -> None:
     assert encoded(Welcome(b"n" * 16, b"m" * 32), Encoder(SESSION, backward=True)) == frame(2, b"n" * 16 + b"m" * 32)
     assert encoded(Proof(b"m" * 32), greeted_encoder()) == frame(10, b"m" * 32)
     assert encoded(Refuse("no"), Encoder(SESSION, backward=True)) == frame(3, b"no")
-    assert encoded(Release(2), open_encoder()) == frame(5, struct.pack("<IIII", 2, 0, 0, 0))
     assert encoded(Fork(0, 2, 9), open_encoder()) == frame(6, struct.pack("<IIII", 0, 2, 9, 0))
     assert encoded(Ping(), open_encoder()) == frame(7)
     assert encoded(Fault(2, "gone"), open_encoder()) == frame(8, b"\2\0\0\0gone")
@@ -242,9 +241,10 @@ GOOD_SEGMENT = [(0, 0, 2, 1)]
     [
         (activation(GOOD_SEGMENT, rows(2), magic=b"MDIS"), r"not a ring message: it begins with b'MDIS'"),
         (b"GET / HTTP/1.1\r\nHost: 127.0.0.1:5088\r\n", r"not a ring message: it begins with b'GET '"),
-        (activation(GOOD_SEGMENT, rows(2), version=1), "version 1 of the ring protocol, this node 3"),
+        (activation(GOOD_SEGMENT, rows(2), version=1), "version 1 of the ring protocol, this node 4"),
         (activation(GOOD_SEGMENT, rows(2), version=0), "version 0"),
         (frame(0), "kind 0 is not legal in state OPEN"),
+        (frame(5, bytes(16)), "kind 5 is not legal in state OPEN"),
         (frame(10), "PROOF is not legal in state OPEN"),
         (frame(11), "kind 11 is not legal in state OPEN"),
         (frame(255), "kind 255 is not legal"),
@@ -266,9 +266,9 @@ GOOD_SEGMENT = [(0, 0, 2, 1)]
         (frame(7, dtype=1), "PING of 0 bytes, 0 segments and dtype 1"),
         (frame(9, n_segments=1), "GOODBYE of 0 bytes, 1 segments"),
         (frame(9, n_bytes=2**32 - 1), "GOODBYE of 4294967295 bytes"),
-        (frame(5, bytes(15)), "RELEASE of 15 bytes"),
-        (frame(5, n_bytes=2**32 - 1), "RELEASE of 4294967295 bytes"),
+        (frame(6, bytes(15)), "FORK of 15 bytes"),
         (frame(6, bytes(17)), "FORK of 17 bytes"),
+        (frame(6, n_bytes=2**32 - 1), "FORK of 4294967295 bytes"),
         (frame(8, b"abc"), "FAULT of 3 bytes"),
         (frame(8, n_bytes=4097), "FAULT of 4097 bytes"),
         (frame(8, n_bytes=2**32 - 1), "FAULT of 4294967295 bytes"),
@@ -346,24 +346,13 @@ def test_the_starter_expects_the_kept_rows_and_the_others_all_rows() -> None:
                 assert f"say {n_expected} rows" in refusal(activation(segments, rows(n_rows)), decoder)
 
 
-@pytest.mark.parametrize(
-    "body",
-    [struct.pack("<IIII", 3, 0, 0, 0), struct.pack("<IIII", 2**32 - 1, 0, 0, 0)],
-)
-def test_a_release_of_a_slot_that_is_not_there_is_refused(body: bytes) -> None:
-    assert "there are 3 slots" in refusal(frame(5, body), open_decoder())
-
-
-@pytest.mark.parametrize("fields", [(3, 0, 1), (0, 3, 1), (0, 1, 17)])
+@pytest.mark.parametrize("fields", [(3, 0, 1), (2**32 - 1, 0, 1), (0, 3, 1), (0, 1, 17)])
 def test_a_fork_beyond_the_slots_is_refused(fields: tuple[int, int, int]) -> None:
     assert "there are 3 slots" in refusal(frame(6, struct.pack("<IIII", *fields, 0)), open_decoder())
 
 
-@pytest.mark.parametrize(
-    ("kind", "numbers"), [(5, (2, 1, 0, 0)), (5, (2, 0, 1, 0)), (5, (2, 0, 0, 1)), (6, (0, 2, 3, 1))]
-)
-def test_the_unused_numbers_of_a_slot_message_are_zero(kind: int, numbers: tuple[int, ...]) -> None:
-    assert "behind its" in refusal(frame(kind, struct.pack("<IIII", *numbers)), open_decoder())
+def test_the_unused_number_of_a_fork_is_zero() -> None:
+    assert "with 1 in the place of zero" in refusal(frame(6, struct.pack("<IIII", 0, 2, 3, 1)), open_decoder())
 
 
 @pytest.mark.parametrize(
@@ -423,12 +412,12 @@ def test_a_decoder_stays_dead_after_an_error() -> None:
 
 # ---- which message is legal when
 
-RUNNING = {Activation, Release, Fork, Ping, Fault, Goodbye}
+RUNNING = {Activation, Fork, Ping, Fault, Goodbye}
 LEGAL_FORWARD = {"HANDSHAKE": {Hello}, "AWAITING_PROOF": {Proof, Refuse}, "OPEN": RUNNING, "CLOSED": set()}
 LEGAL_BACKWARD = {"HANDSHAKE": {Welcome, Refuse}, "AWAITING_PROOF": set(), "CLOSED": set()}
 ONE_OF_EACH: list[Message] = [
     Hello({}), Welcome(), Refuse("no"), Activation((Segment(0, 0, 1, 1),), memoryview(rows(1))),
-    Release(0), Fork(0, 1, 1), Ping(), Fault(1, "gone"), Goodbye(), Proof(),
+    Fork(0, 1, 1), Ping(), Fault(1, "gone"), Goodbye(), Proof(),
 ]  # fmt: skip
 WAYS = {
     (False, "HANDSHAKE"): b"", (False, "AWAITING_PROOF"): HELLO, (False, "OPEN"): HELLO + PROOF,
@@ -504,9 +493,8 @@ OUR_MISTAKES: dict[str, Message] = {
     "slot twice": Activation((Segment(1, 0, 1, 1), Segment(1, 1, 1, 1)), memoryview(rows(2))),
     "one row above the limit": Activation((Segment(0, 0, 9, 1),), memoryview(rows(9))),
     "far above the limit": Activation((Segment(0, 0, 16, 1),), memoryview(rows(16))),
-    "release of no slot": Release(3),
-    "release below zero": Release(-1),
     "fork from no slot": Fork(3, 0, 1),
+    "fork from below zero": Fork(-1, 0, 1),
     "fork beyond the context": Fork(0, 1, 17),
 }
 
@@ -607,7 +595,6 @@ def legal_activations(draw: st.DrawFn) -> Activation:
 slots = st.integers(0, 2)
 legal_messages = st.one_of(
     legal_activations(),
-    st.builds(Release, slots),
     st.builds(Fork, slots, slots, st.integers(0, 16)),
     st.just(Ping()),
 )

@@ -9,14 +9,14 @@ from hypothesis import HealthCheck, settings
 
 from mdi.ring.messages import Activation, Fault, Goodbye, Hello, Message, Ping, Proof, Refuse, Welcome
 from mdi.ring.wire import Decoder, Session
-from mdi.segments import Fork, Release, Segment
+from mdi.segments import Fork, Segment
 
 HEADER_BYTES = 32
 SESSION = Session(epoch=7, n_embd=4, wire_dtype="float32", n_slots=3, context=16, max_rows=8)
 ROW_BYTES = 16
 LARGEST_BUFFER = 4096  # a text; the rows of SESSION are smaller
 
-KINDS = {Hello: 1, Welcome: 2, Refuse: 3, Activation: 4, Release: 5, Fork: 6, Ping: 7, Fault: 8, Goodbye: 9, Proof: 10}
+KINDS = {Hello: 1, Welcome: 2, Refuse: 3, Activation: 4, Fork: 6, Ping: 7, Fault: 8, Goodbye: 9, Proof: 10}
 
 few_examples = settings(
     max_examples=50, deadline=None, database=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
@@ -28,7 +28,7 @@ def frame(
     body: bytes = b"",
     *,
     magic: bytes = b"MDIR",
-    version: int = 3,
+    version: int = 4,
     dtype: int = 0,
     reserved: int = 0,
     epoch: int = 7,
@@ -63,7 +63,6 @@ TWO_SEGMENTS = (Segment(0, 3, 2, 1), Segment(2, 0, 3, 1))
 FORWARD_MESSAGES: list[Message] = [
     Activation((Segment(1, 5, 1, 1),), memoryview(rows(1))),
     Activation(TWO_SEGMENTS, memoryview(rows(5))),
-    Release(2),
     Fork(0, 2, 16),
     Ping(),
     Fault(1, "secondary 0 gave no sign of life: größer"),

@@ -98,10 +98,10 @@ class SessionSpec:
 
     def link_config(self, source_port: int, timeouts: Timeouts = DEFAULT_TIMEOUTS) -> LinkConfig:
         """How this node opens its two edges of the ring; its connection to the successor leaves from `source_port`."""
-        # As many messages travel as there are nodes. While they do, each slot may be released and forked anew for each
-        # of them (a cancelled sample's slot is given away before its rows are back), and once more when many samples
-        # end at once. So hundreds of slots need hundreds of entries. At the end come FAULT and GOODBYE.
-        capacity = self.n_nodes + 2 * self.n_slots * (self.n_nodes + 1) + 2
+        # As many messages travel as there are nodes. Before each of them every slot may be forked anew, even one whose
+        # rows travel: a cancelled sample's slot is given away before they are back. So hundreds of slots need hundreds
+        # of entries. At the end come FAULT and GOODBYE.
+        capacity = self.n_nodes * (1 + self.n_slots) + 2
         return LinkConfig(
             session=self.session,
             predecessor=self.predecessor,

@@ -93,7 +93,7 @@ class Engine:
         """The batch's rows (N, C) after the starter's stage."""
         for fork in batch.forks:
             self._runner.fork(fork)
-            self._ring.control(fork)
+            self._ring.fork(fork)
         with self._timeline.computing(batch.segments):
             return self._runner.forward(self._runner.embed(batch.ids, batch.positions), batch.segments)
 

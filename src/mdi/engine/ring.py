@@ -15,7 +15,7 @@ from mdi.model.stage import kept_rows
 from mdi.model.tensors import from_buffer, to_buffer
 from mdi.ring.link import Link, LinkDown, PredecessorConnected, Received
 from mdi.ring.messages import Activation, Fault, Goodbye
-from mdi.segments import Fork, Release, Segment
+from mdi.segments import Fork, Segment
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Ring(Protocol):
         Raises `RingBroken` where the event says that the ring cannot go on.
         """
 
-    def control(self, message: Release | Fork) -> None:
-        """Have the other nodes free or copy a slot, in order with the messages."""
+    def fork(self, fork: Fork) -> None:
+        """Have the other nodes copy a slot, in order with the messages."""
 
     def close_gracefully(self) -> None:
         """End the session as planned."""
@@ -66,7 +66,7 @@ class LocalRing:
     def receive(self, event: object) -> Returned | None:
         return event if isinstance(event, Returned) else None
 
-    def control(self, message: Release | Fork) -> None:
+    def fork(self, fork: Fork) -> None:
         pass
 
     def close_gracefully(self) -> None:
@@ -131,7 +131,7 @@ class LinkRing:
         match message:
             case Activation(segments, data):
                 return Returned(segments, from_buffer(data, session.wire_dtype, session.n_embd))
-            case Release() | Fork():  # our own, back from its trip round the ring
+            case Fork():  # our own, back from its trip round the ring
                 return None
             case Fault(sent_rank, reason):
                 rank = Rank(sent_rank % len(self._names))
@@ -139,8 +139,8 @@ class LinkRing:
                 raise RingBroken(f"{name} is lost: {reason}", rank, peer=name, reason=reason)
         raise RingBroken(f"{type(message).__name__} while samples are in flight")
 
-    def control(self, message: Release | Fork) -> None:
-        self._link.send(message)
+    def fork(self, fork: Fork) -> None:
+        self._link.send(fork)
 
     def close_gracefully(self) -> None:
         """End the session as planned: the goodbye goes round the ring and comes back."""

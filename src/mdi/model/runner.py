@@ -108,10 +108,6 @@ class StageRunner:
             log.warning("%s", news)
         return x
 
-    def release(self, slot: int) -> None:
-        """Empty a slot."""
-        self._loaded_stage.release(slot)
-
     def fork(self, fork: Fork) -> None:
         """Copy the first positions of one slot to another."""
         self._loaded_stage.fork(fork.source, fork.target, fork.n)

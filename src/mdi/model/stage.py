@@ -61,10 +61,6 @@ class Stage:
         with memory_errors(f"a message of {len(x)} rows"):
             return self._engine.forward(x, segments)
 
-    def release(self, slot: int) -> None:
-        """Empty a slot."""
-        self._ledger.release(slot)
-
     def fork(self, source: int, target: int, n: int) -> None:
         """Let slot `target` begin with the first `n` positions of slot `source`."""
         self._ledger.fork(source, target, n)

@@ -44,7 +44,7 @@ from mdi.nodes.session_work import SessionWork
 from mdi.nodes.sources import WeightSources
 from mdi.ring.link import Link, LinkDown, PredecessorConnected, Received
 from mdi.ring.messages import Activation, Fault, Goodbye, Message
-from mdi.segments import Fork, Release
+from mdi.segments import Fork
 from mdi.strings import format_bytes, one_line
 from mdi.trace import Timeline
 
@@ -427,8 +427,6 @@ class Secondary:
     def _compute(self, spec: SessionSpec, message: Message) -> Message:
         """Apply a message to the stage; returns what goes on to the successor."""
         match message:
-            case Release(slot):
-                self._runner.release(slot)
             case Fork():
                 self._runner.fork(message)
             case Activation(segments, data):

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mdi.ids import Rank
-from mdi.segments import Fork, Release, Segment, rows_of
+from mdi.segments import Fork, Segment, rows_of
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Goodbye:
     """The session ends as planned."""
 
 
-Message = Hello | Welcome | Proof | Refuse | Activation | Release | Fork | Ping | Fault | Goodbye
+Message = Hello | Welcome | Proof | Refuse | Activation | Fork | Ping | Fault | Goodbye
 
 
 def carried_rows(message: Message) -> int:

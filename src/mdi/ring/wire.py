@@ -34,10 +34,10 @@ from mdi.ids import Rank
 from mdi.net.keys import MAC_BYTES, NONCE_BYTES
 from mdi.ring.frame_mac import TAG_BYTES, FrameMac
 from mdi.ring.messages import Activation, Fault, Goodbye, Hello, Message, Ping, Proof, Refuse, Welcome
-from mdi.segments import Fork, Release, Segment, check_segments, kept_rows_of, rows_of
+from mdi.segments import Fork, Segment, check_segments, kept_rows_of, rows_of
 
 MAGIC = b"MDIR"
-VERSION = 3
+VERSION = 4
 MAX_TEXT_BYTES = 4096  # of a handshake, a refusal or a fault
 
 _HEADER = struct.Struct("<4sBBBBQIII")
@@ -58,7 +58,6 @@ class Kind(enum.IntEnum):
     WELCOME = 2  # the answer to HELLO
     REFUSE = 3  # the other answer to HELLO, or to WELCOME, with the reason
     ACTIVATION = 4
-    RELEASE = 5
     FORK = 6
     PING = 7
     FAULT = 8
@@ -79,7 +78,6 @@ class State(enum.Enum):
 # The legal frames of each state, and the state that each leads to.
 _RUNNING = {
     Kind.ACTIVATION: State.OPEN,
-    Kind.RELEASE: State.OPEN,
     Kind.FORK: State.OPEN,
     Kind.PING: State.OPEN,
     Kind.FAULT: State.CLOSED,
@@ -127,7 +125,6 @@ _KIND_OF: dict[type, Kind] = {
     Proof: Kind.PROOF,
     Refuse: Kind.REFUSE,
     Activation: Kind.ACTIVATION,
-    Release: Kind.RELEASE,
     Fork: Kind.FORK,
     Ping: Kind.PING,
     Fault: Kind.FAULT,
@@ -183,10 +180,8 @@ class Encoder:
                 packed = b"".join(_SEGMENT.pack(s.slot, s.start, s.n, s.keep) for s in segments)
                 parts: list[bytes | memoryview] = [packed, data] if rows else [packed]
                 return DTYPE_CODES[self._session.wire_dtype], len(segments), parts
-            case Release(slot):
-                return 0, 0, [self._pack_slots(slot, 0, 0)]
             case Fork(source, target, n):
-                return 0, 0, [self._pack_slots(source, target, n)]
+                return 0, 0, [self._pack_fork(source, target, n)]
             case Fault(rank, reason):
                 return 0, 0, [_U32.pack(rank) + _short_text(reason)]
             case _:
@@ -203,11 +198,11 @@ class Encoder:
             raise LocalProtocolError(f"{len(data)} bytes of rows do not fit {segments}")
         return rows
 
-    def _pack_slots(self, first: int, second: int, n: int) -> bytes:
+    def _pack_fork(self, source: int, target: int, n: int) -> bytes:
         n_slots, context = self._session.n_slots, self._session.context
-        if not (0 <= first < n_slots and 0 <= second < n_slots and 0 <= n <= context):
-            raise LocalProtocolError(f"slots {first} and {second}, {n} positions: there are {n_slots} of {context}")
-        return _SEGMENT.pack(first, second, n, 0)
+        if not (0 <= source < n_slots and 0 <= target < n_slots and 0 <= n <= context):
+            raise LocalProtocolError(f"slots {source} and {target}, {n} positions: there are {n_slots} of {context}")
+        return _SEGMENT.pack(source, target, n, 0)
 
 
 def pack_facts(facts: dict[str, Any]) -> bytes:
@@ -384,10 +379,8 @@ class Decoder:
                 return Proof(b"".join(self._parts))
             case Kind.REFUSE:
                 return Refuse(_read_text(self._parts[0]) if self._parts else "no reason given")
-            case Kind.RELEASE:
-                return Release(*self._read_slot_message(1))
             case Kind.FORK:
-                return Fork(*self._read_slot_message(3))
+                return self._read_fork()
             case Kind.FAULT:
                 (rank,) = _U32.unpack(self._parts[0][: _U32.size])
                 return Fault(Rank(rank), _read_text(self._parts[0][_U32.size :]))
@@ -396,17 +389,15 @@ class Decoder:
             case Kind.GOODBYE:
                 return Goodbye()
 
-    def _read_slot_message(self, n_used: int) -> tuple[int, ...]:
-        """The first `n_used` of the four numbers; the others are zero."""
-        numbers: tuple[int, int, int, int] = _SEGMENT.unpack(self._parts[0])
-        first, second, n, _ = numbers
-        if any(numbers[n_used:]):
-            raise RemoteProtocolError(f"a slot message {numbers} with something behind its {n_used} numbers")
-        if max(first, second) >= self._session.n_slots or n > self._session.context:
+    def _read_fork(self) -> Fork:
+        source, target, n, unused = _SEGMENT.unpack(self._parts[0])
+        if unused:
+            raise RemoteProtocolError(f"a FORK with {unused} in the place of zero")
+        if max(source, target) >= self._session.n_slots or n > self._session.context:
             raise RemoteProtocolError(
-                f"slots {first} and {second}, {n} positions: there are {self._session.n_slots} slots"
+                f"slots {source} and {target}, {n} positions: there are {self._session.n_slots} slots"
             )
-        return numbers[:n_used]
+        return Fork(source, target, n)
 
 
 # The legal sizes of a body, but for ACTIVATION.
@@ -414,7 +405,6 @@ _BODY_BYTES: dict[Kind, Container[int]] = {
     Kind.HELLO: range(2, MAX_TEXT_BYTES + 1),
     Kind.WELCOME: (0, NONCE_BYTES + MAC_BYTES, NONCE_BYTES + 2 * MAC_BYTES),
     Kind.REFUSE: range(MAX_TEXT_BYTES + 1),
-    Kind.RELEASE: (SEGMENT_BYTES,),
     Kind.FORK: (SEGMENT_BYTES,),
     Kind.PING: (0,),
     Kind.FAULT: range(_U32.size, MAX_TEXT_BYTES + 1),
