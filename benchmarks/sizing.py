@@ -25,7 +25,8 @@ from mdi.model.architecture import ModelConfig, architecture_of  # noqa: E402
 from mdi.model.quant import held_bytes  # noqa: E402
 from mdi.model.shapes import head_weight, layer_weights, model_shapes  # noqa: E402
 
-PROCESS_BYTES = 0.4e9  # of a node without weights and slots: 0.28 to 0.43 GB were measured
+# Of a node without weights and slots: 0.28 to 0.43 GB were measured on CPUs. What CUDA takes of a GPU is not free.
+PROCESS_BYTES = {"cpu": 0.4e9, "cuda": 0.0}
 CONTEXT, MAX_ROWS = 2048, 128  # positions of a slot, all of them filled; rows of the largest message
 NODES = (1, 2, 3, 4)
 
@@ -36,6 +37,7 @@ class Format:
 
     dtype: torch.dtype
     mode: Mode
+    device: str = "cpu"
 
 
 FORMATS = {
@@ -43,6 +45,11 @@ FORMATS = {
     "bfloat16": Format(torch.bfloat16, "none"),
     "int8": Format(torch.float32, "int8"),
     "int4": Format(torch.float32, "int4"),
+}
+GPU_FORMATS = {
+    "bfloat16, float16": Format(torch.bfloat16, "none", "cuda"),
+    "int8": Format(torch.bfloat16, "int8", "cuda"),
+    "int4": Format(torch.bfloat16, "int4", "cuda"),
 }
 
 # Groups of equal machines, and the memory in GB that is free on each of them before the program starts.
@@ -57,6 +64,13 @@ GROUPS = {
     "2 machines with 8 GB": (2, 7.2),
     "3 machines with 8 GB": (3, 7.2),
     "2 machines with 16 GB": (2, 14.5),
+}
+GPU_GROUPS = {
+    "1 GPU with 8 GB": (1, 7.0),
+    "2 GPUs with 8 GB": (2, 7.0),
+    "1 GPU with 12 GB": (1, 11.0),
+    "2 GPUs with 12 GB": (2, 11.0),
+    "1 GPU with 24 GB": (1, 23.0),
 }
 
 # What the vendors give for a machine's memory, in GB/s.
@@ -85,7 +99,7 @@ def config_of(name: str) -> ModelConfig:
 
 def weights_bytes(name: str, held: Format) -> int:
     """What the weights of a whole model take."""
-    return held_bytes(model_shapes(config_of(name)), held.dtype, held.mode, "cpu")
+    return held_bytes(model_shapes(config_of(name)), held.dtype, held.mode, held.device)
 
 
 def bytes_per_token(name: str, held: Format) -> int:
@@ -93,7 +107,7 @@ def bytes_per_token(name: str, held: Format) -> int:
     config = config_of(name)
     shapes = model_shapes(config)
     del shapes[architecture_of(config).embedding]
-    return held_bytes(shapes, held.dtype, held.mode, "cpu")
+    return held_bytes(shapes, held.dtype, held.mode, held.device)
 
 
 def cache_bytes(name: str, dtype: torch.dtype, positions: int) -> int:
@@ -111,7 +125,7 @@ def free_bytes_needed(name: str, held: Format, n_nodes: int) -> float:
             config,
             span,
             has_ends=number == 0,
-            device="cpu",
+            device=held.device,
             dtype=held.dtype,
             mode=held.mode,
             context=CONTEXT,
@@ -119,7 +133,7 @@ def free_bytes_needed(name: str, held: Format, n_nodes: int) -> float:
         )
         for number, span in enumerate(spans)
     ]
-    return max(PROCESS_BYTES + _taken(need, n_nodes) / (1 - SPARE) for need in needs)
+    return PROCESS_BYTES[held.device] + max(_taken(need, n_nodes) for need in needs) / (1 - SPARE)
 
 
 def _taken(need: Need, n_slots: int) -> int:
@@ -169,11 +183,20 @@ def needs_table() -> str:
 
 def groups_table() -> str:
     """The largest model for groups of machines that people have."""
+    return _largest_table("machines", GROUPS, FORMATS)
+
+
+def gpus_table() -> str:
+    """The same for GPUs, each of which is a node."""
+    return _largest_table("GPUs", GPU_GROUPS, GPU_FORMATS)
+
+
+def _largest_table(what: str, groups: dict[str, tuple[int, float]], formats: dict[str, Format]) -> str:
     rows = [
-        [group, f"{free_gb:.1f}", *(_code(largest(held, n_nodes, free_gb)) for held in FORMATS.values())]
-        for group, (n_nodes, free_gb) in GROUPS.items()
+        [group, f"{free_gb:.1f}", *(_code(largest(held, n_nodes, free_gb)) for held in formats.values())]
+        for group, (n_nodes, free_gb) in groups.items()
     ]
-    return table(["machines", "free on each, GB", *FORMATS], rows)
+    return table([what, "free on each, GB", *formats], rows)
 
 
 def _code(name: str) -> str:
@@ -191,7 +214,7 @@ def speed_table() -> str:
     return table(["memory", "GB/s", *models], rows)
 
 
-TABLES = {"sizes": sizes_table, "needs": needs_table, "groups": groups_table, "speed": speed_table}
+TABLES = {"sizes": sizes_table, "needs": needs_table, "groups": groups_table, "gpus": gpus_table, "speed": speed_table}
 
 
 def main() -> None:

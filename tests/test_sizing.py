@@ -29,7 +29,7 @@ def test_every_model_with_a_short_name_has_its_row(make: Callable[[], str]) -> N
 @pytest.mark.parametrize("n_nodes", sizing.NODES)
 def test_a_starter_finds_enough_what_the_page_says_and_too_little_below(n_nodes: int) -> None:
     config, int8 = sizing.config_of("tinyllama"), sizing.FORMATS["int8"]
-    free_bytes = int(sizing.free_bytes_needed("tinyllama", int8, n_nodes) - sizing.PROCESS_BYTES) + 10
+    free_bytes = int(sizing.free_bytes_needed("tinyllama", int8, n_nodes) - sizing.PROCESS_BYTES["cpu"]) + 10
     spans = split("auto", Load(layer_weights(config), head_weight(config), [1.0] * n_nodes))
     nodes = [NodeFacts(str(i), str(i), "cpu", torch.float32, "int8", free_bytes) for i in range(n_nodes)]
     session = {"context": sizing.CONTEXT, "max_rows": sizing.MAX_ROWS}
