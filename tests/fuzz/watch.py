@@ -1,5 +1,6 @@
 """What every input is held to, whatever the target: time, memory, nothing executed, nothing written elsewhere."""
 
+import ctypes
 import os
 import resource
 import sys
@@ -16,6 +17,7 @@ from fuzz.target import Target
 
 INPUT_LIMIT_S = 5.0  # of CPU time
 INPUT_LIMIT_BYTES = 512 << 20  # by which one input may raise the peak of resident memory
+_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _EXECUTING = {"os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty", "subprocess.Popen", "pty.spawn",
               "ctypes.dlopen", "socket.connect", "socket.bind"}  # fmt: skip
@@ -97,7 +99,7 @@ class Watch:
         assert peak_kib - self._peak_kib < INPUT_LIMIT_BYTES >> 10, f"one input took {peak_kib - self._peak_kib} KiB"
         self._peak_kib = peak_kib
         if not self.rss_before and self.elapsed_s >= self._seconds / 10:
-            self.rss_before = self._process.memory_info().rss
+            self.rss_before = self._resident_bytes()
 
     @property
     def elapsed_s(self) -> float:
@@ -109,7 +111,7 @@ class Watch:
 
     def finish(self) -> dict[str, Any]:
         """The figures; raises `AssertionError` where memory grew since the first tenth of the time."""
-        self.rss_after = self._process.memory_info().rss
+        self.rss_after = self._resident_bytes()
         growth = self.rss_after - (self.rss_before or self.rss_after)
         assert growth < self._target.growth_limit_bytes, f"memory grew by {growth >> 20} MiB"
         return {
@@ -122,6 +124,16 @@ class Watch:
             "rss_before": self.rss_before,
             "rss_after": self.rss_after,
         }
+
+    def _resident_bytes(self) -> int:
+        """What the process holds, without what its allocator keeps for later.
+
+        Inputs of all sizes leave holes that are too small for the next: 50 MB in a hundred thousand manifests, while
+        what is in use did not change by 10 kB.
+        """
+        if _TRIM is not None:
+            _TRIM(0)
+        return int(self._process.memory_info().rss)
 
 
 def _peak_kib() -> int:
