@@ -35,6 +35,11 @@ class CancelRequested:
     sample: Sample
 
 
+@dataclass(frozen=True)
+class Wake:
+    """Something changed that whoever calls `Engine.step` waits for; posted by any thread."""
+
+
 class Engine:
     """Generates samples on a ring. Called only from the compute thread; other threads post to its inbox."""
 
@@ -86,6 +91,8 @@ class Engine:
                 self.add(sample)
             case CancelRequested(sample):
                 self.cancel(sample)
+            case Wake():
+                pass
             case _ if (returned := self._ring.receive(event)) is not None:
                 self._complete(returned.segments, returned.rows)
 

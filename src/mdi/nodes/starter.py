@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import signal
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,8 @@ from mdi.config.network import NetworkConfig
 from mdi.config.options import StarterOptions
 from mdi.control.routes import ControlServer
 from mdi.control.session import SessionSpec
-from mdi.control.status import InitAnswer, StarterStatus
-from mdi.engine.engine import Engine
+from mdi.control.status import InitAnswer, NodeState, StarterStatus
+from mdi.engine.engine import AddRequested, CancelRequested, Engine, Wake
 from mdi.engine.sample import Sample
 from mdi.engine.scheduler import Scheduler
 from mdi.errors import CheckpointError, ControlError
@@ -137,6 +138,36 @@ class Starter:
                 self._supervisor.dismiss(stop=not failed and not self._options.keep_nodes)
         self._runner.unload()
 
+    # ---- called from threads that serve users
+
+    @property
+    def n_slots(self) -> int:
+        """Samples that the ring holds at once."""
+        return self._supervisor.plan.n_slots
+
+    @property
+    def context(self) -> int:
+        """Positions of each."""
+        return self._supervisor.plan.context
+
+    def submit(self, sample: Sample) -> None:
+        """Have a sample generated."""
+        self._n_samples += 1
+        self._inbox.post(AddRequested(sample))
+
+    def cancel(self, sample: Sample) -> None:
+        """End a sample, in any phase of its life."""
+        self._inbox.post(CancelRequested(sample))
+
+    def wake(self) -> None:
+        """Have `serve` ask whether it is over."""
+        self._inbox.post(Wake())
+
+    def problem(self) -> str | None:
+        """Why a sample would not be generated now; None where it would."""
+        state = self._supervisor.state
+        return None if state is NodeState.RUNNING else f"the ring is {state.value}"
+
     # ---- called from HTTP threads
 
     @property
@@ -215,11 +246,18 @@ class Starter:
 
         Raises `MdiError` that names the node where no ring can be formed.
         """
+        self.serve(lambda: not self.engine.has_unfinished)
+
+    def serve(self, is_over: Callable[[], bool]) -> None:
+        """Generate what was added, and what is submitted meanwhile, until `is_over`; otherwise as `run`.
+
+        `is_over` is asked after each event; `wake` has it asked again.
+        """
         engine, supervisor = self.engine, self._supervisor
-        while engine.has_unfinished:
+        while not is_over():
             n_before = engine.scheduler.n_generated
             try:
-                while engine.has_unfinished:
+                while not is_over():
                     engine.step()
             except RECOVERABLE as exc:
                 supervisor.report_failure(exc, progressed=engine.scheduler.n_generated > n_before)
