@@ -38,7 +38,7 @@ class Signals:
     """
 
     def __init__(self, grace_s: float = GRACE_S) -> None:
-        self._grace_s = grace_s
+        self.grace_s = grace_s  # from the first signal on
         self._receive: Callable[[signal.Signals], None] | None = None
         self._first: signal.Signals | None = None
         self._is_due = False  # whether the handler is to raise when it runs next
@@ -91,8 +91,8 @@ class Signals:
             _exit_at_once(number)
         if number == signal.SIGHUP:
             leave_dead_terminal()
-        deadline_s = time.monotonic() + self._grace_s
-        while (left_s := deadline_s - time.monotonic()) > 0:
+        began_s = time.monotonic()
+        while (left_s := began_s + self.grace_s - time.monotonic()) > 0:
             if (receive := self._receive) is not None:
                 receive(number)
             time.sleep(min(AGAIN_S, left_s))

@@ -24,14 +24,14 @@ log = logging.getLogger(__name__)
 
 MAX_IGNORED_BYTES = 1 << 20  # of a refused body that is received, so that the client reads the refusal
 N_THREADS = 8
-_CONNECTION = "mdi.connection"  # in the environ: whose request it is
+CONNECTION = "mdi.connection"  # in the environ: whose request it is
 _VERSION = re.compile(rb"HTTP/\d\.\d")
 
 
 class _Gateway(wsgi.Gateway_10):
     def get_environ(self) -> dict[str, Any]:  # type: ignore[override]  # the stubs say that it returns nothing
         environ: dict[str, Any] = super().get_environ()  # type: ignore[no-untyped-call]
-        environ[_CONNECTION] = self.req.conn
+        environ[CONNECTION] = self.req.conn
         environ[LOCAL_ADDRESS] = self.req.conn.socket.getsockname()[:2]
         environ["wsgi.url_scheme"] = "http" if self.req.server.access.tls is None else "https"
         return environ
@@ -88,11 +88,13 @@ class WebServer(wsgi.Server):
         access: Access = THIS_MACHINE,
         timeouts: Timeouts = DEFAULT_TIMEOUTS,
         refusals: RefusalLog | None = None,
+        n_threads: int = N_THREADS,
     ) -> None:
+        """`n_threads` requests are answered at once."""
         super().__init__(
             (addr, port),
             application,
-            numthreads=N_THREADS,
+            numthreads=n_threads,
             server_name=f"mdi-llm/{__version__}",
             request_queue_size=BACKLOG,
             shutdown_timeout=timeouts.server_stop_s,  # type: ignore[arg-type]  # its stubs say int, its code takes both
@@ -138,7 +140,7 @@ def marking(application: Any) -> Callable[..., Any]:
     """The application behind the middleware, so that the server knows the connections of authorized clients."""
 
     def call(environ: dict[str, Any], start_response: Any) -> Any:
-        environ[_CONNECTION].authenticate()
+        environ[CONNECTION].authenticate()
         return application(environ, start_response)
 
     return call

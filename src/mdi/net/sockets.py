@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import selectors
 import socket
 import struct
 from dataclasses import dataclass
@@ -27,6 +28,19 @@ def wake(sock: socket.socket) -> None:
     """
     with contextlib.suppress(OSError):
         socket.socket.shutdown(sock, socket.SHUT_RDWR)
+
+
+def is_closed_by_peer(sock: socket.socket) -> bool:
+    """Whether the peer has closed, looking past what it may have sent before. For sockets that are not read meanwhile.
+
+    Below TLS: its own `recv` takes no flags, and what says that it ends is followed by the end of the connection.
+    """
+    try:
+        with selectors.DefaultSelector() as selector:  # first, since a socket with a timeout would wait to be read
+            selector.register(sock, selectors.EVENT_READ)
+            return bool(selector.select(0)) and not socket.socket.recv(sock, 1, socket.MSG_PEEK)
+    except (OSError, ValueError):  # `ValueError`: closed by ourselves
+        return True
 
 
 def await_close(sock: socket.socket, timeout_s: float) -> None:
@@ -59,8 +73,10 @@ class Peer:
     port: int
 
 
-def listen(addr: str, port: int) -> socket.socket:
+def listen(addr: str, port: int, flag: str | None = None) -> socket.socket:
     """A socket that listens on `addr`:`port` (0: any free port), also right after another one did.
+
+    Both are from the nodes configuration, or else from `flag`, which the error then names.
 
     Raises `ConfigError` where the port is taken or the address is not one of this machine.
     """
@@ -75,15 +91,18 @@ def listen(addr: str, port: int) -> socket.socket:
             sock.close()
             raise
     except (OSError, UnicodeError) as exc:
-        raise ConfigError(f"cannot listen on {addr} port {port}: {_bind_advice(exc)}") from exc
+        raise ConfigError(f"cannot listen on {addr} port {port}: {_bind_advice(exc, flag)}") from exc
     return sock
 
 
-def _bind_advice(exc: OSError | UnicodeError) -> str:
+def _bind_advice(exc: OSError | UnicodeError, flag: str | None) -> str:
+    if isinstance(exc, OSError) and exc.errno == errno.EADDRINUSE:
+        where = flag or "the nodes configuration"
+        return f"another program uses this port; stop it or choose another port in {where}"
+    if flag is not None:
+        return f"not an address of this machine; correct {flag}"
     if isinstance(exc, UnicodeError | socket.gaierror):
         return "no machine is known by this name; correct `addr` or `listen` in the nodes configuration"
-    if exc.errno == errno.EADDRINUSE:
-        return "another program uses this port; stop it or choose another port in the nodes configuration"
     if exc.errno == errno.EADDRNOTAVAIL:
         return (
             "this is not an address of this machine; correct `addr` in the nodes configuration or, where something "
