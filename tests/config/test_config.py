@@ -22,6 +22,7 @@ from mdi.config.options import (
     RingOptions,
     SamplingOptions,
     SecondaryOptions,
+    ServeOptions,
     StarterOptions,
     check_dtype,
     defaults_of,
@@ -400,7 +401,9 @@ def test_a_section_is_the_part_of_the_options_that_it_names() -> None:
 
 
 def test_every_starter_option_belongs_to_one_section() -> None:
-    sections = (NodeOptions, ModelOptions, PromptOptions, SamplingOptions, RingOptions, OutputOptions)
+    sections = (
+        NodeOptions, ModelOptions, PromptOptions, SamplingOptions, RingOptions, OutputOptions, ServeOptions,
+    )  # fmt: skip
     names = [item.name for section in sections for item in dataclasses.fields(section)]
     assert sorted(names) == sorted(item.name for item in dataclasses.fields(StarterOptions))
 

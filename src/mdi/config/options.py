@@ -162,6 +162,24 @@ class OutputOptions(Section):
 
 
 @dataclass(frozen=True)
+class ServeOptions(Section):
+    """Whether users are served over HTTP, and which of them."""
+
+    serve: str | None = None
+    api_key: tuple[str, ...] = ()
+    api_key_file: Path | None = None
+    insecure: bool = False
+    cors: tuple[str, ...] = ()
+    max_queue: int = 64
+    drain_timeout_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _at_least("--max-queue", self.max_queue, 0)
+        _at_least("--drain-timeout", self.drain_timeout_s, 0)
+
+
+@dataclass(frozen=True)
 class SecondaryOptions(NodeOptions, ModelOptions, PrecisionOptions, SeedOption):
     """The options of `secondary.py`."""
 
@@ -170,7 +188,9 @@ class SecondaryOptions(NodeOptions, ModelOptions, PrecisionOptions, SeedOption):
 
 
 @dataclass(frozen=True)
-class StarterOptions(NodeOptions, ModelOptions, PromptOptions, SamplingOptions, RingOptions, OutputOptions):
+class StarterOptions(
+    NodeOptions, ModelOptions, PromptOptions, SamplingOptions, RingOptions, OutputOptions, ServeOptions
+):
     """The options of `starter.py`."""
 
     def __post_init__(self) -> None:
@@ -201,6 +221,10 @@ class StarterOptions(NodeOptions, ModelOptions, PromptOptions, SamplingOptions, 
     @property
     def outputs(self) -> OutputOptions:
         return section_of(OutputOptions, self)
+
+    @property
+    def serving(self) -> ServeOptions:
+        return section_of(ServeOptions, self)
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,11 @@ from mdi.cli.environment import forget_foreign_variables, sleep_at_barriers, war
 from mdi.cli.output_files import check_output_files
 from mdi.cli.parser import Parser, Repeated, add_node_options, options_from
 from mdi.cli.script import announce, run_script, set_up_logging
+from mdi.cli.serve_options import DEFAULT_ADDRESS, api_keys, serve_address
 from mdi.cli.signals import Signals
 from mdi.config.network import load_network
 from mdi.config.options import StarterOptions
+from mdi.serve.api_keys import ApiKeys
 from mdi.strings import count, quoted
 from mdi.text.worker_process import TextWorker
 
@@ -21,6 +23,8 @@ def build_parser(options: type[StarterOptions] = StarterOptions) -> Parser:
     _add_samples(parser)
     _add_ring(parser)
     _add_outputs(parser)
+    if options is StarterOptions:
+        _add_serving(parser)
     return parser
 
 
@@ -99,6 +103,24 @@ def _add_outputs(parser: Parser) -> None:
     option("--timeline", type=Path, metavar="FILE", help="write what every node did when, for a trace viewer")
 
 
+def _add_serving(parser: Parser) -> None:
+    parser.section("serving users")
+    option = parser.option
+    option(
+        "--serve",
+        nargs="?",
+        const=DEFAULT_ADDRESS,
+        metavar="HOST:PORT",
+        help=f"keep the ring up and serve OpenAI's API (default: {DEFAULT_ADDRESS})",
+    )
+    option("--api-key", action=Repeated, metavar="KEY", help="what clients must present (default: MDI_API_KEY)")
+    option("--api-key-file", type=Path, metavar="FILE", help="a file with a key in each line")
+    option("--insecure", action="store_true", help="serve other machines without a key")
+    option("--cors", action=Repeated, metavar="ORIGIN", help="a web site whose pages may use the server")
+    option("--max-queue", type=int, metavar="N", help="requests that may wait; more are refused")
+    option("--drain-timeout", type=float, dest="drain_timeout_s", metavar="S", help="for answers at the end")
+
+
 def main(signals: Signals, kind: type[StarterOptions] = StarterOptions) -> None:
     options = options_from(kind, build_parser(kind).parse_args())
     debug_log = "logs_starter.log" if options.debug else None
@@ -106,16 +128,23 @@ def main(signals: Signals, kind: type[StarterOptions] = StarterOptions) -> None:
     network = load_network(options.nodes_config)
     network.starter.access.check()
     check_output_files(options.outputs)
+    keys = ApiKeys(api_keys(options.serving))
+    address = None if options.serve is None else serve_address(options.serving, has_keys=bool(keys))
     announce(f"starter of {count(len(network.nodes), 'node')}, from {options.nodes_config}")
     if network.secondaries:
         warn_of_loopback_name(network.starter)
     forget_foreign_variables()
     sleep_at_barriers()
     with TextWorker() as worker:  # imports its libraries while this process imports others
-        from mdi.cli.run import run_starter  # after the arguments are known to be good: torch and litgpt take seconds
+        # After the arguments are known to be good: torch and litgpt take seconds.
+        from mdi.cli.run import run_starter
+        from mdi.cli.serving import run_server
 
         with signals.raised():
-            run_starter(options, network, signals, worker)
+            if address is None:
+                run_starter(options, network, signals, worker)
+            else:
+                run_server(options, network, signals, worker, address, keys)
 
 
 def run() -> NoReturn:

@@ -1,0 +1,42 @@
+"""Where a server listens, and which keys it accepts: from options, the environment and files."""
+
+import os
+import re
+from collections.abc import Iterator
+
+from mdi.config.options import ServeOptions
+from mdi.documents import read_text
+from mdi.errors import ConfigError
+from mdi.net.access import is_loopback
+
+DEFAULT_ADDRESS = "127.0.0.1:8000"
+KEY_VARIABLE = "MDI_API_KEY"
+MAX_KEY_FILE_BYTES = 1 << 16
+_ADDRESS = re.compile(r"(?:(\[[^\[\]]+\]|[^:\[\]]*):)?([0-9]{1,5})")
+
+
+def serve_address(options: ServeOptions, *, has_keys: bool) -> tuple[str, int]:
+    """Host and port. Raises `ConfigError` for what is none, and for one that strangers reach without a key."""
+    match = _ADDRESS.fullmatch(options.serve or DEFAULT_ADDRESS)
+    if match is None or int(match[2]) > 65535:
+        raise ConfigError(f"--serve {options.serve}: expected HOST:PORT, such as {DEFAULT_ADDRESS} or 0.0.0.0:8000")
+    host = (match[1] or "127.0.0.1").strip("[]")
+    if not has_keys and not options.insecure and not is_loopback(host):
+        raise ConfigError(
+            f"--serve {options.serve}: other machines can reach {host}: set {KEY_VARIABLE} or --api-key, or --insecure"
+            " to serve everyone"
+        )
+    return host, int(match[2])
+
+
+def api_keys(options: ServeOptions) -> Iterator[str]:
+    """All keys that are given, whichever way. Raises `ConfigError` for a file that cannot be read or has none."""
+    yield from options.api_key
+    if options.api_key_file is not None:
+        lines = read_text(options.api_key_file, MAX_KEY_FILE_BYTES, ConfigError).splitlines()
+        keys = [line for line in lines if line.strip() and not line.startswith("#")]
+        if not keys:
+            raise ConfigError(f"{options.api_key_file}: no key in it")
+        yield from keys
+    if not options.api_key and options.api_key_file is None and (value := os.environ.get(KEY_VARIABLE)):
+        yield from value.split(",")

@@ -1,0 +1,108 @@
+"""A ring that stays up, and the server that takes requests for it: composed, run, ended."""
+
+import contextlib
+import gc
+import logging
+import signal
+import time
+
+from mdi.checkpoint.folder import ModelFolder, find_folder, open_folder
+from mdi.cli.signals import GRACE_S, Signals
+from mdi.config.network import NetworkConfig
+from mdi.config.options import StarterOptions
+from mdi.errors import ConfigError, MdiError
+from mdi.inbox import Stopped
+from mdi.nodes.starter import Starter
+from mdi.serve.api_keys import ApiKeys
+from mdi.serve.server import UserServer
+from mdi.serve.service import ServedModel, Service
+from mdi.strings import count
+from mdi.text.styles import load_style, stop_sequences
+from mdi.text.tokenizer import load_tokenizer
+from mdi.text.worker_client import find_template
+from mdi.text.worker_process import TextWorker
+
+log = logging.getLogger(__name__)
+
+DEFAULT_SLOTS = 16
+DEFAULT_CONTEXT = 4096
+READ_TIMEOUT_S = 5.0  # for clients to read the last of their answers
+
+
+def run_server(
+    options: StarterOptions,
+    network: NetworkConfig,
+    signals: Signals,
+    worker: TextWorker,
+    address: tuple[str, int],
+    keys: ApiKeys,
+) -> None:
+    """Serve users until a signal asks to end: then what was begun is finished, for `--drain-timeout` at most."""
+    gc.freeze()
+    folder = find_folder(options.ckpt, options.chunk)
+    model = open_folder(folder, len(network.nodes), options.quantize, options.dtype)
+    context = _context(options, model)
+    served = _served_model(model, worker, context)
+    starter = Starter(network, model, options, context=context, n_slots=options.max_slots or DEFAULT_SLOTS)
+    service = Service(served, starter, options.max_queue)
+    drain = _Drain(service, starter, options.drain_timeout_s)
+    signals.grace_s = options.drain_timeout_s + GRACE_S
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(signals.passed_to(drain.ask))
+        stack.enter_context(starter)
+        host, port = address
+        server = UserServer(
+            host,
+            port,
+            service,
+            keys=keys,
+            n_streams=(options.max_slots or DEFAULT_SLOTS) + options.max_queue,
+            origins=options.cors,
+        )
+        stack.callback(server.close)
+        server.start()  # /health tells that the ring is starting
+        try:
+            starter.prepare()
+            log.warning("serving %s on http://%s:%d/v1", served.name, host, server.port)
+            starter.serve(drain.is_over)
+            service.wait_until_read(READ_TIMEOUT_S)
+        except (MdiError, Stopped) as exc:
+            service.fail(str(exc) if isinstance(exc, MdiError) else "this server ends")
+            raise
+
+
+class _Drain:
+    """The end in order: no new requests, and time for those that were begun."""
+
+    def __init__(self, service: Service, starter: Starter, timeout_s: float) -> None:
+        self._service, self._starter, self._timeout_s = service, starter, timeout_s
+        self._began_s: float | None = None
+
+    def ask(self, number: signal.Signals) -> None:
+        """Called by the thread of the signals, again and again."""
+        if self._began_s is None:
+            self._began_s = time.monotonic()
+            self._service.drain()
+            log.warning("ending: %s to be finished", count(self._service.n_open, "answer"))
+            self._starter.wake()
+        elif time.monotonic() - self._began_s > self._timeout_s:
+            self._starter.interrupt(number)
+
+    def is_over(self) -> bool:
+        """Asked by the compute thread."""
+        return self._began_s is not None and self._service.n_open == 0
+
+
+def _context(options: StarterOptions, model: ModelFolder) -> int:
+    block_size = model.config.block_size
+    if options.sequence_length is not None and options.sequence_length > block_size:
+        raise ConfigError(f"--sequence-length {options.sequence_length}: this model's context is {block_size}")
+    return options.sequence_length or min(block_size, DEFAULT_CONTEXT)
+
+
+def _served_model(model: ModelFolder, worker: TextWorker, context: int) -> ServedModel:
+    tokenizer = load_tokenizer(model.path, worker)
+    style = load_style(model.path, model.config.name, tokenizer, worker)
+    template = find_template(model.path, worker)
+    stops, n_ids = stop_sequences(model.path, tokenizer, style), model.config.padded_vocab_size
+    return ServedModel(model.name, tokenizer, template, stops, context, n_ids)

@@ -1,0 +1,142 @@
+"""The answers to one request as they grow: tokens from the compute thread -> text for the thread of the request."""
+
+import queue
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from mdi.engine.sample import FinishReason, Outcome, Sample, TokenLogprobs
+from mdi.serve.errors import ApiError, failed
+from mdi.serve.stop_strings import StopStrings
+from mdi.text.stream import TextStream
+from mdi.text.tokenizer import Tokenizer
+
+Ending = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What an answer has grown by."""
+
+    index: int  # of the answer among those of its request
+    text: str
+    ending: Ending | None = None  # with its last one
+    logprobs: tuple[TokenLogprobs, ...] = ()  # of the tokens that came, where they are asked for
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of a request: of all its prompts, and of all its answers."""
+
+    n_prompt: int
+    n_generated: int
+    n_cached: int = 0  # of the prompts, what was not computed anew
+
+    def to_json(self) -> dict[str, Any]:
+        """In the names of chats and completions."""
+        return {
+            "prompt_tokens": self.n_prompt,
+            "completion_tokens": self.n_generated,
+            "total_tokens": self.n_prompt + self.n_generated,
+            "prompt_tokens_details": {"cached_tokens": self.n_cached},
+        }
+
+
+class Answer:
+    """One sample's text, on the thread of its request."""
+
+    def __init__(self, index: int, sample: Sample, tokenizer: Tokenizer, stops: Sequence[str], continues: bool) -> None:
+        """`continues` says that the text goes on from its prompt."""
+        self.sample, self.n_tokens = sample, 0
+        self._index = index
+        self._stream, self._stops = TextStream(tokenizer, continues=continues), StopStrings(stops)
+        self.ending: Ending | None = None
+
+    def push(self, outcome: Outcome) -> Delta | None:
+        """The text that one step brings; None where there is nothing to say."""
+        if self.ending is not None:  # it was cut at a stop string, and what comes was on its way
+            return None
+        self.n_tokens += outcome.n_accepted
+        text = self._stops.push(self._stream.push(outcome.tokens))
+        if outcome.finish_reason is not None and not self._stops.found:
+            text += self._stops.push(self._stream.finish()) + self._stops.finish()
+        self.ending = "stop" if self._stops.found else _ending_of(outcome.finish_reason)
+        if text or self.ending or outcome.logprobs:
+            return Delta(self._index, text, self.ending, outcome.logprobs)
+        return None
+
+
+def _ending_of(reason: FinishReason | None) -> Ending | None:
+    if reason == "abort":
+        raise failed("the server ends")
+    return reason
+
+
+class Generation:
+    """All answers to one request. Read by the thread of the request alone; when it is closed nobody reads them."""
+
+    def __init__(
+        self,
+        answers: Sequence[Answer],
+        n_prompt: int,
+        cancel: Callable[[Sample], None],
+        forget: Callable[["Generation"], None],
+    ) -> None:
+        """
+        Args:
+            n_prompt: tokens of all prompts.
+            cancel: ends a sample in the engine.
+            forget: called when it is closed.
+        """
+        self._answers, self._n_prompt, self._cancel, self._forget = answers, n_prompt, cancel, forget
+        self._news: queue.SimpleQueue[tuple[Answer, Outcome] | ApiError] = queue.SimpleQueue()
+        for answer in answers:
+            answer.sample.sink = self._sink_of(answer)
+
+    @property
+    def samples(self) -> list[Sample]:
+        return [answer.sample for answer in self._answers]
+
+    @property
+    def is_over(self) -> bool:
+        """Whether every answer has ended."""
+        return all(answer.ending is not None for answer in self._answers)
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens so far."""
+        n_cached = sum(answer.sample.n_cached for answer in self._answers)
+        return Usage(self._n_prompt, sum(answer.n_tokens for answer in self._answers), n_cached)
+
+    def next(self, timeout_s: float) -> Delta | None:
+        """What comes next; None where nothing does within `timeout_s`. Raises `ApiError` where it cannot go on."""
+        deadline_s = time.monotonic() + timeout_s
+        while True:
+            try:
+                news = self._news.get(timeout=max(0.0, deadline_s - time.monotonic()))
+            except queue.Empty:
+                return None
+            if isinstance(news, ApiError):
+                raise news
+            answer, outcome = news
+            if (delta := answer.push(outcome)) is not None:
+                if delta.ending is not None and outcome.finish_reason is None:
+                    self._cancel(answer.sample)  # a stop string ended it, which the engine does not know
+                return delta
+
+    def close(self) -> None:
+        """Have nothing generated any more that nobody reads. Idempotent."""
+        for answer in self._answers:
+            if answer.ending is None:
+                self._cancel(answer.sample)
+        self._forget(self)
+
+    # ---- called from other threads
+
+    def fail(self, error: ApiError) -> None:
+        """There will be no more tokens."""
+        self._news.put(error)
+
+    def _sink_of(self, answer: Answer) -> Callable[[Sample, Outcome], None]:
+        return lambda sample, outcome: self._news.put((answer, outcome))

@@ -1,0 +1,161 @@
+"""The routes for users.
+
+    POST /v1/chat/completions   a conversation and its next turn
+    POST /v1/completions        a text that goes on
+    POST /v1/responses          the same as a chat, in the newer form
+    GET  /v1/models             the model that is served
+    GET  /health                whether a request would be served now
+
+Bodies are JSON, streams are server-sent events, and errors have OpenAI's shape.
+"""
+
+import html
+import json
+import logging
+import string
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import cherrypy
+
+from mdi.control.server import CONNECTION
+from mdi.documents import parse_json
+from mdi.errors import ControlError
+from mdi.net.sockets import is_closed_by_peer
+from mdi.serve.answering import ClientGone, EventStream, answer
+from mdi.serve.chats import ChatForm
+from mdi.serve.completions import CompletionForm
+from mdi.serve.errors import ApiError
+from mdi.serve.forms import Form
+from mdi.serve.responses import ResponseForm
+from mdi.serve.schemas import ChatRequest, CompletionRequest, ResponseRequest, parse
+from mdi.serve.service import Service, describe
+
+log = logging.getLogger(__name__)
+
+MAX_BODY_BYTES = 16 << 20
+JSON, EVENTS = "application/json", "text/event-stream"
+Request = TypeVar("Request", ChatRequest, CompletionRequest, ResponseRequest)
+
+# As on the control plane: with every punctuation mark of a path read as `-`, only exposed methods are found.
+_NO_PRIVATE_NAMES = str.maketrans(dict.fromkeys(string.punctuation, "-"))
+
+
+def application_of(service: Service) -> cherrypy.Application:
+    """The routes as a WSGI application."""
+    application = cherrypy.Application(_Root(service), "", config=_CONFIG)
+    application.log.access_log.disabled = True
+    application.log.error_log.parent = log
+    return application
+
+
+def _error_page(status: str, message: str, traceback: str, version: str) -> str:
+    """For what cherrypy itself refuses: an unknown path, a method that a route does not have."""
+    cherrypy.response.headers["Content-Type"] = JSON
+    return json.dumps(ApiError(int(status[:3]), html.unescape(message)).to_json())
+
+
+_CONFIG = {
+    "/": {
+        "request.dispatch": cherrypy.dispatch.Dispatcher(translate=_NO_PRIVATE_NAMES),
+        "request.process_request_body": False,
+        "request.show_tracebacks": False,
+        "error_page.default": _error_page,
+        "response.stream": True,
+        "tools.encode.on": False,  # it would wrap streams, and not pass on that they are closed
+        "tools.trailing_slash.on": False,
+    }
+}
+
+
+class _Root:
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self.v1 = _V1(service)
+
+    @cherrypy.expose  # type: ignore[untyped-decorator]
+    @cherrypy.tools.allow(methods=["GET"])  # type: ignore[untyped-decorator]
+    def health(self) -> bytes:
+        problem = self._service.problem()
+        cherrypy.response.status = 200 if problem is None else 503
+        return _json({"status": "ready" if problem is None else "unavailable", "reason": problem})
+
+
+class _V1:
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self.chat = _Chat(service)
+
+    @cherrypy.expose  # type: ignore[untyped-decorator]
+    @cherrypy.tools.allow(methods=["GET"])  # type: ignore[untyped-decorator]
+    def models(self, *name: str) -> bytes:
+        model = describe(self._service.model)
+        if not name:
+            return _json({"object": "list", "data": [model]})
+        try:
+            self._service.check_model("/".join(name))
+        except ApiError as exc:
+            return _refused(exc)
+        return _json(model)
+
+    @cherrypy.expose  # type: ignore[untyped-decorator]
+    @cherrypy.tools.allow(methods=["POST"])  # type: ignore[untyped-decorator]
+    def completions(self) -> bytes | EventStream:
+        return _answered(self._service, CompletionRequest, CompletionForm)
+
+    @cherrypy.expose  # type: ignore[untyped-decorator]
+    @cherrypy.tools.allow(methods=["POST"])  # type: ignore[untyped-decorator]
+    def responses(self) -> bytes | EventStream:
+        return _answered(self._service, ResponseRequest, ResponseForm)
+
+
+class _Chat:
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    @cherrypy.expose  # type: ignore[untyped-decorator]
+    @cherrypy.tools.allow(methods=["POST"])  # type: ignore[untyped-decorator]
+    def completions(self) -> bytes | EventStream:
+        return _answered(self._service, ChatRequest, ChatForm)
+
+
+def _answered(service: Service, kind: type[Request], form: Callable[[Request, Service], Form]) -> bytes | EventStream:
+    connection = cherrypy.request.wsgi_environ[CONNECTION]
+    try:
+        request = parse(kind, _read_json())
+        service.check_model(request.model)
+        body = answer(form(request, service), service, lambda: is_closed_by_peer(connection.socket))
+    except ApiError as exc:
+        return _refused(exc)
+    except ClientGone:
+        return b""  # to nobody
+    if isinstance(body, EventStream):
+        cherrypy.response.headers |= {"Content-Type": EVENTS, "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+    else:
+        cherrypy.response.headers["Content-Type"] = JSON
+    return body
+
+
+def _refused(error: ApiError) -> bytes:
+    cherrypy.response.status = error.status
+    if error.retry_after_s is not None:
+        cherrypy.response.headers["Retry-After"] = str(error.retry_after_s)
+    return _json(error.to_json())
+
+
+def _json(value: Any) -> bytes:
+    cherrypy.response.headers["Content-Type"] = JSON
+    return json.dumps(value).encode()
+
+
+def _read_json() -> Any:
+    environ = cherrypy.request.wsgi_environ
+    text = environ.get("CONTENT_LENGTH") or "0"
+    if environ.get("wsgi.input_terminated") or not text.isdecimal():
+        raise ApiError(411, "a body of known length is expected")
+    if (length := int(text)) > MAX_BODY_BYTES:
+        raise ApiError(413, f"a body of {length} bytes; {MAX_BODY_BYTES} are allowed")
+    try:
+        return parse_json(cherrypy.request.rfile.read(length), "the body", ControlError)
+    except ControlError as exc:
+        raise ApiError(400, "the body is not JSON") from exc

@@ -1,0 +1,266 @@
+"""What is served: a model, and the way of its requests into the engine and back. Called from HTTP threads."""
+
+import contextlib
+import itertools
+import math
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from mdi.config.bounds import LogitBias, check_biased_tokens
+from mdi.engine.sample import Outcome, Sample
+from mdi.engine.sampler import generator_for
+from mdi.engine.sampling_params import SamplingParams
+from mdi.errors import MdiError
+from mdi.serve.errors import ApiError, queue_full, unavailable
+from mdi.serve.generation import Answer, Generation
+from mdi.serve.schemas import MAX_CHOICES, Message, Sampling
+from mdi.text.stops import StopSequences
+from mdi.text.tokenizer import Tokenizer
+from mdi.text.worker_client import WorkerTemplate
+
+MAX_RETRY_AFTER_S = 60
+
+
+class Backend(Protocol):
+    """The engine's way in, and what is known of its ring. Any thread may call it."""
+
+    @property
+    def n_slots(self) -> int:
+        """Samples that the ring holds at once."""
+
+    def submit(self, sample: Sample) -> None:
+        """Have a sample generated."""
+
+    def cancel(self, sample: Sample) -> None:
+        """End a sample, in any phase of its life."""
+
+    def problem(self) -> str | None:
+        """Why a request would not be served now; None where it would."""
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A model as its users see it."""
+
+    full_name: str  # such as `org/name`
+    tokenizer: Tokenizer
+    template: WorkerTemplate | None
+    stops: StopSequences  # token sequences that end an answer
+    context: int  # positions of prompt and answer together
+    n_ids: int  # that the model has logits for
+    created_s: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def name(self) -> str:
+        """Without the organization: what users type."""
+        return self.full_name.rpartition("/")[2]
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What a request asks for, whichever route it came by."""
+
+    prompts: Sequence[Sequence[int]]
+    sampling: Sampling
+    max_tokens: int | None = None
+    n: int = 1  # answers to each prompt
+    stop_strings: Sequence[str] = ()
+    continues: bool = False  # the answers go on from their prompts
+    logprobs: int | None = None  # how many of the most likely tokens are told, besides each chosen one
+
+
+class Service:
+    """Takes requests as long as there is room for them."""
+
+    def __init__(self, model: ServedModel, backend: Backend, max_queue: int) -> None:
+        """`max_queue` bounds the samples that wait for a slot."""
+        self.model, self._backend, self._max_queue = model, backend, max_queue
+        self._numbers = itertools.count()
+        self._lock = threading.Condition()
+        self._open: dict[Sample, float] = {}  # since when, by the monotonic clock
+        self._generations: set[Generation] = set()
+        self._usual_s = 1.0  # that an answer takes, as a moving average
+        self._refusal: ApiError | None = None
+
+    # ---- requests
+
+    def chat_prompt(self, messages: Sequence[Message]) -> list[int]:
+        """The ids of a conversation, up to where the model answers. Raises `ApiError`."""
+        if self.model.template is None:
+            raise ApiError(400, f"{self.model.name} has no chat template: use /v1/completions", param="messages")
+        turns = [{"role": _role(message), "content": message.text} for message in messages]
+        with _refusing("messages"):
+            return self.model.tokenizer.encode(self.model.template.render(turns))
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text. Raises `ApiError`."""
+        with _refusing("prompt"):
+            return self.model.tokenizer.encode(text)
+
+    def check_model(self, name: str) -> None:
+        """Raises `ApiError` for another model than the one that is served."""
+        if name not in (self.model.name, self.model.full_name):
+            raise ApiError(
+                404,
+                f"the model {name!r} is not here; this server has {self.model.name!r}",
+                param="model",
+                code="model_not_found",
+            )
+
+    def begin(self, ask: Ask) -> Generation:
+        """The answers, as they come; to be closed.
+
+        Raises `ApiError` for a prompt that does not fit, and where there is no room or no ring.
+        """
+        answers = list(self._answers(ask))
+        generation = Generation(answers, sum(map(len, ask.prompts)), self._backend.cancel, self._forget)
+        self._admit(generation)
+        for sample in generation.samples:
+            self._backend.submit(sample)
+        return generation
+
+    def _forget(self, generation: Generation) -> None:
+        with self._lock:
+            self._generations.discard(generation)
+            self._lock.notify_all()
+
+    def _answers(self, ask: Ask) -> Iterator[Answer]:
+        if ask.n * len(ask.prompts) > MAX_CHOICES:
+            raise ApiError(400, f"more than {MAX_CHOICES} answers in one request", param="n")
+        seed = secrets.randbits(63) if ask.sampling.seed is None else ask.sampling.seed
+        pairs = ((prompt, i) for prompt in ask.prompts for i in range(ask.n))
+        for index, (prompt, _) in enumerate(pairs):
+            sample = Sample(
+                next(self._numbers), tuple(prompt), self._params(ask, len(prompt)), generator_for(seed, index)
+            )
+            yield Answer(index, sample, self.model.tokenizer, ask.stop_strings, ask.continues)
+
+    def _params(self, ask: Ask, n_prompt: int) -> SamplingParams:
+        context = self.model.context
+        if n_prompt == 0:
+            raise ApiError(400, "the prompt is empty", param="prompt")
+        if n_prompt >= context:
+            raise ApiError(
+                400,
+                f"the prompt has {n_prompt} tokens; the context of {context} leaves no room to answer",
+                code="context_length_exceeded",
+            )
+        asked = ask.sampling
+        return SamplingParams(
+            max_tokens=min(ask.max_tokens or context, context - n_prompt),
+            stops=self.model.stops,
+            temperature=1.0 if asked.temperature is None else asked.temperature,
+            top_k=max(0, asked.top_k or 0),
+            top_p=1.0 if asked.top_p is None else asked.top_p,
+            min_p=asked.min_p or 0.0,
+            frequency_penalty=asked.frequency_penalty or 0.0,
+            presence_penalty=asked.presence_penalty or 0.0,
+            repetition_penalty=1.0 if asked.repetition_penalty is None else asked.repetition_penalty,
+            logit_bias=self._biased(asked),
+            logprobs=ask.logprobs,
+        )
+
+    def _biased(self, asked: Sampling) -> LogitBias:
+        bias = asked.logit_bias or {}
+        if any(not token.isdecimal() for token in bias):
+            raise ApiError(400, "logit_bias: its keys are token ids", param="logit_bias", code="invalid_value")
+        pairs = [(int(token), value) for token, value in bias.items()]
+        with _refusing("logit_bias"):
+            check_biased_tokens(pairs, self.model.n_ids)
+        return pairs
+
+    # ---- room
+
+    def problem(self) -> str | None:
+        """Why a request would not be served now; None where it would."""
+        return self._backend.problem() if self._refusal is None else str(self._refusal)
+
+    def _admit(self, generation: Generation) -> None:
+        samples = generation.samples
+        with self._lock:
+            if self._refusal is not None:
+                raise self._refusal
+            if (problem := self._backend.problem()) is not None:
+                raise unavailable(problem)
+            n_waiting = max(0, len(self._open) - self._backend.n_slots)
+            if len(self._open) + len(samples) > self._backend.n_slots + self._max_queue:
+                raise queue_full(n_waiting, self._retry_after_s(n_waiting))
+            now_s = time.monotonic()
+            self._open |= dict.fromkeys(samples, now_s)
+            self._generations.add(generation)
+        for sample in samples:
+            sample.sink = self._counted(sample.sink)
+
+    def _counted(self, sink: Callable[[Sample, Outcome], None]) -> Callable[[Sample, Outcome], None]:
+        def counted(sample: Sample, outcome: Outcome) -> None:
+            if outcome.finish_reason is not None:
+                self._close(sample)
+            sink(sample, outcome)
+
+        return counted
+
+    def _close(self, sample: Sample) -> None:
+        """Called from the compute thread."""
+        with self._lock:
+            took_s = time.monotonic() - self._open.pop(sample)
+            self._usual_s += 0.1 * (took_s - self._usual_s)
+
+    def _retry_after_s(self, n_waiting: int) -> int:
+        """When a slot will be free for one more, if answers take as long as they did."""
+        return min(MAX_RETRY_AFTER_S, max(1, math.ceil(self._usual_s * (n_waiting + 1) / self._backend.n_slots)))
+
+    # ---- the end, from other threads
+
+    @property
+    def n_open(self) -> int:
+        """Samples that wait or are generated."""
+        with self._lock:
+            return len(self._open)
+
+    def drain(self) -> None:
+        """Take no more requests; those that were begun go on."""
+        with self._lock:
+            self._refusal = unavailable("this server ends; use another one", retry_after_s=5)
+
+    def wait_until_read(self, timeout_s: float) -> None:
+        """Wait until nobody reads an answer any more."""
+        with self._lock:
+            self._lock.wait_for(lambda: not self._generations, timeout_s)
+
+    def fail(self, reason: str) -> None:
+        """Nothing will be generated any more: tell everybody who waits."""
+        error = unavailable(reason)
+        with self._lock:
+            self._refusal = error
+            waiting = list(self._generations)
+        for generation in waiting:
+            generation.fail(error)
+
+
+def _role(message: Message) -> str:
+    """OpenAI's newer models call the system a developer; templates do not."""
+    return "system" if message.role == "developer" else message.role
+
+
+@contextlib.contextmanager
+def _refusing(param: str) -> Iterator[None]:
+    """What a template or a vocabulary refuses is the fault of what was asked."""
+    try:
+        yield
+    except MdiError as exc:
+        raise ApiError(400, str(exc), param=param) from exc
+
+
+def describe(model: ServedModel) -> dict[str, Any]:
+    """An entry of `GET /v1/models`."""
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": model.created_s,
+        "owned_by": "mdi-llm",
+        "context_length": model.context,
+    }

@@ -1,0 +1,201 @@
+"""The official client against a ring of three processes: the texts of the batch program, and a lost node."""
+
+import concurrent.futures
+import contextlib
+import json
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.scripts import Network, Process, Scripts, WarmPython, free_ports, wait_until, write_network
+
+openai = pytest.importorskip("openai")
+
+pytestmark = pytest.mark.slow
+
+MODEL = "SmolLM2-135M-Instruct"
+KEY = "a-key-for-the-tests"
+PROMPTS = [f"Count from {i} to ten." for i in range(16)]
+N_TOKENS = 12
+
+
+@dataclass(frozen=True)
+class Served:
+    """A ring that serves users."""
+
+    port: int
+    network: Network
+    starter: Process
+    secondaries: list[Process]
+    scripts: Scripts
+    expected: dict[str, str]  # greedy completions of the batch program, by prompt
+
+    @contextlib.contextmanager
+    def client(self, key: str = KEY) -> Iterator[Any]:
+        url = f"http://127.0.0.1:{self.port}/v1"
+        with openai.OpenAI(base_url=url, api_key=key, max_retries=0, timeout=120) as client:
+            yield client
+
+    def chat(self, prompt: str, **values: Any) -> Any:
+        messages = [{"role": "user", "content": prompt}]
+        options: dict[str, Any] = {"model": MODEL, "temperature": 0, "max_tokens": N_TOKENS, **values}
+        with self.client() as client:
+            return client.chat.completions.create(messages=messages, **options)
+
+    @contextlib.contextmanager
+    def stream(self, prompt: str, **values: Any) -> Iterator[Iterator[Any]]:
+        """The chunks of a chat; the connection is closed behind the block."""
+        messages = [{"role": "user", "content": prompt}]
+        options: dict[str, Any] = {"model": MODEL, "temperature": 0, "max_tokens": N_TOKENS, **values}
+        with (
+            self.client() as client,
+            client.chat.completions.create(messages=messages, stream=True, **options) as chunks,
+        ):
+            yield iter(chunks)
+
+
+def batch_texts(scripts: Scripts, model: Path, folder: Path) -> dict[str, str]:
+    """What the batch program answers, greedily, on one node."""
+    (folder / "prompts.txt").write_text("\n\n".join(PROMPTS))
+    output = folder / "output.jsonl"
+    alone = write_network(folder / "alone.json", 1)
+    result = scripts.run(
+        "starter.py", "--ckpt", model, "--nodes-config", alone.path, "--prompt", f"FILE:{folder / 'prompts.txt'}",
+        "--n-samples", len(PROMPTS), "--n-tokens", N_TOKENS, "--temperature", 0, "--dtype", "float32",
+        "--output", output, timeout_s=300,
+    )  # fmt: skip
+    assert result.code == 0, result.stderr
+    records = [json.loads(line) for line in output.read_text().splitlines()]
+    return {record["prompt"]: record["completion"] for record in records if "prompt" in record}
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory, warm: WarmPython, smollm2: Path) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("served")
+    with Scripts(folder / "processes", warm) as scripts:
+        expected = batch_texts(scripts, smollm2, folder)
+        network = write_network(folder / "three.json", 3)
+        (port,) = free_ports(1)
+        secondaries = scripts.secondaries(network, "--dtype", "float32")
+        starter = scripts.start(
+            "starter.py", "-v", "--ckpt", smollm2, "--nodes-config", network.path, "--dtype", "float32",
+            "--serve", f"127.0.0.1:{port}", "--api-key", KEY, "--max-slots", 6, "--sequence-length", 256,
+        )  # fmt: skip
+        starter.wait_for("serving ", 300)
+        yield Served(port, network, starter, secondaries, scripts, expected)
+
+
+def test_many_chats_at_once_have_the_texts_of_the_batch_program(served: Served) -> None:
+    with concurrent.futures.ThreadPoolExecutor(len(PROMPTS)) as users:
+        answers = list(users.map(served.chat, PROMPTS))
+    assert {p: a.choices[0].message.content for p, a in zip(PROMPTS, answers, strict=True)} == served.expected
+    assert all(answer.usage.completion_tokens <= N_TOKENS for answer in answers)
+
+
+def test_a_stream_has_the_same_text(served: Served) -> None:
+    with served.stream(PROMPTS[0], n=2) as stream:
+        chunks = list(stream)
+    for index in range(2):
+        parts = [c.delta.content or "" for chunk in chunks for c in chunk.choices if c.index == index]
+        assert "".join(parts) == served.expected[PROMPTS[0]]
+
+
+def test_completions_stop_where_they_are_told_to(served: Served) -> None:
+    options: dict[str, Any] = {"model": MODEL, "temperature": 0, "max_tokens": 24}
+    with served.client() as client:
+        complete = client.completions.create
+        whole = complete(prompt="The capital of France is", **options).choices[0].text
+        stop = whole[len(whole) // 2 : len(whole) // 2 + 4]
+        stopped = complete(prompt="The capital of France is", stop=stop, **options).choices[0]
+    assert (stopped.text, stopped.finish_reason) == (whole[: whole.index(stop)], "stop")
+
+
+def test_a_seed_repeats(served: Served) -> None:
+    texts = [
+        [choice.message.content for choice in served.chat("Tell me a story.", temperature=1, seed=seed, n=2).choices]
+        for seed in (7, 7, 8)
+    ]
+    assert texts[0] == texts[1] != texts[2]
+    assert texts[0][0] != texts[0][1]
+
+
+def test_the_next_turn_of_a_chat_computes_only_what_is_new(served: Served) -> None:
+    first = served.chat("Tell me a story.", max_tokens=30)
+    turns = [
+        {"role": "user", "content": "Tell me a story."},
+        {"role": "assistant", "content": first.choices[0].message.content},
+        {"role": "user", "content": "Go on."},
+    ]
+    with served.client() as client:
+        second = client.chat.completions.create(model=MODEL, messages=turns, temperature=0, max_tokens=5)
+    assert second.usage.prompt_tokens_details.cached_tokens >= first.usage.prompt_tokens
+
+
+def test_log_probabilities_are_told_as_the_api_does(served: Served) -> None:
+    chat = served.chat(PROMPTS[0], logprobs=True, top_logprobs=2).choices[0]
+    tokens = chat.logprobs.content
+    assert "".join(token.token for token in tokens) == chat.message.content
+    assert all(len(token.top_logprobs) == 2 and token.top_logprobs[0].logprob <= 0 for token in tokens)
+    assert all(token.token == token.top_logprobs[0].token for token in tokens), "greedy is the most likely"
+    with served.client() as client:
+        completion = client.completions.create(model=MODEL, prompt="Water", max_tokens=4, temperature=0, logprobs=1)
+    found = completion.choices[0].logprobs
+    assert "".join(found.tokens) == completion.choices[0].text
+    assert len(found.token_logprobs) == len(found.top_logprobs) == len(found.text_offset) == 4
+
+
+def test_responses(served: Served) -> None:
+    options: dict[str, Any] = {"model": MODEL, "input": PROMPTS[1], "temperature": 0, "max_output_tokens": N_TOKENS}
+    with served.client() as client:
+        assert client.responses.create(**options).output_text == served.expected[PROMPTS[1]]
+        events = list(client.responses.create(**options, stream=True))
+    text = "".join(event.delta for event in events if event.type == "response.output_text.delta")
+    assert text == served.expected[PROMPTS[1]]
+
+
+def test_refusals_are_the_clients_own_errors(served: Served) -> None:
+    with served.client("another-key") as client, pytest.raises(openai.AuthenticationError):
+        client.models.list()
+    with pytest.raises(openai.NotFoundError):
+        served.chat("Hi", model="gpt-4")
+    with pytest.raises(openai.BadRequestError, match="leaves no room"):
+        served.chat("word " * 300)
+    with pytest.raises(openai.BadRequestError, match="functions"):
+        served.chat("Hi", extra_body={"functions": []})
+
+
+def test_a_stream_that_is_closed_frees_its_slot(served: Served) -> None:
+    with contextlib.ExitStack() as stack:
+        for _ in range(6):  # all that there are
+            next(stack.enter_context(served.stream("Tell me a long story.", max_tokens=200)))
+    assert served.chat(PROMPTS[2]).choices[0].message.content == served.expected[PROMPTS[2]]
+
+
+def test_a_lost_secondary_changes_no_text_and_a_signal_lets_answers_end(served: Served) -> None:
+    """The last test of this ring, which has another process as its second secondary from here on, and then none."""
+    undisturbed = served.chat("Tell me a long story.", max_tokens=60).choices[0].message.content
+    pieces = []
+    with served.stream("Tell me a long story.", max_tokens=60) as stream:
+        for chunk in stream:
+            pieces.append(chunk.choices[0].delta.content or "")
+            if len(pieces) == 10:
+                served.secondaries[1].kill()
+                again = ("--dtype", "float32", "--nodes-config", served.network.path, 1)
+                served.secondaries[1] = served.scripts.start("secondary.py", "-v", *again)
+    assert "".join(pieces) == undisturbed
+    assert "is back" in served.starter.stderr
+
+    with served.stream("Tell me a long story.", max_tokens=40) as stream:
+        next(stream)
+        served.starter.send_signal(signal.SIGTERM)
+        wait_until(lambda: "ending: " in served.starter.stderr, 60, "the signal has come")
+        with pytest.raises((openai.InternalServerError, openai.APIConnectionError)):
+            served.chat("Hi")
+        assert len(list(stream)) > 10
+    assert served.starter.result(120).code == 0
+    for secondary in served.secondaries:
+        assert secondary.result(60).code == 0

@@ -1,0 +1,96 @@
+"""Requests are checked: what is not supported is refused by its name, and never ignored."""
+
+from typing import Any
+
+import pytest
+
+from mdi.serve.errors import ApiError
+from mdi.serve.schemas import ChatRequest, CompletionRequest, ResponseRequest, parse
+
+CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
+COMPLETION: dict[str, Any] = {"model": "m", "prompt": "Hi"}
+RESPONSE: dict[str, Any] = {"model": "m", "input": "Hi"}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"temperature": 1, "top_p": 0.5, "top_k": -1, "n": 2, "seed": 2**63, "stop": "x", "user": "me"},
+        {"stop": ["a", "b"], "stream": True, "stream_options": {"include_usage": True}, "temperature": None},
+        {
+            "messages": [
+                {"role": "developer", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}
+            ]
+        },
+    ],
+)
+def test_what_clients_send_is_taken(values: dict[str, Any]) -> None:
+    parse(ChatRequest, CHAT | values)
+
+
+def test_parts_of_a_message_are_one_text() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    request = parse(ChatRequest, CHAT | {"messages": [{"role": "user", "content": parts}]})
+    assert request.messages[0].text == "ab"
+
+
+@pytest.mark.parametrize(
+    ("values", "param", "code"),
+    [
+        ({"functions": []}, "functions", "unsupported_parameter"),
+        ({"best_of": 2}, "best_of", "unsupported_parameter"),
+        (
+            {"stream_options": {"include_obfuscation": True}},
+            "stream_options.include_obfuscation",
+            "unsupported_parameter",
+        ),
+        ({"temperature": 2.1}, "temperature", "invalid_value"),
+        ({"temperature": "1"}, "temperature", "invalid_value"),
+        ({"top_p": 0}, "top_p", "invalid_value"),
+        ({"n": 0}, "n", "invalid_value"),
+        ({"n": True}, "n", "invalid_value"),
+        ({"max_tokens": 0}, "max_tokens", "invalid_value"),
+        ({"messages": []}, "messages", "invalid_value"),
+        ({"messages": [{"role": "user"}]}, "messages.0.content", "invalid_value"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "messages.0.role", "invalid_value"),
+        ({"stop": [""]}, None, "invalid_value"),
+        ({"seed": 2**70}, "seed", "invalid_value"),
+        ({"model": 3}, "model", "invalid_value"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_by_its_name(values: dict[str, Any], param: str | None, code: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        parse(ChatRequest, CHAT | values)
+    error = caught.value.to_json()["error"]
+    assert caught.value.status == 400
+    assert error["code"] == code
+    assert param is None or error["param"] == param
+    assert str(error["param"]) in error["message"]
+
+
+@pytest.mark.parametrize("body", [None, [], "x", 3])
+def test_a_body_that_is_no_object_is_refused(body: Any) -> None:
+    with pytest.raises(ApiError, match="not a JSON object"):
+        parse(ChatRequest, body)
+
+
+@pytest.mark.parametrize("prompt", ["Hi", ["Hi", "Ho"], [1, 2, 3], [[1, 2], [3]]])
+def test_a_completion_takes_texts_and_ids(prompt: Any) -> None:
+    assert parse(CompletionRequest, COMPLETION | {"prompt": prompt}).prompt == prompt
+
+
+@pytest.mark.parametrize("prompt", [[], [[]], [-1], [1, "a"], {"a": 1}])
+def test_a_completion_takes_nothing_else(prompt: Any) -> None:
+    with pytest.raises(ApiError):
+        parse(CompletionRequest, COMPLETION | {"prompt": prompt})
+
+
+def test_a_response_has_a_conversation_with_instructions_first() -> None:
+    request = parse(ResponseRequest, RESPONSE | {"instructions": "Be brief."})
+    assert [(message.role, message.text) for message in request.messages] == [("system", "Be brief."), ("user", "Hi")]
+
+
+def test_nothing_is_stored() -> None:
+    for values in ({"store": True}, {"previous_response_id": "resp_1"}):
+        with pytest.raises(ApiError):
+            parse(ResponseRequest, RESPONSE | values)
