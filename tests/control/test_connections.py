@@ -15,6 +15,7 @@ import pytest
 import mdi.control.connections
 from mdi.checkpoint.cache import ChunkCache
 from mdi.control.client import ControlClient
+from mdi.control.connections import NO_TLS_ALERT
 from mdi.control.hosts import host_of
 from mdi.control.routes import ControlServer
 from mdi.control.server import MAX_IGNORED_BYTES, N_THREADS
@@ -138,6 +139,14 @@ def test_clients_that_stop_sending_take_no_thread(serve: Serve, dial: Dial, data
         dial(server).send(data)
     assert status_of(server) == IDLE
     assert status_of(server) == IDLE
+
+
+def test_a_tls_handshake_gets_an_alert_and_the_end_of_the_connection(serve: Serve, dial: Dial) -> None:
+    """Two bytes are enough, one after the other too."""
+    client = dial(serve())
+    client.send(b"\x16")
+    client.send(b"\x03")
+    assert client._file.read() == NO_TLS_ALERT
 
 
 def test_hundreds_of_connections_may_be_open(serve: Serve, dial: Dial) -> None:

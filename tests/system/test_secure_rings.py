@@ -264,6 +264,15 @@ def test_dates_that_do_not_agree_are_told_on_both_sides_of_a_call(
 
 
 @needs_openssl
+def test_a_node_without_tls_says_so_at_once(tls: Tls, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with ring_of(2, tmp_path, access=Access(KEY)) as ring:
+        client = ControlClient("secondary 0", "127.0.0.1", ring.secondaries[0].http_port, Access(KEY, tls))
+        with pytest.raises(ControlError, match=r"does not agree on TLS: it has none: give `tls` to all nodes, or to"):
+            client.status()
+    assert "refused a connection from 127.0.0.1: it speaks TLS, and this node has none" in caplog.text
+
+
+@needs_openssl
 def test_old_and_renewed_certificates_meet(bench: Bench, tmp_path: Path) -> None:
     """Also where the authority was renewed: nodes get their files one after the other."""
     made_s = time.time() - (CA_DAYS - 20) * DAY_S

@@ -33,6 +33,10 @@ MAX_CONNECTIONS = 2048
 N_RANKS = 4
 TICK_S = 0.25  # between two looks at the deadlines
 
+# What a client gets that begins a TLS handshake with a node that has none: a fatal alert, "protocol version". Without
+# it the client would wait as long as for a node that hangs.
+NO_TLS_ALERT = bytes((21, 3, 1, 0, 2, 2, 70))
+
 _Steps = Generator[int, None, None]  # yields the event of the selector that it waits for
 
 
@@ -75,6 +79,10 @@ class _Held:
     steps: _Steps
     deadline_s: float
     event: int = 0  # what the selector watches for
+
+
+class _SpeaksTls(Exception):
+    """The client begins a TLS handshake, and this node has no TLS."""
 
 
 class ConnectionLoop:
@@ -258,6 +266,13 @@ class ConnectionLoop:
             self._ready[self._rank(connection)][connection] = None
         except ssl.SSLError as exc:
             self._refuse(connection, f"it does not agree on TLS: {failed_answer(exc, self._tls)}")
+        except _SpeaksTls:
+            self._refusals.add(
+                log, "refused a connection from %s: it speaks TLS, and this node has none", connection.remote_addr
+            )
+            with contextlib.suppress(OSError):
+                connection.socket.send(NO_TLS_ALERT)
+            self._close(connection)  # a reset could overtake the alert
         except (OSError, EOFError):
             self._close(connection)
 
@@ -278,8 +293,10 @@ class ConnectionLoop:
         yield from self._next_request(connection)
 
     def _next_request(self, connection: Connection) -> _Steps:
-        """Ends once a whole head has come. Raises `EOFError` or `OSError` where none will."""
+        """Ends once a whole head has come. Raises `EOFError`, `OSError` or `_SpeaksTls` where none will."""
         while not connection.rfile.has_head():
+            if self._tls is None and connection.rfile.is_tls():
+                raise _SpeaksTls
             try:
                 if not connection.rfile.receive():
                     raise EOFError

@@ -10,6 +10,7 @@ MAX_HEAD_BYTES = 16 << 10  # of a request line and all headers
 MIN_BYTES_PER_S = 64 << 10  # of a body, after a while: a slower one is cut short
 _RECEIVE_BYTES = 64 << 10
 _END_OF_HEAD = b"\r\n\r\n"
+_TLS_HANDSHAKE = b"\x16\x03"  # the type of the record, and the first byte of every version since SSL 3
 
 
 class RequestStream:
@@ -45,6 +46,10 @@ class RequestStream:
         found = self._data.find(_END_OF_HEAD, max(0, self._n_searched - len(_END_OF_HEAD)))
         self._n_searched = len(self._data)
         return found >= 0 or len(self._data) > MAX_HEAD_BYTES
+
+    def is_tls(self) -> bool:
+        """Whether the client has begun a TLS handshake where none is expected."""
+        return self._data.startswith(_TLS_HANDSHAKE)
 
     # ---- called from a thread of the pool
 

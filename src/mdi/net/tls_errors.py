@@ -23,6 +23,7 @@ _ALERTS = {
     ),
     "alert unknown ca": "it does not trust the authority of this node's certificate",
 }
+_NO_TLS = "alert protocol version"  # also what a node without TLS answers: all of ours have the same versions
 
 
 def failed_call(exc: ssl.SSLError, tls: Tls | None, addr: str, port: int, timeout_s: float) -> str:
@@ -49,6 +50,8 @@ def _is_of_dates(exc: ssl.SSLError) -> bool:
 
 def _alert(exc: ssl.SSLError, tls: Tls | None) -> str:
     text = one_line(exc)
+    if _NO_TLS in text.lower():
+        return "it has none: give `tls` to all nodes, or to none"
     meaning = next((meaning for alert, meaning in _ALERTS.items() if alert in text.lower()), None)
     return text if meaning is None or tls is None else f"{meaning}; {_own(tls)}"
 
