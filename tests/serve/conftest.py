@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from mdi.cluster.supervisor import RingCondition
+from mdi.control.status import NodeState
 from mdi.engine.sample import Outcome, Sample
 from mdi.serve.api_keys import ApiKeys
 from mdi.serve.server import UserServer
@@ -27,7 +29,7 @@ class Engine:
     def __init__(self) -> None:
         self.samples: list[Sample] = []
         self.cancelled: list[Sample] = []
-        self.trouble: str | None = None
+        self.state, self.missing = NodeState.RUNNING, tuple[str, ...]()
         self.script: Callable[[Sample], None] = lambda sample: None
         self._lock = threading.Lock()
 
@@ -43,8 +45,9 @@ class Engine:
             self.cancelled.append(sample)
         self.end(sample, "abort")
 
-    def problem(self) -> str | None:
-        return self.trouble
+    @property
+    def condition(self) -> RingCondition:
+        return RingCondition(self.state, 2.04, self.missing)
 
     @staticmethod
     def say(sample: Sample, *tokens: int) -> None:

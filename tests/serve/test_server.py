@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from mdi.control.status import NodeState
 from mdi.engine.sample import Sample
 from mdi.serve import answering
 from mdi.serve.server import UserServer
@@ -118,10 +119,16 @@ def test_the_model_is_told(server_of: ServerOf) -> None:
 
 def test_health_is_that_of_the_ring(server_of: ServerOf, engine: Engine) -> None:
     server = server_of()
-    assert call(server, "GET", "/health")[::2] == (200, {"status": "ready", "reason": None})
-    engine.trouble = "the ring is recovering"
-    status, _, body = call(server, "GET", "/health")
-    assert (status, body["reason"]) == (503, "the ring is recovering")
+    assert call(server, "GET", "/health")[::2] == (200, {"status": "ready", "seconds": 2.0, "missing": []})
+    engine.state, engine.missing = NodeState.RECOVERING, ("secondary 1",)
+    recovering = {"status": "recovering", "seconds": 2.0, "missing": ["secondary 1"]}
+    assert call(server, "GET", "/health")[::2] == (503, recovering)
+
+
+def test_a_server_that_drains_is_not_healthy(server_of: ServerOf, service: Service) -> None:
+    service.drain()
+    status, _, body = call(server_of(), "GET", "/health")
+    assert (status, body["status"]) == (503, "draining")
 
 
 @pytest.mark.parametrize(

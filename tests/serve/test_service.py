@@ -4,6 +4,7 @@ import threading
 
 import pytest
 
+from mdi.control.status import NodeState
 from mdi.engine.sample import Sample
 from mdi.serve.errors import ApiError
 from mdi.serve.generation import Delta, Generation
@@ -113,8 +114,7 @@ def test_what_cannot_be_generated_is_refused(prompts: list[list[int]], n: int, m
 
 
 def test_without_a_ring_requests_are_refused(service: Service, engine: Engine) -> None:
-    engine.trouble = "the ring is recovering"
-    assert service.problem() == "the ring is recovering"
+    engine.state = NodeState.RECOVERING
     with pytest.raises(ApiError, match="recovering") as caught:
         service.begin(ask())
     assert caught.value.status == 503

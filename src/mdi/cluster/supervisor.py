@@ -74,6 +74,20 @@ class Incident:
     text: str
 
 
+@dataclass(frozen=True)
+class RingCondition:
+    """How the ring is, for those who wait for it."""
+
+    state: NodeState
+    seconds: float  # for how long
+    missing: tuple[str, ...] = ()  # nodes that it is waited for
+    n_recoveries: int = 0
+
+    @property
+    def is_running(self) -> bool:
+        return self.state is NodeState.RUNNING
+
+
 class RingSupervisor:
     """The ring of one run. Called from the main thread."""
 
@@ -107,6 +121,7 @@ class RingSupervisor:
         self._recovery = Recovery(len(network.nodes), options.node_timeout_s)
         self._failure: Failure | None = None
         self._timeouts = timeouts
+        self._changed_s = timeouts.clock()  # when the ring began to be as it is
         self.incidents: list[Incident] = []
         # Secondaries that the user knows to be missing, and whether he knows that something else answers there.
         self._reported_missing: dict[NodeId, bool] = {}
@@ -117,6 +132,12 @@ class RingSupervisor:
     def state(self) -> NodeState:
         """How far the run is."""
         return NodeState[self._recovery.state.name]
+
+    @property
+    def condition(self) -> RingCondition:
+        """How the ring is. May be asked from any thread."""
+        missing = tuple(map(node_name, sorted(self._reported_missing.copy())))
+        return RingCondition(self.state, self._timeouts.clock() - self._changed_s, missing, self.n_recoveries)
 
     @property
     def n_recoveries(self) -> int:
@@ -160,7 +181,7 @@ class RingSupervisor:
         self._rendezvous.await_all(attempt.calls)
         self.ring = self._rendezvous.close_ring(attempt.plan, attempt.model, attempt.epoch, self._listener)
         self._recovery.formed()
-        self._failure = None
+        self._failure, self._changed_s = None, self._timeouts.clock()
         return self.ring
 
     def report_failure(self, error: MdiError, *, progressed: bool) -> None:
@@ -168,6 +189,8 @@ class RingSupervisor:
         if isinstance(error, RingStalled):
             error = self._located(error)  # while the nodes are still in the session, and know what they counted in it
         self.ring.close()
+        if self._failure is None:
+            self._changed_s = self._timeouts.clock()
         self._failure = Failure(error, progressed)
 
     def dismiss(self, *, stop: bool) -> None:

@@ -16,12 +16,12 @@ from mdi.checkpoint.tensor_file import open_weights
 from mdi.checkpoint.weights import select
 from mdi.cluster.plan import Plan, PlanOptions
 from mdi.cluster.rendezvous import nodes_on_host
-from mdi.cluster.supervisor import RECOVERABLE, Incident, RingSupervisor
+from mdi.cluster.supervisor import RECOVERABLE, Incident, RingCondition, RingSupervisor
 from mdi.config.network import NetworkConfig
 from mdi.config.options import StarterOptions
 from mdi.control.routes import ControlServer
 from mdi.control.session import SessionSpec
-from mdi.control.status import InitAnswer, NodeState, StarterStatus
+from mdi.control.status import InitAnswer, StarterStatus
 from mdi.engine.engine import AddRequested, CancelRequested, Engine, Wake
 from mdi.engine.sample import Sample
 from mdi.engine.scheduler import Scheduler
@@ -163,10 +163,10 @@ class Starter:
         """Have `serve` ask whether it is over."""
         self._inbox.post(Wake())
 
-    def problem(self) -> str | None:
-        """Why a sample would not be generated now; None where it would."""
-        state = self._supervisor.state
-        return None if state is NodeState.RUNNING else f"the ring is {state.value}"
+    @property
+    def condition(self) -> RingCondition:
+        """How the ring is."""
+        return self._supervisor.condition
 
     # ---- called from HTTP threads
 

@@ -76,9 +76,9 @@ class _Root:
     @cherrypy.expose  # type: ignore[untyped-decorator]
     @cherrypy.tools.allow(methods=["GET"])  # type: ignore[untyped-decorator]
     def health(self) -> bytes:
-        problem = self._service.problem()
-        cherrypy.response.status = 200 if problem is None else 503
-        return _json({"status": "ready" if problem is None else "unavailable", "reason": problem})
+        health = self._service.health()
+        cherrypy.response.status = 200 if health.is_ready else 503
+        return _json(health.to_json())
 
 
 class _V1:

@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from mdi.cluster.supervisor import RingCondition
 from mdi.config.bounds import LogitBias, check_biased_tokens
+from mdi.control.status import NodeState
 from mdi.engine.sample import Outcome, Sample
 from mdi.engine.sampler import generator_for
 from mdi.engine.sampling_params import SamplingParams
@@ -23,6 +25,8 @@ from mdi.text.tokenizer import Tokenizer
 from mdi.text.worker_client import WorkerTemplate
 
 MAX_RETRY_AFTER_S = 60
+READY = "ready"
+_STATUSES = {NodeState.RUNNING: READY}
 
 
 class Backend(Protocol):
@@ -38,8 +42,9 @@ class Backend(Protocol):
     def cancel(self, sample: Sample) -> None:
         """End a sample, in any phase of its life."""
 
-    def problem(self) -> str | None:
-        """Why a request would not be served now; None where it would."""
+    @property
+    def condition(self) -> RingCondition:
+        """How the ring is."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,22 @@ class Ask:
     stop_strings: Sequence[str] = ()
     continues: bool = False  # the answers go on from their prompts
     logprobs: int | None = None  # how many of the most likely tokens are told, besides each chosen one
+
+
+@dataclass(frozen=True)
+class Health:
+    """What a load balancer decides by, and what tells people why."""
+
+    status: str  # `READY`, or what the ring does instead
+    seconds: float  # for how long the ring has been as it is
+    missing: tuple[str, ...]  # nodes that it is waited for
+
+    @property
+    def is_ready(self) -> bool:
+        return self.status == READY
+
+    def to_json(self) -> dict[str, Any]:
+        return {"status": self.status, "seconds": round(self.seconds, 1), "missing": list(self.missing)}
 
 
 class Service:
@@ -175,17 +196,21 @@ class Service:
 
     # ---- room
 
-    def problem(self) -> str | None:
-        """Why a request would not be served now; None where it would."""
-        return self._backend.problem() if self._refusal is None else str(self._refusal)
+    def health(self) -> Health:
+        """Whether a request would be served now, and if not, why."""
+        condition = self._backend.condition
+        status = _STATUSES.get(condition.state, condition.state.value)
+        if self._refusal is not None and status == READY:
+            status = "draining"
+        return Health(status, condition.seconds, condition.missing)
 
     def _admit(self, generation: Generation) -> None:
         samples = generation.samples
         with self._lock:
             if self._refusal is not None:
                 raise self._refusal
-            if (problem := self._backend.problem()) is not None:
-                raise unavailable(problem)
+            if not (condition := self._backend.condition).is_running:
+                raise unavailable(f"the ring is {condition.state.value}")
             n_waiting = max(0, len(self._open) - self._backend.n_slots)
             if len(self._open) + len(samples) > self._backend.n_slots + self._max_queue:
                 raise queue_full(n_waiting, self._retry_after_s(n_waiting))
