@@ -9,6 +9,7 @@ import shlex
 import struct
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -58,12 +59,30 @@ def test_every_command_of_the_docs_is_accepted_by_the_real_parser(
         PARSERS[Path(script).name](arguments)
 
 
+def ignored_by_git(paths: Iterable[str]) -> set[str]:
+    """Those of `paths`, from the root of the tree, that git ignores."""
+    given = "".join(f"{path}\n" for path in paths)
+    done = subprocess.run(
+        ["git", "check-ignore", "--stdin"], cwd=ROOT, input=given, capture_output=True, text=True, check=False
+    )
+    if done.returncode > 1:
+        pytest.skip(f"not a checkout: {done.stderr.strip()}")
+    return set(done.stdout.splitlines())
+
+
 def test_the_network_files_of_the_readme_are_there_or_ignored_by_git() -> None:
-    """People put addresses and keys into the one that they make, which therefore must not be committed."""
-    named = set(re.findall(r"settings_distr/([\w-]+\.json)", (ROOT / "README.md").read_text()))
-    ignored = {name for name in (ROOT / ".gitignore").read_text().split() if name.endswith(".json")}
-    assert named & ignored == {"my-network.json"}
-    assert [name for name in named - ignored if not (ROOT / "src" / "settings_distr" / name).exists()] == []
+    """People put addresses and keys into those that they make, which therefore must not be committed."""
+    named = set(re.findall(r"src/settings_distr/[\w-]+\.json", (ROOT / "README.md").read_text()))
+    own = {f"src/settings_distr/{name}.json" for name in ("my-network", "my-two")}
+    assert ignored_by_git(named | own) == own
+    assert [name for name in named - own if not (ROOT / name).exists()] == []
+
+
+def test_what_the_commands_of_the_docs_write_is_ignored_by_git() -> None:
+    """The key of a ring above all: one `git add .` would commit it."""
+    written = set(re.findall(r"(?:--make-key|--img|-o) ([\w./-]+)", "\n".join(commands())))
+    assert written >= {"ring.key", "memory.csv", "memory.png"}
+    assert ignored_by_git({*written, "other.key"}) == {*written, "other.key"}
 
 
 def anchors(page: Path) -> set[str]:
