@@ -123,6 +123,14 @@ def test_the_readme_tells_every_flag_of_the_starter() -> None:
     assert documented_flags(readme) - documented_flags(without_row) == {"--prompt"}  # `--prompt-style` does not do
 
 
+def test_the_readme_names_every_flag_of_a_secondary() -> None:
+    readme = (ROOT / "README.md").read_text()
+    listed = readme.partition("`secondary.py` accepts ")[2].partition("\n## ")[0]
+    named = set(re.findall(r"(?<![\w-])--?[\w-]+", listed))
+    flags = [action.option_strings for action in secondary.build_parser()._actions]
+    assert [names for names in flags if "--help" not in names and named.isdisjoint(names)] == []
+
+
 def hex_examples() -> dict[str, bytes]:
     text = (ROOT / "docs" / "wire-protocol.md").read_text()
     return {name: bytes.fromhex(digits) for name, digits in re.findall(r"```hex (.+)\n([0-9a-f \n]+)```", text)}
