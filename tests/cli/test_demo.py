@@ -1,14 +1,22 @@
-"""The comparison of 1, 2 and 3 nodes says where its numbers cannot be trusted."""
+"""The demo runs nothing beside another ring; its comparison says where the numbers cannot be trusted."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import mdi.machine
 import mdi.other_load
+from mdi.cli import local_ring
 from mdi.cli.commands import demo
+from mdi.cli.local_ring import failure_of
 from mdi.cli.signals import Signals
+from mdi.config.network import load_network
+from mdi.errors import ConfigError
+from mdi.net.sockets import listen
 from mdi.other_load import OtherLoad
+from support.scripts import write_network
 
 
 class Meter:
@@ -53,3 +61,40 @@ def test_a_comparison_that_says_little_says_so_on_the_screen_and_in_the_plot(
     assert said.count("meanwhile other programs took") == 3
     assert ran[:3] == [1, 2, 3]
     assert ran[3] == (["--note", f"says little: {'; '.join(doubts)}"] if doubts else ["--n-samples", "3"])
+
+
+@pytest.mark.parametrize("port", ["http_port", "port_in"])
+def test_a_port_that_is_taken_ends_the_demo_before_anything_runs(
+    port: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = write_network(tmp_path / "three.json", 3).path
+    monkeypatch.setattr(demo, "CONFIGS", {3: network.name})
+    monkeypatch.setattr(demo, "SETTINGS_DIR", tmp_path)
+    monkeypatch.setattr(demo, "run_ring", lambda *ring: pytest.fail("the ring was run"))
+    monkeypatch.setattr(sys, "argv", ["demo.py", "--ckpt", "checkpoints/tiny"])
+    node = load_network(network).secondaries[0]
+    taken = getattr(node, port)
+    with (
+        listen(node.addr, taken),
+        pytest.raises(ConfigError, match=rf"cannot listen on 127\.0\.0\.1 port {taken}: another program uses"),
+    ):
+        demo.main(Signals())
+
+
+def test_the_smaller_rings_use_the_ports_of_the_largest() -> None:
+    networks = {n_nodes: load_network(demo.SETTINGS_DIR / name) for n_nodes, name in demo.CONFIGS.items()}
+    used = {
+        n_nodes: {port for node in network.nodes for port in (node.http_port, node.port_in)}
+        for n_nodes, network in networks.items()
+    }
+    assert used[2] <= used[3]
+
+
+def test_what_a_secondary_said_last_is_told_without_its_own_word_for_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_ring, "LOGS_DIR", tmp_path)
+    (tmp_path / "local_secondary0.log").write_text("loading torch\nerror: cannot listen\n", encoding="utf-8")
+    process = subprocess.Popen([sys.executable, "-c", "raise SystemExit(2)"])
+    process.wait()
+    assert failure_of([process]) == "secondary 0: cannot listen"

@@ -47,6 +47,14 @@ def test_an_unknown_flag_is_answered_with_the_one_that_was_meant(
     assert capsys.readouterr().err == f"{parser.prog}: error: {told}\n"
 
 
+def test_a_stray_index_of_a_secondary_is_told_where_it_belongs(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = secondary.build_parser()
+    with pytest.raises(SystemExit, match="2"):
+        parser.parse_args(["0"])
+    told = "unrecognized arguments: 0; the index of a secondary follows the file: --nodes-config FILE INDEX"
+    assert capsys.readouterr().err == f"{parser.prog}: error: {told}\n"
+
+
 def test_a_repeated_flag_gives_all_its_values() -> None:
     parser = starter.build_parser()
     assert parser.parse_args([]).logit_bias == ()

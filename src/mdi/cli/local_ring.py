@@ -12,8 +12,19 @@ from mdi.cli.signals import Signals
 from mdi.config.network import load_network
 from mdi.config.paths import IS_INSTALLED, LOGS_DIR, SOURCE_DIR
 from mdi.files import storage_error
+from mdi.net.sockets import listen
 
 STOP_TIMEOUT_S = 5.0
+
+
+def check_ports(nodes_config: Path) -> None:
+    """Raise `ConfigError` where another program has a port of this network.
+
+    It may be a node, which a starter would use as if it were of this ring, and end.
+    """
+    for node in load_network(nodes_config).nodes:
+        for port in (node.http_port, node.port_in):
+            listen(node.listen_addr, port).close()
 
 
 @contextlib.contextmanager
@@ -83,5 +94,5 @@ def failure_of(processes: Sequence["subprocess.Popen[bytes]"]) -> str:
     for index, process in enumerate(processes):
         if process.poll():
             text = log_path(index).read_text(encoding="utf-8", errors="replace").strip()
-            lines.append(f"secondary {index}: {text.rpartition(chr(10))[2]}")
+            lines.append(f"secondary {index}: {text.rpartition(chr(10))[2].removeprefix('error: ')}")
     return "\n".join(lines)

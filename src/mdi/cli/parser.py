@@ -35,6 +35,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(description=description, formatter_class=_HelpFormatter)
         self._known = defaults_of(options) if options else {}
         self._section: argparse._ActionsContainer = self
+        self.stray_advice = ""  # ends the error about a word that belongs to no flag
         self.values: dict[str, Sequence[str]] = {}  # of an option that takes one of few, for the completion
         self.add_argument("--version", action="version", version=f"MDI-LLM {__version__}", help="show it and exit")
         self.add_argument(
@@ -73,7 +74,8 @@ class Parser(argparse.ArgumentParser):
                 self.error(f"{quoted(argument)} is not {encoding} text: type it in that encoding, or rename the file")
         values, unknown = self.parse_known_args(arguments, namespace)
         if unknown:
-            meant = did_you_mean(unknown[0].partition("=")[0], self.flags)
+            is_flag = unknown[0].startswith("-")
+            meant = did_you_mean(unknown[0].partition("=")[0], self.flags) if is_flag else self.stray_advice
             self.error(f"unrecognized arguments: {' '.join(unknown)}{meant}")
         return values
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import NoReturn
 
-from mdi.cli.local_ring import command, failure_of, run_to_end, secondaries
+from mdi.cli.local_ring import check_ports, command, failure_of, run_to_end, secondaries
 from mdi.cli.parser import Parser
 from mdi.cli.script import run_script
 from mdi.cli.signals import Signals
@@ -27,6 +27,7 @@ def build_parser() -> Parser:
 
 def main(signals: Signals) -> None:
     arguments = build_parser().parse_args()
+    check_ports(SETTINGS_DIR / CONFIGS[max(CONFIGS)])  # those of the smaller rings are among them
     if not arguments.compare:
         run_ring(signals, 3, arguments.ckpt, arguments.n_tokens)
         return
