@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from mdi.installation import program_name
 from support.paths import ROOT, SRC
 from support.vocabularies import model_folder, shared_tokenizer
 
@@ -74,6 +75,20 @@ def declared_commands() -> Mapping[str, str]:
 @pytest.mark.parametrize("name", declared_commands())
 def test_every_installed_command_answers_for_help(bin_folder: Path, name: str, tmp_path: Path) -> None:
     assert output_of([bin_folder / name, "--help"], tmp_path).startswith(f"usage: {name} ")
+
+
+def test_messages_call_every_program_as_the_user_has_it() -> None:
+    scripts = {name: module.removeprefix("mdi.cli.commands.") for name, module in declared_commands().items()}
+    assert {program_name(script, is_installed=True): script for script in scripts.values()} == scripts
+    assert all((SRC / program_name(script)).is_file() for script in scripts.values())
+
+
+def test_an_installed_secondary_names_itself_and_finds_an_example(bin_folder: Path, tmp_path: Path) -> None:
+    command = [bin_folder / "mdi-secondary", "--nodes-config", "configuration.json"]
+    done = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "configuration.json: no such file here; this is the example /" in done.stderr
+    assert "say which one, as in `mdi-secondary --nodes-config " in done.stderr
 
 
 def test_there_is_a_command_for_every_script() -> None:

@@ -354,6 +354,19 @@ def test_a_path_that_is_no_file_is_refused(tmp_path: Path) -> None:
     assert f"{tmp_path}: cannot be read" in error_of(lambda: load_network(tmp_path))
 
 
+def test_an_example_is_found_by_its_name_where_no_such_file_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert len(load_network(Path("configuration_2.json")).nodes) == 2
+    assert f"this is the example {SETTINGS_DIR / 'configuration_2.json'}" in caplog.text
+    assert load_node(Path("secondary/node1.json"), None).http_port
+    Path("configuration_2.json").write_text("{}")
+    assert error_of(lambda: load_network(Path("configuration_2.json"))).startswith("configuration_2.json: nodes")
+    for name in ("my-network.json", "n" * 999, "\0", "../settings_distr/standalone.json"):
+        assert "example" not in error_of(lambda name=name: load_network(Path(name)))
+
+
 json_values = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(-1, 70_000), st.floats(), st.text(max_size=3)),
     lambda inner: st.one_of(st.lists(inner, max_size=2), st.dictionaries(st.sampled_from(["addr", "x"]), inner)),

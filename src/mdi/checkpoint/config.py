@@ -10,6 +10,7 @@ import yaml
 from mdi.documents import read_yaml
 from mdi.errors import CheckpointError
 from mdi.files import write_text
+from mdi.installation import program_name
 from mdi.model.architecture import LITGPT, ModelConfig, architecture_of
 from mdi.model.shapes import head_shapes, layer_weights
 from mdi.strings import one_line
@@ -27,7 +28,7 @@ def load_config(folder: Path) -> ModelConfig:
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise CheckpointError(
-            f"{folder}: no {CONFIG_FILE}, so this is not a prepared model; run prepare_model.py first"
+            f"{folder}: no {CONFIG_FILE}, so this is not a prepared model; run {program_name('prepare_model')} first"
         )
     return _checked(_read_fields(path), str(path))
 

@@ -23,6 +23,7 @@ from mdi.checkpoint.weights import MODEL_FILE
 from mdi.config.paths import CHECKPOINTS_DIR
 from mdi.errors import CheckpointError, ConfigError
 from mdi.formats import Mode
+from mdi.installation import program_name
 from mdi.liveness import no_tick
 from mdi.model.architecture import ModelConfig
 from mdi.model.span import Span
@@ -102,7 +103,8 @@ class ModelFolder:
             if path.is_file():
                 return path
         raise CheckpointError(
-            f"{self.path}: neither {MODEL_FILE} nor chunks for {n_nodes} nodes; run prepare_model.py first"
+            f"{self.path}: neither {MODEL_FILE} nor chunks for {count(n_nodes, 'node')}; run"
+            f" {program_name('prepare_model')} first"
         )
 
     def check(self, path: Path, n_nodes: int) -> Check | None:
@@ -218,5 +220,5 @@ def find_folder(ckpt: Path | None, chunk: Path | None = None) -> Path:
     if models:
         advice = f"choose one of these with --ckpt: {', '.join(map(str, models))}"
     else:
-        advice = "prepare one with prepare_model.py first"
+        advice = f"prepare one with {program_name('prepare_model')} first"
     raise ConfigError(f"{'no model given' if ckpt is None else f'{ckpt}: no prepared model there'}; {advice}")

@@ -10,8 +10,9 @@ from typing import IO
 
 from mdi.cli.signals import Signals
 from mdi.config.network import load_network
-from mdi.config.paths import IS_INSTALLED, LOGS_DIR, SOURCE_DIR
+from mdi.config.paths import LOGS_DIR, SOURCE_DIR
 from mdi.files import storage_error
+from mdi.installation import IS_INSTALLED
 from mdi.net.sockets import listen
 
 STOP_TIMEOUT_S = 5.0

@@ -14,6 +14,7 @@ from mdi.control.session import SessionSpec
 from mdi.control.status import NodeStatus, Ready
 from mdi.errors import ControlError
 from mdi.ids import NodeId
+from mdi.installation import program_name
 from mdi.net.timeouts import Timeouts
 
 log = logging.getLogger(__name__)
@@ -108,7 +109,7 @@ class MemberSetup:
 
     def _wait_or_give_up(self, exc: ControlError) -> None:
         if self._timeouts.clock() > self._deadline_s or self._closing.is_set():
-            advice = ": is secondary.py running there?" if is_silent(exc) else "."
+            advice = f": is {program_name('secondary')} running there?" if is_silent(exc) else "."
             waited = f"Waited {self._patience.node_timeout_s:g} s (--node-timeout)"
             raise PeersTimedOut(f"{exc}{advice} {waited}", [self._node]) from exc
         self._patience.on_missing(self._node, exc)

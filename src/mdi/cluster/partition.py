@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from mdi.errors import ConfigError
 from mdi.model.span import Span, spans_of
+from mdi.strings import count
 
 # Layers on (the starter, each secondary), by number of layers and of nodes: the published table.
 PUBLISHED: dict[int, dict[int, tuple[int, int]]] = {
@@ -60,7 +61,7 @@ def split(method: str, load: Load) -> list[Span]:
         table = published(n_layer, n_nodes)
         if table is None:
             raise ConfigError(
-                f"the published table has no split of {n_layer} layers over {n_nodes} nodes; use --split auto"
+                f"the published table has no split of {n_layer} layers over {count(n_nodes, 'node')}; use --split auto"
             )
         return table
     return explicit(method, n_layer, n_nodes)

@@ -3,20 +3,26 @@
 Errors are `ConfigError`s that name the file, the key, the value and what is allowed.
 """
 
+import logging
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mdi.config.paths import SETTINGS_DIR
 from mdi.documents import read_json
 from mdi.errors import ConfigError
 from mdi.formats import DEVICE
+from mdi.installation import program_name
 from mdi.net.access import THIS_MACHINE, Access, parse_ip
 from mdi.net.key_sources import key_from_file, key_from_text, keys_from, warn_if_readable_by_others
 from mdi.net.keys import Key
 from mdi.net.tls import Tls
 from mdi.strings import did_you_mean, one_line, quoted
+
+log = logging.getLogger(__name__)
 
 MAX_SHARE = 10**6
 MAX_FILE_BYTES = 1 << 20
@@ -84,7 +90,8 @@ def node_name(index: int) -> str:
 
 
 def load_network(path: Path) -> NetworkConfig:
-    """Read a file that describes the whole network."""
+    """Read a file that describes the whole network; one of the examples, where only they have a file of that name."""
+    path = _found(path)
     root = _Reader(path, _load_json(path))
     access = _read_access(root)
     readers = root.child("nodes")
@@ -101,6 +108,7 @@ def load_network(path: Path) -> NetworkConfig:
 
 def load_node(path: Path, index: int | None) -> NodeConfig:
     """Read one secondary: number `index` of a network file, or the only node of a single-node file."""
+    path = _found(path)
     data = _load_json(path)
     if "nodes" not in data:
         reader = _Reader(path, data)
@@ -110,12 +118,21 @@ def load_node(path: Path, index: int | None) -> NodeConfig:
         return replace(node, access=replace(access, addrs=_addrs_of(node)))
     secondaries = load_network(path).secondaries
     if index is None:
-        raise ConfigError(
-            f"{path} has {_range_of(len(secondaries))}: say which one, as in `secondary.py --nodes-config {path} 0`"
-        )
+        example = f"`{program_name('secondary')} --nodes-config {path} 0`"
+        raise ConfigError(f"{path} has {_range_of(len(secondaries))}: say which one, as in {example}")
     if not 0 <= index < len(secondaries):
         raise ConfigError(f"{path} has {_range_of(len(secondaries))}, not {index}")
     return secondaries[index]
+
+
+def _found(path: Path) -> Path:
+    """`path`, or the example that it names: an installed package hides its examples among its files."""
+    example = SETTINGS_DIR / path
+    # Those of `os.path` raise nothing, whatever the path: who reads the file says what is wrong with it.
+    if os.path.exists(path) or ".." in path.parts or not os.path.isfile(example):
+        return path
+    log.warning("%s: no such file here; this is the example %s", path, example)
+    return example
 
 
 def _addrs_of(node: NodeConfig) -> tuple[str, ...] | None:

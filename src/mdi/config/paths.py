@@ -5,17 +5,14 @@ from pathlib import Path
 from typing import Literal
 
 from mdi.errors import ConfigError
+from mdi.installation import IS_INSTALLED, PACKAGE_DIR, PACKAGED_DATA_DIR
 
 APP_NAME = "mdi-llm"
 HOME_VARIABLE = "MDI_HOME"
 
-_PACKAGE_DIR = Path(__file__).resolve().parents[1]
-_PACKAGED_DATA_DIR = _PACKAGE_DIR / "_data"  # in a wheel alone: setup.py puts it there
+SOURCE_DIR = PACKAGE_DIR.parent
 
-SOURCE_DIR = _PACKAGE_DIR.parent
-IS_INSTALLED = _PACKAGED_DATA_DIR.is_dir()  # not where `pip install -e` points into a checkout
-
-_DATA_DIR = _PACKAGED_DATA_DIR if IS_INSTALLED else SOURCE_DIR
+_DATA_DIR = PACKAGED_DATA_DIR if IS_INSTALLED else SOURCE_DIR
 SETTINGS_DIR = _DATA_DIR / "settings_distr"
 PROMPTS_DIR = _DATA_DIR / "prompts"
 

@@ -18,6 +18,7 @@ import torch
 
 from mdi.errors import ConfigError
 from mdi.formats import MODES, Mode
+from mdi.installation import program_name
 
 GROUP = 32  # inputs that share an int4 scale
 BLOCK_ELEMENTS = 1 << 20  # quantized at a time: what is in between stays in the cache, which is twice as fast
@@ -84,7 +85,7 @@ def resolve(stored: Mode, wanted: Mode | None, what: str) -> Mode:
         return wanted or stored
     raise ConfigError(
         f"--quantize {wanted}: {what} holds {stored} weights already; split the model with"
-        f" prepare_model.py --quantize {wanted}"
+        f" {program_name('prepare_model')} --quantize {wanted}"
     )
 
 

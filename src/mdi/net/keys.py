@@ -10,12 +10,13 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from mdi.errors import ConfigError
+from mdi.installation import program_name
 from mdi.net.timeouts import Clock
 
 MIN_KEY_CHARACTERS = 16
 NONCE_BYTES = 16
 MAC_BYTES = 32
-MAKE_KEY = "`starter.py --make-key FILE` makes a good one"
+MAKE_KEY = f"`{program_name('starter')} --make-key FILE` makes a good one"
 
 # scrypt, RFC 7914: 32 MiB and 0.1 s on a desktop, once for each program; a guess at the key costs as much. The salt is
 # fixed, because nodes share nothing before they share the key.

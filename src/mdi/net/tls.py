@@ -13,6 +13,7 @@ from selectors import EVENT_READ, EVENT_WRITE
 from typing import Any
 
 from mdi.errors import ConfigError
+from mdi.installation import program_name
 from mdi.net.key_sources import warn_if_readable_by_others
 from mdi.net.validity import NOTICE_S, Validity, utc
 from mdi.strings import count, one_line
@@ -20,7 +21,7 @@ from mdi.strings import count, one_line
 log = logging.getLogger(__name__)
 
 _NO_CHECK_TIME = ssl.VerifyFlags(0x200000)  # OpenSSL's X509_V_FLAG_NO_CHECK_TIME, which `ssl` has no name for
-_RENEW = "renew it with `make_certs.py --renew`"
+_RENEW = f"renew it with `{program_name('make_certs')} --renew`"
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from mdi.cli.signals import Signals
 from mdi.cli.token_times import comparison_image, rate_of, read_token_csv, run_names
 from mdi.config.paths import IMAGES_DIR, LOGS_DIR
 from mdi.errors import ConfigError
+from mdi.installation import program_name
 from mdi.strings import count
 
 MAX_NODES = 64
@@ -33,7 +34,8 @@ def main(signals: Signals) -> None:
     if not curves:
         pattern, _ = run_names(LOGS_DIR, IMAGES_DIR, 1, arguments.model, arguments.n_samples)
         raise ConfigError(
-            f"no runs of {arguments.model} to draw: there is no file like {pattern}; run starter.py -p first"
+            f"no runs of {arguments.model} to draw: there is no file like {pattern};"
+            f" run {program_name('starter')} -p first"
         )
     image = comparison_image(IMAGES_DIR, arguments.model, arguments.n_samples)
     with signals.raised():
