@@ -111,7 +111,8 @@ def test_news_of_a_loss_names_the_node_as_the_configuration_does(
 ) -> None:
     """Secondary 0 notices, and secondary 1 learns it from there."""
     three.run(tiny, on_token=once(20, lambda: three.ring[1].strike(Fault.RESET)))
-    assert "the session ended: starter is lost: " in caplog.text
+    assert "the ring of epoch 1 broke: starter is lost: " in caplog.text
+    assert not any(three.machines[rank].secondary.status().last_error for rank in (1, 2))  # it was formed anew
 
 
 # ---- a link that fails again, or never holds

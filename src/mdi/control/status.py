@@ -132,7 +132,7 @@ class SecondaryStatus(NodeStatus):
     rank: Rank | None
     wire_dtype: str | None
     messages: int  # computed since it was started
-    last_error: str  # why its last session ended; empty: none has failed
+    last_error: str  # why its last session ended, until another runs; empty: it did not fail
     # Messages with rows in the session, and for how long one has been computed; None: the node waits for the next one.
     received: int = 0
     computed: int = 0

@@ -349,6 +349,7 @@ class Secondary:
             case Action.OPEN_LINK:
                 self._open_link(spec)
             case Action.CONNECT if link is not None:
+                self._last_error = ""
                 link.connect()
             case Action.COMPUTE if link is not None and message is not None:
                 link.send(self._compute(spec, message))
@@ -460,7 +461,13 @@ class Secondary:
         self._fail(Event.LINK_DOWN, str(error), fault)
 
     def _fail(self, event: Event, reason: str, fault: Message | None = None) -> None:
-        log.warning("the session ended: %s", reason)
+        spec = self._session.spec
+        if spec is not None and self._session.phase is Phase.RUNNING and event in (Event.LINK_DOWN, Event.FAULT):
+            # Whoever closed our connection may have done so because the ring broke elsewhere.
+            reason = f"the ring of epoch {spec.epoch} broke: {reason}"
+            log.warning("%s; waiting for its starter to form it anew", reason)
+        else:
+            log.warning("the session ended: %s", reason)
         self._last_error = reason
         self._apply(event, fault)
 
