@@ -273,6 +273,18 @@ def test_a_node_without_tls_says_so_at_once(tls: Tls, tmp_path: Path, caplog: py
 
 
 @needs_openssl
+def test_a_caller_without_tls_is_told_on_both_sides(tls: Tls, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with ring_of(2, tmp_path, access=Access(KEY, tls)) as ring:
+        client = ControlClient("secondary 0", "127.0.0.1", ring.secondaries[0].http_port, Access(KEY))
+        with pytest.raises(ControlError, match="closed the connection before it answered, as a node with `tls` does"):
+            client.status()
+    refusal = (
+        "refused a connection from 127.0.0.1: it does not agree on TLS: it does not use it: give `tls` to all nodes"
+    )
+    assert refusal in caplog.text
+
+
+@needs_openssl
 def test_old_and_renewed_certificates_meet(bench: Bench, tmp_path: Path) -> None:
     """Also where the authority was renewed: nodes get their files one after the other."""
     made_s = time.time() - (CA_DAYS - 20) * DAY_S

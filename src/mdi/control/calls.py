@@ -132,6 +132,8 @@ class Caller:
                 raise NoAnswer(f"{self} sends more than an answer can have ({bounds.max_bytes} bytes)") from exc
             except (ssl.SSLEOFError, http.client.RemoteDisconnected, http.client.IncompleteRead) as exc:
                 raise NoAnswer(f"{self} did not answer: the connection ended") from exc
+            except ConnectionResetError as exc:
+                raise NoAnswer(f"{self} did not answer: {self._how_closed(connection)}") from exc
             except ssl.SSLError as exc:
                 left_s = min(self._timeouts.connect_s, self._timeouts.left_s(bounds.deadline_s))
                 reason = failed_call(exc, self._access.tls, self._addr, self._port, left_s)
@@ -144,6 +146,13 @@ class Caller:
                 raise NoAnswer(f"{self} did not answer: {one_line(exc)}") from exc
             except http.client.HTTPException as exc:
                 raise NotANode(f"{self} answers, but not in HTTP: {one_line(exc)}") from exc
+
+    def _how_closed(self, connection: Connection) -> str:
+        if connection.has_answered:
+            return "it closed the connection"
+        if self._access.tls is not None:
+            return "it closed the connection before it answered"
+        return "it closed the connection before it answered, as a node with `tls` does that is called without"
 
     def _ask(self, connection: Connection, request: Request, headers: Mapping[str, str], bounds: Bounds) -> Answer:
         response = connection.ask(request.method, request.path, headers, request.body)

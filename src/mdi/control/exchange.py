@@ -46,6 +46,7 @@ class Connection:
     def __init__(self, addr: str, port: int, tls: Tls | None, bounds: Bounds, timeouts: Timeouts) -> None:
         self._addr, self._port, self._tls, self._bounds, self._timeouts = addr, port, tls, bounds, timeouts
         self._sock: socket.socket | None = None
+        self.has_answered = False  # to any request
 
     def __enter__(self) -> "Connection":
         return self
@@ -76,6 +77,7 @@ class Connection:
         reader = _Reader(sock, self._step_s, MAX_HEAD_BYTES + self._bounds.max_bytes)
         response = http.client.HTTPResponse(reader, method=method)  # type: ignore[arg-type]
         response.begin()
+        self.has_answered = True
         return response
 
     def read(self, response: http.client.HTTPResponse, max_bytes: int) -> bytes:

@@ -23,6 +23,7 @@ _ALERTS = {
     ),
     "alert unknown ca": "it does not trust the authority of this node's certificate",
 }
+_NOT_TLS = ("HTTP_REQUEST", "WRONG_VERSION_NUMBER")  # of OpenSSL: what came is HTTP, or no record of TLS
 _NO_TLS = "alert protocol version"  # also what a node without TLS answers: all of ours have the same versions
 
 
@@ -41,6 +42,8 @@ def failed_call(exc: ssl.SSLError, tls: Tls | None, addr: str, port: int, timeou
 
 def failed_answer(exc: ssl.SSLError, tls: Tls | None) -> str:
     """Why a handshake failed that another node began. OpenSSL does not show a certificate that it has rejected."""
+    if exc.reason in _NOT_TLS:
+        return "it does not use it: give `tls` to all nodes, or to none"
     return _alert(exc, tls) if tls is None or not _is_of_dates(exc) else f"{_rejected(exc)}; {_own(tls)}"
 
 
