@@ -9,7 +9,7 @@ import pytest
 from mdi.cluster.member_setup import MIN_LOAD_BYTES_S, MemberSetup, Patience, PeersTimedOut
 from mdi.cluster.recovery import Recovery
 from mdi.control.client import ControlClient
-from mdi.control.protocol import UPLOAD_BYTES, NoAnswer, Unreachable
+from mdi.control.protocol import UPLOAD_BYTES, NoAnswer, NodeBusy, Unreachable
 from mdi.control.session import SessionSpec
 from mdi.control.status import InitAnswer, NeedsChunk
 from mdi.errors import ControlError, StorageError
@@ -187,3 +187,14 @@ def test_nobody_is_waited_for_once_the_run_ends() -> None:
     setup._closing.set()
     with pytest.raises(PeersTimedOut):
         setup.configure(SPEC, 0, send_nothing)
+
+
+def test_a_node_that_is_gone_after_it_served_another_run_may_have_ended_with_it() -> None:
+    clock = ManualClock()
+    client = ScriptedClient(
+        clock, NODE_TIMEOUT_S / 2, NodeBusy("refused: serves another run"), Unreachable("it is gone")
+    )
+    with pytest.raises(PeersTimedOut) as caught:
+        setup_of(client, clock, starting()).configure(SPEC, 0, send_nothing)
+    served = "It served another run and may have ended with it (--keep-nodes of that starter)."
+    assert str(caught.value) == f"it is gone: is secondary.py running there? {served} Waited 60 s (--node-timeout)"

@@ -82,6 +82,7 @@ def test_another_run_waits_while_this_one_is_at_work() -> None:
     answers = {phase: admission(Session(phase, SPEC), OTHER_RUN) for phase in Phase}
     busy = Refuse(
         f"already serves the starter at {SPEC.starter.addr}:{SPEC.starter.port} with {SPEC.model} (run {SPEC.run})"
+        "; it ends with that run unless that starter has --keep-nodes"
     )
     assert answers == {
         Phase.IDLE: Admit(),

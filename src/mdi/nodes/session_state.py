@@ -143,4 +143,5 @@ def admission(session: Session, requested: SessionSpec) -> Admit | Refuse | AskS
 def busy_with(spec: SessionSpec) -> Refuse:
     """The refusal that names whom the node serves."""
     starter = f"{spec.starter.addr}:{spec.starter.port}"
-    return Refuse(f"already serves the starter at {starter} with {spec.model} (run {spec.run})")
+    serves = f"already serves the starter at {starter} with {spec.model} (run {spec.run})"
+    return Refuse(f"{serves}; it ends with that run unless that starter has --keep-nodes")
