@@ -196,5 +196,5 @@ def test_a_node_that_is_gone_after_it_served_another_run_may_have_ended_with_it(
     )
     with pytest.raises(PeersTimedOut) as caught:
         setup_of(client, clock, starting()).configure(SPEC, 0, send_nothing)
-    served = "It served another run and may have ended with it (--keep-nodes of that starter)."
+    served = "It was busy; a node ends with the run that it serves unless that starter has --keep-nodes."
     assert str(caught.value) == f"it is gone: is secondary.py running there? {served} Waited 60 s (--node-timeout)"

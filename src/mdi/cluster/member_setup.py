@@ -51,7 +51,7 @@ class MemberSetup:
         self._timeouts, self._closing = timeouts, closing
         self._deadline_s = patience.deadline_s(node)
         self._pause_s = timeouts.retry_s
-        self._was_busy = False  # with another run, since we began
+        self._was_busy = False  # when it was asked before
 
     def await_status(self) -> NodeStatus | None:
         """What it says of itself, once it is up; None if that is no status. Raises `PeersTimedOut`."""
@@ -112,7 +112,7 @@ class MemberSetup:
         if self._timeouts.clock() > self._deadline_s or self._closing.is_set():
             advice = f": is {program_name('secondary')} running there?" if is_silent(exc) else "."
             if is_silent(exc) and self._was_busy:
-                advice += " It served another run and may have ended with it (--keep-nodes of that starter)."
+                advice += " It was busy; a node ends with the run that it serves unless that starter has --keep-nodes."
             waited = f"Waited {self._patience.node_timeout_s:g} s (--node-timeout)"
             raise PeersTimedOut(f"{exc}{advice} {waited}", [self._node]) from exc
         self._was_busy |= isinstance(exc, NodeBusy)
