@@ -67,7 +67,9 @@ def test_keys_that_no_header_carries_are_refused(key: str) -> None:
         ApiKeys([key])
 
 
-@pytest.mark.parametrize("arguments", [["--max-queue", "-1"], ["--drain-timeout", "-1"]])
+@pytest.mark.parametrize(
+    "arguments", [["--max-queue", "-1"], ["--drain-timeout", "-1"], ["--max-slots", "1025", "--serve"]]
+)
 def test_numbers_have_bounds(arguments: list[str]) -> None:
     with pytest.raises(ConfigError, match=arguments[0]):
         options(*arguments)

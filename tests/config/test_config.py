@@ -457,6 +457,9 @@ BAD_OPTIONS: list[tuple[str, str, object]] = [
     ("--node-timeout", "node_timeout_s", 0.5),
     ("--max-batch-tokens", "max_batch_tokens", 0),
     ("--max-batch-tokens", "max_batch_tokens", 65537),
+    ("--n-samples", "n_samples", 100_001),
+    ("--max-slots", "max_slots", 100_001),
+    ("--max-queue", "max_queue", 1025),
 ]
 BAD_NODE_OPTIONS: list[tuple[str, str, object]] = [
     ("--device", "device", "gpu"),

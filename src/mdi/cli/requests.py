@@ -38,7 +38,8 @@ def load_requests(options: StarterOptions, model: ModelFolder, worker: TextWorke
     style = load_style(model.path, model.config.name, tokenizer, worker, options.prompt_style)
     stops = () if options.ignore_eos else stop_sequences(model.path, tokenizer, style)
     prompts = load_prompts(options.prompt, options.n_samples)
-    prompt_ids = [encode_prompt(tokenizer, style, prompt) for prompt in prompts]
+    ids_of = {prompt: tuple(encode_prompt(tokenizer, style, prompt)) for prompt in dict.fromkeys(prompts)}
+    prompt_ids = [ids_of[prompt] for prompt in prompts]
     context = fit_context(options, model.config.block_size, prompt_ids)
     samples = samples_for(options, prompt_ids, stops)
     return Requests(tokenizer, prompts, samples, context, is_completion=style.name == PLAIN.name)

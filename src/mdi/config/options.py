@@ -16,6 +16,8 @@ from mdi.errors import ConfigError
 from mdi.formats import DEVICE, DTYPES, MODES, Mode
 
 MAX_BATCH_TOKENS = 65536
+MAX_SAMPLES = 100_000  # of a run; each is held in memory from the start
+MAX_OPEN_REQUESTS = 1024  # of a server, in slots, and again in its queue: each has a thread
 
 S = TypeVar("S", bound="Section")
 
@@ -122,7 +124,7 @@ class PromptOptions(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _at_least("--n-samples", self.n_samples, 1)
+        Bounds(1, MAX_SAMPLES).check("--n-samples", self.n_samples)
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ class RingOptions(PrecisionOptions):
         if self.sequence_length is not None:
             _at_least("--sequence-length", self.sequence_length, 1)
         if self.max_slots is not None:
-            _at_least("--max-slots", self.max_slots, 1)
+            Bounds(1, MAX_SAMPLES).check("--max-slots", self.max_slots)
         _at_least("--max-batch-tokens", self.max_batch_tokens, 1)
         if self.max_batch_tokens > MAX_BATCH_TOKENS:
             raise ConfigError(f"--max-batch-tokens {self.max_batch_tokens}: must be at most {MAX_BATCH_TOKENS}")
@@ -175,7 +177,7 @@ class ServeOptions(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _at_least("--max-queue", self.max_queue, 0)
+        Bounds(0, MAX_OPEN_REQUESTS).check("--max-queue", self.max_queue)
         _at_least("--drain-timeout", self.drain_timeout_s, 0)
 
 
@@ -197,6 +199,8 @@ class StarterOptions(
         super().__post_init__()
         if self.logprobs is not None and self.output is None:
             raise ConfigError(f"--logprobs {self.logprobs}: needs --output, the file that they are written to")
+        if self.serve is not None and self.max_slots is not None:
+            Bounds(1, MAX_OPEN_REQUESTS).check("--max-slots of a server", self.max_slots)
 
     @property
     def node(self) -> NodeOptions:
