@@ -80,7 +80,6 @@ def check_replaceable(target: Path) -> None:
 def check_appendable(path: Path) -> None:
     """Raise `StorageError` unless lines can be written to `path`. What it holds is kept; a new file is created."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         path.open("ab").close()
     except OSError as exc:
         raise storage_error(path, exc) from exc

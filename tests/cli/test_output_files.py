@@ -8,7 +8,7 @@ import pytest
 from mdi.cli import output_files
 from mdi.cli.output_files import check_output_files
 from mdi.config.options import OutputOptions
-from mdi.errors import StorageError
+from mdi.errors import ConfigError, StorageError
 
 
 @pytest.mark.parametrize(
@@ -19,14 +19,14 @@ from mdi.errors import StorageError
         lambda path: OutputOptions(timeline=path),
     ],
 )
-def test_a_file_that_cannot_be_written_is_told_at_once(
-    options: Callable[[Path], OutputOptions], no_folder: Path, tmp_path: Path
+def test_a_folder_that_does_not_exist_is_told_at_once_and_not_created(
+    options: Callable[[Path], OutputOptions], tmp_path: Path
 ) -> None:
-    with pytest.raises(StorageError, match="below"):
-        check_output_files(options(no_folder / "file"))
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(StorageError, match="folder: "):
-        check_output_files(options(tmp_path / "folder"))
+    with pytest.raises(ConfigError, match=r"^--[\w-]+ .*: the folder .*typo does not exist$"):
+        check_output_files(options(tmp_path / "typo" / "file"))
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ConfigError, match="this is a folder"):
+        check_output_files(options(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["LOGS_DIR", "IMAGES_DIR"])

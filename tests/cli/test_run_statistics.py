@@ -13,7 +13,7 @@ LINE = "2025-01-02 03:04:05,3,22,500,12.5\n"
 
 
 def test_run_statistics_are_appended_below_one_header(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "runs.csv"
+    path = tmp_path / "runs.csv"
     assert not check_run_csv(path)
     append_run_csv(path, STATS)
     assert check_run_csv(path)

@@ -15,7 +15,7 @@ SUMMARY = RunSummary(3, 1, 2, 0.5, 4.0, 10137, 0)
 
 
 def test_each_sample_is_in_the_file_as_soon_as_it_is_written(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "out.jsonl"
+    path = tmp_path / "out.jsonl"
     with SampleWriter(path) as writer:
         assert path.read_bytes() == b""
         writer.write_sample(RECORD)

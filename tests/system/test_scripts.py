@@ -109,7 +109,7 @@ def main_job(cold_network: Network, tiny: Path, tmp_path_factory: pytest.TempPat
     folder = tmp_path_factory.mktemp("main")
     names = f"3nodes_{tiny.name}_3samples"
     csv, png = LOGS_DIR / f"tokens_time_samples_{names}.csv", IMAGES_DIR / f"tokens_time_{names}.png"
-    time_run, output = folder / "new" / "runs.csv", folder / "new" / "out.jsonl"
+    time_run, output = folder / "runs.csv", folder / "out.jsonl"
     with removed_afterwards(csv, png), Scripts(folder / "processes") as scripts:
         files = ("-p", "--time-run", time_run, "--output", output)
         result, secondaries = run_cold(scripts, cold_network, tiny, *files)

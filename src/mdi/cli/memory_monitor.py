@@ -58,7 +58,6 @@ def watch_command(
     Raises `StorageError` for a file that cannot be written.
     """
     try:
-        csv_path.parent.mkdir(parents=True, exist_ok=True)
         with csv_path.open("w", encoding="utf-8", newline="\n") as file:
             file.write(f"{MEMORY_CSV_HEADER}\n")
             process = subprocess.Popen(command, shell=True, start_new_session=True)

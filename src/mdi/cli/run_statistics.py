@@ -34,7 +34,6 @@ def check_run_csv(path: Path) -> bool:
     Raises `ConfigError` if it holds something else, so that a run need not end to find out.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
         with path.open("rb") as file:
             first_line = file.readline(200)

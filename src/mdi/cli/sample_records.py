@@ -52,7 +52,6 @@ class SampleWriter:
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             self._file: TextIO = path.open("w", encoding="utf-8", newline="\n")
         except OSError as exc:
             raise storage_error(path, exc) from exc

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import NoReturn
 
+from mdi.cli.output_files import check_place
 from mdi.cli.parser import Parser, options_from
 from mdi.cli.script import run_script
 from mdi.cli.signals import Signals
@@ -25,7 +26,9 @@ def build_parser() -> Parser:
 
 def main(signals: Signals) -> None:
     options = options_from(MonitorOptions, build_parser().parse_args())
+    check_place("-o", options.output)
     if options.img is not None:
+        check_place("--img", options.img)
         check_replaceable(options.img)
     from mdi.cli.memory_monitor import watch_command
 
