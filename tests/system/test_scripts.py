@@ -151,7 +151,7 @@ def test_the_output_file_has_a_line_for_each_sample_and_the_summary_last(main_jo
     assert [sample["sample"] for sample in samples] == [0, 1, 2]
     for sample in samples:
         assert list(sample) == [
-            "sample", "prompt", "completion", "prompt_tokens", "tokens", "finish_reason", "seconds"
+            "sample", "prompt", "completion", "prompt_tokens", "cached_tokens", "tokens", "finish_reason", "seconds"
         ]  # fmt: skip
         assert (sample["prompt"], sample["prompt_tokens"], sample["finish_reason"]) == ("Who are you?", 12, "length")
         assert len(sample["tokens"]) == N_TOKENS
