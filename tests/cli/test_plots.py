@@ -29,6 +29,26 @@ def test_several_runs_are_drawn_into_one_plot(tmp_path: Path, recwarn: pytest.Wa
     assert not recwarn.list
 
 
+def test_labels_stay_inside_the_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figures = []
+    print_png = FigureCanvasAgg.print_png
+    monkeypatch.setattr(
+        FigureCanvasAgg, "print_png", lambda canvas, path: (figures.append(canvas.figure), print_png(canvas, path))
+    )
+    for slowest in (0, 1, 2):
+        seconds = [9.0 if i == slowest else 3.0 + i for i in range(3)]
+        steps = [(0.0, 0.0), *((0.5 + i / 480, i) for i in range(241))]  # a long prompt: half of the time
+        curves = {f"{i} nodes, 123.45 tokens/s": [(x * s, y) for x, y in steps] for i, s in enumerate(seconds)}
+        plot_token_times(tmp_path / "plot.png", curves, "a title")
+    for (axes,) in (figure.axes for figure in figures):
+        inside = axes.get_window_extent()
+        extents = [text.get_window_extent() for text in axes.texts]
+        assert len(extents) == 3
+        assert all(inside.x0 < extent.x0 and extent.x1 < inside.x1 for extent in extents)
+
+
 def test_a_plot_of_nothing_is_drawn(tmp_path: Path) -> None:
     plot_token_times(tmp_path / "plot.png", {}, "nothing")
     assert png_size(tmp_path / "plot.png") == (1200, 750)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mdi.cli.token_times import TokenTimes, read_token_csv, run_names, write_token_csv
+from mdi.cli.token_times import TokenTimes, comparison_image, read_token_csv, run_names, write_token_csv
 from mdi.errors import ConfigError, StorageError
 
 
@@ -42,6 +42,12 @@ def test_a_damaged_token_csv_is_refused(content: bytes, tmp_path: Path) -> None:
 def test_a_missing_token_csv_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such file"):
         read_token_csv(tmp_path / "none.csv")
+
+
+def test_a_comparison_with_a_note_is_not_replaced_by_one_without(tmp_path: Path) -> None:
+    plain = comparison_image(tmp_path, "org/tiny", 3)
+    assert plain.name == "tokens_time_comparison_tiny_3samples.png"
+    assert comparison_image(tmp_path, "org/tiny", 3, has_note=True) != plain
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(no_folder: Path) -> None:

@@ -46,12 +46,16 @@ def plot_curves(
     for i, (label, points) in enumerate(curves.items()):
         (line,) = axes.plot([x for x, _ in points], [y for _, y in points])
         beside = points[int((len(points) - 1) * (0.5 + 0.4 * i / len(curves)))]
+        # On the side with more room, where no label reaches the edge: below a curve that rises, or above it.
+        is_late = beside[0] > max(x for curve in curves.values() for x, _ in curve) / 2
         look = {
             "color": line.get_color(),
+            "ha": "right" if is_late else "left",
             "va": "center",
             "bbox": {"fc": "white", "ec": "none", "alpha": 0.8, "pad": 1},
         }
-        axes.annotate(label, beside, (8, -4), textcoords="offset points", parse_math=False, **look)
+        offset = (-8, 4) if is_late else (8, -4)
+        axes.annotate(label, beside, offset, textcoords="offset points", parse_math=False, **look)
     for mark in marks:
         axes.axvline(mark.x, color="gray", linestyle="dotted")
         at, look = axes.get_xaxis_transform(), {"color": "gray", "fontsize": "small", "rotation": 90}

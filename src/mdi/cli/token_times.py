@@ -38,9 +38,13 @@ def run_names(logs_dir: Path, img_dir: Path, n_nodes: int, model: str, n_samples
     return logs_dir / f"tokens_time_samples_{run}.csv", img_dir / f"tokens_time_{run}.png"
 
 
-def comparison_image(img_dir: Path, model: str, n_samples: int) -> Path:
-    """The plot that compares the runs of a model on different numbers of nodes."""
-    return img_dir / f"tokens_time_comparison_{model.rpartition('/')[2]}_{n_samples}samples.png"
+def comparison_image(img_dir: Path, model: str, n_samples: int, *, has_note: bool = False) -> Path:
+    """The plot that compares the runs of a model on different numbers of nodes.
+
+    One with a note has a name of its own, so that one without does not replace it, and the note with it.
+    """
+    noted = "_noted" if has_note else ""
+    return img_dir / f"tokens_time_comparison_{model.rpartition('/')[2]}_{n_samples}samples{noted}.png"
 
 
 def write_token_csv(path: Path, points: Points) -> None:

@@ -37,7 +37,8 @@ def main(signals: Signals) -> None:
             f"no runs of {arguments.model} to draw: there is no file like {pattern};"
             f" run {program_name('starter')} -p first"
         )
-    image = comparison_image(IMAGES_DIR, arguments.model, arguments.n_samples)
+    has_note = bool(arguments.note)
+    image = comparison_image(IMAGES_DIR, arguments.model, arguments.n_samples, has_note=has_note)
     with signals.raised():
         title = f"{arguments.model}, {count(arguments.n_samples, 'sample')}"
         plot_token_times(image, curves, "\n".join(filter(None, [title, arguments.note])))
