@@ -5,6 +5,7 @@
     POST /v1/responses          the same as a chat, in the newer form
     GET  /v1/models             the model that is served
     GET  /health                whether a request would be served now
+    GET  /metrics               counters, for Prometheus
 
 Bodies are JSON, streams are server-sent events, and errors have OpenAI's shape.
 """
@@ -27,6 +28,7 @@ from mdi.serve.chats import ChatForm
 from mdi.serve.completions import CompletionForm
 from mdi.serve.errors import ApiError
 from mdi.serve.forms import Form
+from mdi.serve.metrics import CONTENT_TYPE
 from mdi.serve.responses import ResponseForm
 from mdi.serve.schemas import ChatRequest, CompletionRequest, ResponseRequest, parse
 from mdi.serve.service import Service, describe
@@ -80,6 +82,12 @@ class _Root:
         cherrypy.response.status = 200 if health.is_ready else 503
         return _json(health.to_json())
 
+    @cherrypy.expose  # type: ignore[untyped-decorator]
+    @cherrypy.tools.allow(methods=["GET"])  # type: ignore[untyped-decorator]
+    def metrics(self) -> bytes:
+        cherrypy.response.headers["Content-Type"] = CONTENT_TYPE
+        return self._service.metrics.render()
+
 
 class _V1:
     def __init__(self, service: Service) -> None:
@@ -126,6 +134,7 @@ def _answered(service: Service, kind: type[Request], form: Callable[[Request, Se
         service.check_model(request.model)
         body = answer(form(request, service), service, lambda: is_closed_by_peer(connection.socket))
     except ApiError as exc:
+        service.metrics.refused(exc.status)
         return _refused(exc)
     except ClientGone:
         return b""  # to nobody

@@ -8,17 +8,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
-from mdi.cluster.supervisor import RingCondition
 from mdi.config.bounds import LogitBias, check_biased_tokens
 from mdi.control.status import NodeState
 from mdi.engine.sample import Outcome, Sample
 from mdi.engine.sampler import generator_for
 from mdi.engine.sampling_params import SamplingParams
 from mdi.errors import MdiError
+from mdi.serve.backend import Backend
 from mdi.serve.errors import ApiError, queue_full, unavailable
 from mdi.serve.generation import Answer, Generation
+from mdi.serve.metrics import Metrics
 from mdi.serve.schemas import MAX_CHOICES, Message, Sampling
 from mdi.text.stops import StopSequences
 from mdi.text.tokenizer import Tokenizer
@@ -27,24 +28,6 @@ from mdi.text.worker_client import WorkerTemplate
 MAX_RETRY_AFTER_S = 60
 READY = "ready"
 _STATUSES = {NodeState.RUNNING: READY}
-
-
-class Backend(Protocol):
-    """The engine's way in, and what is known of its ring. Any thread may call it."""
-
-    @property
-    def n_slots(self) -> int:
-        """Samples that the ring holds at once."""
-
-    def submit(self, sample: Sample) -> None:
-        """Have a sample generated."""
-
-    def cancel(self, sample: Sample) -> None:
-        """End a sample, in any phase of its life."""
-
-    @property
-    def condition(self) -> RingCondition:
-        """How the ring is."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +89,7 @@ class Service:
         self._generations: set[Generation] = set()
         self._usual_s = 1.0  # that an answer takes, as a moving average
         self._refusal: ApiError | None = None
+        self.metrics = Metrics(backend, lambda: self.n_open)
 
     # ---- requests
 
@@ -217,8 +201,9 @@ class Service:
             now_s = time.monotonic()
             self._open |= dict.fromkeys(samples, now_s)
             self._generations.add(generation)
+        self.metrics.begun(samples)
         for sample in samples:
-            sample.sink = self._counted(sample.sink)
+            sample.sink = self.metrics.watching(self._counted(sample.sink))
 
     def _counted(self, sink: Callable[[Sample, Outcome], None]) -> Callable[[Sample, Outcome], None]:
         def counted(sample: Sample, outcome: Outcome) -> None:
