@@ -301,6 +301,7 @@ def _become(command: list[str], environment: dict[str, str], folder: str, out: i
     for source, target in ((out, 1), (err, 2)):
         os.dup2(source, target)
         os.close(source)
+    sys.stdout = os.fdopen(1, "w", closefd=False)  # the old one takes all files for seekable
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)

@@ -140,7 +140,7 @@ def test_a_ring_lives_through_floods_on_all_its_ports(
             wait_until(lambda p=process: n_descriptors(p) > N_DESCRIPTORS // 3, PATIENCE_S, "the flood is there")
         starter = ring.start_starter(tmp_path / "flooded.jsonl")
         starter.wait_for("refused ", PATIENCE_S)
-        ring.wait_for_tokens(starter, N_TOKENS)
+        ring.wait_for_tokens(starter, 3)  # early, so that most of the run is to come
         secondaries[1].kill()
         secondaries.append(ring.start_secondary(1))
         assert tokens_of(starter, tmp_path / "flooded.jsonl") == expected
