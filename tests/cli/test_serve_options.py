@@ -6,15 +6,19 @@ import pytest
 
 from mdi.cli.commands.starter import build_parser
 from mdi.cli.parser import options_from
-from mdi.cli.serve_options import KEY_VARIABLE, api_keys, serve_address
+from mdi.cli.serve_options import KEY_VARIABLE, api_keys, check_serving, serve_address
 from mdi.config.options import ServeOptions, StarterOptions
 from mdi.errors import ConfigError
 from mdi.net.sockets import listen
 from mdi.serve.api_keys import ApiKeys
 
 
+def options_of(*arguments: str) -> StarterOptions:
+    return options_from(StarterOptions, build_parser().parse_args(["--ckpt", "x", *arguments]))
+
+
 def options(*arguments: str) -> ServeOptions:
-    return options_from(StarterOptions, build_parser().parse_args(["--ckpt", "x", *arguments])).serving
+    return options_of(*arguments).serving
 
 
 @pytest.mark.parametrize(
@@ -65,6 +69,15 @@ def test_a_file_without_keys_is_an_error(tmp_path: Path) -> None:
 def test_keys_that_no_header_carries_are_refused(key: str) -> None:
     with pytest.raises(ConfigError, match="an API key has"):
         ApiKeys([key])
+
+
+@pytest.mark.parametrize(
+    "flags", [["--prompt", "Hi"], ["--n-tokens", "3"], ["--output", "x"], ["--temperature", "0"], ["--plots"]]
+)
+def test_what_requests_tell_is_refused_on_the_command_line(flags: list[str]) -> None:
+    check_serving(options_of("--serve", "--max-slots", "3", "--seed", "4"))
+    with pytest.raises(ConfigError, match=f"leave out {flags[0]}"):
+        check_serving(options_of("--serve", *flags))
 
 
 @pytest.mark.parametrize(

@@ -94,3 +94,8 @@ def test_nothing_is_stored() -> None:
     for values in ({"store": True}, {"previous_response_id": "resp_1"}):
         with pytest.raises(ApiError):
             parse(ResponseRequest, RESPONSE | values)
+
+
+def test_a_parameter_that_was_meant_is_named() -> None:
+    with pytest.raises(ApiError, match="did you mean temperature"):
+        parse(ChatRequest, CHAT | {"temprature": 1})

@@ -152,11 +152,34 @@ def test_errors_have_the_shape_of_the_api(method: str, path: str, body: Any, sta
     assert error["error"]["message"]
 
 
+def test_a_body_that_is_too_large_is_refused_before_it_comes(server_of: ServerOf) -> None:
+    connection = connect(server_of())
+    connection.putrequest("POST", "/v1/completions")
+    for name, value in (JSON | {"Content-Length": str(17 << 20)}).items():
+        connection.putheader(name, value)
+    connection.endheaders()
+    response = connection.getresponse()
+    assert response.status == 413
+    assert "are allowed" in json.loads(response.read())["error"]["message"]
+    connection.close()
+
+
 def test_a_full_queue_says_when_to_come_again(server_of: ServerOf, service: Service) -> None:
     service.drain()
     status, headers, _ = call(server_of(), "POST", "/v1/chat/completions", CHAT)
     assert status == 503
     assert int(headers["Retry-After"]) >= 1
+
+
+def test_counters_are_told_to_whoever_has_the_key(server_of: ServerOf, hello: None) -> None:
+    server = server_of(KEY)
+    assert call(server, "GET", "/metrics")[0] == 401
+    connection = connect(server)
+    call(server, "POST", "/v1/chat/completions", CHAT | {"n": 0}, Authorization=f"Bearer {KEY}")
+    connection.request("GET", "/metrics", headers={"Authorization": f"Bearer {KEY}"})
+    text = connection.getresponse().read().decode()
+    connection.close()
+    assert 'mdi_refused_requests_total{status="400"} 1.0' in text
 
 
 @pytest.mark.parametrize("authorization", ["", "Bearer", "Bearer wrong-key-of-mine", KEY, f"Basic {KEY}"])

@@ -176,8 +176,9 @@ def test_each_sample_has_a_number_of_its_own(service: Service, engine: Engine) -
 
 
 def test_what_was_cached_is_counted(service: Service, engine: Engine) -> None:
-    generation = service.begin(ask())
+    generation = service.begin(ask(n=2))
     engine.samples[0].n_cached = 1
+    engine.samples[1].n_cached = 2  # the whole prompt, from the first one
     assert generation.usage.to_json()["prompt_tokens_details"] == {"cached_tokens": 1}
 
 

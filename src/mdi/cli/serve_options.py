@@ -4,7 +4,14 @@ import os
 import re
 from collections.abc import Iterator
 
-from mdi.config.options import ServeOptions
+from mdi.config.options import (
+    OutputOptions,
+    PromptOptions,
+    SamplingOptions,
+    ServeOptions,
+    StarterOptions,
+    defaults_of,
+)
 from mdi.documents import read_text
 from mdi.errors import ConfigError
 from mdi.net.access import is_loopback
@@ -27,6 +34,18 @@ def serve_address(options: ServeOptions, *, has_keys: bool) -> tuple[str, int]:
             " to serve everyone"
         )
     return host, int(match[2])
+
+
+def check_serving(options: StarterOptions) -> None:
+    """Raise `ConfigError` for what a run of prompts is told, and a server is not: its requests tell it."""
+    given = [
+        f"--{name.replace('_', '-')}"
+        for section in (PromptOptions, SamplingOptions, OutputOptions)
+        for name, default in defaults_of(section).items()
+        if name != "seed" and getattr(options, name) != default
+    ]
+    if given:
+        raise ConfigError(f"--serve takes its prompts from requests, and all about them: leave out {', '.join(given)}")
 
 
 def api_keys(options: ServeOptions) -> Iterator[str]:

@@ -45,7 +45,7 @@ def run_server(
     served = _served_model(model, worker, context)
     starter = Starter(network, model, options, context=context, n_slots=options.max_slots or DEFAULT_SLOTS)
     service = Service(served, starter, options.max_queue)
-    drain = _Drain(service, starter, options.drain_timeout_s)
+    drain = _Drain(service, starter, signals, options.drain_timeout_s)
     signals.grace_s = options.drain_timeout_s + GRACE_S
     with contextlib.ExitStack() as stack:
         stack.enter_context(signals.passed_to(drain.ask))
@@ -74,18 +74,24 @@ def run_server(
 class _Drain:
     """The end in order: no new requests, and time for those that were begun."""
 
-    def __init__(self, service: Service, starter: Starter, timeout_s: float) -> None:
-        self._service, self._starter, self._timeout_s = service, starter, timeout_s
+    def __init__(self, service: Service, starter: Starter, signals: Signals, timeout_s: float) -> None:
+        self._service, self._starter, self._signals, self._timeout_s = service, starter, signals, timeout_s
         self._began_s: float | None = None
+        self._n_signals = 0  # that asked for it
 
     def ask(self, number: signal.Signals) -> None:
         """Called by the thread of the signals, again and again."""
         if self._began_s is None:
             self._began_s = time.monotonic()
+            self._n_signals = self._signals.n_came
             self._service.drain()
-            log.warning("ending: %s to be finished", count(self._service.n_open, "answer"))
+            if n_open := self._service.n_open:
+                within = f"within {self._timeout_s:g} s (--drain-timeout)"
+                log.warning(
+                    "ending: %s to be finished %s; a second signal ends at once", count(n_open, "answer"), within
+                )
             self._starter.wake()
-        elif time.monotonic() - self._began_s > self._timeout_s:
+        elif self._signals.n_came > self._n_signals or time.monotonic() - self._began_s > self._timeout_s:
             self._starter.interrupt(number)
 
     def is_over(self) -> bool:

@@ -106,8 +106,15 @@ class Generation:
     @property
     def usage(self) -> Usage:
         """Tokens so far."""
-        n_cached = sum(answer.sample.n_cached for answer in self._answers)
-        return Usage(self._n_prompt, sum(answer.n_tokens for answer in self._answers), n_cached)
+        return Usage(self._n_prompt, sum(answer.n_tokens for answer in self._answers), self._n_cached)
+
+    @property
+    def _n_cached(self) -> int:
+        """Of the prompts. All answers to one but the first take it from the first one: that is not what was there."""
+        least: dict[tuple[int, ...], int] = {}
+        for sample in self.samples:
+            least[sample.prompt] = min(sample.n_cached, least.get(sample.prompt, sample.n_cached))
+        return sum(least.values())
 
     def next(self, timeout_s: float) -> Delta | None:
         """What comes next; None where nothing does within `timeout_s`. Raises `ApiError` where it cannot go on."""

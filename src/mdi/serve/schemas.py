@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mdi.serve.errors import ApiError
+from mdi.strings import did_you_mean
 
 MAX_CHOICES, MAX_STOPS, MAX_TOP_LOGPROBS = 16, 16, 20
 Stop = Annotated[str, Field(min_length=1, max_length=1000)]
@@ -138,5 +139,8 @@ def parse(kind: type[Request], values: Any) -> Request:
         first = exc.errors(include_url=False, include_input=False)[0]
         param = ".".join(map(str, first["loc"])) or None
         if first["type"] == "extra_forbidden":
-            raise ApiError(400, f"{param} is not supported here", param=param, code="unsupported_parameter") from exc
+            meant = did_you_mean(str(param), list(kind.model_fields))
+            raise ApiError(
+                400, f"{param} is not supported here{meant}", param=param, code="unsupported_parameter"
+            ) from exc
         raise ApiError(400, f"{param}: {first['msg']}", param=param, code="invalid_value") from exc

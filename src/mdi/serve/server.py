@@ -1,6 +1,7 @@
 """The HTTP server for users: its port, its threads, and who is let in."""
 
 import json
+import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from http import HTTPStatus
@@ -15,12 +16,15 @@ from mdi.net.sockets import listen
 from mdi.net.timeouts import DEFAULT_TIMEOUTS, Timeouts
 from mdi.serve.api_keys import ApiKeys
 from mdi.serve.errors import ApiError, unauthorized
-from mdi.serve.routes import JSON, MAX_BODY_BYTES, application_of
+from mdi.serve.routes import JSON, application_of
 from mdi.serve.service import Service
 from mdi.strings import one_line
 
+log = logging.getLogger(__name__)
+
+NO_LIMIT = 0  # of bodies: the routes refuse large ones, in the API's own words
 N_SPARE_THREADS = 8  # for what is answered at once while all streams are busy
-_FOR_KEYS = ("/v1/", "/ring")
+_FOR_KEYS = ("/v1/", "/metrics")
 
 Environ = dict[str, Any]
 Application = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
@@ -48,6 +52,8 @@ class Door:
             return _refuse(exc, start_response, headers)
 
         def start(status: str, own: list[tuple[str, str]], exc_info: object = None) -> Any:
+            request = one_line(f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}", 100)
+            log.info("%s from %s: %s", request, environ["REMOTE_ADDR"], status)
             return start_response(status, own + headers, exc_info)
 
         return self._application(environ, start)
@@ -61,7 +67,9 @@ class Door:
         if self._keys.accept(environ.get("HTTP_AUTHORIZATION", "")):
             environ[CONNECTION].authenticate()  # it does not have to make room for others
         elif environ["PATH_INFO"].startswith(_FOR_KEYS):
-            raise unauthorized("this server wants an API key, in the header Authorization: Bearer <key>")
+            wanted = "in the header Authorization: Bearer <key>"
+            given = "the API key is not one of this server's" if environ.get("HTTP_AUTHORIZATION") else "no API key"
+            raise unauthorized(f"{given}: it belongs {wanted}")
         if environ["REQUEST_METHOD"] == "POST" and _type_of(environ) != JSON:
             raise ApiError(415, f"expected Content-Type: {JSON}")
 
@@ -111,7 +119,7 @@ class UserServer:
         door = Door(application_of(service), keys, OwnHosts(addr), origins)
         access = THIS_MACHINE if not keys else Access()
         self._server = WebServer(
-            addr, port, door, MAX_BODY_BYTES, access, timeouts, RefusalLog(), n_threads=n_streams + N_SPARE_THREADS
+            addr, port, door, NO_LIMIT, access, timeouts, RefusalLog(), n_threads=n_streams + N_SPARE_THREADS
         )
         try:
             self._server.prepare()

@@ -8,7 +8,7 @@ from mdi.cli.environment import forget_foreign_variables, sleep_at_barriers, war
 from mdi.cli.output_files import check_output_files
 from mdi.cli.parser import Parser, Repeated, add_node_options, options_from
 from mdi.cli.script import announce, run_script, set_up_logging
-from mdi.cli.serve_options import DEFAULT_ADDRESS, api_keys, serve_address
+from mdi.cli.serve_options import DEFAULT_ADDRESS, api_keys, check_serving, serve_address
 from mdi.cli.signals import Signals
 from mdi.config.network import load_network
 from mdi.config.options import StarterOptions
@@ -128,8 +128,11 @@ def main(signals: Signals, kind: type[StarterOptions] = StarterOptions) -> None:
     network = load_network(options.nodes_config)
     network.starter.access.check()
     check_output_files(options.outputs)
-    keys = ApiKeys(api_keys(options.serving))
-    address = None if options.serve is None else serve_address(options.serving, has_keys=bool(keys))
+    keys, address = ApiKeys(()), None
+    if options.serve is not None:
+        check_serving(options)
+        keys = ApiKeys(api_keys(options.serving))
+        address = serve_address(options.serving, has_keys=bool(keys))
     announce(f"starter of {count(len(network.nodes), 'node')}, from {options.nodes_config}")
     if network.secondaries:
         warn_of_loopback_name(network.starter)
