@@ -156,6 +156,8 @@ def test_every_id_that_the_model_can_produce_has_a_text(tmp_path: Path) -> None:
 
 
 def test_unknown_names_and_dtypes(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--random 'Nano' is not .*nearest names: .*NanoLlama"):
+        make_random("Nano", tmp_path, seed=0)
     with pytest.raises(ConfigError, match=r"--random 'pythia-14' is not .*nearest names: pythia-14m"):
         make_random("pythia-14", tmp_path, seed=1)
     with pytest.raises(ConfigError, match="unknown dtype 'int8'"):

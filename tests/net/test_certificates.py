@@ -25,6 +25,8 @@ from mdi.net.validity import DAY_S, utc
 from support.config_files import error_of, files_of, network_json, written
 from support.paths import ROOT, SRC
 
+COPIED = ": copy node.pem, node.key and ca.pem to that machine\n"
+
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl on this machine")
 
 
@@ -119,7 +121,7 @@ def test_the_script_makes_certificates_for_a_network_file(tmp_path: Path) -> Non
     network = written(tmp_path, network_json())
     script = [sys.executable, str(ROOT / "src" / "make_certs.py"), "--nodes-config", str(network)]
     done = subprocess.run([*script, "--out", str(tmp_path / "out")], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (0, f"{tmp_path / 'out' / '127.0.0.1'}\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{tmp_path / 'out' / '127.0.0.1'}{COPIED}", "")
 
 
 # ---- dates
@@ -251,7 +253,7 @@ def test_the_script_says_what_ends_and_what_to_copy_where(tmp_path: Path) -> Non
     made = made_ago(out, NODE_DAYS, "127.0.0.1")
     script = [sys.executable, str(ROOT / "src" / "make_certs.py"), "--nodes-config", str(network), "--out", str(out)]
     done = subprocess.run(script, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (0, f"{made}\n")
+    assert (done.returncode, done.stdout) == (0, f"{made}{COPIED}")
     assert done.stderr == f"left as they are, and end soon or have ended: {made / 'node.pem'}; --renew renews them\n"
     done = subprocess.run([*script, "--renew"], capture_output=True, text=True, check=False)
     ends = utc(files_of(made).validity.ends_s)

@@ -96,6 +96,11 @@ def test_a_key_that_is_too_short_is_refused_wherever_it_stands(
     refused("MDI_KEY_FILE: ", lambda: key_of(tmp_path))
 
 
+def test_an_empty_name_of_a_key_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MDI_KEY_FILE", "")
+    assert error_of(lambda: key_of(tmp_path)).startswith("MDI_KEY_FILE is empty: ")
+
+
 @pytest.mark.parametrize("value", [1234567890123456, None, ["a secret in a list"], {"a": "secret in an object"}, True])
 def test_a_key_that_is_no_text_is_refused_and_not_quoted(tmp_path: Path, value: object) -> None:
     text = error_of(lambda: key_of(tmp_path, key=value))

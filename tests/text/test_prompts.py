@@ -18,12 +18,14 @@ def test_a_plain_prompt_is_that_of_all_samples() -> None:
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".md", ".tex", ".TXT"])
-def test_a_file_gives_a_paragraph_to_each_sample(suffix: str, tmp_path: Path) -> None:
+def test_a_file_gives_a_paragraph_to_each_sample(suffix: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / f"prompts{suffix}"
     path.write_bytes("\ufeff\r\n\r\nfirst\r\n  line\r\n \t\r\n\r\nsecond ✓  \r\n".encode())
     assert load_prompts(f"FILE:{path}", 1) == ["first\n  line"]
+    assert caplog.messages == [f"{path}: 2 paragraphs for 1 sample: the rest is not used"]
     assert load_prompts(f"FILE:{path}", 2) == ["first\n  line", "second ✓"]
     assert load_prompts(f"FILE:{path}", 5) == ["first\n  line", "second ✓"] * 2 + ["first\n  line"]
+    assert len(caplog.messages) == 1
 
 
 def test_indented_first_lines_keep_their_indent() -> None:

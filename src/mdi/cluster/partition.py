@@ -83,7 +83,8 @@ def explicit(text: str, n_layer: int, n_nodes: int) -> list[Span]:
         raise ConfigError(f"--split {text!r}: expected auto, table, or layers per node such as 6,8,8") from exc
     if len(counts) != n_nodes or min(counts) < 1 or sum(counts) != n_layer:
         raise ConfigError(
-            f"--split {text}: {len(counts)} counts with the sum {sum(counts)}; this run needs {n_nodes} counts,"
+            f"--split {text}: {count(len(counts), 'count')} with the sum {sum(counts)}; this run needs"
+            f" {count(n_nodes, 'count')},"
             f" each at least 1, with the sum {n_layer}"
         )
     return spans_of(counts)

@@ -21,7 +21,7 @@ class Bounds:
         """Raise `ConfigError` naming `name` unless `value` is inside; NaN never is."""
         if not self.low <= value <= self.high or (self.excludes_low and value == self.low):
             allowed = f"above {self.low:g} and at most" if self.excludes_low else f"a number from {self.low:g} to"
-            raise ConfigError(f"{name} {value}: must be {allowed} {self.high:g}")
+            raise ConfigError(f"{name} {value}: must be {allowed} {self.high:.15g}")  # not 1e+12
 
 
 # Those of OpenAI's API where it has the parameter, except temperature. With that of repetition_penalty,

@@ -1,7 +1,7 @@
 """The configuration of a Hugging Face model: its kind by name or `model_type`, its numbers by config.json."""
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -33,14 +33,15 @@ _SIZES = {
 }
 
 
-def config_by_name(name: str, *, flag: str = "--model-name") -> Config:
+def config_by_name(name: str, *, flag: str = "--model-name", others: Sequence[str] = ()) -> Config:
     """litgpt's configuration called `name`: its own name, a repo's name, or org/name.
 
-    Raises `ConfigError` naming `flag` and the nearest names, or where the model needs latent attention.
+    Raises `ConfigError` naming `flag` and the nearest names, also of `others` that the flag takes, or where the model
+    needs latent attention.
     """
     found = _find(name)
     if found is None:
-        raise ConfigError(f"{flag} {name!r} is not a litgpt configuration; {_nearest(name)}")
+        raise ConfigError(f"{flag} {name!r} is not a litgpt configuration; {_nearest(name, others)}")
     if found.get("latent_attention"):
         raise ConfigError(f"{flag} {name!r} uses latent attention (DeepSeek MLA), which is not supported")
     return Config(**found)
@@ -156,9 +157,10 @@ def _names(entry: dict[str, Any]) -> list[str]:
     return [name for name in names if name]
 
 
-def _nearest(name: str) -> str:
+def _nearest(name: str, others: Sequence[str] = ()) -> str:
     last = name.rstrip("/").split("/")[-1].casefold()
-    known = {str(entry["name"]).casefold(): str(entry["name"]) for entry in configs}
+    names = [*others, *(str(entry["name"]) for entry in configs)]
+    known = {name.casefold(): name for name in names}
     close = [known[match] for match in difflib.get_close_matches(last, known, n=5, cutoff=0.4)]
     return f"nearest names: {', '.join(close)}" if close else f"no name is near; one of them is {configs[0]['name']}"
 

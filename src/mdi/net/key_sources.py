@@ -44,6 +44,8 @@ def key_from_environment(variable: str) -> Key | None:
     text, path = os.environ.get(variable), os.environ.get(file_variable)
     if text is not None and path is not None:
         raise ConfigError(f"{variable} and {file_variable} both give a key: set one of them")
+    if path == "":  # which would be the current folder
+        raise ConfigError(f"{file_variable} is empty: set it to the path of a file with a key, or unset it")
     if path is not None:
         return key_from_file(Path(path), file_variable)
     return None if text is None else key_from_text(text, variable)

@@ -1,12 +1,16 @@
 """Prompts, from options and files, -> token ids."""
 
+import logging
 from itertools import cycle, groupby, islice
 from pathlib import Path
 
 from mdi.documents import read_text
 from mdi.errors import ConfigError
+from mdi.strings import count
 from mdi.text.styles import Style
 from mdi.text.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
 
 PROMPT_SUFFIXES = (".txt", ".md", ".tex")
 MAX_FILE_BYTES = 64 << 20
@@ -16,7 +20,7 @@ _FILE_PREFIX = "FILE:"
 def load_prompts(spec: str, n_samples: int) -> list[str]:
     """The prompts of `n_samples` samples, from a `--prompt` option.
 
-    `FILE:path` gives one paragraph to each sample, starting over if there are too few; any other text is the
+    `FILE:path` gives one paragraph to each sample, starting over if there are too few, and warning if some are left; any other text is the
     prompt of all samples. Raises `ConfigError` for a file that cannot be read or holds no text.
     """
     if not spec.startswith(_FILE_PREFIX):
@@ -25,6 +29,9 @@ def load_prompts(spec: str, n_samples: int) -> list[str]:
     paragraphs = split_paragraphs(_read_prompt_file(path))
     if not paragraphs:
         raise ConfigError(f"{path}: the prompt file holds no text")
+    if len(paragraphs) > n_samples:
+        samples = count(n_samples, "sample")
+        log.warning("%s: %s for %s: the rest is not used", path, count(len(paragraphs), "paragraph"), samples)
     return list(islice(cycle(paragraphs), n_samples))
 
 

@@ -36,7 +36,8 @@ def main(signals: Signals) -> None:
             _show(renew_certificates(addrs, arguments.out))
         else:
             folders = make_certificates(addrs, arguments.out)
-            print(*folders, sep="\n")
+            for folder in folders:
+                print(f"{folder}: copy node.pem, node.key and ca.pem to that machine")
             _warn_of_ends([folder / "node.pem" for folder in folders])
 
 

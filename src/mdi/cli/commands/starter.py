@@ -11,14 +11,15 @@ from mdi.cli.script import announce, run_script, set_up_logging
 from mdi.cli.serve_options import DEFAULT_ADDRESS, api_keys, check_serving, serve_address
 from mdi.cli.signals import Signals
 from mdi.config.network import load_network
-from mdi.config.options import StarterOptions
+from mdi.config.options import SampleOptions, StarterOptions
 from mdi.serve.api_keys import ApiKeys
 from mdi.strings import count, quoted
 from mdi.text.worker_process import TextWorker
 
 
 def build_parser(options: type[StarterOptions] = StarterOptions) -> Parser:
-    parser = Parser("Generate samples with a model spread over several nodes.", options)
+    where = "on this machine alone" if issubclass(options, SampleOptions) else "spread over several nodes"
+    parser = Parser(f"Generate samples with a model {where}.", options)
     add_node_options(parser)
     _add_samples(parser)
     _add_ring(parser)
