@@ -53,11 +53,10 @@ def make_random(config_name: str, folder: Path, *, seed: int, dtype: str | None 
     """
     if dtype is not None and dtype not in TORCH_DTYPES:
         raise ConfigError(f"unknown dtype {dtype!r}: use one of {', '.join(TORCH_DTYPES)}")
-    config = (
-        NANO_LLAMA
-        if config_name == NANO_LLAMA.name
-        else config_by_name(config_name, flag="--random", others=[NANO_LLAMA.name])
-    )
+    if config_name == NANO_LLAMA.name:
+        config = NANO_LLAMA
+    else:
+        config = config_by_name(config_name, flag="--random", others=[NANO_LLAMA.name])
     if config.padded_vocab_size <= _BOS_ID:
         raise ConfigError(f"{config_name} has {config.padded_vocab_size} tokens; bytes and BOS need {_BOS_ID + 1}")
     target = folder / MODEL_FILE

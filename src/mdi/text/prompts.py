@@ -20,8 +20,9 @@ _FILE_PREFIX = "FILE:"
 def load_prompts(spec: str, n_samples: int) -> list[str]:
     """The prompts of `n_samples` samples, from a `--prompt` option.
 
-    `FILE:path` gives one paragraph to each sample, starting over if there are too few, and warning if some are left; any other text is the
-    prompt of all samples. Raises `ConfigError` for a file that cannot be read or holds no text.
+    `FILE:path` gives one paragraph to each sample, starting over if there are too few, and with a warning if some are
+    left; any other text is the prompt of all samples. Raises `ConfigError` for a file that cannot be read or holds no
+    text.
     """
     if not spec.startswith(_FILE_PREFIX):
         return [spec] * n_samples
