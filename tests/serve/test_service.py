@@ -1,7 +1,5 @@
 """Requests on their way into the engine and back: their parameters, the room for them, and their end."""
 
-import threading
-
 import pytest
 
 from mdi.control.status import NodeState
@@ -149,7 +147,7 @@ def test_draining_refuses_what_is_new_and_finishes_what_has_begun(service: Servi
 
 def test_whoever_waits_is_told_that_nothing_comes(service: Service) -> None:
     generation = service.begin(ask())
-    threading.Timer(0.05, lambda: service.fail("the ring is gone")).start()
+    service.fail("the ring is gone")
     with pytest.raises(ApiError, match="the ring is gone"):
         generation.next(60)
 

@@ -10,7 +10,7 @@ MAX_NUMBER = 10**12  # of any number that a user gives
 
 
 @dataclass(frozen=True)
-class Bounds:
+class Interval:
     """The least and the greatest value that is allowed, both included unless `excludes_low`."""
 
     low: float
@@ -27,16 +27,16 @@ class Bounds:
 # Those of OpenAI's API where it has the parameter, except temperature. With that of repetition_penalty,
 # every logit that a working model computes stays finite.
 SAMPLING_BOUNDS = {
-    "temperature": Bounds(0),
-    "top_k": Bounds(0),
-    "top_p": Bounds(0, 1, excludes_low=True),
-    "min_p": Bounds(0, 1),
-    "frequency_penalty": Bounds(-2, 2),
-    "presence_penalty": Bounds(-2, 2),
-    "repetition_penalty": Bounds(0.01, 100),
-    "logprobs": Bounds(0, 20),
+    "temperature": Interval(0),
+    "top_k": Interval(0),
+    "top_p": Interval(0, 1, excludes_low=True),
+    "min_p": Interval(0, 1),
+    "frequency_penalty": Interval(-2, 2),
+    "presence_penalty": Interval(-2, 2),
+    "repetition_penalty": Interval(0.01, 100),
+    "logprobs": Interval(0, 20),
 }
-BIAS_BOUNDS = Bounds(-100, 100)
+BIAS_BOUNDS = Interval(-100, 100)
 
 LogitBias = Sequence[tuple[int, float]]  # token ids, and what is added to their logits
 

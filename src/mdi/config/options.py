@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mdi.config.bounds import Bounds, LogitBias, check_sampling
+from mdi.config.bounds import Interval, LogitBias, check_sampling
 from mdi.config.paths import CHECKPOINTS_DIR, SETTINGS_DIR
 from mdi.errors import ConfigError
 from mdi.formats import DEVICE, DTYPES, MODES, Mode
@@ -124,7 +124,7 @@ class PromptOptions(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        Bounds(1, MAX_SAMPLES).check("--n-samples", self.n_samples)
+        Interval(1, MAX_SAMPLES).check("--n-samples", self.n_samples)
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class RingOptions(PrecisionOptions):
         if self.sequence_length is not None:
             _at_least("--sequence-length", self.sequence_length, 1)
         if self.max_slots is not None:
-            Bounds(1, MAX_SAMPLES).check("--max-slots", self.max_slots)
+            Interval(1, MAX_SAMPLES).check("--max-slots", self.max_slots)
         _at_least("--max-batch-tokens", self.max_batch_tokens, 1)
         if self.max_batch_tokens > MAX_BATCH_TOKENS:
             raise ConfigError(f"--max-batch-tokens {self.max_batch_tokens}: must be at most {MAX_BATCH_TOKENS}")
@@ -177,7 +177,7 @@ class ServeOptions(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        Bounds(0, MAX_OPEN_REQUESTS).check("--max-queue", self.max_queue)
+        Interval(0, MAX_OPEN_REQUESTS).check("--max-queue", self.max_queue)
         _at_least("--drain-timeout", self.drain_timeout_s, 0)
 
 
@@ -200,7 +200,7 @@ class StarterOptions(
         if self.logprobs is not None and self.output is None:
             raise ConfigError(f"--logprobs {self.logprobs}: needs --output, the file that they are written to")
         if self.serve is not None and self.max_slots is not None:
-            Bounds(1, MAX_OPEN_REQUESTS).check("--max-slots of a server", self.max_slots)
+            Interval(1, MAX_OPEN_REQUESTS).check("--max-slots of a server", self.max_slots)
 
     @property
     def node(self) -> NodeOptions:
@@ -311,7 +311,7 @@ def _check_quantize(mode: str | None) -> None:
 
 
 def _at_least(flag: str, value: float, minimum: float) -> None:
-    Bounds(minimum).check(flag, value)
+    Interval(minimum).check(flag, value)
 
 
 def defaults_of(options: type) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from mdi import __version__
-from mdi.control.hosts import LOCAL_ADDRESS, OwnHosts
+from mdi.control.hosts import LOCAL_ADDRESS, OwnHosts, content_type
 from mdi.control.protocol import BYTES, HELD_BYTES, JSON
 from mdi.control.signatures import SCHEME, STREAM, Challenge, Signature, SignedRequest, sha256
 from mdi.net.access import Access, AllowedHosts
@@ -109,14 +109,10 @@ class AuthMiddleware:
             reason = f"this request is for {theirs}, and this node is {ours}: {advice}"
             raise _RequestRejected(reason, "421 Misdirected Request")
         origin = environ.get("HTTP_ORIGIN")
-        if origin is not None and not self._is_own_origin(origin, local, scheme):
+        if origin is not None and not self._hosts.include_origin(origin, local, scheme):
             raise _RequestRejected(f"a web page of {one_line(origin, 100)} may not use this node", "403 Forbidden")
         if environ.get("HTTP_SEC_FETCH_SITE", "none") not in ("none", "same-origin"):
             raise _RequestRejected("a web page of another site may not use this node", "403 Forbidden")
-
-    def _is_own_origin(self, origin: str, local: tuple[str, int], scheme: str) -> bool:
-        theirs, _, host = origin.partition("://")
-        return theirs == scheme and self._hosts.include(host, local, scheme)
 
     def _read_body(self, environ: Environ, digest: str) -> bytes:
         length = environ.get("CONTENT_LENGTH") or "0"
@@ -176,7 +172,7 @@ def _check_type(environ: Environ) -> None:
     if method == "OPTIONS":
         raise _RequestRejected("no web page may use this node", "405 Method Not Allowed")
     expected = BYTES if environ["PATH_INFO"].startswith("/chunks/") else JSON
-    if method in ("PUT", "POST") and environ.get("CONTENT_TYPE", "").partition(";")[0].strip().lower() != expected:
+    if method in ("PUT", "POST") and content_type(environ) != expected:
         raise _RequestRejected(f"expected Content-Type: {expected}", "415 Unsupported Media Type")
 
 

@@ -6,7 +6,8 @@ browser whose name server was made to point at a node (DNS rebinding) sends the 
 
 import ipaddress
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from mdi.net.access import parse_ip
 
@@ -16,6 +17,11 @@ _HOST = re.compile(r"(\[[^\[\]]*\]|[^:\[\]]+)(?::([0-9]{1,5}))?")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 Name = tuple[str | ipaddress.IPv4Address | ipaddress.IPv6Address, int]
+
+
+def content_type(environ: Mapping[str, Any]) -> str:
+    """The type of a request's body, without its parameters. A web page may send forms and plain text to anybody."""
+    return str(environ.get("CONTENT_TYPE", "")).partition(";")[0].strip().lower()
 
 
 def host_of(addr: str, port: int) -> str:
@@ -43,6 +49,11 @@ class OwnHosts:
         if name is None:
             return False
         return name in self._known_as or name in self._names(local) or _is_loopback_name(name, local)
+
+    def include_origin(self, origin: str, local: tuple[str, int], scheme: str) -> bool:
+        """Whether a web page with this header Origin is this node's own."""
+        theirs, _, host = origin.partition("://")
+        return theirs == scheme and self.include(host, local, scheme)
 
     def describe(self, local: tuple[str, int]) -> str:
         """The node's own name, for the error of whoever calls it by another one."""

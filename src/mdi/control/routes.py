@@ -14,11 +14,9 @@ other side can decide by it; see `mdi.control.protocol`. Which clients are autho
 """
 
 import contextlib
-import html
 import json
 import logging
 import re
-import string
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -28,19 +26,19 @@ from typing import Any, Protocol
 import cherrypy
 
 from mdi.checkpoint.cache import ChunkCache
+from mdi.control.application import application_with
 from mdi.control.auth import STREAMED, AuthMiddleware
 from mdi.control.hosts import OwnHosts
 from mdi.control.protocol import HELD_BYTES, JSON, MAX_JSON_BYTES, UPLOAD_BYTES, NodeBusy, code_of
-from mdi.control.server import WebServer, marking
+from mdi.control.server import ServingThread, WebServer, marking
 from mdi.control.session import SessionSpec
 from mdi.control.status import InitAnswer, NodeStatus, init_answer_to_json
 from mdi.documents import parse_json
-from mdi.errors import ConfigError, ControlError, MdiError
+from mdi.errors import ControlError, MdiError
 from mdi.net.access import THIS_MACHINE, Access, is_loopback
 from mdi.net.refusals import RefusalLog
 from mdi.net.sockets import listen
 from mdi.net.timeouts import DEFAULT_TIMEOUTS, Timeouts
-from mdi.strings import one_line
 
 log = logging.getLogger(__name__)
 
@@ -69,11 +67,8 @@ class Node(Protocol):
     def request_stop(self, run: int | None) -> None: ...
 
 
-class ControlServer:
-    """The HTTP side of one node. Bound on creation, serving from `start()` to `close()`.
-
-    It is an object of its own, not cherrypy's process-wide engine: several nodes live in one process.
-    """
+class ControlServer(ServingThread):
+    """The HTTP side of one node."""
 
     def __init__(
         self,
@@ -99,28 +94,13 @@ class ControlServer:
         refusals = refusals or RefusalLog()
         application = marking(application_of(node, self._closing, timeouts))
         middleware = AuthMiddleware(application, access, local, UPLOAD_BYTES, OwnHosts(addr, known_as), refusals)
-        self._server = WebServer(addr, port, middleware, 2 * UPLOAD_BYTES, access, timeouts, refusals)
-        try:
-            self._server.prepare()
-        except OSError as exc:
-            raise ConfigError(f"cannot listen on {addr} port {port}: {one_line(exc)}") from exc
-        self._thread = threading.Thread(target=self._server.serve, name="http-server", daemon=True)
-
-    @property
-    def port(self) -> int:
-        """The port in use; of interest where port 0 was asked for."""
-        return int(self._server.bind_addr[1])
-
-    def start(self) -> None:
-        """Begin to answer."""
-        self._thread.start()
+        server = WebServer(addr, port, middleware, 2 * UPLOAD_BYTES, access, timeouts, refusals)
+        super().__init__(server, "http-server")
 
     def close(self) -> None:
-        """Answer what is under way, for up to a second, and end all threads of the server."""
+        """End; answers that go on for as long as a node loads end at once."""
         self._closing.set()
-        self._server.stop()
-        if self._thread.ident is not None:
-            self._thread.join()
+        super().close()
 
 
 def _warn_if_unauthenticated(addr: str, access: Access) -> None:
@@ -131,32 +111,8 @@ def _warn_if_unauthenticated(addr: str, access: Access) -> None:
 
 def application_of(node: Node, closing: threading.Event, timeouts: Timeouts = DEFAULT_TIMEOUTS) -> cherrypy.Application:
     """The routes as a WSGI application; what they still have to answer ends when `closing` is set."""
-    application = cherrypy.Application(_Routes(node, closing, timeouts), "", config=_CONFIG)
-    application.log.access_log.disabled = True
-    application.log.error_log.parent = log
-    return application
-
-
-def _error_page(status: str, message: str, traceback: str, version: str) -> str:
-    cherrypy.response.headers["Content-Type"] = JSON
-    return json.dumps({"error": html.unescape(message)})
-
-
-# cherrypy finds a handler by walking attributes: `/_node/cache` would be looked up on our object, `/__class__` too.
-# With every punctuation mark of a path read as `-`, which no attribute has in its name, only the exposed methods are
-# found. (By default it reads all of them as `_`, so that `/.node` would be `/_node`.)
-_NO_PRIVATE_NAMES = str.maketrans(dict.fromkeys(string.punctuation, "-"))
-
-_CONFIG = {
-    "/": {
-        "request.dispatch": cherrypy.dispatch.Dispatcher(translate=_NO_PRIVATE_NAMES),
-        "request.process_request_body": False,  # its form parsers would read the body before we check the length
-        "request.show_tracebacks": False,
-        "error_page.default": _error_page,
-        "response.stream": True,
-        "tools.trailing_slash.on": False,
-    }
-}
+    routes = _Routes(node, closing, timeouts)
+    return application_with(routes, lambda status, message: {"error": message}, log)
 
 
 class _Routes:

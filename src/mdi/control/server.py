@@ -6,6 +6,7 @@ only when the middleware in front of the routes asks for it: not before the clie
 
 import logging
 import re
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -15,10 +16,12 @@ from mdi import __version__
 from mdi.control.connections import ConnectionLoop
 from mdi.control.hosts import LOCAL_ADDRESS
 from mdi.control.streams import MAX_HEAD_BYTES
+from mdi.errors import ConfigError
 from mdi.net.access import THIS_MACHINE, Access, AllowedHosts, as_written
 from mdi.net.refusals import RefusalLog
 from mdi.net.sockets import BACKLOG
 from mdi.net.timeouts import DEFAULT_TIMEOUTS, Timeouts
+from mdi.strings import one_line
 
 log = logging.getLogger(__name__)
 
@@ -134,6 +137,38 @@ class WebServer(wsgi.Server):
     def error_log(self, msg: str = "", level: int = logging.INFO, traceback: bool = False) -> None:
         """Called by cheroot; most of it is about what a client did."""
         self._refusals.add(log, "%s", msg, level=level, trace=traceback)
+
+
+class ServingThread:
+    """A web server in a thread of its own. Bound on creation, serving from `start()` to `close()`.
+
+    It is an object of its own, not cherrypy's process-wide engine: several nodes live in one process.
+    """
+
+    def __init__(self, server: WebServer, name: str) -> None:
+        """Raises `ConfigError` where the server cannot listen."""
+        self._server = server
+        try:
+            server.prepare()
+        except OSError as exc:
+            addr, port = server.bind_addr[:2]
+            raise ConfigError(f"cannot listen on {addr} port {port}: {one_line(exc)}") from exc
+        self._thread = threading.Thread(target=server.serve, name=name, daemon=True)
+
+    @property
+    def port(self) -> int:
+        """The port in use; of interest where port 0 was asked for."""
+        return int(self._server.bind_addr[1])
+
+    def start(self) -> None:
+        """Begin to answer."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Answer what is under way, for up to a second, and end all threads of the server."""
+        self._server.stop()
+        if self._thread.ident is not None:
+            self._thread.join()
 
 
 def marking(application: Any) -> Callable[..., Any]:

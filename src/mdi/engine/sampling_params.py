@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from mdi.config.bounds import Bounds, LogitBias, check_sampling
+from mdi.config.bounds import Interval, LogitBias, check_sampling
 from mdi.text.stops import StopSequences
 
 
@@ -40,5 +40,5 @@ class SamplingParams:
     logprobs: int | None = None  # how many of the most likely tokens are told, besides the chosen one; None: nothing
 
     def __post_init__(self) -> None:
-        Bounds(1).check("max_tokens", self.max_tokens)
+        Interval(1).check("max_tokens", self.max_tokens)
         check_sampling(self)

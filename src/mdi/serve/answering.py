@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 
 from mdi.serve.errors import ApiError
-from mdi.serve.forms import Event, Form, Text
+from mdi.serve.forms import Form, ServerSentEvent, Text
 from mdi.serve.generation import Delta, Generation
 from mdi.serve.service import Service
 
@@ -75,17 +75,17 @@ def _blocks(form: Form, generation: Generation, is_gone: Callable[[], bool]) -> 
             yield _COMMENT if delta is None else _encoded(form.growing(delta))
         yield _encoded(form.closing(generation.usage))
     except ApiError as exc:  # the status line was sent long ago
-        yield _encoded([Event(exc.to_json(), "error")])
+        yield _encoded([ServerSentEvent(exc.to_json(), "error")])
     except ClientGone:
         return
     if form.last_line is not None:
         yield f"data: {form.last_line}\n\n".encode()
 
 
-def _encoded(events: Iterable[Event]) -> bytes:
+def _encoded(events: Iterable[ServerSentEvent]) -> bytes:
     return b"".join(_lines(event) for event in events)
 
 
-def _lines(event: Event) -> bytes:
+def _lines(event: ServerSentEvent) -> bytes:
     name = "" if event.name is None else f"event: {event.name}\n"
     return f"{name}data: {json.dumps(event.data)}\n\n".encode()

@@ -5,25 +5,19 @@ from typing import Any
 
 from mdi.engine.sample import TokenLogprobs
 from mdi.serve.errors import ApiError
-from mdi.serve.forms import Event, Identity, Text
+from mdi.serve.forms import ChoicesForm, ServerSentEvent, Text
 from mdi.serve.generation import Delta, Usage
 from mdi.serve.logprobs import of_chat
 from mdi.serve.schemas import ChatRequest
 from mdi.serve.service import Ask, Service
 
 
-class ChatForm:
+class ChatForm(ChoicesForm):
     """One conversation and its next turn, `n` times."""
 
-    last_line = "[DONE]"
-
     def __init__(self, request: ChatRequest, service: Service) -> None:
+        super().__init__(request, service.model, "chatcmpl-")
         self._request, self._service = request, service
-        self._identity = Identity.new("chatcmpl-")
-
-    @property
-    def is_streamed(self) -> bool:
-        return bool(self._request.stream)
 
     def ask(self) -> Ask:
         request = self._request
@@ -52,36 +46,24 @@ class ChatForm:
         ]
         return self._body("chat.completion", choices) | {"usage": usage.to_json()}
 
-    def opening(self) -> Iterator[Event]:
+    def opening(self) -> Iterator[ServerSentEvent]:
         for index in range(self._request.n or 1):
             yield self._chunk(index, {"role": "assistant", "content": ""})
 
-    def growing(self, delta: Delta) -> Iterator[Event]:
+    def growing(self, delta: Delta) -> Iterator[ServerSentEvent]:
         if delta.text or delta.logprobs:
             yield self._chunk(delta.index, {"content": delta.text}, logprobs=delta.logprobs)
         if delta.ending is not None:
             yield self._chunk(delta.index, {}, delta.ending)
 
-    def closing(self, usage: Usage) -> Iterator[Event]:
-        options = self._request.stream_options
-        if options is not None and options.include_usage:
-            yield Event(self._body("chat.completion.chunk", []) | {"usage": usage.to_json()})
+    def closing(self, usage: Usage) -> Iterator[ServerSentEvent]:
+        return self._closing("chat.completion.chunk", usage)
 
     def _chunk(
         self, index: int, delta: dict[str, Any], ending: str | None = None, logprobs: Sequence[TokenLogprobs] = ()
-    ) -> Event:
+    ) -> ServerSentEvent:
         choice = {"index": index, "delta": delta, "logprobs": self._logprobs(logprobs), "finish_reason": ending}
-        return Event(self._body("chat.completion.chunk", [choice]))
+        return ServerSentEvent(self._body("chat.completion.chunk", [choice]))
 
     def _logprobs(self, found: Sequence[TokenLogprobs]) -> dict[str, Any] | None:
-        return of_chat(self._service.model.tokenizer, found) if found else None
-
-    def _body(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        identity = self._identity
-        return {
-            "id": identity.id,
-            "object": kind,
-            "created": identity.created_s,
-            "model": self._service.model.name,
-            "choices": choices,
-        }
+        return of_chat(self._model.tokenizer, found) if found else None

@@ -5,28 +5,23 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mdi.engine.sample import TokenLogprobs
-from mdi.serve.forms import Event, Identity, Text
+from mdi.serve.forms import ChoicesForm, ServerSentEvent, Text
 from mdi.serve.generation import Delta, Usage
 from mdi.serve.logprobs import of_completion
 from mdi.serve.schemas import CompletionRequest
 from mdi.serve.service import Ask, Service
 
 DEFAULT_MAX_TOKENS = 16  # OpenAI's
+_KIND = "text_completion"
 
 
-class CompletionForm:
+class CompletionForm(ChoicesForm):
     """Texts that go on from one prompt or several, `n` times each."""
 
-    last_line = "[DONE]"
-
     def __init__(self, request: CompletionRequest, service: Service) -> None:
+        super().__init__(request, service.model, "cmpl-")
         self._request, self._service = request, service
-        self._identity = Identity.new("cmpl-")
         self._n_chars: Counter[int] = Counter()  # that were sent of each answer
-
-    @property
-    def is_streamed(self) -> bool:
-        return bool(self._request.stream)
 
     def ask(self) -> Ask:
         request = self._request
@@ -51,32 +46,20 @@ class CompletionForm:
 
     def whole(self, texts: Sequence[Text], usage: Usage) -> dict[str, Any]:
         choices = [self._choice(index, text.text, text.ending, text.logprobs) for index, text in enumerate(texts)]
-        return self._body(choices) | {"usage": usage.to_json()}
+        return self._body(_KIND, choices) | {"usage": usage.to_json()}
 
-    def opening(self) -> Iterator[Event]:
+    def opening(self) -> Iterator[ServerSentEvent]:
         return iter(())
 
-    def growing(self, delta: Delta) -> Iterator[Event]:
+    def growing(self, delta: Delta) -> Iterator[ServerSentEvent]:
         choice = self._choice(delta.index, delta.text, delta.ending, delta.logprobs)
         self._n_chars[delta.index] += len(delta.text)
-        yield Event(self._body([choice]))
+        yield ServerSentEvent(self._body(_KIND, [choice]))
 
-    def closing(self, usage: Usage) -> Iterator[Event]:
-        options = self._request.stream_options
-        if options is not None and options.include_usage:
-            yield Event(self._body([]) | {"usage": usage.to_json()})
+    def closing(self, usage: Usage) -> Iterator[ServerSentEvent]:
+        return self._closing(_KIND, usage)
 
     def _choice(self, index: int, text: str, ending: str | None, found: Sequence[TokenLogprobs]) -> dict[str, Any]:
-        tokenizer = self._service.model.tokenizer
+        tokenizer = self._model.tokenizer
         logprobs = of_completion(tokenizer, found, self._n_chars[index]) if found else None
         return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": ending}
-
-    def _body(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        identity = self._identity
-        return {
-            "id": identity.id,
-            "object": "text_completion",
-            "created": identity.created_s,
-            "model": self._service.model.name,
-            "choices": choices,
-        }

@@ -43,7 +43,7 @@ class Usage:
         }
 
 
-class Answer:
+class Choice:
     """One sample's text, on the thread of its request."""
 
     def __init__(self, index: int, sample: Sample, tokenizer: Tokenizer, stops: Sequence[str], continues: bool) -> None:
@@ -78,7 +78,7 @@ class Generation:
 
     def __init__(
         self,
-        answers: Sequence[Answer],
+        choices: Sequence[Choice],
         n_prompt: int,
         cancel: Callable[[Sample], None],
         forget: Callable[["Generation"], None],
@@ -89,24 +89,24 @@ class Generation:
             cancel: ends a sample in the engine.
             forget: called when it is closed.
         """
-        self._answers, self._n_prompt, self._cancel, self._forget = answers, n_prompt, cancel, forget
-        self._news: queue.SimpleQueue[tuple[Answer, Outcome] | ApiError] = queue.SimpleQueue()
-        for answer in answers:
-            answer.sample.sink = self._sink_of(answer)
+        self._choices, self._n_prompt, self._cancel, self._forget = choices, n_prompt, cancel, forget
+        self._news: queue.SimpleQueue[tuple[Choice, Outcome] | ApiError] = queue.SimpleQueue()
+        for choice in choices:
+            choice.sample.sink = self._sink_of(choice)
 
     @property
     def samples(self) -> list[Sample]:
-        return [answer.sample for answer in self._answers]
+        return [choice.sample for choice in self._choices]
 
     @property
     def is_over(self) -> bool:
         """Whether every answer has ended."""
-        return all(answer.ending is not None for answer in self._answers)
+        return all(choice.ending is not None for choice in self._choices)
 
     @property
     def usage(self) -> Usage:
         """Tokens so far."""
-        return Usage(self._n_prompt, sum(answer.n_tokens for answer in self._answers), self._n_cached)
+        return Usage(self._n_prompt, sum(choice.n_tokens for choice in self._choices), self._n_cached)
 
     @property
     def _n_cached(self) -> int:
@@ -126,17 +126,17 @@ class Generation:
                 return None
             if isinstance(news, ApiError):
                 raise news
-            answer, outcome = news
-            if (delta := answer.push(outcome)) is not None:
+            choice, outcome = news
+            if (delta := choice.push(outcome)) is not None:
                 if delta.ending is not None and outcome.finish_reason is None:
-                    self._cancel(answer.sample)  # a stop string ended it, which the engine does not know
+                    self._cancel(choice.sample)  # a stop string ended it, which the engine does not know
                 return delta
 
     def close(self) -> None:
         """Have nothing generated any more that nobody reads. Idempotent."""
-        for answer in self._answers:
-            if answer.ending is None:
-                self._cancel(answer.sample)
+        for choice in self._choices:
+            if choice.ending is None:
+                self._cancel(choice.sample)
         self._forget(self)
 
     # ---- called from other threads
@@ -145,5 +145,5 @@ class Generation:
         """There will be no more tokens."""
         self._news.put(error)
 
-    def _sink_of(self, answer: Answer) -> Callable[[Sample, Outcome], None]:
-        return lambda sample, outcome: self._news.put((answer, outcome))
+    def _sink_of(self, choice: Choice) -> Callable[[Sample, Outcome], None]:
+        return lambda sample, outcome: self._news.put((choice, outcome))

@@ -8,7 +8,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from mdi.engine.sample import Outcome, Sample
 from mdi.machine import peak_memory_bytes
-from mdi.serve.backend import Backend
+from mdi.serve.served_ring import ServedRing
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 _FIRST_S = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120)
@@ -19,7 +19,7 @@ _OUTCOMES = {"stop": "finished", "length": "finished", "abort": "cancelled"}
 class Metrics:
     """Counters of one server. Any thread may call it."""
 
-    def __init__(self, backend: Backend, n_open: Callable[[], int]) -> None:
+    def __init__(self, ring: ServedRing, n_open: Callable[[], int]) -> None:
         """`n_open` tells how many samples wait or are generated."""
         self.registry = registry = CollectorRegistry()
         self._samples = Counter("mdi_samples", "Answers by what became of them", ["outcome"], registry=registry)
@@ -36,16 +36,16 @@ class Metrics:
         self._between = Histogram(
             "mdi_time_between_tokens_seconds", "Between two tokens of an answer", buckets=_BETWEEN_S, registry=registry
         )
-        self._add_gauges(backend, n_open)
+        self._add_gauges(ring, n_open)
 
-    def _add_gauges(self, backend: Backend, n_open: Callable[[], int]) -> None:
+    def _add_gauges(self, ring: ServedRing, n_open: Callable[[], int]) -> None:
         for name, what, value in (
-            ("mdi_slots", "Samples that the ring holds at once", lambda: backend.n_slots),
-            ("mdi_running_samples", "Samples that are generated", lambda: min(n_open(), backend.n_slots)),
-            ("mdi_waiting_samples", "Samples that wait for a slot", lambda: max(0, n_open() - backend.n_slots)),
-            ("mdi_ring_ready", "Whether the ring runs", lambda: backend.condition.is_running),
-            ("mdi_missing_nodes", "Nodes that it is waited for", lambda: len(backend.condition.missing)),
-            ("mdi_recoveries", "How often the ring was formed anew", lambda: backend.condition.n_recoveries),
+            ("mdi_slots", "Samples that the ring holds at once", lambda: ring.n_slots),
+            ("mdi_running_samples", "Samples that are generated", lambda: min(n_open(), ring.n_slots)),
+            ("mdi_waiting_samples", "Samples that wait for a slot", lambda: max(0, n_open() - ring.n_slots)),
+            ("mdi_ring_ready", "Whether the ring runs", lambda: ring.condition.is_running),
+            ("mdi_missing_nodes", "Nodes that it is waited for", lambda: len(ring.condition.missing)),
+            ("mdi_recoveries", "How often the ring was formed anew", lambda: ring.condition.n_recoveries),
             ("mdi_peak_memory_bytes", "The most memory that the starter has had", peak_memory_bytes),
         ):
             Gauge(name, what, registry=self.registry).set_function(value)

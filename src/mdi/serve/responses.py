@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from mdi.serve.forms import Event, Identity, Text
+from mdi.serve.forms import Identity, ServerSentEvent, Text
 from mdi.serve.generation import Delta, Ending, Usage
 from mdi.serve.schemas import ResponseRequest, Sampling
 from mdi.serve.service import Ask, Service
@@ -36,27 +36,27 @@ class ResponseForm:
         self._text, self._ending = text.text, text.ending
         return self._ended(usage)
 
-    def opening(self) -> Iterator[Event]:
+    def opening(self) -> Iterator[ServerSentEvent]:
         begun = self._body("in_progress", [])
         yield self._event("response.created", response=begun)
         yield self._event("response.in_progress", response=begun)
         yield self._event("response.output_item.added", output_index=0, item=self._item("in_progress", []))
         yield self._event("response.content_part.added", **self._place, part=self._part)
 
-    def growing(self, delta: Delta) -> Iterator[Event]:
+    def growing(self, delta: Delta) -> Iterator[ServerSentEvent]:
         self._text += delta.text
         self._ending = delta.ending or self._ending
         if delta.text:
             yield self._event("response.output_text.delta", **self._place, delta=delta.text, logprobs=[])
 
-    def closing(self, usage: Usage) -> Iterator[Event]:
+    def closing(self, usage: Usage) -> Iterator[ServerSentEvent]:
         yield self._event("response.output_text.done", **self._place, text=self._text, logprobs=[])
         yield self._event("response.content_part.done", **self._place, part=self._part)
         yield self._event("response.output_item.done", output_index=0, item=self._item(self._status, [self._part]))
         yield self._event(f"response.{self._status}", response=self._ended(usage))
 
-    def _event(self, name: str, **values: Any) -> Event:
-        return Event({"type": name, "sequence_number": next(self._numbers), **values}, name)
+    def _event(self, name: str, **values: Any) -> ServerSentEvent:
+        return ServerSentEvent({"type": name, "sequence_number": next(self._numbers), **values}, name)
 
     @property
     def _place(self) -> dict[str, Any]:

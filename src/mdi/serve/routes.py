@@ -10,15 +10,15 @@
 Bodies are JSON, streams are server-sent events, and errors have OpenAI's shape.
 """
 
-import html
 import json
 import logging
-import string
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import cherrypy
 
+from mdi.control.application import application_with
+from mdi.control.protocol import JSON
 from mdi.control.server import CONNECTION
 from mdi.documents import parse_json
 from mdi.errors import ControlError
@@ -31,43 +31,18 @@ from mdi.serve.forms import Form
 from mdi.serve.metrics import CONTENT_TYPE
 from mdi.serve.responses import ResponseForm
 from mdi.serve.schemas import ChatRequest, CompletionRequest, ResponseRequest, parse
-from mdi.serve.service import Service, describe
+from mdi.serve.service import Service
 
 log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 16 << 20
-JSON, EVENTS = "application/json", "text/event-stream"
+EVENTS = "text/event-stream"
 Request = TypeVar("Request", ChatRequest, CompletionRequest, ResponseRequest)
-
-# As on the control plane: with every punctuation mark of a path read as `-`, only exposed methods are found.
-_NO_PRIVATE_NAMES = str.maketrans(dict.fromkeys(string.punctuation, "-"))
 
 
 def application_of(service: Service) -> cherrypy.Application:
     """The routes as a WSGI application."""
-    application = cherrypy.Application(_Root(service), "", config=_CONFIG)
-    application.log.access_log.disabled = True
-    application.log.error_log.parent = log
-    return application
-
-
-def _error_page(status: str, message: str, traceback: str, version: str) -> str:
-    """For what cherrypy itself refuses: an unknown path, a method that a route does not have."""
-    cherrypy.response.headers["Content-Type"] = JSON
-    return json.dumps(ApiError(int(status[:3]), html.unescape(message)).to_json())
-
-
-_CONFIG = {
-    "/": {
-        "request.dispatch": cherrypy.dispatch.Dispatcher(translate=_NO_PRIVATE_NAMES),
-        "request.process_request_body": False,
-        "request.show_tracebacks": False,
-        "error_page.default": _error_page,
-        "response.stream": True,
-        "tools.encode.on": False,  # it would wrap streams, and not pass on that they are closed
-        "tools.trailing_slash.on": False,
-    }
-}
+    return application_with(_Root(service), lambda status, message: ApiError(status, message).to_json(), log)
 
 
 class _Root:
@@ -97,7 +72,7 @@ class _V1:
     @cherrypy.expose  # type: ignore[untyped-decorator]
     @cherrypy.tools.allow(methods=["GET"])  # type: ignore[untyped-decorator]
     def models(self, *name: str) -> bytes:
-        model = describe(self._service.model)
+        model = self._service.model.to_json()
         if not name:
             return _json({"object": "list", "data": [model]})
         try:

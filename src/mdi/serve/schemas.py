@@ -9,15 +9,22 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from mdi.config.bounds import BIAS_BOUNDS, SAMPLING_BOUNDS
 from mdi.serve.errors import ApiError
 from mdi.strings import did_you_mean
 
-MAX_CHOICES, MAX_STOPS, MAX_TOP_LOGPROBS = 16, 16, 20
+MAX_CHOICES, MAX_STOPS = 16, 16
 Stop = Annotated[str, Field(min_length=1, max_length=1000)]
 Stops = Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None
 TokenId = Annotated[int, Field(ge=0)]
 Ids = Annotated[list[TokenId], Field(min_length=1)]
 Request = TypeVar("Request", bound="_Schema")
+
+
+def _bounded(name: str) -> Any:
+    """A parameter that has the engine's own bounds; None where it is not given."""
+    bounds = SAMPLING_BOUNDS[name]
+    return Field(None, ge=bounds.low, le=bounds.high)
 
 
 class _Schema(BaseModel):
@@ -30,11 +37,11 @@ class Sampling(_Schema):
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1)] | None = None  # 0 and -1 keep all
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None  # by token id
+    min_p: float | None = _bounded("min_p")
+    frequency_penalty: float | None = _bounded("frequency_penalty")
+    presence_penalty: float | None = _bounded("presence_penalty")
+    repetition_penalty: float | None = _bounded("repetition_penalty")
+    logit_bias: dict[str, Annotated[float, Field(ge=BIAS_BOUNDS.low, le=BIAS_BOUNDS.high)]] | None = None  # by token id
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
 
 
@@ -83,7 +90,7 @@ class ChatRequest(_Generation):
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    top_logprobs: int | None = _bounded("logprobs")
     response_format: TextFormat | None = None
 
 
@@ -92,7 +99,7 @@ class CompletionRequest(_Generation):
 
     prompt: str | Annotated[list[str], Field(min_length=1)] | Ids | Annotated[list[Ids], Field(min_length=1)]
     max_tokens: Annotated[int, Field(ge=1)] | None = None
-    logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    logprobs: int | None = _bounded("logprobs")
 
 
 class ResponseText(_Schema):

@@ -2,21 +2,18 @@
 
 import json
 import logging
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from http import HTTPStatus
 from typing import Any
 
-from mdi.control.hosts import LOCAL_ADDRESS, OwnHosts
-from mdi.control.server import CONNECTION, WebServer
-from mdi.errors import ConfigError
-from mdi.net.access import THIS_MACHINE, Access
-from mdi.net.refusals import RefusalLog
+from mdi.control.hosts import LOCAL_ADDRESS, OwnHosts, content_type
+from mdi.control.protocol import JSON
+from mdi.control.server import CONNECTION, ServingThread, WebServer
 from mdi.net.sockets import listen
 from mdi.net.timeouts import DEFAULT_TIMEOUTS, Timeouts
 from mdi.serve.api_keys import ApiKeys
 from mdi.serve.errors import ApiError, unauthorized
-from mdi.serve.routes import JSON, application_of
+from mdi.serve.routes import application_of
 from mdi.serve.service import Service
 from mdi.strings import one_line
 
@@ -62,7 +59,7 @@ class Door:
         host, scheme, local = environ.get("HTTP_HOST", ""), environ["wsgi.url_scheme"], environ[LOCAL_ADDRESS]
         if not self._keys and not self._hosts.include(host, local, scheme):
             raise ApiError(421, f"this request is for {one_line(host, 100)}, and this server is {local[0]}:{local[1]}")
-        if origin is not None and origin not in self._origins and not self._is_own(origin, local, scheme):
+        if origin is not None and origin not in self._origins and not self._hosts.include_origin(origin, local, scheme):
             raise ApiError(403, f"web pages of {one_line(origin, 100)} may not use this server: see --cors")
         if self._keys.accept(environ.get("HTTP_AUTHORIZATION", "")):
             environ[CONNECTION].authenticate()  # it does not have to make room for others
@@ -70,16 +67,8 @@ class Door:
             wanted = "in the header Authorization: Bearer <key>"
             given = "the API key is not one of this server's" if environ.get("HTTP_AUTHORIZATION") else "no API key"
             raise unauthorized(f"{given}: it belongs {wanted}")
-        if environ["REQUEST_METHOD"] == "POST" and _type_of(environ) != JSON:
+        if environ["REQUEST_METHOD"] == "POST" and content_type(environ) != JSON:
             raise ApiError(415, f"expected Content-Type: {JSON}")
-
-    def _is_own(self, origin: str, local: tuple[str, int], scheme: str) -> bool:
-        theirs, _, host = origin.partition("://")
-        return theirs == scheme and self._hosts.include(host, local, scheme)
-
-
-def _type_of(environ: Environ) -> str:
-    return str(environ.get("CONTENT_TYPE", "")).partition(";")[0].strip().lower()
 
 
 def _cors(origin: str) -> list[tuple[str, str]]:
@@ -100,8 +89,8 @@ def _refuse(error: ApiError, start_response: Callable[..., Any], headers: list[t
     return [body]
 
 
-class UserServer:
-    """Bound on creation, serving from `start()` to `close()`."""
+class UserServer(ServingThread):
+    """The HTTP side for users."""
 
     def __init__(
         self,
@@ -117,27 +106,5 @@ class UserServer:
         """`n_streams` requests are answered at once, and others beside them. Raises `ConfigError` for the address."""
         listen(addr, port, "--serve").close()  # for its errors: cheroot's lack the reason
         door = Door(application_of(service), keys, OwnHosts(addr), origins)
-        access = THIS_MACHINE if not keys else Access()
-        self._server = WebServer(
-            addr, port, door, NO_LIMIT, access, timeouts, RefusalLog(), n_threads=n_streams + N_SPARE_THREADS
-        )
-        try:
-            self._server.prepare()
-        except OSError as exc:
-            raise ConfigError(f"cannot listen on {addr} port {port}: {one_line(exc)}") from exc
-        self._thread = threading.Thread(target=self._server.serve, name="user-server", daemon=True)
-
-    @property
-    def port(self) -> int:
-        """The port in use; of interest where port 0 was asked for."""
-        return int(self._server.bind_addr[1])
-
-    def start(self) -> None:
-        """Begin to answer."""
-        self._thread.start()
-
-    def close(self) -> None:
-        """End all threads of the server."""
-        self._server.stop()
-        if self._thread.ident is not None:
-            self._thread.join()
+        n_threads = n_streams + N_SPARE_THREADS
+        super().__init__(WebServer(addr, port, door, NO_LIMIT, timeouts=timeouts, n_threads=n_threads), "user-server")

@@ -11,23 +11,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mdi.config.bounds import LogitBias, check_biased_tokens
-from mdi.control.status import NodeState
 from mdi.engine.sample import Outcome, Sample
 from mdi.engine.sampler import generator_for
 from mdi.engine.sampling_params import SamplingParams
 from mdi.errors import MdiError
-from mdi.serve.backend import Backend
 from mdi.serve.errors import ApiError, queue_full, unavailable
-from mdi.serve.generation import Answer, Generation
+from mdi.serve.generation import Choice, Generation
 from mdi.serve.metrics import Metrics
 from mdi.serve.schemas import MAX_CHOICES, Message, Sampling
+from mdi.serve.served_ring import ServedRing
 from mdi.text.stops import StopSequences
 from mdi.text.tokenizer import Tokenizer
 from mdi.text.worker_client import WorkerTemplate
 
 MAX_RETRY_AFTER_S = 60
 READY = "ready"
-_STATUSES = {NodeState.RUNNING: READY}
 
 
 @dataclass(frozen=True)
@@ -46,6 +44,16 @@ class ServedModel:
     def name(self) -> str:
         """Without the organization: what users type."""
         return self.full_name.rpartition("/")[2]
+
+    def to_json(self) -> dict[str, Any]:
+        """An entry of `GET /v1/models`."""
+        return {
+            "id": self.name,
+            "object": "model",
+            "created": self.created_s,
+            "owned_by": "mdi-llm",
+            "context_length": self.context,
+        }
 
 
 @dataclass(frozen=True)
@@ -80,16 +88,16 @@ class Health:
 class Service:
     """Takes requests as long as there is room for them."""
 
-    def __init__(self, model: ServedModel, backend: Backend, max_queue: int) -> None:
+    def __init__(self, model: ServedModel, ring: ServedRing, max_queue: int) -> None:
         """`max_queue` bounds the samples that wait for a slot."""
-        self.model, self._backend, self._max_queue = model, backend, max_queue
+        self.model, self._ring, self._max_queue = model, ring, max_queue
         self._numbers = itertools.count()
         self._lock = threading.Condition()
         self._open: dict[Sample, float] = {}  # since when, by the monotonic clock
         self._generations: set[Generation] = set()
         self._usual_s = 1.0  # that an answer takes, as a moving average
         self._refusal: ApiError | None = None
-        self.metrics = Metrics(backend, lambda: self.n_open)
+        self.metrics = Metrics(ring, lambda: self.n_open)
 
     # ---- requests
 
@@ -121,11 +129,11 @@ class Service:
 
         Raises `ApiError` for a prompt that does not fit, and where there is no room or no ring.
         """
-        answers = list(self._answers(ask))
-        generation = Generation(answers, sum(map(len, ask.prompts)), self._backend.cancel, self._forget)
+        choices = list(self._choices(ask))
+        generation = Generation(choices, sum(map(len, ask.prompts)), self._ring.cancel, self._forget)
         self._admit(generation)
         for sample in generation.samples:
-            self._backend.submit(sample)
+            self._ring.submit(sample)
         return generation
 
     def _forget(self, generation: Generation) -> None:
@@ -133,7 +141,7 @@ class Service:
             self._generations.discard(generation)
             self._lock.notify_all()
 
-    def _answers(self, ask: Ask) -> Iterator[Answer]:
+    def _choices(self, ask: Ask) -> Iterator[Choice]:
         if ask.n * len(ask.prompts) > MAX_CHOICES:
             raise ApiError(400, f"more than {MAX_CHOICES} answers in one request", param="n")
         seed = secrets.randbits(63) if ask.sampling.seed is None else ask.sampling.seed
@@ -142,7 +150,7 @@ class Service:
             sample = Sample(
                 next(self._numbers), tuple(prompt), self._params(ask, len(prompt)), generator_for(seed, index)
             )
-            yield Answer(index, sample, self.model.tokenizer, ask.stop_strings, ask.continues)
+            yield Choice(index, sample, self.model.tokenizer, ask.stop_strings, ask.continues)
 
     def _params(self, ask: Ask, n_prompt: int) -> SamplingParams:
         context = self.model.context
@@ -182,10 +190,10 @@ class Service:
 
     def health(self) -> Health:
         """Whether a request would be served now, and if not, why."""
-        condition = self._backend.condition
-        status = _STATUSES.get(condition.state, condition.state.value)
-        if self._refusal is not None and status == READY:
-            status = "draining"
+        condition = self._ring.condition
+        status = condition.state.value
+        if condition.is_running:
+            status = READY if self._refusal is None else "draining"
         return Health(status, condition.seconds, condition.missing)
 
     def _admit(self, generation: Generation) -> None:
@@ -193,10 +201,10 @@ class Service:
         with self._lock:
             if self._refusal is not None:
                 raise self._refusal
-            if not (condition := self._backend.condition).is_running:
+            if not (condition := self._ring.condition).is_running:
                 raise unavailable(f"the ring is {condition.state.value}")
-            n_waiting = max(0, len(self._open) - self._backend.n_slots)
-            if len(self._open) + len(samples) > self._backend.n_slots + self._max_queue:
+            n_waiting = max(0, len(self._open) - self._ring.n_slots)
+            if len(self._open) + len(samples) > self._ring.n_slots + self._max_queue:
                 raise queue_full(n_waiting, self._retry_after_s(n_waiting))
             now_s = time.monotonic()
             self._open |= dict.fromkeys(samples, now_s)
@@ -221,7 +229,7 @@ class Service:
 
     def _retry_after_s(self, n_waiting: int) -> int:
         """When a slot will be free for one more, if answers take as long as they did."""
-        return min(MAX_RETRY_AFTER_S, max(1, math.ceil(self._usual_s * (n_waiting + 1) / self._backend.n_slots)))
+        return min(MAX_RETRY_AFTER_S, max(1, math.ceil(self._usual_s * (n_waiting + 1) / self._ring.n_slots)))
 
     # ---- the end, from other threads
 
@@ -263,14 +271,3 @@ def _refusing(param: str) -> Iterator[None]:
         yield
     except MdiError as exc:
         raise ApiError(400, str(exc), param=param) from exc
-
-
-def describe(model: ServedModel) -> dict[str, Any]:
-    """An entry of `GET /v1/models`."""
-    return {
-        "id": model.name,
-        "object": "model",
-        "created": model.created_s,
-        "owned_by": "mdi-llm",
-        "context_length": model.context,
-    }

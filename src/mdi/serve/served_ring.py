@@ -6,7 +6,7 @@ from mdi.cluster.supervisor import RingCondition
 from mdi.engine.sample import Sample
 
 
-class Backend(Protocol):
+class ServedRing(Protocol):
     """The engine's way in, and what is known of its ring. Any thread may call it."""
 
     @property
