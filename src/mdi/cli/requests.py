@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from mdi.checkpoint.folder import ModelFolder
 from mdi.config.bounds import check_biased_tokens
-from mdi.config.options import SamplingOptions, StarterOptions
+from mdi.config.options import RingOptions, SamplingOptions, StarterOptions
 from mdi.engine.sample import Sample
 from mdi.engine.sampler import generator_for
 from mdi.engine.sampling_params import SamplingParams
@@ -67,13 +67,18 @@ def samples_for(
     ]
 
 
+def context_of(options: RingOptions, block_size: int, wanted: int) -> int:
+    """What `--sequence-length` says, else what is wanted as far as the model allows. Raises `ConfigError`."""
+    if options.sequence_length is not None and options.sequence_length > block_size:
+        raise ConfigError(f"--sequence-length {options.sequence_length}: this model's context is {block_size}")
+    return options.sequence_length or min(wanted, block_size)
+
+
 def fit_context(options: StarterOptions, block_size: int, prompt_ids: Sequence[Sequence[int]]) -> int:
     """Positions per sample. Raises `ConfigError` with the numbers where a prompt does not fit."""
     longest = max(map(len, prompt_ids))
     needed = longest + options.n_tokens
-    if options.sequence_length is not None and options.sequence_length > block_size:
-        raise ConfigError(f"--sequence-length {options.sequence_length}: this model's context is {block_size}")
-    context = options.sequence_length or min(needed, block_size)
+    context = context_of(options, block_size, needed)
     if longest >= context:
         raise ConfigError(
             f"the longest prompt takes {longest} tokens; the context of {context} leaves no room to answer it"

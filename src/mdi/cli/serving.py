@@ -7,10 +7,11 @@ import signal
 import time
 
 from mdi.checkpoint.folder import ModelFolder, find_folder, open_folder
+from mdi.cli.requests import context_of
 from mdi.cli.signals import GRACE_S, Signals
 from mdi.config.network import NetworkConfig
 from mdi.config.options import StarterOptions
-from mdi.errors import ConfigError, MdiError
+from mdi.errors import MdiError
 from mdi.inbox import Stopped
 from mdi.nodes.starter import Starter
 from mdi.serve.api_keys import ApiKeys
@@ -41,7 +42,7 @@ def run_server(
     gc.freeze()
     folder = find_folder(options.ckpt, options.chunk)
     model = open_folder(folder, len(network.nodes), options.quantize, options.dtype)
-    context = _context(options, model)
+    context = context_of(options, model.config.block_size, DEFAULT_CONTEXT)
     served = _served_model(model, worker, context)
     starter = Starter(network, model, options, context=context, n_slots=options.max_slots or DEFAULT_SLOTS)
     service = Service(served, starter, options.max_queue)
@@ -97,13 +98,6 @@ class _Drain:
     def is_over(self) -> bool:
         """Asked by the compute thread."""
         return self._began_s is not None and self._service.n_open == 0
-
-
-def _context(options: StarterOptions, model: ModelFolder) -> int:
-    block_size = model.config.block_size
-    if options.sequence_length is not None and options.sequence_length > block_size:
-        raise ConfigError(f"--sequence-length {options.sequence_length}: this model's context is {block_size}")
-    return options.sequence_length or min(block_size, DEFAULT_CONTEXT)
 
 
 def _served_model(model: ModelFolder, worker: TextWorker, context: int) -> ServedModel:

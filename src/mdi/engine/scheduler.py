@@ -51,6 +51,7 @@ class Scheduler:
             max_batch_tokens: rows per message; a longer prompt is sent in pieces.
             min_fork: positions that a fork has to save, at least 1.
         """
+        self.n_added = 0  # samples so far
         self.n_generated = 0  # tokens accepted, of all samples so far
         self._context, self._max_batch_tokens = context, max_batch_tokens
         self._n_nodes, self._min_fork = n_nodes, min_fork
@@ -86,6 +87,7 @@ class Scheduler:
             raise ConfigError(
                 f"the prompt takes {len(sample.prompt)} tokens; the context of {self._context} leaves no room to answer"
             )
+        self.n_added += 1
         self._waiting.append(sample)
 
     def cancel(self, sample: Sample) -> Outcome | None:

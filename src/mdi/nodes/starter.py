@@ -92,7 +92,6 @@ class Starter:
         self._timeline.begin(options.timeline is not None)
         scheduler = Scheduler(context=context, max_batch_tokens=options.max_batch_tokens)
         self.engine = Engine(scheduler, self._runner, self._inbox, self._timeline, timeouts)
-        self._n_samples = 0
         self._resources = contextlib.ExitStack()
 
     def __enter__(self) -> "Starter":
@@ -145,14 +144,8 @@ class Starter:
         """Samples that the ring holds at once."""
         return self._supervisor.plan.n_slots
 
-    @property
-    def context(self) -> int:
-        """Positions of each."""
-        return self._supervisor.plan.context
-
     def submit(self, sample: Sample) -> None:
         """Have a sample generated."""
-        self._n_samples += 1
         self._inbox.post(AddRequested(sample))
 
     def cancel(self, sample: Sample) -> None:
@@ -194,7 +187,7 @@ class Starter:
             model=self._model.name,
             members=supervisor.plan.names,
             span=supervisor.plan.spans[0],
-            samples=self._n_samples,
+            samples=self.engine.scheduler.n_added,
             tokens=self.engine.scheduler.n_generated,
             recoveries=supervisor.n_recoveries,
             peak_memory_bytes=peak_memory_bytes(),
@@ -234,7 +227,6 @@ class Starter:
     def add(self, sample: Sample) -> None:
         """Queue a sample; see `Scheduler.add`."""
         self.engine.add(sample)
-        self._n_samples += 1
 
     def prepare(self) -> None:
         """Load this node's weights while the secondaries get ready in parallel; then close the ring."""
