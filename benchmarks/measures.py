@@ -15,7 +15,7 @@ from benchmarks.peers import LlamaCpp, litgpt
 from benchmarks.report import Series, ratio
 from benchmarks.rings import (
     ON_CPU,
-    Placement,
+    NodeSettings,
     Request,
     Ring,
     Run,
@@ -58,9 +58,9 @@ class Bench:
         n_tokens = max(min(16, self.steps), self.steps // (1 + n_samples // 8))
         return Request(prompt_of(prompt_tokens), n_samples, n_tokens, sequence_length)
 
-    def ring(self, n_nodes: int, placement: Placement = ON_CPU) -> contextlib.AbstractContextManager[Ring]:
+    def ring(self, n_nodes: int, settings: NodeSettings = ON_CPU) -> contextlib.AbstractContextManager[Ring]:
         """A ring with a node on each of the first cores."""
-        return ring(self.ckpt, self.cores[:n_nodes], self.scratch, placement)
+        return ring(self.ckpt, self.cores[:n_nodes], self.scratch, settings)
 
 
 def prompt_of(n_tokens: int) -> list[int]:
@@ -110,15 +110,15 @@ def _speeds(measure: str, label: str, runs: Sequence[Run], note: str = "") -> Se
 
 
 @contextlib.contextmanager
-def _ours(bench: Bench, n_nodes: int, n_samples: int, placement: Placement = ON_CPU) -> Iterator[Action]:
-    with bench.ring(n_nodes, placement) as nodes:
+def _ours(bench: Bench, n_nodes: int, n_samples: int, settings: NodeSettings = ON_CPU) -> Iterator[Action]:
+    with bench.ring(n_nodes, settings) as nodes:
         yield lambda: nodes.run(bench.request(n_samples))
 
 
 @contextlib.contextmanager
-def _litgpt(bench: Bench, placement: Placement = ON_CPU) -> Iterator[Action]:
+def _litgpt(bench: Bench, settings: NodeSettings = ON_CPU) -> Iterator[Action]:
     request = bench.request(1)
-    with litgpt(bench.ckpt, bench.cores[:1], bench.scratch, placement) as peer:
+    with litgpt(bench.ckpt, bench.cores[:1], bench.scratch, settings) as peer:
         yield lambda: peer.run(request.prompt, 1, request.n_tokens)
 
 
@@ -190,9 +190,9 @@ def measure_llama(bench: Bench) -> list[Series]:
     openers: dict[str, Opener] = {}
     for quantize, name, kind in kinds[:2] if bench.quick else kinds:
         for n_nodes, n_samples in ((1, 1), (2, 16)):
-            openers[_our_label(name, n_nodes, n_samples)] = _ours(bench, n_nodes, n_samples, Placement(quantize))
+            openers[_our_label(name, n_nodes, n_samples)] = _ours(bench, n_nodes, n_samples, NodeSettings(quantize))
             openers[_llama_label(kind, n_nodes, n_samples)] = _llama(bench, kind, n_nodes, n_samples)
-    openers[_our_label("int8", 2, 2)] = _ours(bench, 2, 2, Placement("int8"))
+    openers[_our_label("int8", 2, 2)] = _ours(bench, 2, 2, NodeSettings("int8"))
     speeds = contest(bench, "llama", openers)
     many, few = speeds[_our_label("int8", 2, 16)], speeds[_our_label("int8", 2, 2)]
     ratios = [ratio("llama", "int8, 2 nodes: 16 samples over 2", many, few, "int8 group")]
@@ -230,7 +230,7 @@ def measure_large(bench: Bench) -> list[Series]:
     bench = _with_large(bench)
     openers: dict[str, Opener] = {}
     for n_nodes, n_samples in ((1, 1), (2, 16)):
-        openers[_our_label("int8", n_nodes, n_samples)] = _ours(bench, n_nodes, n_samples, Placement("int8"))
+        openers[_our_label("int8", n_nodes, n_samples)] = _ours(bench, n_nodes, n_samples, NodeSettings("int8"))
         openers[_llama_label("Q8_0", n_nodes, n_samples)] = _llama(bench, "Q8_0", n_nodes, n_samples)
     speeds = contest(bench, "large", openers)
     bench.llama.forget(bench.ckpt, "F32")
@@ -245,7 +245,7 @@ def measure_cuda(bench: Bench) -> list[Series]:
         raise BenchError("no CUDA device is there")
     prepare_large(bench.large)
     bench = dataclasses.replace(bench, ckpt=bench.large)
-    plain, int8 = (Placement(quantize, "bfloat16", "cuda") for quantize in ("none", "int8"))
+    plain, int8 = (NodeSettings(quantize, "bfloat16", "cuda") for quantize in ("none", "int8"))
     openers: dict[str, Opener] = {"litgpt": _litgpt(bench, plain)}
     for n_nodes, n_samples in ((1, 1), (1, 4), (1, 16), (1, 64), (2, 2), (2, 64)):
         openers[_our_label("bfloat16", n_nodes, n_samples)] = _ours(bench, n_nodes, n_samples, plain)

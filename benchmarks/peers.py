@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gguf_export import export_gguf
-from benchmarks.rings import ON_CPU, Placement, Run
+from benchmarks.rings import ON_CPU, NodeSettings, Run
 from benchmarks.workers import BenchError, Worker, child_environment, python_module
 from mdi.checkpoint.weights import MODEL_FILE
 
@@ -30,9 +30,9 @@ class Peer:
 
 
 @contextlib.contextmanager
-def litgpt(ckpt: Path, cores: Sequence[int], scratch: Path, placement: Placement = ON_CPU) -> Iterator[Peer]:
+def litgpt(ckpt: Path, cores: Sequence[int], scratch: Path, settings: NodeSettings = ON_CPU) -> Iterator[Peer]:
     """litgpt with one thread, unquantized."""
-    command = python_module("litgpt_driver", str(ckpt.resolve()), placement.device, placement.dtype)
+    command = python_module("litgpt_driver", str(ckpt.resolve()), settings.device, settings.dtype)
     with Worker(command, cores, scratch / "logs" / "litgpt.log") as worker:
         yield Peer(worker)
 

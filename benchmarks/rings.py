@@ -64,7 +64,7 @@ def decode_rate(times: Sequence[Sequence[float]]) -> float:
 
 
 @dataclass(frozen=True)
-class Placement:
+class NodeSettings:
     """Where the nodes of a ring compute, and in what."""
 
     quantize: str = "none"
@@ -78,21 +78,21 @@ class Placement:
         return flags + (["--quantize", self.quantize] if self.quantize != "none" else [])
 
 
-ON_CPU = Placement()
+ON_CPU = NodeSettings()
 
 
 class Ring:
     """A running ring, ready for one request after another."""
 
-    def __init__(self, driver: Worker, nodes_config: Path, ckpt: Path, placement: Placement) -> None:
-        self._driver, self._ckpt, self._placement = driver, ckpt, placement
+    def __init__(self, driver: Worker, nodes_config: Path, ckpt: Path, settings: NodeSettings) -> None:
+        self._driver, self._ckpt, self._settings = driver, ckpt, settings
         self.nodes_config = nodes_config
         self._peak_bytes = 0
 
     def prepare(self, request: Request) -> None:
         """Load what is to be loaded and close the ring."""
         common = {"nodes_config": str(self.nodes_config), "ckpt": str(self._ckpt)}
-        self._driver.ask(asdict(request) | common | asdict(self._placement))
+        self._driver.ask(asdict(request) | common | asdict(self._settings))
 
     def go(self) -> None:
         """Start the run that was prepared."""
@@ -148,17 +148,17 @@ def run_together(rings: Sequence[Ring], request: Request) -> Run:
 
 
 @contextlib.contextmanager
-def ring(ckpt: Path, cores: Sequence[int], scratch: Path, placement: Placement = ON_CPU) -> Iterator[Ring]:
+def ring(ckpt: Path, cores: Sequence[int], scratch: Path, settings: NodeSettings = ON_CPU) -> Iterator[Ring]:
     """A ring with one node on each of `cores`."""
     nodes_config = write_network(scratch / "networks", len(cores)) if len(cores) > 1 else STANDALONE
     with contextlib.ExitStack() as stack:
         for index, core in enumerate(cores[1:]):
-            command = [sys.executable, str(ROOT / "src" / "secondary.py"), *placement.flags]
+            command = [sys.executable, str(ROOT / "src" / "secondary.py"), *settings.flags]
             command += ["--cache-dir", str(scratch / "chunks"), "--nodes-config", str(nodes_config), str(index)]
             stack.callback(end, start(command, [core], scratch / "logs" / f"secondary{index}.log"))
         log = scratch / "logs" / f"starter_on_{cores[0]}.log"
         driver = stack.enter_context(Worker(python_module("ring_driver"), cores[:1], log))
-        nodes = Ring(driver, nodes_config, ckpt, placement)
+        nodes = Ring(driver, nodes_config, ckpt, settings)
         nodes.wait_until_ready()
         yield nodes
 

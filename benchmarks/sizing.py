@@ -32,7 +32,7 @@ NODES = (1, 2, 3, 4)
 
 
 @dataclass(frozen=True)
-class Format:
+class HeldAs:
     """What weights are held in, and what everything else is computed in."""
 
     dtype: torch.dtype
@@ -41,15 +41,15 @@ class Format:
 
 
 FORMATS = {
-    "float32": Format(torch.float32, "none"),
-    "bfloat16": Format(torch.bfloat16, "none"),
-    "int8": Format(torch.float32, "int8"),
-    "int4": Format(torch.float32, "int4"),
+    "float32": HeldAs(torch.float32, "none"),
+    "bfloat16": HeldAs(torch.bfloat16, "none"),
+    "int8": HeldAs(torch.float32, "int8"),
+    "int4": HeldAs(torch.float32, "int4"),
 }
 GPU_FORMATS = {
-    "bfloat16, float16": Format(torch.bfloat16, "none", "cuda"),
-    "int8": Format(torch.bfloat16, "int8", "cuda"),
-    "int4": Format(torch.bfloat16, "int4", "cuda"),
+    "bfloat16, float16": HeldAs(torch.bfloat16, "none", "cuda"),
+    "int8": HeldAs(torch.bfloat16, "int8", "cuda"),
+    "int4": HeldAs(torch.bfloat16, "int4", "cuda"),
 }
 
 # Groups of equal machines, and the memory in GB that is free on each of them before the program starts.
@@ -97,12 +97,12 @@ def config_of(name: str) -> ModelConfig:
     return config_by_name(KNOWN_MODELS[name].repo_id)
 
 
-def weights_bytes(name: str, held: Format) -> int:
+def weights_bytes(name: str, held: HeldAs) -> int:
     """What the weights of a whole model take."""
     return held_bytes(model_shapes(config_of(name)), held.dtype, held.mode, held.device)
 
 
-def bytes_per_token(name: str, held: Format) -> int:
+def bytes_per_token(name: str, held: HeldAs) -> int:
     """What one token of one sample has to read: all weights but the embedding, of which it takes one row."""
     config = config_of(name)
     shapes = model_shapes(config)
@@ -116,7 +116,7 @@ def cache_bytes(name: str, dtype: torch.dtype, positions: int) -> int:
     return int(config.n_layer * 2 * config.n_query_groups * config.head_size * positions * dtype.itemsize)
 
 
-def free_bytes_needed(name: str, held: Format, n_nodes: int) -> float:
+def free_bytes_needed(name: str, held: HeldAs, n_nodes: int) -> float:
     """What has to be free on the node that needs most, with as many samples as nodes."""
     config = config_of(name)
     spans = split("auto", Load(layer_weights(config), head_weight(config), [1.0] * n_nodes))
@@ -140,7 +140,7 @@ def _taken(need: Need, n_slots: int) -> int:
     return need.weights + n_slots * need.slot + need.message
 
 
-def largest(held: Format, n_nodes: int, free_gb: float) -> str:
+def largest(held: HeldAs, n_nodes: int, free_gb: float) -> str:
     """The model with the most weights that fits on so many equal machines; `-` where none does."""
     fitting = [name for name in KNOWN_MODELS if free_bytes_needed(name, held, n_nodes) <= free_gb * 1e9]
     return max(fitting, key=lambda name: weights_bytes(name, held), default="-")
@@ -191,7 +191,7 @@ def gpus_table() -> str:
     return _largest_table("GPUs", GPU_GROUPS, GPU_FORMATS)
 
 
-def _largest_table(what: str, groups: dict[str, tuple[int, float]], formats: dict[str, Format]) -> str:
+def _largest_table(what: str, groups: dict[str, tuple[int, float]], formats: dict[str, HeldAs]) -> str:
     rows = [
         [group, f"{free_gb:.1f}", *(_code(largest(held, n_nodes, free_gb)) for held in formats.values())]
         for group, (n_nodes, free_gb) in groups.items()

@@ -23,10 +23,6 @@ class StorageError(MdiError):
     """A file or folder that cannot be read or written: disk full, quota, permissions, a read-only file system."""
 
 
-class NumericsError(MdiError):
-    """The model computes NaN or infinity."""
-
-
 class RingError(MdiError):
     """A failure on the ring. The text is for people; what a program decides by stands beside it."""
 
