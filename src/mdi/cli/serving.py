@@ -46,7 +46,7 @@ def run_server(
     served = _served_model(model, worker, context)
     starter = Starter(network, model, options, context=context, n_slots=options.max_slots or DEFAULT_SLOTS)
     service = Service(served, starter, options.max_queue)
-    drain = _Drain(service, starter, signals, options.drain_timeout_s)
+    drain = Drain(service, starter, signals, options.drain_timeout_s)
     signals.grace_s = options.drain_timeout_s + GRACE_S
     with contextlib.ExitStack() as stack:
         stack.enter_context(signals.passed_to(drain.ask))
@@ -72,7 +72,7 @@ def run_server(
             raise
 
 
-class _Drain:
+class Drain:
     """The end in order: no new requests, and time for those that were begun."""
 
     def __init__(self, service: Service, starter: Starter, signals: Signals, timeout_s: float) -> None:
@@ -83,9 +83,9 @@ class _Drain:
     def ask(self, number: signal.Signals) -> None:
         """Called by the thread of the signals, again and again."""
         if self._began_s is None:
-            self._began_s = time.monotonic()
             self._n_signals = self._signals.n_came
             self._service.drain()
+            self._began_s = time.monotonic()  # from now on `is_over` may say so: nobody comes any more
             if n_open := self._service.n_open:
                 within = f"within {self._timeout_s:g} s (--drain-timeout)"
                 log.warning(
