@@ -178,6 +178,19 @@ finally:  # within an import, for one
     assert (done.returncode, done.stdout, done.stderr) == (143, "", "")
 
 
+def test_signals_that_come_later_are_counted() -> None:
+    body = """
+send()
+while signals.n_came < 2:
+    if signals.came:
+        send()
+    time.sleep(0.01)
+print("counted", flush=True)
+"""
+    done = run(body, block="passed_to(lambda number: None)")
+    assert (done.returncode, done.stdout) == (0, "counted\n")
+
+
 STUBBORN = """
 print("ready", flush=True)
 while True:
