@@ -1,6 +1,8 @@
 # Targets for people are those with a `## ` comment: `make help` lists them. All of them work in .venv.
 
 PYTHON ?= python3
+# Of tests: more than two cores can compute, because half of the time they wait for deadlines and for each other.
+WORKERS ?= 4
 VENV := .venv
 BIN := $(VENV)/bin
 GGUF := .cache/SmolLM2-135M-Instruct.Q4_1.gguf
@@ -31,7 +33,7 @@ renew-certs:  ## renew those that end within three months, with the same keys
 test: lint types pytest  ## lint, types, and all tests
 
 test-quick: lint types $(VENV)/.dev  ## lint, types, unit tests and small rings, in a minute or so
-	$(BIN)/python -m pytest -n 2 -m 'not slow and not soak and not chaos and not resolver'
+	$(BIN)/python -m pytest -n $(WORKERS) -m 'not slow and not soak and not chaos and not resolver'
 
 lint: $(VENV)/.dev  ## ruff: rules and format
 	$(BIN)/ruff check .
@@ -41,7 +43,7 @@ types: $(VENV)/.dev  ## mypy in strict mode
 	$(BIN)/mypy
 
 pytest: $(VENV)/.dev $(GGUF)  ## all tests but soak and chaos
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 resolve: $(VENV)/.dev  ## whether the package index has all requirements, for every Python from 3.10 to 3.13
 	$(BIN)/python -m pytest -m resolver tests/test_requirements.py

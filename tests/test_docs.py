@@ -241,6 +241,7 @@ def test_there_is_an_example_of_every_kind() -> None:
     assert {name.split()[0] for name in hex_examples()} == {kind.name for kind in Kind}
 
 
+@pytest.mark.slow
 def test_the_package_installs_beside_a_torch_that_is_there(tmp_path: Path) -> None:
     """What docs/setup-jetson.md relies on: under a constraint, an installed torch is not replaced."""
     from importlib.metadata import version

@@ -1,6 +1,7 @@
 """The layers of the package, as the table in docs/architecture.md gives them, held against the real imports."""
 
 import ast
+import functools
 import importlib.util
 import shutil
 import subprocess
@@ -62,7 +63,7 @@ class Module:
         return {DISTRIBUTIONS.get(name, name) for name in roots}
 
 
-def imports_of(nodes: Iterator[ast.AST], known: set[str]) -> frozenset[str]:
+def imports_of(nodes: Iterator[ast.AST], known: frozenset[str]) -> frozenset[str]:
     """The modules that `import` and `from` statements name; `from package import module` is that module."""
     found: set[str] = set()
     for node in nodes:
@@ -78,16 +79,17 @@ def modules(source: Path = SRC) -> dict[str, Module]:
     """Every module below `source/mdi`, by name, the `__init__` files aside."""
     paths = {".".join(path.relative_to(source).with_suffix("").parts): path for path in source.glob("mdi/**/*.py")}
     paths = {name: path for name, path in paths.items() if path.stem != "__init__"}
-    found = {}
-    for name, path in paths.items():
-        tree = ast.parse(path.read_text())
-        found[name] = Module(
-            name,
-            ast.get_docstring(tree) or "",
-            imports_of(iter(tree.body), set(paths)),
-            imports_of(ast.walk(tree), set(paths)),
-        )
-    return found
+    known = frozenset(paths)
+    return {name: parsed(name, path.read_text(), known) for name, path in paths.items()}
+
+
+@functools.cache
+def parsed(name: str, source: str, known: frozenset[str]) -> Module:
+    """One file of the package that has the modules `known`."""
+    tree = ast.parse(source)
+    return Module(
+        name, ast.get_docstring(tree) or "", imports_of(iter(tree.body), known), imports_of(ast.walk(tree), known)
+    )
 
 
 def upward_imports(source: Path = SRC) -> list[str]:
@@ -207,7 +209,6 @@ def test_the_wall_around_heavy_packages_holds() -> None:
     assert "torch is blocked" in done.stderr
 
 
-@pytest.mark.slow
 def test_packages_below_the_model_are_light_unless_their_row_names_a_heavy_package() -> None:
     """Others import torch through the model. But for the commands, whose row promises to import nothing slow."""
     rows = table()
@@ -215,7 +216,8 @@ def test_packages_below_the_model_are_light_unless_their_row_names_a_heavy_packa
     promising = [row for row in rows if "before anything slow" in row.docstring]
     light = {row.name for row in (*below, *promising) if not row.third_party & set(HEAVY)}
     assert {"ring", "config", "net", "cli.commands"} <= light
-    assert [m.name for m in modules().values() if m.package in light and m.name not in light_modules()] == []
+    expected = {module.name for module in modules().values() if module.package in light}
+    assert expected - light_modules() == set()
 
 
 def test_a_module_that_promises_no_tensors_is_light() -> None:

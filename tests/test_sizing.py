@@ -16,6 +16,7 @@ from support.paths import ROOT
 PAGE = ROOT / "docs" / "sizing.md"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sizing.TABLES)
 def test_the_page_has_each_table_as_it_is_computed(name: str) -> None:
     assert sizing.TABLES[name]() in PAGE.read_text(encoding="utf-8"), "remake it: python benchmarks/sizing.py"

@@ -95,6 +95,7 @@ def test_a_tokenizer_that_cannot_be_used_is_told_before_anything_is_converted(tm
 # ---- the same source, and another
 
 
+@pytest.mark.slow
 def test_a_folder_that_was_trained_further_is_converted_anew(
     source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -118,6 +119,7 @@ def test_a_folder_that_was_only_touched_or_moved_is_not_converted_again(source: 
     assert (folder / "lit_model.pth").stat().st_ino == inode
 
 
+@pytest.mark.slow
 def test_another_dtype_the_second_time_is_honoured(source: Path, tmp_path: Path) -> None:
     assert embedding(prepared(source, tmp_path)).dtype == torch.bfloat16
     folder = prepared(source, tmp_path, "float32")
@@ -143,6 +145,7 @@ def rotten(folder: Path, file: str = "lit_model.pth") -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_prepared_model_with_bit_rot_is_made_anew(
     source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -168,6 +171,7 @@ def test_weights_that_somebody_else_put_there_are_not_replaced(source: Path, tmp
     assert content_digest(prepared(source, tmp_path, "float32") / "lit_model.pth") != digest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["model_config.yaml", "tokenizer.json", "lit_model.digests.json"])
 def test_a_prepared_model_with_another_damaged_file_is_made_anew(file: str, source: Path, tmp_path: Path) -> None:
     folder = prepared(source, tmp_path)
@@ -177,6 +181,7 @@ def test_a_prepared_model_with_another_damaged_file_is_made_anew(file: str, sour
     assert (folder / file).read_bytes() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunks_only", [False, True])
 def test_a_damaged_chunk_is_written_anew(
     chunks_only: bool, source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -235,6 +240,7 @@ def test_a_model_that_an_earlier_version_prepared_is_ready(name: str, source: Pa
             prepared(source, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_repo_is_taken_from_the_cache_under_its_own_name(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -276,6 +282,7 @@ def test_a_disk_without_room_is_told_before_a_folder_is_converted(
     assert list((tmp_path / "checkpoints").rglob("*.*")) == []
 
 
+@pytest.mark.slow
 def test_the_whole_model_is_not_kept_where_chunks_are_enough(
     source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -173,7 +173,7 @@ def test_each_head_has_a_deadline_as_a_whole(serve: Serve, dial: Dial, caplog: p
     assert silent.is_closed and slow.is_closed
     idle.send(HEAD + b"\r\n")
     assert idle.answer()[0] == 401
-    wait_until(lambda: not server._server.connections._busy, PATIENCE_S, "the connection is held again")
+    wait_until(lambda: len(server._server.connections._held) == 1, PATIENCE_S, "the connection has a deadline again")
     clock.now_s += 6.0
     assert idle.is_closed
     said = [record.getMessage() for record in caplog.records if "sent no request" in record.getMessage()]
@@ -309,7 +309,7 @@ def test_a_connection_that_repeats_itself_without_the_key_goes_first(serve: Serv
         repeating.send(HEAD + b"\r\n")
         assert repeating.answer()[0] == 401
     connections = server._server.connections
-    wait_until(lambda: not connections._busy, PATIENCE_S, "it is held again")
+    wait_until(lambda: len(connections._held) == few, PATIENCE_S, "all are held again")
     assert sorted(connections._rank(connection) for connection in connections._open) == [2, 3, 3]
     dial(server)
     assert repeating.is_closed

@@ -419,6 +419,7 @@ def mutations(data: bytes, n: int, seed: int) -> Iterator[bytes]:
         yield bytes(copy)
 
 
+@pytest.mark.slow
 def test_flipped_bytes_in_the_header_never_surprise(small: bytes, tmp_path: Path, folder: Path) -> None:
     errors, slowest = [], 0.0
     for data in mutations(small, 1500, seed=3):
@@ -498,12 +499,14 @@ def test_a_failing_writer_is_an_error_of_ours(tmp_path: Path) -> None:
 # ---- a real model
 
 
+@pytest.mark.slow
 def test_smollm2_has_litgpts_own_configuration(smollm2_folder: Path) -> None:
     config = Config.from_checkpoint(smollm2_folder)
     assert config.name == "SmolLM2-135M-Instruct"
     assert shape_of(config) == shape_of(Config.from_name("SmolLM2-135M-Instruct"))
 
 
+@pytest.mark.slow
 def test_smollm2_knows_the_capital_of_france(smollm2_folder: Path) -> None:
     _, model = load(smollm2_folder)
     tokenizer = Tokenizer.from_file(str(smollm2_folder / "tokenizer.json"))
@@ -513,6 +516,7 @@ def test_smollm2_knows_the_capital_of_france(smollm2_folder: Path) -> None:
     assert tokenizer.decode(ids) == "The capital of France is Paris."
 
 
+@pytest.mark.slow
 def test_smollm2_token_ids_are_those_of_llama_cpp(smollm2_folder: Path) -> None:
     stored = json.loads(gzip.decompress((DATA / "smollm2_token_ids.json.gz").read_bytes()))
     tokenizer = Tokenizer.from_file(str(smollm2_folder / "tokenizer.json"))
@@ -522,6 +526,7 @@ def test_smollm2_token_ids_are_those_of_llama_cpp(smollm2_folder: Path) -> None:
         assert tokenizer.decode(ids, skip_special_tokens=False) == text
 
 
+@pytest.mark.slow
 def test_smollm2_companion_files(smollm2_folder: Path) -> None:
     config = json.loads((smollm2_folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     assert config["bos_token"] == "<|im_start|>" and config["eos_token"] == "<|im_end|>"

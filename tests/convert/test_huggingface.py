@@ -193,6 +193,7 @@ def test_the_result_is_a_model_that_runs(folder: Path) -> None:
         assert model(torch.arange(5).view(1, 5)).isfinite().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("index", [True, False])
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])
 def test_shards(folder: Path, suffix: str, index: bool) -> None:
@@ -211,6 +212,7 @@ def test_biases_of_q_k_v(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert_converted(folder, tensors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_dtypes(folder: Path, dtype: str) -> None:
     tensors = llama_tensors()
@@ -516,6 +518,7 @@ def test_unknown_dtype(folder: Path) -> None:
 # ---- the user's own folder ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])
 @pytest.mark.parametrize("links", [True, False])
 def test_the_users_folder_stays_as_it_is(

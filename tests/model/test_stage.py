@@ -273,6 +273,7 @@ def test_shapes_and_weights_of_a_model() -> None:
         assert weight == sum(tensor.numel() for tensor in block.state_dict().values())
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, about itself
 @pytest.mark.parametrize("pays", [True, False])
 def test_compiling_changes_no_result(pays: bool, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

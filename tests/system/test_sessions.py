@@ -38,6 +38,7 @@ from support.rings import ANY_PORT, Ring, ring_of, starter_for
 from support.scripts import wait_until
 
 
+@pytest.mark.slow
 def test_many_samples_that_end_at_once_do_not_fill_the_inbox(tiny: Path, tmp_path: Path) -> None:
     """One prompt for all, as by default: hundreds of forks travel in a burst."""
     with ring_of(3, tmp_path) as ring:
@@ -175,6 +176,7 @@ def test_an_odd_configuration_is_refused_and_the_node_lives(
 _HOLDERS = (types.TracebackType, types.FrameType, types.GeneratorType, Future, threading.Thread, socket.socket)
 
 
+@pytest.mark.slow
 def test_a_session_leaves_nothing_behind(tiny: Path, tmp_path: Path) -> None:
     """Of starters and secondaries in this process: objects, threads and descriptors stay as many."""
     n_sessions = 6
