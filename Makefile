@@ -11,7 +11,7 @@ NETWORK := src/settings_distr/configuration.json
 LLAMA_PYTHON ?= $(BIN)/python
 MODEL := $(CHECKPOINTS)/local/SmolLM2-135M-Instruct
 
-.PHONY: help demo demo-compare certs renew-certs test test-quick lint types pytest resolve soak chaos floods fuzz bench bench-quick recording reference venv model clean
+.PHONY: help demo chat demo-compare certs renew-certs test test-quick lint types pytest resolve soak chaos floods fuzz bench bench-quick recording reference venv model clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := demo
 
@@ -20,6 +20,9 @@ help:  ## list the targets
 
 demo: $(MODEL)/chunks/3nodes/manifest.json  ## three samples on a ring of three nodes on this machine
 	$(BIN)/python src/demo.py --ckpt $(MODEL)
+
+chat: $(MODEL)/chunks/3nodes/manifest.json  ## a ring of three nodes on this machine that serves users, until Ctrl-C
+	$(BIN)/python src/launch.py --ckpt $(MODEL) --serve
 
 demo-compare: $(MODEL)/model_config.yaml  ## the same on 1, 2 and 3 nodes, in one plot
 	$(BIN)/python src/demo.py --ckpt $(MODEL) --compare

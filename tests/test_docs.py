@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from mdi.cli.commands import mem_monitor, plot_tok_time, prepare_model, secondary, starter, status
+from mdi.cli.commands import launch, mem_monitor, plot_tok_time, prepare_model, secondary, starter, status
 from mdi.config.options import PrepareOptions, SampleOptions, StarterOptions
 from mdi.net.keys import Key, Keys
 from mdi.ring.handshake import mac_input
@@ -38,6 +38,7 @@ def commands() -> list[str]:
 
 
 PARSERS = {
+    "launch.py": lambda arguments: StarterOptions(**vars(launch.build_parser().parse_args(arguments))),
     "starter.py": lambda arguments: StarterOptions(**vars(starter.build_parser().parse_args(arguments))),
     "sample.py": lambda arguments: SampleOptions(**vars(starter.build_parser(SampleOptions).parse_args(arguments))),
     "secondary.py": lambda arguments: secondary.build_parser().parse_args(arguments),

@@ -1,6 +1,5 @@
 """The demo runs nothing beside another ring; its comparison says where the numbers cannot be trusted."""
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -8,9 +7,7 @@ import pytest
 
 import mdi.machine
 import mdi.other_load
-from mdi.cli import local_ring
 from mdi.cli.commands import demo
-from mdi.cli.local_ring import failure_of
 from mdi.cli.signals import Signals
 from mdi.config.network import load_network
 from mdi.errors import ConfigError
@@ -88,13 +85,3 @@ def test_the_smaller_rings_use_the_ports_of_the_largest() -> None:
         for n_nodes, network in networks.items()
     }
     assert used[2] <= used[3]
-
-
-def test_what_a_secondary_said_last_is_told_without_its_own_word_for_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(local_ring, "LOGS_DIR", tmp_path)
-    (tmp_path / "local_secondary0.log").write_text("loading torch\nerror: cannot listen\n", encoding="utf-8")
-    process = subprocess.Popen([sys.executable, "-c", "raise SystemExit(2)"])
-    process.wait()
-    assert failure_of([process]) == "secondary 0: cannot listen"

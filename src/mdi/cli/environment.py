@@ -71,10 +71,14 @@ def warn_of_loopback_name(node: NodeConfig) -> None:
     )
 
 
-def _own_addresses() -> list[str]:
+def interface_addresses() -> list[str]:
+    """The addresses of this machine's interfaces, loopback too."""
     import psutil
 
     kinds = (socket.AF_INET, socket.AF_INET6)
-    found = [item.address for items in psutil.net_if_addrs().values() for item in items if item.family in kinds]
-    ips = [(text, ip) for text in found if (ip := parse_ip(text)) is not None]
+    return [item.address for items in psutil.net_if_addrs().values() for item in items if item.family in kinds]
+
+
+def _own_addresses() -> list[str]:
+    ips = [(text, ip) for text in interface_addresses() if (ip := parse_ip(text)) is not None]
     return [text for text, ip in ips if not ip.is_loopback and not ip.is_link_local]

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from mdi import __version__
+from mdi.cli.lifeline import end_with_parent
 from mdi.cli.signals import GRACE_S, Signals
 from mdi.cli.streams import drop_stdout, open_missing
 from mdi.cli.utf8 import restart_in_utf8_mode
@@ -68,6 +69,7 @@ def run_script(main: Callable[[Signals], None], *, grace_s: float = GRACE_S) -> 
     open_missing()
     signals = Signals(grace_s)
     signals.watch()
+    end_with_parent()
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A terminal that cannot show all of Unicode; or the name of a file that is not UTF-8.
         is_utf8 = codecs.lookup(sys.stdout.encoding).name == "utf-8"

@@ -19,6 +19,9 @@ from mdi.net.access import is_loopback
 DEFAULT_ADDRESS = "127.0.0.1:8000"
 KEY_VARIABLE = "MDI_API_KEY"
 MAX_KEY_FILE_BYTES = 1 << 16
+# What a server says when it is ready: its model and its URL. A program that started it reads that.
+SERVING = "serving %s on %s; open %s/ in a browser to chat"
+_SERVING = re.compile(r"serving .+ on (http://\S+/v1);")
 _ADDRESS = re.compile(r"(?:(\[[^\[\]]+\]|[^:\[\]]*):)?([0-9]{1,5})")
 
 
@@ -34,6 +37,17 @@ def serve_address(options: ServeOptions, *, has_keys: bool) -> tuple[str, int]:
             " to serve everyone"
         )
     return host, int(match[2])
+
+
+def site_url(host: str, port: int) -> str:
+    """The URL of a server at an address."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def served_url(line: str) -> str | None:
+    """The URL of the API in the line `SERVING`; None in another line."""
+    match = _SERVING.search(line)
+    return match and match[1]
 
 
 def check_serving(options: StarterOptions) -> None:

@@ -8,6 +8,7 @@ import time
 
 from mdi.checkpoint.folder import ModelFolder, find_folder, open_folder
 from mdi.cli.requests import context_of
+from mdi.cli.serve_options import SERVING, site_url
 from mdi.cli.signals import GRACE_S, Signals
 from mdi.config.network import NetworkConfig
 from mdi.config.options import StarterOptions
@@ -64,7 +65,8 @@ def run_server(
         server.start()  # /health tells that the ring is starting
         try:
             starter.prepare()
-            log.warning("serving %s on http://%s:%d/v1", served.name, host, server.port)
+            site = site_url(host, server.port)
+            log.warning(SERVING, served.name, f"{site}/v1", site)
             starter.serve(drain.is_over)
             service.wait_until_read(READ_TIMEOUT_S)
         except (MdiError, Stopped) as exc:

@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import NoReturn
 
-from mdi.cli.local_ring import check_ports, command, failure_of, run_to_end, secondaries
+from mdi.cli.local_ring import check_ports, command, run_nodes, run_to_end, stream_as_here
 from mdi.cli.parser import Parser
 from mdi.cli.script import run_script
 from mdi.cli.signals import Signals
+from mdi.config.network import load_network
 from mdi.config.paths import PROMPTS_DIR, SETTINGS_DIR
-from mdi.errors import ControlError
 from mdi.strings import count
 from mdi.terminal import screen
 
@@ -27,7 +27,7 @@ def build_parser() -> Parser:
 
 def main(signals: Signals) -> None:
     arguments = build_parser().parse_args()
-    check_ports(SETTINGS_DIR / CONFIGS[max(CONFIGS)])  # those of the smaller rings are among them
+    check_ports(load_network(SETTINGS_DIR / CONFIGS[max(CONFIGS)]), range(3))  # those of smaller rings are among them
     if not arguments.compare:
         run_ring(signals, 3, arguments.ckpt, arguments.n_tokens)
         return
@@ -61,18 +61,11 @@ def compare(signals: Signals, ckpt: Path, n_tokens: str) -> None:
 
 
 def run_ring(signals: Signals, n_nodes: int, ckpt: Path, n_tokens: str, *options: str) -> None:
-    """Run one ring to its end. A signal ends the starter, and then the secondaries.
-
-    Raises `ControlError` with what a secondary said, where one failed.
-    """
-    config = SETTINGS_DIR / CONFIGS[n_nodes]
-    starter = command("starter", "-v", "-p", "--ckpt", str(ckpt), "--nodes-config", str(config), "--n-samples", "3")
-    starter += ["--prompt", f"FILE:{PROMPTS}", "--n-tokens", n_tokens, *options]
-    with signals.passed_to(lambda number: None), secondaries(config, "-v") as processes:
-        status = run_to_end(starter, signals)
-        signals.check()
-        if failure := failure_of(processes):
-            raise ControlError(failure)
+    """Run one ring to its end. A signal ends the starter, and then the secondaries."""
+    starter = ["-v", "-p", "--ckpt", str(ckpt), "--n-samples", "3", "--prompt", f"FILE:{PROMPTS}"]
+    starter += ["--n-tokens", n_tokens, *options, *stream_as_here()]
+    status = run_nodes(signals, SETTINGS_DIR / CONFIGS[n_nodes], starter, ["-v"], range(n_nodes))
+    signals.check()
     if status:
         raise SystemExit(status)
 
