@@ -201,6 +201,12 @@ def test_without_the_key_nothing_is_generated(authorization: str, server_of: Ser
     assert call(server, "GET", "/health")[0] == 200
 
 
+@pytest.mark.parametrize("path", ["////v1/models", "/v1//models", "////ring", "/%761/models", "/nothing", "/health/"])
+def test_no_spelling_of_a_path_goes_without_the_key(path: str, server_of: ServerOf) -> None:
+    """To cheroot the first two slashes of four begin the name of a host; cherrypy leaves out empty parts of a path."""
+    assert call(server_of(KEY), "GET", path)[0] == 401
+
+
 def test_with_one_of_the_keys_all_works(server_of: ServerOf, hello: None) -> None:
     server = server_of("another-key", KEY)
     status, _, _ = call(server, "POST", "/v1/chat/completions", CHAT, Authorization=f"Bearer {KEY}")
