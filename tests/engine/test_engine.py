@@ -1,5 +1,6 @@
 """The engine on a real ring of three nodes: samples come and go while others run."""
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from mdi.control.status import NodeState
 from mdi.engine.engine import AddRequested, CancelRequested
 from mdi.engine.sample import Outcome, Sample, TokenLogprobs, discard
 from mdi.engine.sampling_params import SamplingParams
+from mdi.engine.scheduler import Batch
 from mdi.errors import ConfigError
 from mdi.inbox import Stopped
 from mdi.nodes.starter import Starter
@@ -199,6 +201,42 @@ def test_a_stop_request_ends_the_loop_with_the_code_of_sigterm(play: Play) -> No
     with pytest.raises(Stopped) as caught:
         play.starter.run()
     assert caught.value.code == 143
+
+
+# ---- a long prompt beside samples that run
+
+
+def test_a_long_prompt_never_keeps_the_others_from_their_tokens(
+    ring: Ring, model: Path, alone: dict[tuple[int, ...], list[int]]
+) -> None:
+    """Counted in messages: a token takes one trip, as without the prompt, whose pieces travel with it."""
+    options = StarterOptions(
+        ckpt=model, dtype="float32", temperature=0.0, ignore_eos=True, keep_nodes=True, n_tokens=N_TOKENS,
+        max_slots=4, max_batch_tokens=6,
+    )  # fmt: skip
+    n_nodes, long = 3, PROMPTS.index(LONG)
+    with starter_for(ring.network, options, PROMPTS) as (starter, samples):
+        starter.prepare()
+        play, sent, came = Play(starter, samples), list[Batch](), [list[int]() for _ in PROMPTS]
+        schedule = play.scheduler.schedule
+
+        def counted() -> Batch | None:
+            if (batch := schedule()) is not None:
+                sent.append(batch)
+            return batch
+
+        play.scheduler.schedule = counted  # type: ignore[method-assign]
+        for sample in samples:
+            sample.sink = lambda sample, outcome: came[sample.number].append(len(sent))
+        play.to_the_end()
+    assert_alone(samples, alone)
+    others = [turns for number, turns in enumerate(came) if number != long]
+    for turns in others:
+        during = [turn for turn in turns if turn < came[long][0]]
+        assert len(during) > 1 and max(b - a for a, b in itertools.pairwise(during)) <= n_nodes
+    decoding = sent[max(turns[0] for turns in others) :]
+    pieces = [batch for batch in decoding if samples[long] in batch.samples and len(batch.ids) > 3]
+    assert pieces and all(len(batch.samples) > 1 for batch in pieces)
 
 
 # ---- several tokens of one sample at once

@@ -232,6 +232,25 @@ def test_running_samples_go_on_while_a_long_prompt_enters(n_running: int, n_node
     assert_every_position_was_sent_once(play)
 
 
+@pytest.mark.parametrize("n_nodes", [1, 2, 3, 5])
+@pytest.mark.parametrize("n_running", [1, 3, 7])
+def test_tokens_ride_along_with_the_pieces_of_a_long_prompt(n_running: int, n_nodes: int) -> None:
+    """A token takes one trip round the ring, as without the prompt, which fills what is left of each message."""
+    play = Play(prompts_of(*[1] * n_running), n_nodes=n_nodes, n_slots=n_running + 1, max_rows=12, n_tokens=40)
+    play.fill()
+    play.return_one()
+    slot = play.add(list(range(1000, 1190))).number
+    play.to_the_end()
+    pieces = [turn for turn, step in enumerate(play.steps) if any(s.slot == slot and not s.keep for s in step.segments)]
+    assert {len(play.steps[turn].ids) for turn in pieces} == {12}
+    first, last = pieces[0], pieces[-1]
+    assert last - first < len(pieces) + n_nodes, "the prompt waited for running samples"
+    for number in range(n_running):
+        turns = [turn for turn in range(first, last + 1) if number in play.numbers[turn]]
+        assert max(after - before for before, after in itertools.pairwise([first - 1, *turns, last])) <= n_nodes
+    assert_every_position_was_sent_once(play)
+
+
 def test_two_long_prompts_enter_side_by_side() -> None:
     play = Play(prompts_of(100, 100), n_nodes=2, max_rows=5, n_tokens=1).to_the_end()
     lead = 0

@@ -5,6 +5,7 @@ in order of arrival. As many messages are in flight as there are nodes, and the 
 them. What a slot holds of a prompt already is not computed again, whether its sample still runs or has ended.
 """
 
+import itertools
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -184,24 +185,35 @@ class Scheduler:
         return min(-(-len(self._ready) // n_free), -(-len(self._in_slot) // self._n_nodes))
 
     def _build_batch(self, batch_size: int) -> Batch:
+        """Up to `batch_size` samples that go on with a token, and pieces of prompts in the rows that those leave."""
         chosen: list[tuple[Segment, Sample]] = []
         forks: list[Fork] = []
-        postponed: list[Sample] = []
-        room = self._max_batch_tokens
-        while self._ready and len(chosen) < batch_size and room:
+        passed_over, entering = list[Sample](), list[Sample]()
+        n_kept, room = 0, self._max_batch_tokens
+        while self._ready and n_kept < batch_size and room:
             sample = self._ready.popleft()
-            if not sample.n_sent and not self._begin(sample, forks):
-                postponed.append(sample)
+            own_room = room
+            if not _is_decoding(sample):  # a piece that filled the message would keep those behind it from their tokens
+                own_room = max(room - self._n_decoding(batch_size - n_kept), 0 if chosen else 1)
+            if not own_room or (not sample.n_sent and not self._begin(sample, forks)):
+                passed_over.append(sample)
                 continue
-            segment = self._next_segment(sample, room)
+            segment = self._next_segment(sample, own_room)
             chosen.append((segment, sample))
             room -= segment.n
             sample.n_sent = segment.stop
-            if not segment.keep:  # the message is full; the rest of this prompt takes its next turn
-                self._ready.append(sample)
-        self._ready.extend(postponed)
+            if segment.keep:
+                n_kept += 1
+            else:
+                entering.append(sample)  # the rest of this prompt takes its next turn
+        self._ready.extendleft(reversed(passed_over))
+        self._ready.extend(entering)
         chosen.sort(key=lambda pair: pair[0].slot)  # one attention call then serves neighbouring slots
         return self._batch(chosen, forks)
+
+    def _n_decoding(self, n_samples: int) -> int:
+        """How many of the next ready samples need one row each."""
+        return sum(map(_is_decoding, itertools.islice(self._ready, n_samples)))
 
     def _begin(self, sample: Sample, forks: list[Fork]) -> bool:
         """Let a sample begin behind what a slot holds of its prompt; False while more of it is being sent."""
@@ -245,6 +257,11 @@ class Scheduler:
         tokens, logprobs = tuple(sample.tokens[is_new]), tuple(sample.logprobs[is_new])
         sample.n_final = max(sample.n_final, n_final)
         return Outcome(tokens, n_accepted, sample.finish_reason, logprobs)
+
+
+def _is_decoding(sample: Sample) -> bool:
+    """Whether only its newest token is still to be sent."""
+    return sample.n_sent > 0 and sample.n_known - sample.n_sent == 1
 
 
 def _slot_of(sample: Sample) -> int:
