@@ -115,6 +115,13 @@ def test_the_settings_are_packaged_and_the_rest_is_the_users(bin_folder: Path, t
     ]
 
 
+def test_the_page_of_the_server_is_packaged(bin_folder: Path, tmp_path: Path) -> None:
+    code = "from mdi.serve.static_files import read_page; print(*read_page())"
+    files = output_of([bin_folder / "python", "-c", code], tmp_path).split()
+    page = SRC / "mdi" / "serve" / "page"
+    assert set(files) == {"/", *(f"/page/{path.name}" for path in page.iterdir())} - {"/page/index.html"}
+
+
 def test_mdi_home_takes_all_that_is_written(bin_folder: Path, tmp_path: Path) -> None:
     home = tmp_path / "all of it"
     _, _, *written = output_of([bin_folder / "python", "-c", SHOW_PATHS], tmp_path, MDI_HOME=str(home)).splitlines()

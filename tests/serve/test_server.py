@@ -227,6 +227,15 @@ def test_a_web_page_cannot_use_the_server(headers: dict[str, str], status: int, 
     assert call(server_of(), "POST", "/v1/chat/completions", CHAT, **headers)[0] == status
 
 
+@pytest.mark.parametrize("origin", ["http://ring.example:8000", "https://ring.example:8000"])
+def test_the_own_page_can_under_any_name_where_a_key_is_needed(origin: str, server_of: ServerOf, hello: None) -> None:
+    """Behind a proxy, or by a name that the server does not know of. Another page has no key in its storage."""
+    headers = {"Origin": origin, "Host": "ring.example:8000", "Authorization": f"Bearer {KEY}"}
+    assert call(server_of(KEY), "POST", "/v1/chat/completions", CHAT, **headers)[0] == 200
+    elsewhere = headers | {"Origin": "https://elsewhere.example"}
+    assert call(server_of(KEY), "POST", "/v1/chat/completions", CHAT, **elsewhere)[0] == 403
+
+
 def test_a_web_page_that_was_named_can(server_of: ServerOf, hello: None) -> None:
     server = server_of(origins=("https://here.example",))
     origin = {"Origin": "https://here.example"}

@@ -6,13 +6,15 @@
     GET  /v1/models             the model that is served
     GET  /health                whether a request would be served now
     GET  /metrics               counters, for Prometheus
+    GET  /                      the page: a chat, and the ring
+    GET  /page/<name>           its files
 
 Bodies are JSON, streams are server-sent events, and errors have OpenAI's shape.
 """
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import cherrypy
@@ -32,6 +34,7 @@ from mdi.serve.metrics import CONTENT_TYPE
 from mdi.serve.responses import ResponseForm
 from mdi.serve.schemas import ChatRequest, CompletionRequest, ResponseRequest, parse
 from mdi.serve.service import Service
+from mdi.serve.static_files import INDEX, StaticFile
 
 log = logging.getLogger(__name__)
 
@@ -40,15 +43,27 @@ EVENTS = "text/event-stream"
 Request = TypeVar("Request", ChatRequest, CompletionRequest, ResponseRequest)
 
 
-def application_of(service: Service) -> cherrypy.Application:
-    """The routes as a WSGI application."""
-    return application_with(_Root(service), lambda status, message: ApiError(status, message).to_json(), log)
+def application_of(service: Service, page: Mapping[str, StaticFile]) -> cherrypy.Application:
+    """The routes as a WSGI application; `page` has the files of the page, by their paths."""
+    return application_with(_Root(service, page), lambda status, message: ApiError(status, message).to_json(), log)
 
 
 class _Root:
-    def __init__(self, service: Service) -> None:
-        self._service = service
+    def __init__(self, service: Service, page: Mapping[str, StaticFile]) -> None:
+        self._service, self._page = service, page
         self.v1 = _V1(service)
+
+    @cherrypy.expose  # type: ignore[untyped-decorator]
+    @cherrypy.tools.allow(methods=["GET", "HEAD"])  # type: ignore[untyped-decorator]
+    def index(self) -> bytes:
+        return self._page[INDEX].send()
+
+    @cherrypy.expose  # type: ignore[untyped-decorator]
+    @cherrypy.tools.allow(methods=["GET", "HEAD"])  # type: ignore[untyped-decorator]
+    def page(self, name: str) -> bytes:
+        if (file := self._page.get(f"/page/{name}")) is None:
+            raise cherrypy.NotFound
+        return file.send()
 
     @cherrypy.expose  # type: ignore[untyped-decorator]
     @cherrypy.tools.allow(methods=["GET"])  # type: ignore[untyped-decorator]

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -15,14 +15,14 @@ from mdi.serve.api_keys import ApiKeys
 from mdi.serve.errors import ApiError, unauthorized
 from mdi.serve.routes import application_of
 from mdi.serve.service import Service
+from mdi.serve.static_files import read_page
 from mdi.strings import one_line
 
 log = logging.getLogger(__name__)
 
 NO_LIMIT = 0  # of bodies: the routes refuse large ones, in the API's own words
 N_SPARE_THREADS = 8  # for what is answered at once while all streams are busy
-# All others need a key. A list of those that do could be passed by: cherrypy takes `//v1/models` for `/v1/models`.
-_OPEN_PATHS = ("/health",)
+_HEALTH = "/health"
 
 Environ = dict[str, Any]
 Application = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
@@ -35,8 +35,19 @@ class Door:
     on the server's machine or network uses would carry requests there for any page that he looks at.
     """
 
-    def __init__(self, application: Application, keys: ApiKeys, hosts: OwnHosts, origins: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        application: Application,
+        keys: ApiKeys,
+        hosts: OwnHosts,
+        origins: Sequence[str] = (),
+        open_paths: Collection[str] = (),
+    ) -> None:
+        """`open_paths` need no key; all others do. A list of those that do could be passed by: cherrypy takes
+        `//v1/models` for `/v1/models`.
+        """
         self._application, self._keys, self._hosts, self._origins = application, keys, hosts, origins
+        self._open_paths = open_paths
 
     def __call__(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
         origin = environ.get("HTTP_ORIGIN")
@@ -60,16 +71,26 @@ class Door:
         host, scheme, local = environ.get("HTTP_HOST", ""), environ["wsgi.url_scheme"], environ[LOCAL_ADDRESS]
         if not self._keys and not self._hosts.include(host, local, scheme):
             raise ApiError(421, f"this request is for {one_line(host, 100)}, and this server is {local[0]}:{local[1]}")
-        if origin is not None and origin not in self._origins and not self._hosts.include_origin(origin, local, scheme):
+        if origin is not None and origin not in self._origins and not self._is_own(origin, host, local, scheme):
             raise ApiError(403, f"web pages of {one_line(origin, 100)} may not use this server: see --cors")
         if self._keys.accept(environ.get("HTTP_AUTHORIZATION", "")):
             environ[CONNECTION].authenticate()  # it does not have to make room for others
-        elif environ["PATH_INFO"] not in _OPEN_PATHS:
+        elif environ["PATH_INFO"] not in self._open_paths:
             wanted = "in the header Authorization: Bearer <key>"
             given = "the API key is not one of this server's" if environ.get("HTTP_AUTHORIZATION") else "no API key"
             raise unauthorized(f"{given}: it belongs {wanted}")
         if environ["REQUEST_METHOD"] == "POST" and content_type(environ) != JSON:
             raise ApiError(415, f"expected Content-Type: {JSON}")
+
+    def _is_own(self, origin: str, host: str, local: tuple[str, int], scheme: str) -> bool:
+        """Whether it is this server's own page that asks.
+
+        Where a key is needed, the page may have come by any name, through a proxy with TLS for example: a site whose
+        name was made to point here has no key, since browsers keep those by origin.
+        """
+        if self._keys and origin.partition("://")[2] == host:
+            return True
+        return self._hosts.include_origin(origin, local, scheme)
 
 
 def _cors(origin: str) -> list[tuple[str, str]]:
@@ -106,6 +127,7 @@ class UserServer(ServingThread):
     ) -> None:
         """`n_streams` requests are answered at once, and others beside them. Raises `ConfigError` for the address."""
         listen(addr, port, "--serve").close()  # for its errors: cheroot's lack the reason
-        door = Door(application_of(service), keys, OwnHosts(addr), origins)
+        page = read_page()
+        door = Door(application_of(service, page), keys, OwnHosts(addr), origins, {_HEALTH, *page})
         n_threads = n_streams + N_SPARE_THREADS
         super().__init__(WebServer(addr, port, door, NO_LIMIT, timeouts=timeouts, n_threads=n_threads), "user-server")
