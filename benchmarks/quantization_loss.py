@@ -124,8 +124,8 @@ def measure_mode(folder: Path, mode: Mode, windows: Sequence[Ids], n_new: int = 
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         for name in (CONFIG_FILE, MODEL_FILE):
             (Path(scratch) / name).symlink_to((folder / name).resolve())
-        split_model(Path(scratch), [Span(0, load_config(folder).n_layer)], quantization=mode)
-        chunk = Path(scratch) / "chunks" / "1nodes" / "model_starter.pth"
+        manifest = split_model(Path(scratch), [Span(0, load_config(folder).n_layer)], quantization=mode)
+        chunk = manifest.folder / manifest.files[0].name
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             return pool.apply(measure, (folder, chunk, windows, n_new))
 

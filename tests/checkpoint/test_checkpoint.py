@@ -229,7 +229,7 @@ def test_integers_without_their_scale_are_refused(name: str, model: Path) -> Non
         ("{", "damaged"),
         ("[]", "damaged"),
         ("{}", "damaged"),
-        ('{"format_version": 9}', "format 9, this version reads 2"),
+        ('{"format_version": 9}', "format 9, this version reads 3"),
         ('{"format_version": 2, "spans": 3, "files": []}', "damaged"),
         ("[" * 100_000, "damaged"),
     ],
@@ -342,7 +342,7 @@ def test_a_finetuned_model_is_split_as_the_same_weights_alone(model: Path) -> No
 def test_a_manifest_is_readable_json(model: Path) -> None:
     manifest = split_model(model, SPANS)
     data = json.loads((chunks_folder(model, 3) / "manifest.json").read_text())
-    assert data["format_version"] == 2 and data["spans"] == [[0, 1], [1, 3], [3, 6]]
+    assert data["format_version"] == 3 and data["spans"] == [[0, 1], [1, 3], [3, 6]]
     assert isinstance(manifest, Manifest)
 
 

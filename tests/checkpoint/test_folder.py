@@ -1,5 +1,6 @@
 """Several sets of chunks in one model folder: which is used, and as what chunks are written anew."""
 
+import json
 import logging
 from pathlib import Path
 
@@ -7,7 +8,8 @@ import pytest
 
 from mdi.checkpoint.chunks import split_model
 from mdi.checkpoint.folder import open_folder
-from mdi.checkpoint.manifest import Manifest
+from mdi.checkpoint.manifest import Manifest, read_manifest
+from mdi.errors import CheckpointError
 from mdi.formats import Mode
 from mdi.model.span import spans_of
 from support.models import make_model
@@ -95,3 +97,33 @@ def test_a_larger_ring_is_not_quantized_unasked(model: Path, caplog: pytest.LogC
     folder = open_folder(model, 3).with_chunks(spans_of([2, 2, 2]), None)
     assert kind(folder.ring_manifest(3)) == ("3nodes", "float32", "none")
     assert caplog.messages == []
+
+
+def make_former(manifest: Manifest) -> None:
+    """Let chunks be of the version before this one."""
+    path = manifest.folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 2}))
+
+
+def test_quantized_chunks_of_an_earlier_version_are_made_anew_as_they_were(
+    model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    written = split_model(model, SPANS, "bfloat16", quantization="int8")
+    make_former(written)
+    folder = open_folder(model, 2).with_chunks(SPANS, None)
+    assert "2nodes-bfloat16-int8 was quantized by an earlier version, in another format" in caplog.text
+    assert folder.ring_manifest(2) == read_manifest(written.folder) == written
+
+
+def test_quantized_chunks_of_an_earlier_version_are_refused_where_they_are_all_there_is(model: Path) -> None:
+    written = split_model(model, SPANS, quantization="int8")
+    make_former(written)
+    (model / "lit_model.pth").unlink()
+    with pytest.raises(CheckpointError, match=r"2nodes-int8: these int8 weights .* earlier version.* --quantize int8"):
+        open_folder(model, 2)
+
+
+def test_chunks_of_an_earlier_version_that_are_not_quantized_are_used(model: Path) -> None:
+    make_former(split_model(model, SPANS))
+    folder = open_folder(model, 2)
+    assert folder.with_chunks(SPANS, None) is folder

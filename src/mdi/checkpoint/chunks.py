@@ -92,7 +92,7 @@ def _write_chunk(
     stored: dict[tuple[int, Mode], dict[str, tuple[Stored, str]]] = {}
     with atomic_path(path) as partial_path, write_errors(path), TensorWriter(partial_path) as writer:
         for name in weights:
-            mode = mode_for(name, quantization)
+            mode = mode_for(name, weights.meta[name].shape, quantization)
             key = (id(weights.meta[name]), mode)
             if key not in stored:
                 tensor = weights[name]
@@ -129,7 +129,7 @@ def chunks_bytes(folder: Path, spans: Sequence[Span], dtype: str | None = None, 
 
 def _bytes_of(parts: Sequence[Weights], dtype: str | None, quantization: Mode) -> int:
     return sum(
-        weight_bytes(name, tensor.numel(), TORCH_DTYPES[dtype] if dtype else tensor.dtype, quantization)
+        weight_bytes(name, tensor.shape, TORCH_DTYPES[dtype] if dtype else tensor.dtype, quantization)
         for part in parts
         for name, tensor in part.meta.items()
     )

@@ -143,12 +143,12 @@ class ModelFolder:
     def _is_quantized(self, mode: Mode | None) -> bool:
         """Whether a chunk of the whole model has the quantization that was asked for."""
         manifest = self.manifests.get(1) if mode not in (None, "none") else None
-        return manifest is not None and manifest.quantization == mode
+        return manifest is not None and manifest.is_readable and manifest.quantization == mode
 
 
 def serves(manifest: Manifest, spans: list[Span], mode: Mode | None) -> bool:
     """Whether the chunks have the split, and weights that are or can be made what was asked for."""
-    return list(manifest.spans) == spans and _may_be(manifest.quantization, mode)
+    return manifest.is_readable and list(manifest.spans) == spans and _may_be(manifest.quantization, mode)
 
 
 def _may_be(stored: Mode, asked: Mode | None) -> bool:
@@ -163,6 +163,8 @@ def _reason(manifest: Manifest | None, spans: list[Span], mode: Mode) -> str:
         return f"{manifest.folder.name} has another split"
     if manifest.quantization != mode:
         return f"{manifest.folder.name} holds {manifest.quantization} weights"
+    if not manifest.is_readable:
+        return f"{manifest.folder.name} was quantized by an earlier version, in another format"
     return f"{manifest.folder.name} lacks a file, or was made from other weights"
 
 
@@ -179,6 +181,7 @@ def open_folder(path: Path, n_nodes: int, quantize: Mode | None = None, dtype: s
         with contextlib.suppress(*() if n == n_nodes else (CheckpointError,)):
             if sets := _read_manifests(path, n, config.n_layer):
                 manifests[n] = min(sets, key=lambda manifest: _mismatch(manifest, quantize, dtype))
+                _check_readable(path, manifests[n])
                 if len(sets) > 1 and n == n_nodes > 1:
                     others = ", ".join(manifest.folder.name for manifest in sets if manifest != manifests[n])
                     log.warning("%s: using the chunks in %s, not those in %s", path, manifests[n].folder.name, others)
@@ -195,10 +198,21 @@ def _read_manifests(path: Path, n_nodes: int, n_layer: int) -> list[Manifest]:
     return manifests
 
 
-def _mismatch(manifest: Manifest, quantize: Mode | None, dtype: str | None) -> tuple[bool, bool, bool]:
+def _check_readable(path: Path, manifest: Manifest) -> None:
+    """Raise `CheckpointError` for chunks in a format of an earlier version, unless they can be made anew."""
+    if not manifest.is_readable and not (path / MODEL_FILE).is_file():
+        raise CheckpointError(
+            f"{manifest.folder}: these {manifest.quantization} weights are in a format of an earlier version, which"
+            f" this one does not read: prepare the model again with {program_name('prepare_model')}"
+            f" --quantize {manifest.quantization}"
+        )
+
+
+def _mismatch(manifest: Manifest, quantize: Mode | None, dtype: str | None) -> tuple[bool, ...]:
     """How far chunks are from what was asked for; the smallest fits best."""
     mode = manifest.quantization
-    return not _may_be(mode, quantize), mode != (quantize or "none"), dtype not in (None, manifest.dtype)
+    is_other = mode != (quantize or "none")
+    return not _may_be(mode, quantize), is_other, dtype not in (None, manifest.dtype), not manifest.is_readable
 
 
 def find_folder(ckpt: Path | None, chunk: Path | None = None) -> Path:

@@ -16,7 +16,8 @@ from mdi.strings import one_line, quoted
 
 log = logging.getLogger(__name__)
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+SAME_UNQUANTIZED_VERSION = 2  # its int8 and int4 are other formats; all else is the same
 MANIFEST_FILE = "manifest.json"
 MAX_MANIFEST_BYTES = 4 << 20
 
@@ -53,6 +54,11 @@ class Manifest:
     files: tuple[ChunkFile, ...]
     source: Source
     format_version: int = FORMAT_VERSION
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether the chunks are in a format of this version. Others only tell what to make in their place."""
+        return self.format_version == FORMAT_VERSION or self.quantization == "none"
 
 
 def kind_of(dtype: str, quantization: Mode) -> str:
@@ -92,7 +98,7 @@ def read_manifest(folder: Path) -> Manifest | None:
         if (version := data["format_version"]) == 1:
             log.info("%s was written by an earlier version, with other digests: it is not used", path)
             return None
-        if version != FORMAT_VERSION:
+        if version not in (SAME_UNQUANTIZED_VERSION, FORMAT_VERSION):
             raise CheckpointError(
                 f"{path}: format {quoted(version, 40)}, this version reads {FORMAT_VERSION}; split again"
             )

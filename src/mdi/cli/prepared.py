@@ -49,7 +49,7 @@ def existing_chunks(folder: Path, spans: list[Span], options: PrepareOptions) ->
 
 def _is_asked_for(manifest: Manifest, spans: list[Span], options: PrepareOptions) -> bool:
     same_format = options.dtype in (None, manifest.dtype) and options.quantize == manifest.quantization
-    return list(manifest.spans) == spans and same_format
+    return manifest.is_readable and list(manifest.spans) == spans and same_format
 
 
 def _shares(options: PrepareOptions) -> list[float] | None:

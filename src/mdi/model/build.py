@@ -121,7 +121,7 @@ class ModuleBuilder:
         if weight.shape != linear.weight.shape:
             raise self._mismatch_error(f"{name} is {tuple(weight.shape)}, not {tuple(linear.weight.shape)}")
         if weight.mode == "none":
-            return quantize(weight.data, mode_for(name, self._placement.quantize))
+            return quantize(weight.data, mode_for(name, weight.shape, self._placement.quantize))
         return weight
 
     def _tensor(self, name: str, empty: torch.Tensor) -> torch.Tensor | nn.Parameter:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from mdi.errors import ConfigError
-from mdi.model.quant import GROUP, Weight, unpack_int4
+from mdi.model.quant import GROUP, Weight, dequantize, rows_of, unpack_int4
 from mdi.model.tensors import mapped_empty
 from mdi.strings import one_line
 
@@ -22,8 +22,7 @@ PACKED_MAX_INPUTS = 1024  # from here on the packed layout is slower for a singl
 # rows. So larger messages, which are pieces of prompts, are filled up to a multiple.
 PAD_ABOVE_ROWS, ROW_STEP = 16, 8
 _LEVELS = 127  # of int8 activations, on either side of zero
-_INT16_PAIR_LIMIT = 128  # |w0| + |w1| of two neighbouring int8 weights: see `_avoid_int16_saturation`
-_BLOCK_ROWS = 64  # of weights, rounded at a time: larger ones left 90 MB of holes in the heap
+_STEP_ROWS = 64  # of weights, rounded at a time: larger ones left 90 MB of holes in the heap
 _TINY = 1e-30
 
 
@@ -90,14 +89,15 @@ class PackedLinear:
 class Int8Linear:
     """int8 weights and activations on the CPU, by torch's quantized engine (FBGEMM; QNNPACK on ARM).
 
+    The engine knows one scale an output, so the blocks of its weight are rounded once more, to that one.
+
     Each row is divided by its own maximum before it is rounded, so what comes out of it does not depend
     on the rows that travel with it. Rows keep 8 bits, of which few are left for most values beside an outlier;
-    the weights of an output pay for that, with half a bit on average: see `_avoid_int16_saturation`.
+    the weights of an output pay for that, with half a bit on average: see `_largest_pairs`.
     """
 
     def __init__(self, weight: Weight, bias: torch.Tensor | None) -> None:
-        assert weight.scale is not None
-        self._packed, self._bias = _prepack(*_avoid_int16_saturation(weight.data, weight.scale)), bias
+        self._packed, self._bias = _prepack(*_one_scale_an_output(weight, _largest_pairs)), bias
         self._multiply = _int8_kernel()
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -112,7 +112,7 @@ class Int4Linear:
     """int4 weights on the CPU, multiplied in bfloat16: a quarter of bfloat16's memory, slower than int8."""
 
     def __init__(self, weight: Weight, bias: torch.Tensor | None) -> None:
-        self._scale, self._bias = weight.scale, bias
+        self._pairs, self._bias = _int4_pairs(weight), bias
         self._packed = torch.empty_like(weight.data)
         step = 64 * max(1, (1 << 16) // weight.data.size(1))  # rows of whole 64-row blocks, unpacked a few MB at a time
         for first in range(0, len(weight.data), step):
@@ -122,17 +122,16 @@ class Int4Linear:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         multiply = torch.ops.aten._weight_int4pack_mm_for_cpu
-        y: torch.Tensor = multiply(x.bfloat16(), self._packed, GROUP, self._scale).to(x.dtype)
+        y: torch.Tensor = multiply(x.bfloat16(), self._packed, GROUP, self._pairs).to(x.dtype)
         return y if self._bias is None else y.add_(self._bias)
 
 
 class DeviceInt8Linear:
-    """int8 weights on a GPU, multiplied in the compute dtype by torch's kernel."""
+    """int8 weights on a GPU, multiplied in the compute dtype by torch's kernel, which knows one scale an output."""
 
     def __init__(self, weight: Weight, bias: torch.Tensor | None, device: torch.device, dtype: torch.dtype) -> None:
-        assert weight.scale is not None
-        self._weight, self._scale = weight.data.to(device), weight.scale.to(device, dtype)
-        self._bias = bias
+        data, scale = _one_scale_an_output(weight, _largest)
+        self._weight, self._scale, self._bias = data.to(device), scale.to(device, dtype), bias
         self(torch.zeros(1, weight.shape[1], device=device, dtype=dtype))  # whether there is a kernel
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -144,8 +143,7 @@ class DeviceInt4Linear:
     """int4 weights on a GPU, multiplied in bfloat16 by torch's kernel."""
 
     def __init__(self, weight: Weight, bias: torch.Tensor | None, device: torch.device) -> None:
-        assert weight.scale is not None
-        self._scale, self._bias = weight.scale.to(device), bias
+        self._pairs, self._bias = _int4_pairs(weight).to(device), bias
         data = weight.data.to(device)
         swapped = data << 4 | data >> 4  # this kernel wants the first integer in the high bits
         self._packed = torch.ops.aten._convert_weight_to_int4pack(swapped, 8)
@@ -153,7 +151,7 @@ class DeviceInt4Linear:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         multiply = torch.ops.aten._weight_int4pack_mm
-        y: torch.Tensor = multiply(x.bfloat16(), self._packed, GROUP, self._scale).to(x.dtype)
+        y: torch.Tensor = multiply(x.bfloat16(), self._packed, GROUP, self._pairs).to(x.dtype)
         return y if self._bias is None else y + self._bias
 
 
@@ -176,21 +174,42 @@ def _int8_kernel() -> Callable[[torch.Tensor, object], torch.Tensor]:
     return _multiply_fixed
 
 
-def _avoid_int16_saturation(data: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """int8 weights (O, I) and the scale of each output, rounded again where pairs of them could overflow.
+def _one_scale_an_output(
+    weight: Weight, largest: Callable[[torch.Tensor], torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """An int8 weight (O, I) rounded again: integers (O, I) and one float32 scale for each of its outputs (O).
+
+    `largest` is what becomes 127, of each output: rows (N, I) -> (N).
+    """
+    integers, scales = mapped_empty(weight.shape, torch.int8), []
+    for first in range(0, len(integers), _STEP_ROWS):
+        rows = dequantize(rows_of(weight, first, first + _STEP_ROWS))
+        scales.append(largest(rows).clamp_min_(_TINY) / _LEVELS)
+        integers[first : first + _STEP_ROWS] = (rows / scales[-1][:, None]).round_()
+    return integers, torch.cat(scales)
+
+
+def _largest(rows: torch.Tensor) -> torch.Tensor:
+    return rows.abs().amax(dim=1)
+
+
+def _largest_pairs(rows: torch.Tensor) -> torch.Tensor:
+    """The largest sum of the absolute values of two neighbours in each row, so that products of pairs fit 16 bits.
 
     Without VNNI the engine adds the products of two neighbouring inputs in 16 bits, which saturate.
     """
     # FBGEMM's AVX2 kernel multiplies by vpmaddubsw: x0 * w0 + x1 * w1 with x unsigned, up to 255, in int16, clipped
-    # silently at 2^15 - 1. 255 * (|w0| + |w1|) stays below that for a sum of at most 128; VNNI adds in 32 bits. Done on
-    # every CPU, so that the nodes of a ring compute with the same weights whatever they have.
-    fitted, factors = mapped_empty(data.shape, torch.int8), []
-    for first in range(0, len(data), _BLOCK_ROWS):
-        rows = data[first : first + _BLOCK_ROWS].float()
-        pairs = F.pad(rows.abs(), (0, rows.size(1) % 2)).view(len(rows), -1, 2).sum(dim=-1)
-        factors.append((pairs.amax(dim=1) / (_INT16_PAIR_LIMIT - 1)).clamp_min_(1.0))  # one is left for rounding both
-        fitted[first : first + _BLOCK_ROWS] = (rows / factors[-1][:, None]).round_()
-    return fitted, scale * torch.cat(factors)
+    # silently at 2^15 - 1. 255 * (|w0| + |w1|) stays below that for a sum of at most 128: 127, and one for rounding
+    # both. VNNI adds in 32 bits. Done on every CPU, so that the nodes of a ring compute with the same weights whatever
+    # they have.
+    return F.pad(rows.abs(), (0, rows.size(1) % 2)).view(len(rows), -1, 2).sum(dim=-1).amax(dim=1)
+
+
+def _int4_pairs(weight: Weight) -> torch.Tensor:
+    """What torch's int4 kernels want beside integers: bfloat16 (B, O, 2), value = (integer - 8) * scale + middle."""
+    assert weight.scale is not None
+    scale, minimum = weight.scale.float().unbind(-1)  # (O, B)
+    return torch.stack((scale, minimum + 8 * scale), dim=-1).transpose(0, 1).bfloat16().contiguous()
 
 
 def _prepack(data: torch.Tensor, scale: torch.Tensor) -> object:

@@ -1,11 +1,14 @@
 """Weights of linear layers in fewer bits: the formats, as they lie in chunk files.
 
-O outputs, I inputs of a linear layer. The weight keeps its name; what its integers mean stands beside
-it under `<name>_scale`.
+O outputs, I inputs of a linear layer, B = ceil(I / 32) blocks of 32 inputs, the last one shorter where 32 does not
+divide I. The weight keeps its name; what the integers of each block mean stands beside it under `<name>_scale`.
 
-    int8  weight int8 (O, I), scale float32 (O): value = integer * scale of its row
-    int4  weight uint8 (O, I / 2), two integers a byte, the first in the low bits; scale bfloat16 (I / 32, O, 2):
-          value = (integer - 8) * scale + zero, with a pair (scale, zero) for each 32 inputs
+    int8  weight int8 (O, I), scale float16 (O, B): value = integer * scale
+    int4  weight uint8 (O, I / 2), two integers from 0 to 15 a byte, the first in the low bits;
+          scale float16 (O, B, 2), pairs of scale and minimum: value = integer * scale + minimum
+
+These are the values of GGUF's Q8_0 and Q4_1, and rounding gives the integers and scales of ggml's reference quantizers,
+bit for bit. A Q4_0 block is one of int4 whose minimum is -8 * scale.
 
 The embedding, norms, biases and the routers of mixtures of experts keep their precision. The head, which is where
 int4 loses most, and a layer whose width is no multiple of 32 take int8 where int4 is asked for.
@@ -15,15 +18,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
-from mdi.errors import ConfigError
+from mdi.errors import CheckpointError, ConfigError
 from mdi.formats import MODES, Mode
 from mdi.installation import program_name
 
-GROUP = 32  # inputs that share an int4 scale
-BLOCK_ELEMENTS = 1 << 20  # quantized at a time: what is in between stays in the cache, which is twice as fast
+GROUP = 32  # inputs of a block
+STEP_ELEMENTS = 1 << 20  # quantized at a time: what is in between stays in the cache, which is twice as fast
 SCALE_SUFFIX = "_scale"
-_TINY = 1e-30
+_BELOW_HALF = 0.5 - 2.0**-25  # the float32 before 0.5
 
 
 @dataclass(frozen=True)
@@ -58,25 +62,27 @@ def is_quantized_name(name: str) -> bool:
     return bool(linear) and "gate" not in parts and not any(part.startswith("norm") for part in parts)
 
 
-def mode_for(name: str, mode: Mode) -> Mode:
+def mode_for(name: str, shape: Sequence[int], mode: Mode) -> Mode:
     """How a tensor of the model is stored where `mode` is asked for."""
     if not is_quantized_name(name):
         return "none"
-    return "int8" if mode == "int4" and name.startswith("lm_head.") else mode
+    return "int8" if mode == "int4" and (name.startswith("lm_head.") or shape[-1] % GROUP) else mode
 
 
-def weight_bytes(name: str, n_elements: int, dtype: torch.dtype, mode: Mode) -> int:
+def weight_bytes(name: str, shape: torch.Size, dtype: torch.dtype, mode: Mode) -> int:
     """What a tensor of the model takes in a mode, or else in `dtype`, scales included."""
-    mode = mode_for(name, mode)
+    n_elements = shape.numel()
+    mode = mode_for(name, shape, mode)
     if mode == "none":
         return n_elements * dtype.itemsize
-    return n_elements + n_elements // 64 if mode == "int8" else n_elements // 2 + n_elements // (GROUP // 4)
+    n_blocks = n_elements // shape[-1] * _n_blocks(shape[-1])
+    return n_elements + 2 * n_blocks if mode == "int8" else n_elements // 2 + 4 * n_blocks
 
 
 def held_bytes(shapes: Mapping[str, torch.Size], dtype: torch.dtype, mode: Mode, device_type: str) -> int:
     """What tensors of these shapes take of a device's memory, at most; the embedding is always in the CPU's."""
     on_device = [name for name in shapes if device_type != "cuda" or "wte" not in name]
-    return sum(weight_bytes(name, shapes[name].numel(), dtype, mode) for name in on_device)
+    return sum(weight_bytes(name, shapes[name], dtype, mode) for name in on_device)
 
 
 def resolve(stored: Mode, wanted: Mode | None, what: str) -> Mode:
@@ -90,8 +96,16 @@ def resolve(stored: Mode, wanted: Mode | None, what: str) -> Mode:
 
 
 def load_weight(weights: Mapping[str, torch.Tensor], name: str) -> Weight:
-    """The weight `name` of a chunk. Raises `KeyError` where it is missing, `ValueError` for a shape of no format."""
+    """The weight `name` of a chunk.
+
+    Raises `KeyError` where it is missing, `ValueError` for a shape of no format, `CheckpointError` for a former format.
+    """
     weight = Weight(weights[name], weights.get(name + SCALE_SUFFIX))
+    if _is_former(weight):
+        raise CheckpointError(
+            f"{name} was quantized by an earlier version of this program, in a format that this one does not read:"
+            f" split the model again with {program_name('prepare_model')} --quantize {weight.mode}"
+        )
     if not _is_well_formed(weight):
         raise ValueError(f"{name} is not in one of the formats {', '.join(MODES)}")
     return weight
@@ -106,52 +120,82 @@ def mode_of(weights: Mapping[str, torch.Tensor]) -> Mode:
 
 
 def quantize(weight: torch.Tensor, mode: Mode) -> Weight:
-    """Round a weight (O, I) to the nearest values of a format; `none` leaves it as it is."""
+    """Round a weight (O, I) to a format; `none` leaves it as it is. For int4, 32 has to divide I."""
     if mode == "none":
         return Weight(weight)
-    to_format = _to_int4 if mode == "int4" and weight.size(1) % GROUP == 0 else _to_int8
-    step = max(1, BLOCK_ELEMENTS // weight.size(1))
+    to_format = _to_int4 if mode == "int4" else _to_int8
+    step = max(1, STEP_ELEMENTS // weight.size(1))
     return join([to_format(weight[first : first + step]) for first in range(0, len(weight), step)])
 
 
 def join(weights: Sequence[Weight]) -> Weight:
     """One weight with the outputs of several of the same format, side by side."""
     data, scales = torch.cat([weight.data for weight in weights]), [w.scale for w in weights if w.scale is not None]
-    return Weight(data, torch.cat(scales, dim=int(weights[0].mode == "int4")) if scales else None)
+    return Weight(data, torch.cat(scales) if scales else None)
+
+
+def rows_of(weight: Weight, first: int, stop: int) -> Weight:
+    """The outputs `first` to `stop` of a weight."""
+    return Weight(weight.data[first:stop], None if weight.scale is None else weight.scale[first:stop])
 
 
 def dequantize(weight: Weight) -> torch.Tensor:
     """The values (O, I) that a stored weight stands for; float32 where it is quantized."""
     if weight.scale is None:
         return weight.data
+    scale = weight.scale.float()
     if weight.mode == "int8":
-        return weight.data.float() * weight.scale[:, None]
-    n_rows, n_columns = weight.shape
-    scale, zero = weight.scale.float().transpose(0, 1).unbind(-1)  # (O, I / 32)
-    integers = unpack_int4(weight.data).view(n_rows, -1, GROUP) - 8
-    return (integers * scale[..., None] + zero[..., None]).view(n_rows, n_columns)
+        blocks = _blocks(weight.data.float()) * scale[..., None]  # (O, B, 32)
+    else:
+        blocks = _blocks(unpack_int4(weight.data)) * scale[..., :1] + scale[..., 1:]
+    return blocks.flatten(1)[:, : weight.shape[1]]
 
 
 def unpack_int4(data: torch.Tensor) -> torch.Tensor:
-    """uint8 (O, I / 2) -> int32 (O, I)."""
+    """uint8 (O, I / 2) -> int32 (O, I), from 0 to 15."""
     return torch.stack((data & 15, data >> 4), dim=-1).flatten(1).to(torch.int32)
 
 
+def pack_int4(integers: torch.Tensor) -> torch.Tensor:
+    """uint8 (O, I), from 0 to 15 -> uint8 (O, I / 2)."""
+    return integers[:, ::2] | integers[:, 1::2] << 4
+
+
 def _to_int8(weight: torch.Tensor) -> Weight:
-    weight = weight.float()
-    scale = weight.abs().amax(dim=1).clamp_min_(_TINY) / 127
-    return Weight((weight / scale[:, None]).round_().to(torch.int8), scale)
+    """As `quantize_row_q8_0_ref` of ggml."""
+    blocks = _blocks(weight.float())
+    scale = blocks.abs().amax(dim=-1, keepdim=True) / 127
+    integers = _round_half_away(blocks * _inverse(scale)).flatten(1)
+    return Weight(integers[:, : weight.size(1)].contiguous(), scale[..., 0].half())
 
 
 def _to_int4(weight: torch.Tensor) -> Weight:
-    groups = weight.float().view(len(weight), -1, GROUP)  # (O, I / 32, 32)
-    low, high = groups.aminmax(dim=-1, keepdim=True)
-    scale = ((high - low) / 15).bfloat16()
-    zero = (low + 8 * scale.float()).bfloat16()
-    integers = (groups - zero.float()).div_(scale.float().clamp_min_(_TINY)).round_().add_(8).clamp_(0, 15)
-    packed = integers.to(torch.uint8).flatten(1)
-    pairs = torch.cat((scale, zero), dim=-1).transpose(0, 1).contiguous()
-    return Weight(packed[:, ::2] | packed[:, 1::2] << 4, pairs)
+    """As `quantize_row_q4_1_ref` of ggml."""
+    blocks = _blocks(weight.float())
+    low, high = blocks.aminmax(dim=-1, keepdim=True)
+    scale = (high - low) / 15
+    integers = ((blocks - low) * _inverse(scale)).add_(0.5).clamp_(0, 15).to(torch.uint8)  # what is converted is cut
+    return Weight(pack_int4(integers.flatten(1)), torch.cat((scale, low), dim=-1).half())
+
+
+def _blocks(rows: torch.Tensor) -> torch.Tensor:
+    """(O, I) -> (O, B, 32), the last block filled up with zeros."""
+    return F.pad(rows, (0, -rows.size(1) % GROUP)).view(len(rows), -1, GROUP)
+
+
+def _n_blocks(n_inputs: int) -> int:
+    return -(-n_inputs // GROUP)
+
+
+def _inverse(scale: torch.Tensor) -> torch.Tensor:
+    """1 / scale, 0 for a scale of 0, or of so little that it has no inverse: float16 makes 0 of that."""
+    return scale.reciprocal().nan_to_num_(nan=0, posinf=0, neginf=0)
+
+
+def _round_half_away(x: torch.Tensor) -> torch.Tensor:
+    """C's `roundf`, float32 -> int8. `torch.round` takes the even one of two integers that are equally near."""
+    # 0.5 itself would lift the float before it to 1, in the rounding of the sum.
+    return (x + torch.full_like(x, _BELOW_HALF).copysign_(x)).to(torch.int8)
 
 
 def _is_well_formed(weight: Weight) -> bool:
@@ -160,8 +204,15 @@ def _is_well_formed(weight: Weight) -> bool:
         return False
     if scale is None:
         return data.is_floating_point()
-    n_rows, n_bytes = data.shape
+    n_rows, n_inputs = weight.shape
+    if scale.dtype != torch.float16:
+        return False
     if data.dtype == torch.int8:
-        return scale.dtype == torch.float32 and scale.shape == (n_rows,)
-    pairs = (n_bytes * 2 // GROUP, n_rows, 2)
-    return data.dtype == torch.uint8 and scale.dtype == torch.bfloat16 and scale.shape == pairs
+        return scale.shape == (n_rows, _n_blocks(n_inputs))
+    return data.dtype == torch.uint8 and n_inputs % GROUP == 0 and scale.shape == (n_rows, n_inputs // GROUP, 2)
+
+
+def _is_former(weight: Weight) -> bool:
+    """Whether it is in one of the formats before these: int8 with a float32 scale a row, int4 with bfloat16 pairs."""
+    former = {torch.int8: torch.float32, torch.uint8: torch.bfloat16}
+    return weight.scale is not None and former.get(weight.data.dtype) == weight.scale.dtype

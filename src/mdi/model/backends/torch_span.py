@@ -4,6 +4,7 @@ The blocks are built with their global layer index; only their attention is repl
 Shapes: N rows in the message, C = n_embd, D head size.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -19,6 +20,8 @@ from mdi.model.shapes import stage_shapes
 from mdi.model.span import Span
 from mdi.model.weights import Weights
 from mdi.segments import Segment
+
+log = logging.getLogger(__name__)
 
 
 class TorchSpan:
@@ -37,6 +40,8 @@ class TorchSpan:
         self.weights_bytes = held_bytes(
             stage_shapes(config, span), placement.dtype, placement.quantize, self.device.type
         )
+        if placement.quantize == "int8":
+            log.info("int8: torch's kernels know one scale a row, to which the blocks of 32 weights are rounded again")
         source = Weights.of(weights)
         self.blocks = {layer: _load_block(config, layer, source, placement) for layer in range(*span)}
         if placement.compile_ops:
