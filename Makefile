@@ -9,9 +9,10 @@ GGUF := .cache/SmolLM2-135M-Instruct.Q4_1.gguf
 CHECKPOINTS := src/checkpoints
 NETWORK := src/settings_distr/configuration.json
 LLAMA_PYTHON ?= $(BIN)/python
+LLAMA_SERVER ?= llama-server
 MODEL := $(CHECKPOINTS)/local/SmolLM2-135M-Instruct
 
-.PHONY: help demo chat demo-compare certs renew-certs test test-quick lint types pytest resolve soak chaos floods fuzz bench bench-quick recording reference venv model clean
+.PHONY: help demo chat demo-compare certs renew-certs test test-quick lint types pytest resolve soak chaos floods fuzz bench bench-quick bench-serve recording reference venv model clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := demo
 
@@ -65,6 +66,11 @@ bench: $(MODEL)/model_config.yaml  ## measure this machine, beside llama.cpp whe
 
 bench-quick: $(MODEL)/model_config.yaml  ## the same with fewer settings
 	$(BIN)/python benchmarks/bench.py --quick --ckpt $(MODEL) --llama-python $(LLAMA_PYTHON)
+
+# Its peer is llama.cpp's own server: LLAMA_SERVER=<path>, and LLAMA_PYTHON to make its model file.
+bench-serve: $(MODEL)/model_config.yaml $(GGUF)  ## measure a ring that serves beside llama.cpp's server, 20 minutes
+	$(BIN)/python benchmarks/bench.py --only serve --rounds 3 --ckpt $(MODEL) --gguf $(GGUF) \
+		--llama-server $(LLAMA_SERVER) --llama-python $(LLAMA_PYTHON)
 
 chaos: $(VENV)/.dev  ## processes killed, stopped, frozen and impersonated at random
 	$(BIN)/python -m pytest -m chaos tests/system/test_chaos.py

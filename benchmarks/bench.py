@@ -4,6 +4,7 @@
     python benchmarks/bench.py                      everything: about 25 minutes on two cores
     python benchmarks/bench.py --quick              two rounds of most of it, the small model only
     python benchmarks/bench.py --only ring --rounds 9
+    python benchmarks/bench.py --only serve         users of a server; not among "everything"
 
 Writes a JSON file, a Markdown table and a plot; benchmarks/README.md tells how to read them.
 """
@@ -26,9 +27,10 @@ MOST_BUSY = 10.0  # percent
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
-from benchmarks.measures import LARGE_SHAPE, MEASURES, QUICK, Bench  # noqa: E402
+from benchmarks.measures import LARGE_SHAPE, MEASURES, QUICK, USUAL, Bench  # noqa: E402
 from benchmarks.peers import LlamaCpp  # noqa: E402
 from benchmarks.report import Series, markdown, plot, slug, write_json  # noqa: E402
+from benchmarks.servers import LlamaServer  # noqa: E402
 from benchmarks.workers import BenchError, own_cores  # noqa: E402
 from mdi.config.paths import CHECKPOINTS_DIR  # noqa: E402
 from mdi.errors import MdiError  # noqa: E402
@@ -49,6 +51,8 @@ def build_parser() -> argparse.ArgumentParser:
     option("--steps", type=int, default=48, metavar="N", help="tokens of a sample that is alone (default: 48)")
     option("--cores", metavar="A,B", help="the two cores to use (default: the first two that this process may use)")
     option("--llama-python", default=sys.executable, metavar="PATH", help="a Python that has llama-cpp-python")
+    option("--llama-server", default="llama-server", metavar="PATH", help="llama.cpp's server, for --only serve")
+    option("--gguf", type=Path, metavar="FILE", help="what --ckpt was made from, for llama-server")
     option("--scratch", type=Path, metavar="DIR", default=ROOT / ".cache" / "bench", help="converted models and logs")
     option("--output", type=Path, metavar="FILE", help="the JSON file (default: benchmarks/results/<date>-<machine>)")
     option("--machine", metavar="NAME", help="what the machine is called in the results (default: its processor)")
@@ -89,6 +93,7 @@ def describe(bench: Bench, machine: str) -> dict[str, Any]:
         "torch": version("torch"),
         "litgpt": version("litgpt"),
         "llama-cpp-python": bench.llama.version() or "not there",
+        "llama-server": bench.llama_server.version() or "not there",
         "model": bench.ckpt.resolve().name,
         "rounds": bench.rounds,
     }
@@ -117,9 +122,20 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # in good order: no child is left behind
     rounds = options.rounds or (2 if options.quick else 5)
     llama = LlamaCpp(options.llama_python, options.scratch)
-    bench = Bench(options.ckpt, options.large_ckpt, cores, options.scratch, llama, rounds, options.steps, options.quick)
+    bench = Bench(
+        options.ckpt,
+        options.large_ckpt,
+        cores,
+        options.scratch,
+        llama,
+        rounds,
+        options.steps,
+        options.quick,
+        options.gguf,
+        LlamaServer(options.llama_server, options.scratch),
+    )
     machine = describe(bench, options.machine or processor())
-    series = measure(bench, options.only or list(QUICK if options.quick else MEASURES))
+    series = measure(bench, options.only or list(QUICK if options.quick else USUAL))
     name = f"{machine['date']}-{slug(machine['machine'])}.json"
     path = options.output or ROOT / "benchmarks" / "results" / name
     text = markdown(machine, series)

@@ -104,6 +104,7 @@ def serve(path: str, n_threads: int) -> None:
 def quantize(source: str, target: str, kind: str) -> None:
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype = FILE_TYPES[kind]
+    params.allow_requantize = True  # a downloaded file has few bits already
     if llama_cpp.llama_model_quantize(source.encode(), target.encode(), ctypes.byref(params)) != 0:
         raise SystemExit(f"llama.cpp cannot quantize {source}")
 

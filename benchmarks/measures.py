@@ -6,11 +6,11 @@ import functools
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from benchmarks import hops
+from benchmarks import hops, serving
 from benchmarks.peers import LlamaCpp, litgpt
 from benchmarks.report import Series, ratio
 from benchmarks.rings import (
@@ -24,6 +24,7 @@ from benchmarks.rings import (
     run_together,
     write_seen_as,
 )
+from benchmarks.servers import LlamaServer, Served, served_ring
 from benchmarks.workers import BenchError, Worker, end, python_module, start
 from mdi.checkpoint.config import load_config
 from mdi.config.network import load_network
@@ -50,6 +51,8 @@ class Bench:
     rounds: int = 5
     steps: int = 48  # tokens of a sample that is alone
     quick: bool = False
+    gguf: Path | None = None  # that `ckpt` was made from: llama-server takes the vocabulary and the template from it
+    llama_server: LlamaServer = field(default_factory=lambda: LlamaServer("llama-server", Path()))
 
     def request(
         self, n_samples: int, *, prompt_tokens: int = PROMPT_TOKENS, sequence_length: int | None = None
@@ -430,6 +433,50 @@ def relays(bench: Bench, nodes_config: Path, delay_ms: float) -> Iterator[Path]:
         yield write_seen_as(nodes_config, ports)
 
 
+def measure_serve(bench: Bench) -> list[Series]:
+    """Users of a ring of two that serves, int8, beside users of llama-server with the same weights in Q8_0."""
+    load, cores = serving.QUICK if bench.quick else serving.Load(), bench.cores
+    ours, theirs = "ring of 2, int8", "llama-server, Q8_0"
+    notes: dict[str, str] = {}
+    with contextlib.ExitStack() as stack:
+        users = stack.enter_context(serving.users_on(cores, bench.scratch, load))
+        loads = serving.loads_of(users, load)
+        rows = {name: [serving.row_of(each, name) for each in (*loads, serving.TURN)] for name in (ours, theirs)}
+        servers: dict[str, Served] = {}
+        for name, opener in {ours: _serving, theirs: _llama_serving}.items():
+            try:
+                servers[name] = stack.enter_context(opener(bench))
+                loads[serving.users_text(1)](servers[name], 0)  # what is made at the first use is made
+            except BenchError as exc:
+                notes |= dict.fromkeys(rows[name], str(exc))
+        actions: dict[str, Callable[[], Any]] = {}
+        for number, (load_name, play) in enumerate(loads.items(), 1):
+            actions |= {
+                serving.row_of(load_name, name): serving.seeded(play, server, number)
+                for name, server in servers.items()
+            }
+        for name, server in servers.items():
+            actions[serving.row_of(serving.TURN, name)] = serving.seeded(users.tenth_turn, server, 10_000)
+        runs = alternate(bench.rounds, actions, notes)
+    return serving.tables(list(loads), ours, theirs, runs, notes)
+
+
+@contextlib.contextmanager
+def _serving(bench: Bench) -> Iterator[Served]:
+    with served_ring(bench.ckpt, bench.cores, bench.scratch, NodeSettings("int8")) as served:
+        yield served
+
+
+@contextlib.contextmanager
+def _llama_serving(bench: Bench) -> Iterator[Served]:
+    bench.llama_server.require()
+    bench.llama.require()
+    if bench.gguf is None:
+        raise BenchError("--gguf names no file of the model for llama-server")
+    with bench.llama_server.serving(bench.llama.requantized(bench.gguf, "Q8_0"), bench.cores) as served:
+        yield served
+
+
 MEASURES: dict[str, Callable[[Bench], list[Series]]] = {
     "ring": measure_ring,
     "litgpt": measure_litgpt,
@@ -441,5 +488,7 @@ MEASURES: dict[str, Callable[[Bench], list[Series]]] = {
     "memory": measure_memory,
     "link": measure_link,
     "cuda": measure_cuda,
+    "serve": measure_serve,
 }
-QUICK = tuple(name for name in MEASURES if name not in ("large", "context", "memory", "cuda"))
+USUAL = tuple(name for name in MEASURES if name != "serve")  # which takes as long as all of these
+QUICK = tuple(name for name in USUAL if name not in ("large", "context", "memory", "cuda"))

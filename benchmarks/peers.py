@@ -66,8 +66,17 @@ class LlamaCpp:
         if kind == "F32":
             export_gguf(ckpt, path)
             return path
+        return self._quantize(self.model(ckpt, "F32"), path, kind)
+
+    def requantized(self, gguf: Path, kind: str) -> Path:
+        """The weights of a GGUF file as another one of `kind`, with its vocabulary and its chat template."""
+        path = self._scratch / f"{gguf.stem}-as-{kind}.gguf"
+        return path if _is_newer(path, gguf) else self._quantize(gguf, path, kind)
+
+    def _quantize(self, source: Path, path: Path, kind: str) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
-        command = [self._python, str(DRIVER), "quantize", str(self.model(ckpt, "F32")), str(partial), kind]
+        command = [self._python, str(DRIVER), "quantize", str(source), str(partial), kind]
         result = subprocess.run(command, capture_output=True, text=True, check=False, env=child_environment(None))
         if result.returncode != 0:
             raise BenchError(f"llama.cpp could not make {path.name}: {result.stderr.strip()[-200:]}")

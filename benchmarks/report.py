@@ -15,7 +15,10 @@ MOST_SPREAD = 0.2  # of the median, from the least to the most
 
 @dataclass(frozen=True)
 class Series:
-    """One thing that was measured, one value for each round. Without values, `note` tells why."""
+    """One thing that was measured, one value for each round. Without values, `note` tells why.
+
+    With a `row` it is a cell of a table: its label is the column.
+    """
 
     measure: str
     label: str
@@ -23,6 +26,7 @@ class Series:
     values: tuple[float, ...] = ()
     note: str = ""
     target: str = ""  # the key of the target that it is held against
+    row: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,9 @@ TARGETS = (
     Target("litgpt", "float32, 1 node, 1 sample / litgpt", 1.2, 1.4),
     Target("hop", "a hop outside the stages, 16 rows, loopback", 0.3, 0.15, unit="ms", less=True),
     Target("link", "2 nodes, 2 samples: links of 5 ms one way / no delay", 0.95, 0.99),
+    Target("serve tokens", "serving 16 users, int8, 2 nodes: tokens/s / llama-server Q8_0", 1.0, 1.5),
+    Target("serve gap", "the same: 95th percentile of the time between tokens", 1.2, 1.0, less=True),
+    Target("serve turn", "first token of a chat's tenth turn / of its last message alone", 1.5, 1.2, less=True),
 )
 
 # ---- arithmetic
@@ -90,7 +97,10 @@ def markdown(machine: Mapping[str, Any], series: Sequence[Series]) -> str:
     """All tables: what it ran on, each measure, the verdicts."""
     parts = [", ".join(f"{key} {value}" for key, value in machine.items())]
     for measure in dict.fromkeys(item.measure for item in series):
-        rows = [_row(item) for item in series if item.measure == measure]
+        items = [item for item in series if item.measure == measure]
+        if cells := [item for item in items if item.row]:
+            parts.append(_cross_table(measure, cells))
+        rows = [_row(item) for item in items if not item.row]
         parts.append(_table([f"{measure}", "unit", "median (min-max)"], rows))
     parts.append(verdict_table(series))
     return "\n\n".join(parts) + "\n"
@@ -116,6 +126,16 @@ def _row(item: Series) -> list[str]:
     if not item.values:
         return [item.label, item.unit, f"not measured: {item.note}"]
     return [item.label, item.unit, spread(item.values) + (f", {item.note}" if item.note else "")]
+
+
+def _cross_table(measure: str, cells: Sequence[Series]) -> str:
+    columns = dict.fromkeys((cell.label, cell.unit) for cell in cells)
+    texts = {(cell.row, cell.label): spread(cell.values) if cell.values else "not measured" for cell in cells}
+    rows = [
+        [row, *(texts.get((row, label), "") for label, _ in columns)]
+        for row in dict.fromkeys(cell.row for cell in cells)
+    ]
+    return _table([measure, *(f"{label}, {unit}" for label, unit in columns)], rows)
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

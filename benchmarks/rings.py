@@ -150,17 +150,26 @@ def run_together(rings: Sequence[Ring], request: Request) -> Run:
 @contextlib.contextmanager
 def ring(ckpt: Path, cores: Sequence[int], scratch: Path, settings: NodeSettings = ON_CPU) -> Iterator[Ring]:
     """A ring with one node on each of `cores`."""
-    nodes_config = write_network(scratch / "networks", len(cores)) if len(cores) > 1 else STANDALONE
-    with contextlib.ExitStack() as stack:
-        for index, core in enumerate(cores[1:]):
-            command = [sys.executable, str(ROOT / "src" / "secondary.py"), *settings.flags]
-            command += ["--cache-dir", str(scratch / "chunks"), "--nodes-config", str(nodes_config), str(index)]
-            stack.callback(end, start(command, [core], scratch / "logs" / f"secondary{index}.log"))
-        log = scratch / "logs" / f"starter_on_{cores[0]}.log"
-        driver = stack.enter_context(Worker(python_module("ring_driver"), cores[:1], log))
+    log = scratch / "logs" / f"starter_on_{cores[0]}.log"
+    with (
+        secondaries(cores[1:], scratch, settings) as nodes_config,
+        Worker(python_module("ring_driver"), cores[:1], log) as driver,
+    ):
         nodes = Ring(driver, nodes_config, ckpt, settings)
         nodes.wait_until_ready()
         yield nodes
+
+
+@contextlib.contextmanager
+def secondaries(cores: Sequence[int], scratch: Path, settings: NodeSettings) -> Iterator[Path]:
+    """A secondary on each of `cores`; yields the network file of a ring with them."""
+    nodes_config = write_network(scratch / "networks", 1 + len(cores)) if cores else STANDALONE
+    with contextlib.ExitStack() as stack:
+        for index, core in enumerate(cores):
+            command = [sys.executable, str(ROOT / "src" / "secondary.py"), *settings.flags]
+            command += ["--cache-dir", str(scratch / "chunks"), "--nodes-config", str(nodes_config), str(index)]
+            stack.callback(end, start(command, [core], scratch / "logs" / f"secondary{index}.log"))
+        yield nodes_config
 
 
 # ---- network files
