@@ -12,7 +12,7 @@ LLAMA_PYTHON ?= $(BIN)/python
 LLAMA_SERVER ?= llama-server
 MODEL := $(CHECKPOINTS)/local/SmolLM2-135M-Instruct
 
-.PHONY: help demo chat demo-compare certs renew-certs test test-quick lint types pytest resolve soak chaos floods fuzz bench bench-quick bench-serve recording reference venv model clean
+.PHONY: help demo chat demo-compare certs renew-certs test test-quick lint types pytest resolve soak chaos browser floods fuzz bench bench-quick bench-serve recording reference venv model clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := demo
 
@@ -37,7 +37,7 @@ renew-certs:  ## renew those that end within three months, with the same keys
 test: lint types pytest  ## lint, types, and all tests
 
 test-quick: lint types $(VENV)/.dev  ## lint, types, unit tests and small rings, in a minute or so
-	$(BIN)/python -m pytest -n $(WORKERS) -m 'not slow and not soak and not chaos and not resolver'
+	$(BIN)/python -m pytest -n $(WORKERS) -m 'not slow and not soak and not chaos and not resolver and not browser'
 
 lint: $(VENV)/.dev  ## ruff: rules and format
 	$(BIN)/ruff check .
@@ -72,6 +72,10 @@ bench-serve: $(MODEL)/model_config.yaml $(GGUF)  ## measure a ring that serves b
 	$(BIN)/python benchmarks/bench.py --only serve --rounds 3 --ckpt $(MODEL) --gguf $(GGUF) \
 		--llama-server $(LLAMA_SERVER) --llama-python $(LLAMA_PYTHON)
 
+# Chromium is the machine's own: apt-get install chromium, or CHROMIUM=<path>. Without one, the tests are skipped.
+browser: $(VENV)/.browser  ## the page of the server in headless Chromium
+	$(BIN)/python -m pytest -m browser tests/serve/browser
+
 chaos: $(VENV)/.dev  ## processes killed, stopped, frozen and impersonated at random
 	$(BIN)/python -m pytest -m chaos tests/system/test_chaos.py
 
@@ -98,6 +102,10 @@ $(VENV)/.installed: requirements.txt
 
 $(VENV)/.dev: requirements-dev.txt $(VENV)/.installed
 	$(BIN)/pip install --quiet -r requirements-dev.txt
+	touch $@
+
+$(VENV)/.browser: requirements-browser.txt $(VENV)/.dev
+	$(BIN)/pip install --quiet -r requirements-browser.txt
 	touch $@
 
 $(VENV)/.fuzz: requirements-fuzz.txt $(VENV)/.dev

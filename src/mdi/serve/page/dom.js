@@ -2,14 +2,17 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 
-/** An HTML element. Names that it has as properties are set as such, others as attributes. */
+/**
+ * An HTML element. Names that it has as properties are set as such, others as attributes; children are nodes, texts, and
+ * lists of them, which may be longer than a call has room for arguments.
+ */
 export function element(tag, properties = {}, ...children) {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
     if (name in node) node[name] = value;
     else node.setAttribute(name, value);
   }
-  node.append(...children);
+  for (const child of children.flat()) node.append(child);
   return node;
 }
 

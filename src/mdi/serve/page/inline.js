@@ -102,7 +102,7 @@ class Inline {
     const inner = inline(this.#text.slice(this.#position, end), this.#depth + 1);
     this.#position = end + delimiter.length;
     const tags = delimiter === "~~" ? ["del"] : TAGS[delimiter.length];
-    return this.#add(tags.reduceRight((children, tag) => [element(tag, {}, ...children)], inner)[0]);
+    return this.#add(tags.reduceRight((children, tag) => [element(tag, {}, children)], inner)[0]);
   }
 
   /** Where the delimiter before the position is closed, or -1. */
@@ -152,7 +152,7 @@ function withoutPunctuation(address) {
 /** A link, or its text alone where it leads to anything but the web: a script, a file, this server. */
 function anchor(address, children) {
   const target = URL.canParse(address) ? new URL(address) : null;
-  if (!["http:", "https:", "mailto:"].includes(target?.protocol)) return element("span", {}, ...children);
+  if (!["http:", "https:", "mailto:"].includes(target?.protocol)) return element("span", {}, children);
   const safe = { href: target.href, title: target.href, target: "_blank", rel: "noopener noreferrer nofollow" };
-  return element("a", safe, ...children);
+  return element("a", safe, children);
 }

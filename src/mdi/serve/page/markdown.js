@@ -79,7 +79,7 @@ function heading(lines, at) {
   const found = HEADING.exec(lines[at]);
   if (found === null) return null;
   const level = Math.min(6, found[1].length + 2); // the page's own headings are above it
-  return { end: at + 1, render: () => element(`h${level}`, {}, ...inline(found[2].trim())) };
+  return { end: at + 1, render: () => element(`h${level}`, {}, inline(found[2].trim())) };
 }
 
 function rule(lines, at) {
@@ -91,7 +91,7 @@ function quote(lines, at, depth) {
   while (end < lines.length && QUOTE.test(lines[end])) end += 1;
   if (end === at) return null;
   const inner = lines.slice(at, end).map((line) => line.replace(QUOTE, ""));
-  return { end, render: () => element("blockquote", {}, ...rendered(inner, depth + 1)) };
+  return { end, render: () => element("blockquote", {}, rendered(inner, depth + 1)) };
 }
 
 function list(lines, at, depth) {
@@ -107,8 +107,8 @@ function list(lines, at, depth) {
     end = item.end;
   }
   const render = () => {
-    const children = items.map((item) => element("li", {}, ...withoutParagraph(rendered(item, depth + 1))));
-    return first.isOrdered ? element("ol", { start: first.number }, ...children) : element("ul", {}, ...children);
+    const children = items.map((item) => element("li", {}, withoutParagraph(rendered(item, depth + 1))));
+    return first.isOrdered ? element("ol", { start: first.number }, children) : element("ul", {}, children);
   };
   return { end: withoutBlankEnd(lines, at, end), render };
 }
@@ -153,12 +153,12 @@ function table(lines, at) {
   let end = at + 2;
   while (end < lines.length && lines[end].includes("|")) end += 1;
   const row = (tag, cells) => {
-    const children = head.map((_, i) => element(tag, { className: sideOf(alignments[i]) }, ...inline(cells[i] ?? "")));
-    return element("tr", {}, ...children);
+    const children = head.map((_, i) => element(tag, { className: sideOf(alignments[i]) }, inline(cells[i] ?? "")));
+    return element("tr", {}, children);
   };
   const render = () => {
     const rows = lines.slice(at + 2, end).map((line) => row("td", cellsOf(line)));
-    const body = element("tbody", {}, ...rows);
+    const body = element("tbody", {}, rows);
     const whole = element("table", {}, element("thead", {}, row("th", head)), body);
     return element("div", { className: "wide", tabIndex: 0, role: "region", "aria-label": "Table" }, whole);
   };
@@ -181,7 +181,7 @@ function paragraph(lines, at, depth) {
   let end = at + 1;
   while (end < lines.length && lines[end].trim() !== "" && (depth >= MAX_DEPTH || !startsBlock(lines, end))) end += 1;
   const text = lines.slice(at, end).map((line) => line.trimStart()).join("\n");
-  return { end, render: () => element("p", {}, ...inline(text.trimEnd())) };
+  return { end, render: () => element("p", {}, inline(text.trimEnd())) };
 }
 
 function startsBlock(lines, at) {

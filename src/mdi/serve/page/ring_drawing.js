@@ -80,7 +80,7 @@ class NodeShape {
   #shares = SHARES.map((name) => shape("path", { class: `share ${name}` }));
   #name = shape("text", { class: "name" });
   #layers = shape("text", { class: "layers" });
-  #note = shape("text", { class: "note" });
+  #note = shape("text", { class: "caption" });
   node = shape("g", {}, this.#disc, this.#idleRing, ...this.#shares, this.#name, this.#layers, this.#note);
 
   update({ node, rank, geometry }) {
