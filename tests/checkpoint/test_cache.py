@@ -70,6 +70,19 @@ def test_a_chunk_arrives_at_once(cache: ChunkCache, folder: Path) -> None:
     assert cache.held_bytes(DIGEST) == len(CONTENT)
 
 
+@pytest.mark.parametrize("is_faster", ["while it reads", "before it reads"])
+def test_two_nodes_that_share_a_folder_verify_a_chunk_at_once(cache: ChunkCache, folder: Path, is_faster: str) -> None:
+    def meanwhile(path: Path, advance: object) -> str:
+        digest = sha256_of(path)
+        assert cache.find(DIGEST) is not None
+        if is_faster == "before it reads":
+            raise CheckpointError(f"{path}: no such file")
+        return digest
+
+    assert append(cache, 0, len(CONTENT)) == len(CONTENT)
+    assert ChunkCache(folder, meanwhile).find(DIGEST) == folder / f"{DIGEST}.pth"
+
+
 def test_a_chunk_arrives_in_pieces_also_through_another_cache_of_the_folder(cache: ChunkCache, folder: Path) -> None:
     for start, stop in ((0, 1), (1, 1000), (1000, 2559)):
         assert append(ChunkCache(folder, sha256_of), start, stop) == stop

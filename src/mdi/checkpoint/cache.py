@@ -127,7 +127,18 @@ class ChunkCache:
         return held
 
     def _verify(self, digest: str, advance: Advance) -> bool:
-        """Give a chunk that was received its name. False where none is complete."""
+        """Give a chunk that was received its name. False where none is complete.
+
+        Another node that shares the folder may be about the same: the second one finds the file renamed.
+        """
+        try:
+            return self._verify_received(digest, advance)
+        except (FileNotFoundError, CheckpointError, StorageError):
+            if not _is_file(self._path(digest)):
+                raise
+            return True
+
+    def _verify_received(self, digest: str, advance: Advance) -> bool:
         received = self._received(digest)
         if not _is_file(received):
             return self._adopt_partial(digest, advance)
