@@ -203,6 +203,17 @@ def test_a_key_that_others_may_read_is_warned_of(
     assert SECRET not in caplog.text
 
 
+@pytest.mark.parametrize(("mode", "warned"), [(0o440, False), (0o444, True)])
+def test_a_key_that_a_service_manager_hands_to_our_group_is_not_warned_of(
+    tmp_path: Path, mode: int, warned: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (file := tmp_path / "ring.key").write_text(SECRET)
+    file.chmod(mode)
+    monkeypatch.setattr("mdi.net.key_sources.os.geteuid", lambda: file.stat().st_uid + 1)
+    key_from_file(file, "MDI_KEY_FILE")
+    assert ("other users of this machine may read it" in caplog.text) is warned
+
+
 # ---- a new key
 
 

@@ -96,8 +96,16 @@ def _is_predictable(text: str, end: int) -> bool:
 
 
 def warn_if_readable_by_others(path: Path) -> None:
-    """Warn of a file with a secret that other users of this machine may read."""
-    if os.name == "posix" and path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
+    """Warn of a file with a secret that other users of this machine may read.
+
+    systemd and Kubernetes hand a secret over as a file of root's that the group of the program may read: its mode is
+    not the user's to change, so the group counts only where the file is the user's own.
+    """
+    if os.name != "posix":
+        return
+    status = path.stat()
+    others = stat.S_IROTH | (stat.S_IRGRP if status.st_uid == os.geteuid() else 0)
+    if status.st_mode & others:
         log.warning("%s holds a secret and other users of this machine may read it: chmod 600 %s", path, path)
 
 
