@@ -33,7 +33,7 @@ def test_callers_are_known_by_their_address(addrs: list[str], caller: str, local
     assert AllowedHosts(addrs, local).include(caller) is expected
 
 
-def test_a_name_is_resolved_when_somebody_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_is_resolved_when_somebody_calls_and_again_for_a_new_address(monkeypatch: pytest.MonkeyPatch) -> None:
     now_s, asked, address = 1000.0, 0, "10.0.0.1"
 
     def resolve(addr: str, *_: object, **__: object) -> list[tuple[object, ...]]:
@@ -45,12 +45,17 @@ def test_a_name_is_resolved_when_somebody_calls(monkeypatch: pytest.MonkeyPatch)
     callers = AllowedHosts(["box.local"], "10.0.0.2", clock=lambda: now_s)
     assert asked == 0
     assert callers.include("10.0.0.1")
-    address = "10.0.0.9"
+    now_s += 5
     assert callers.include("10.0.0.1")
-    assert asked == 1  # frequent connections do not make us ask often
-    now_s += 60
+    assert asked == 1
+    address = "10.0.0.9"
     assert callers.include("10.0.0.9")
     assert not callers.include("10.0.0.1")
+    assert not callers.include("10.0.0.1")
+    assert asked == 2  # whoever is refused does not make us ask more than once a second
+    now_s += 60
+    assert callers.include("10.0.0.9")
+    assert asked == 3
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from mdi.net.timeouts import Clock
 from mdi.net.tls import Tls
 
 RESOLVED_S = 10.0  # how long the addresses of a name are believed
+ASK_AGAIN_S = 1.0  # how long an address is refused without asking: the machine behind a name may have got a new one
 
 
 @dataclass(frozen=True)
@@ -60,16 +61,18 @@ class AllowedHosts:
         """`local` is the address that we listen on: connections from it are local."""
         self._addrs, self._local, self._clock, self._resolve = tuple(addrs), local, clock, resolve
         self._hosts: set[str] = set()
-        self._fresh_until_s = -float("inf")
+        self._resolved_s = -float("inf")
         self._lock = threading.Lock()
 
     def include(self, address: str) -> bool:
         """Whether a connection from `address` comes from one of the machines."""
+        host = self._host(address)
         with self._lock:
-            if self._clock() >= self._fresh_until_s:
+            age_s = self._clock() - self._resolved_s
+            if age_s >= (RESOLVED_S if host in self._hosts else ASK_AGAIN_S):
                 self._hosts = {self._host(ip) for addr in self._addrs for ip in self._resolve(addr)}
-                self._fresh_until_s = self._clock() + RESOLVED_S
-            return self._host(address) in self._hosts
+                self._resolved_s = self._clock()
+            return host in self._hosts
 
     def _host(self, address: str) -> str:
         ip = parse_ip(address)
