@@ -81,7 +81,8 @@ def test_what_requests_tell_is_refused_on_the_command_line(flags: list[str]) -> 
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--max-queue", "-1"], ["--drain-timeout", "-1"], ["--max-slots", "1025", "--serve"]]
+    "arguments",
+    [["--max-queue", "-1"], ["--drain-timeout", "-1"], ["--drain-delay", "31"], ["--max-slots", "1025", "--serve"]],
 )
 def test_numbers_have_bounds(arguments: list[str]) -> None:
     with pytest.raises(ConfigError, match=arguments[0]):

@@ -39,9 +39,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> ManualClock:
     return clock
 
 
-def drain_of(world: World) -> Drain:
+def drain_of(world: World, delay_s: float = 0.0) -> Drain:
     anything = cast(Any, world)
-    return Drain(anything, anything, cast(Signals, world), TIMEOUT_S)
+    return Drain(anything, anything, cast(Signals, world), TIMEOUT_S, delay_s)
 
 
 def test_answers_that_were_begun_have_their_time(clock: ManualClock, caplog: pytest.LogCaptureFixture) -> None:
@@ -51,7 +51,7 @@ def test_answers_that_were_begun_have_their_time(clock: ManualClock, caplog: pyt
     drain.ask(signal.SIGTERM)
     clock.now_s += TIMEOUT_S - 1
     drain.ask(signal.SIGTERM)
-    assert world.done == ["drain", "wake"]
+    assert world.done == ["drain", "wake", "wake"]
     assert not drain.is_over()
     assert "1 answer to be finished within 30 s (--drain-timeout); a second signal ends at once" in caplog.text
     world.n_open = 0
@@ -74,6 +74,18 @@ def test_a_second_signal_ends_at_once(clock: ManualClock) -> None:
     world.n_came += 1
     drain.ask(signal.SIGINT)
     assert world.done == ["drain", "wake", "SIGINT"]
+
+
+def test_a_load_balancer_has_time_to_notice(clock: ManualClock) -> None:
+    world = World(n_open=0)
+    drain = drain_of(world, delay_s=5.0)
+    drain.ask(signal.SIGTERM)
+    clock.now_s += 4.9
+    assert not drain.is_over()
+    clock.now_s += 0.2
+    drain.ask(signal.SIGTERM)
+    assert world.done == ["drain", "wake", "wake"]  # so that it is asked now
+    assert drain.is_over()
 
 
 def test_a_server_without_requests_is_over_when_it_is_asked(clock: ManualClock) -> None:

@@ -123,6 +123,7 @@ def test_health_is_that_of_the_ring(server_of: ServerOf, engine: Engine) -> None
     engine.state, engine.missing = NodeState.RECOVERING, ("secondary 1",)
     recovering = {"status": "recovering", "seconds": 2.0, "missing": ["secondary 1"]}
     assert call(server, "GET", "/health")[::2] == (503, recovering)
+    assert call(server, "GET", "/live")[::2] == (200, {"status": "live"})
 
 
 def test_a_server_that_drains_is_not_healthy(server_of: ServerOf, service: Service) -> None:

@@ -47,7 +47,7 @@ def run_server(
     served = _served_model(model, worker, context)
     starter = Starter(network, model, options, context=context, n_slots=options.max_slots or DEFAULT_SLOTS)
     service = Service(served, starter, options.max_queue)
-    drain = Drain(service, starter, signals, options.drain_timeout_s)
+    drain = Drain(service, starter, signals, options.drain_timeout_s, options.drain_delay_s)
     signals.grace_s = options.drain_timeout_s + GRACE_S
     with contextlib.ExitStack() as stack:
         stack.enter_context(signals.passed_to(drain.ask))
@@ -77,8 +77,17 @@ def run_server(
 class Drain:
     """The end in order: no new requests, and time for those that were begun."""
 
-    def __init__(self, service: Service, starter: Starter, signals: Signals, timeout_s: float) -> None:
-        self._service, self._starter, self._signals, self._timeout_s = service, starter, signals, timeout_s
+    def __init__(
+        self, service: Service, starter: Starter, signals: Signals, timeout_s: float, delay_s: float = 0.0
+    ) -> None:
+        """
+        Args:
+            timeout_s: for the answers that were begun.
+            delay_s: for a load balancer to see in `/health` that it must send no more. Until then what it sends is
+                refused; afterwards nobody would be there, and what is on its way would be lost without an answer.
+        """
+        self._service, self._starter, self._signals = service, starter, signals
+        self._timeout_s, self._delay_s = timeout_s, delay_s
         self._began_s: float | None = None
         self._n_signals = 0  # that asked for it
 
@@ -96,10 +105,14 @@ class Drain:
             self._starter.wake()
         elif self._signals.n_came > self._n_signals or time.monotonic() - self._began_s > self._timeout_s:
             self._starter.interrupt(number)
+        else:
+            self._starter.wake()  # the delay may be over
 
     def is_over(self) -> bool:
         """Asked by the compute thread."""
-        return self._began_s is not None and self._service.n_open == 0
+        if self._began_s is None or time.monotonic() - self._began_s < self._delay_s:
+            return False
+        return self._service.n_open == 0
 
 
 def _served_model(model: ModelFolder, worker: TextWorker, context: int) -> ServedModel:

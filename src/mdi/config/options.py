@@ -174,11 +174,16 @@ class ServeOptions(Section):
     cors: tuple[str, ...] = ()
     max_queue: int = 64
     drain_timeout_s: float = 30.0
+    drain_delay_s: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         Interval(0, MAX_OPEN_REQUESTS).check("--max-queue", self.max_queue)
         _at_least("--drain-timeout", self.drain_timeout_s, 0)
+        if not 0 <= self.drain_delay_s <= self.drain_timeout_s:
+            raise ConfigError(
+                f"--drain-delay {self.drain_delay_s:g}: must be from 0 to --drain-timeout, {self.drain_timeout_s:g}"
+            )
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@
     POST /v1/responses          the same as a chat, in the newer form
     GET  /v1/models             the model that is served
     GET  /health                whether a request would be served now
+    GET  /live                  that this process answers, whatever the ring does
     GET  /metrics               counters, for Prometheus
     GET  /                      the page: a chat, and the ring
     GET  /page/<name>           its files
@@ -71,6 +72,12 @@ class _Root:
         health = self._service.health()
         cherrypy.response.status = 200 if health.is_ready else 503
         return _json(health.to_json())
+
+    @cherrypy.expose  # type: ignore[untyped-decorator]
+    @cherrypy.tools.allow(methods=["GET"])  # type: ignore[untyped-decorator]
+    def live(self) -> bytes:
+        """For whoever restarts processes: one whose ring recovers is not healthy, and must not be ended."""
+        return _json({"status": "live"})
 
     @cherrypy.expose  # type: ignore[untyped-decorator]
     @cherrypy.tools.allow(methods=["GET"])  # type: ignore[untyped-decorator]

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 NO_LIMIT = 0  # of bodies: the routes refuse large ones, in the API's own words
 N_SPARE_THREADS = 8  # for what is answered at once while all streams are busy
-_HEALTH = "/health"
+_STATES = {"/health", "/live"}  # of the ring, and of this process
 
 Environ = dict[str, Any]
 Application = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
@@ -128,6 +128,6 @@ class UserServer(ServingThread):
         """`n_streams` requests are answered at once, and others beside them. Raises `ConfigError` for the address."""
         listen(addr, port, "--serve").close()  # for its errors: cheroot's lack the reason
         page = read_page()
-        door = Door(application_of(service, page), keys, OwnHosts(addr), origins, {_HEALTH, *page})
+        door = Door(application_of(service, page), keys, OwnHosts(addr), origins, _STATES | {*page})
         n_threads = n_streams + N_SPARE_THREADS
         super().__init__(WebServer(addr, port, door, NO_LIMIT, timeouts=timeouts, n_threads=n_threads), "user-server")

@@ -120,6 +120,7 @@ def _add_serving(parser: Parser) -> None:
     option("--cors", action=Repeated, metavar="ORIGIN", help="a web site whose pages may use the server")
     option("--max-queue", type=int, metavar="N", help="requests that may wait; more are refused")
     option("--drain-timeout", type=float, dest="drain_timeout_s", metavar="S", help="for answers at the end")
+    option("--drain-delay", type=float, dest="drain_delay_s", metavar="S", help="refuse requests for so long at least")
 
 
 def main(signals: Signals, kind: type[StarterOptions] = StarterOptions) -> None:
