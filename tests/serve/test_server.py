@@ -199,7 +199,7 @@ def test_without_the_key_nothing_is_generated(authorization: str, server_of: Ser
         status, headers, error = call(server, method, path, body, Authorization=authorization)
         assert (status, error["error"]["code"]) == (401, "invalid_api_key")
         assert headers["WWW-Authenticate"] == "Bearer"
-    assert call(server, "GET", "/health")[0] == 200
+    assert call(server, "GET", "/health")[0] == call(server, "GET", "/live")[0] == 200
 
 
 @pytest.mark.parametrize("path", ["////v1/models", "/v1//models", "////ring", "/%761/models", "/nothing", "/health/"])
