@@ -43,7 +43,7 @@ def test_logits_are_those_of_transformers(case: dict[str, Any], tmp_path: Path) 
 def test_every_family_is_compared() -> None:
     """But Gemma 3 with images, whose text model is compared."""
     compared = [case["config"]["model_type"] for case in CASES]
-    assert set(compared) == FAMILIES.keys() - {"gemma3"}
+    assert set(compared) == FAMILIES.keys() - {"gemma3"} | {"gpt2"}
     assert all(compared.count(model_type) >= 2 for model_type in compared)
 
 
@@ -96,6 +96,12 @@ def test_transformers_itself_gives_these_logits(tmp_path: Path) -> None:
         ("stablelm", {"use_qkv_bias": True}, "use_qkv_bias is True"),
         ("gpt_neox", {"attention_bias": False}, "attention_bias is False"),
         ("falcon", {"alibi": True}, "alibi is True"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True, which cannot"),
+        ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights is False"),
+        ("gpt2", {"activation_function": "swish"}, "the activation 'swish' is not supported"),
+        ("gpt2", {"n_layer": "12"}, "n_layer is '12', not a count"),
+        ("gpt2", {"n_head": 5}, "its numbers contradict each other"),
+        ("gpt2", {"layer_norm_epsilon": 2}, "layer_norm_epsilon is 2, not a number above 0"),
         ("phi3", {"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}}, "needs 4 short"),
     ],
 )
@@ -106,7 +112,7 @@ def test_what_cannot_be_computed_is_refused_by_name(model_type: str, change: dic
 
 
 def test_a_kind_of_model_that_is_unknown() -> None:
-    with pytest.raises(ConfigError, match="its model_type 'granite' is none of llama, mistral"):
+    with pytest.raises(ConfigError, match="its model_type 'granite' is none of llama, mistral.*, gpt2; "):
         resolve_config_name("me/tiny", LLAMA | {"model_type": "granite"}, None)
 
 

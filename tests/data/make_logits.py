@@ -68,7 +68,12 @@ CASES: list[tuple[str, dict[str, Any], list[dict[str, Any]]]] = [
     ("falcon", {"multi_query": True, "parallel_attn": True, "bias": False}, [BASE, DYNAMIC5]),
     ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2, "bias": False, "ffn_hidden_size": 40},
      [DEFAULT5, LINEAR]),
+    ("gpt2", {"num_hidden_layers": 3}, [{}]),
+    ("gpt2", {"num_hidden_layers": 3, "n_inner": 40, "activation_function": "relu", "layer_norm_epsilon": 1e-3, "tie_word_embeddings": False},
+     [{}]),
 ]  # fmt: skip
+PROMPTS = [[5, 17, 20], [9], [31, 2, 7, 7, 10, 11]]
+N_TOKENS = 24
 
 
 def make_case(folder: Path, model_type: str, options: dict[str, Any], rotary: dict[str, Any]) -> dict[str, Any]:
@@ -85,7 +90,8 @@ def make_case(folder: Path, model_type: str, options: dict[str, Any], rotary: di
         shapes = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     logits = transformers_logits(write_folder(folder, settings, shapes))
     rows = [[round(value, 5) for value in logits[position].tolist()] for position in POSITIONS]
-    return {"config": settings, "shapes": shapes, "logits": rows}
+    case = {"config": settings, "shapes": shapes, "logits": rows}
+    return case if model_type != "gpt2" else case | {"tokens": greedy_tokens(folder)}
 
 
 @torch.inference_mode()
@@ -96,6 +102,15 @@ def transformers_logits(folder: Path) -> torch.Tensor:
     return logits
 
 
+@torch.inference_mode()
+def greedy_tokens(folder: Path) -> list[list[int]]:
+    """What `generate` appends to each of `PROMPTS`."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    settings = {"do_sample": False, "max_new_tokens": N_TOKENS, "min_new_tokens": N_TOKENS, "eos_token_id": None}
+    texts = [model.generate(torch.tensor([prompt]), **settings)[0].tolist() for prompt in PROMPTS]
+    return [text[len(prompt) :] for text, prompt in zip(texts, PROMPTS, strict=True)]
+
+
 def main() -> None:
     cases = []
     for model_type, options, settings in CASES:
@@ -104,7 +119,7 @@ def main() -> None:
                 cases.append(make_case(Path(folder), model_type, options, rotary))
                 spread = max(map(abs, cases[-1]["logits"][-1]))
                 print(model_type, list(rotary), f"{spread:.2f}")
-    document = {"ids": IDS, "positions": POSITIONS, "cases": cases}
+    document = {"ids": IDS, "positions": POSITIONS, "prompts": PROMPTS, "cases": cases}
     path = Path(__file__).with_name("transformers_logits.json.gz")
     path.write_bytes(gzip.compress(json.dumps(document, separators=(",", ":")).encode(), mtime=0))
 

@@ -11,7 +11,8 @@ from mdi.documents import read_yaml
 from mdi.errors import CheckpointError
 from mdi.files import write_text
 from mdi.installation import program_name
-from mdi.model.architecture import LITGPT, ModelConfig, architecture_of
+from mdi.model import architecture
+from mdi.model.architecture import ModelConfig, architecture_of
 from mdi.model.shapes import head_shapes, layer_weights
 from mdi.strings import one_line
 
@@ -53,7 +54,7 @@ def config_from_dict(values: Mapping[str, Any]) -> ModelConfig:
 def _checked(values: Mapping[str, Any], what: str) -> ModelConfig:
     try:
         _check_limits(values)  # before litgpt makes lists with an item for each layer
-        config = LITGPT.config_from_dict(values)
+        config = architecture.config_from_dict(values)
         _refuse_latent_attention(config)
         _check_limits(config_to_dict(config))
         _build_parts(config)

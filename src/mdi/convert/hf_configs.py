@@ -7,6 +7,7 @@ from typing import Any
 
 from litgpt.config import Config, configs
 
+from mdi.convert import gpt2
 from mdi.convert.hf_families import FAMILIES, Family, label_of
 from mdi.convert.hf_numbers import number_fields
 from mdi.convert.hf_rotary import is_count, rotary_fields
@@ -55,7 +56,9 @@ def resolve_config_name(source_name: str, hf_config: dict[str, Any], model_name:
     Raises `ConfigError` for unknown names, `CheckpointError` where config.json contradicts a known one.
     """
     check_convertible(source_name, hf_config)
-    if model_name is not None:
+    if _is_gpt2(hf_config):
+        name = model_name or "-".join(source_name.rstrip("/").rpartition("/")[2].split())
+    elif model_name is not None:
         name = str(config_by_name(model_name).name)
     elif (entry := _find(source_name)) is not None:
         name = str(config_by_name(entry["name"]).name)
@@ -64,7 +67,8 @@ def resolve_config_name(source_name: str, hf_config: dict[str, Any], model_name:
     else:
         raise ConfigError(
             f"no litgpt configuration has the name of {source_name}, and its model_type {quoted(model_type)} is none of"
-            f" {', '.join(FAMILIES)}; if a configuration suits it, say --model-name; {_nearest(source_name)}"
+            f" {', '.join([*FAMILIES, gpt2.MODEL_TYPE])}; if a configuration suits it, say --model-name;"
+            f" {_nearest(source_name)}"
         )
     build_config(hf_config, name)
     return name
@@ -77,6 +81,8 @@ def build_config(hf_config: dict[str, Any], name: str, what: str = "config.json"
     in litgpt's table as another kind of model, and `ConfigError` for a name that is not, of an unknown `model_type`.
     """
     flat = _flat(hf_config)
+    if _is_gpt2(hf_config):
+        return gpt2.config_of(flat, name, what)
     family = FAMILIES.get(str(flat.get("model_type")))
     entry = None if family is not None and _find(name) is None else config_by_name(name)
     if family is None:
@@ -137,7 +143,9 @@ def is_tied(hf_config: dict[str, Any]) -> bool:
     """Whether the head of a model is its embedding, as transformers decides it."""
     family = FAMILIES.get(str(_flat(hf_config).get("model_type")))
     tied = _flat(hf_config).get("tie_word_embeddings")
-    return bool(family is not None and family.tied if tied is None else tied)
+    if tied is None:
+        return _is_gpt2(hf_config) or (family is not None and family.tied)
+    return bool(tied)
 
 
 def _find(name: str) -> dict[str, Any] | None:
@@ -172,6 +180,11 @@ def check_convertible(source_name: str, hf_config: dict[str, Any]) -> None:
     if hf_config.get("quantization_config"):
         method = hf_config["quantization_config"].get("quant_method", "unknown method")
         raise ConfigError(f"{source_name} is quantized ({one_line(str(method), 60)}): take the model it was made from")
+
+
+def _is_gpt2(hf_config: dict[str, Any]) -> bool:
+    """Whether the model is of the one family that litgpt lacks."""
+    return hf_config.get("model_type") == gpt2.MODEL_TYPE
 
 
 def _flat(hf_config: dict[str, Any]) -> dict[str, Any]:

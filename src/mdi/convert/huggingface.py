@@ -19,6 +19,7 @@ from mdi.checkpoint.config import save_config
 from mdi.checkpoint.disk_space import announce_weights
 from mdi.checkpoint.tensor_file import open_weights
 from mdi.checkpoint.weights import MODEL_FILE
+from mdi.convert import gpt2
 from mdi.convert.hf_configs import build_config, check_convertible, conversion_name, is_tied
 from mdi.convert.hub import is_weight_file, read_config, wanted_files
 from mdi.convert.hub_files import RECORDS_FOLDER
@@ -26,6 +27,7 @@ from mdi.convert.weight_files import open_weight_file
 from mdi.documents import Fields, read_json
 from mdi.errors import CheckpointError, ConfigError
 from mdi.files import flush, storage_error
+from mdi.model.gpt2 import Gpt2Config
 from mdi.model.litgpt_modules import Config
 from mdi.model.shapes import model_shapes
 from mdi.model.tensors import TORCH_DTYPES
@@ -94,18 +96,25 @@ def convert_folder(folder: Path, *, model_name: str, dtype: str | None = None) -
     Raises `ConfigError` for unknown names, `CheckpointError` for missing, damaged or mismatching files,
     `StorageError` where `folder` cannot be written.
     """
-    from mdi.convert.litgpt_conversion import run_conversion  # it imports lightning: seconds, and 125 MB
-
     if dtype is not None and dtype not in TORCH_DTYPES:
         raise ConfigError(f"unknown dtype {dtype!r}: use one of {', '.join(TORCH_DTYPES)}")
     config, hf_config = check_small_files(folder, model_name)
     _normalize_weight_files(folder, hf_config)
-    named = replace(config, name=conversion_name(hf_config, config))
-    run_conversion(folder, named, dtype, tied=is_tied(hf_config))
+    _run_conversion(folder, config, hf_config, dtype)
     save_config(config, folder)
     _verify(folder / MODEL_FILE, config)
     flush(folder / MODEL_FILE)  # durable before the weights that it was made from are removed
     _remove_sources(folder)
+
+
+def _run_conversion(folder: Path, config: Config, hf_config: dict[str, Any], dtype: str | None) -> None:
+    if isinstance(config, Gpt2Config):
+        gpt2.run_conversion(folder, config, dtype, tied=is_tied(hf_config))
+        return
+    from mdi.convert.litgpt_conversion import run_conversion  # it imports lightning: seconds, and 125 MB
+
+    named = replace(config, name=conversion_name(hf_config, config))
+    run_conversion(folder, named, dtype, tied=is_tied(hf_config))
 
 
 def _normalize_weight_files(folder: Path, hf_config: dict[str, Any]) -> None:

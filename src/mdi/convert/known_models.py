@@ -39,6 +39,10 @@ KNOWN_MODELS = {
 }
 
 
+# Older than organizations on the hub, which still knows them by these names too.
+_FORMER_NAMES = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
+
+
 @dataclass(frozen=True)
 class HubName:
     """`org/name`, and of a repo of GGUF files the quantization or the file: `org/name:Q4_K_M`, `org/name/file.gguf`."""
@@ -61,6 +65,8 @@ def parse_hub_name(text: str) -> HubName | None:
     """What on the hub is meant by `text`, a short name among others; None where it cannot be meant for the hub."""
     if (known := KNOWN_MODELS.get(text.lower())) is not None:
         return HubName(known.repo_id)
+    if text in _FORMER_NAMES:
+        return HubName(_FORMER_NAMES[text])
     match = _HUB_NAME.fullmatch(text)
     if match is None or text.startswith("."):
         return None

@@ -14,10 +14,12 @@ from mdi.checkpoint.config import save_config
 from mdi.checkpoint.disk_space import announce_weights
 from mdi.checkpoint.tensor_writer import TensorWriter
 from mdi.checkpoint.weights import MODEL_FILE, write_errors
+from mdi.convert import gpt2
 from mdi.convert.hf_configs import config_by_name
 from mdi.errors import ConfigError
 from mdi.files import write_text
-from mdi.model.litgpt_modules import GPT, Config
+from mdi.model.litgpt_modules import Config
+from mdi.model.shapes import model_shapes
 from mdi.model.tensors import TORCH_DTYPES, mapped_empty
 from mdi.text.byte_level import byte_alphabet
 
@@ -47,21 +49,19 @@ _BOS_ID = 256
 def make_random(config_name: str, folder: Path, *, seed: int, dtype: str | None = None) -> None:
     """Write a random model of the shape `config_name` into the existing `folder`.
 
-    `config_name` is a litgpt name or `NanoLlama`; `dtype` one of `DTYPES`, None is bfloat16. Matrices are
-    N(0, 0.02), norms the identity, biases zero. There is no stop token, so every sample runs to its full length.
+    `config_name` is a litgpt name, `NanoLlama`, or one of the sizes of GPT-2; `dtype` one of `DTYPES`, None is
+    bfloat16. Matrices are N(0, 0.02), norms the identity, biases zero. There is no stop token, so every sample runs to
+    its full length.
     Raises `ConfigError` for unknown names, `StorageError` where `folder` cannot be written.
     """
     if dtype is not None and dtype not in TORCH_DTYPES:
         raise ConfigError(f"unknown dtype {dtype!r}: use one of {', '.join(TORCH_DTYPES)}")
-    if config_name == NANO_LLAMA.name:
-        config = NANO_LLAMA
-    else:
-        config = config_by_name(config_name, flag="--random", others=[NANO_LLAMA.name])
+    config = _config_of(config_name)
     if config.padded_vocab_size <= _BOS_ID:
         raise ConfigError(f"{config_name} has {config.padded_vocab_size} tokens; bytes and BOS need {_BOS_ID + 1}")
     target = folder / MODEL_FILE
     torch_dtype = TORCH_DTYPES[dtype or "bfloat16"]
-    announce_weights(folder, sum(shape.numel() for shape in _shapes(config).values()), torch_dtype)
+    announce_weights(folder, sum(shape.numel() for shape in model_shapes(config).values()), torch_dtype)
     with write_errors(target):
         target.unlink(missing_ok=True)
         save_config(config, folder)
@@ -69,16 +69,20 @@ def make_random(config_name: str, folder: Path, *, seed: int, dtype: str | None 
     write_byte_tokenizer(folder, config.padded_vocab_size)
 
 
-def _shapes(config: Config) -> dict[str, torch.Size]:
-    with torch.device("meta"):
-        return {name: tensor.shape for name, tensor in GPT(config).state_dict().items()}
+def _config_of(name: str) -> Config:
+    """The shape that `--random` names."""
+    if name == NANO_LLAMA.name:
+        return NANO_LLAMA
+    if (own := name.rpartition("/")[2]) in gpt2.SIZES:
+        return gpt2.published_config(own)
+    return config_by_name(name, flag="--random", others=[NANO_LLAMA.name, *gpt2.SIZES])
 
 
 def _write_weights(target: Path, config: Config, seed: int, dtype: torch.dtype) -> None:
     scratch = torch.empty(_PIECE)
     with TensorWriter(target) as writer:
         state = {}
-        for name, shape in _shapes(config).items():
+        for name, shape in model_shapes(config).items():
             tensor = mapped_empty(shape, dtype)
             _fill(tensor, name, config, seed, scratch)
             state[name] = writer.store(tensor)

@@ -76,7 +76,8 @@ class SegmentAttention(CausalSelfAttention):  # type: ignore[misc]
         n_head, n_groups, head_size = config.n_head, config.n_query_groups, config.head_size
         qkv = self.qkv(x)
         qk = qkv[:, : (n_head + n_groups) * head_size].view(n_rows, -1, head_size)  # (N, H + G, D)
-        qk = self._rotate(self._normalize(qk) if config.norm_qk else qk, cos, sin)
+        qk = self._normalize(qk) if config.norm_qk else qk
+        qk = self._rotate(qk, cos, sin) if config.rope_n_elem else qk
         self.k_slots[plan.slots, :, plan.positions] = qk[:, n_head:]
         self.v_slots[plan.slots, :, plan.positions] = qkv[:, -n_groups * head_size :].view(n_rows, n_groups, head_size)
         pieces = plan.sliding if self.apply_sliding_window_attention else plan.full

@@ -42,6 +42,7 @@ class EmbeddingAndHead:
             self._head = builder.build(empty["head"], architecture.head_path)
             is_tied = builder.is_tied(architecture.embedding, f"{architecture.head_path}weight")
             self._embedding = self._kept(table, is_tied)
+            self._positions = self._position_table(builder, empty)
 
     def _kept(self, table: torch.Tensor, is_tied: bool) -> torch.Tensor:
         """The embedding as it is kept: the head's own weight where that is the same, or else in the smaller dtype."""
@@ -52,11 +53,20 @@ class EmbeddingAndHead:
             return mapped_empty(table.shape, self.dtype).copy_(table)
         return table
 
+    def _position_table(self, builder: ModuleBuilder, empty: Any) -> torch.Tensor | None:
+        """The learned positions (context, C), beside the embedding; None where the model has none."""
+        if (name := self._architecture.positions) is None:
+            return None
+        return self._kept(builder.find(name, empty["positions"].weight.shape), is_tied=False)
+
     @torch.inference_mode()
     def embed(self, ids: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
         """Token ids (N), each at a position of its sequence -> hidden states (N, C)."""
         x = self._embedding[torch.tensor(ids)].to(self.device, self.dtype)
-        return self._architecture.embed(x, positions, self.config)
+        x = self._architecture.embed(x, self.config)
+        if self._positions is None:
+            return x
+        return x + self._positions[torch.tensor(positions)].to(self.device, self.dtype)
 
     @torch.inference_mode()
     def logits(self, x: torch.Tensor) -> torch.Tensor:

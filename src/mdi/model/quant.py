@@ -27,6 +27,7 @@ from mdi.installation import program_name
 GROUP = 32  # inputs of a block
 STEP_ELEMENTS = 1 << 20  # quantized at a time: what is in between stays in the cache, which is twice as fast
 SCALE_SUFFIX = "_scale"
+_LOOKED_UP = ("wte.weight", "wpe.weight")  # rows of them, in the CPU's memory
 _BELOW_HALF = 0.5 - 2.0**-25  # the float32 before 0.5
 
 
@@ -80,8 +81,8 @@ def weight_bytes(name: str, shape: torch.Size, dtype: torch.dtype, mode: Mode) -
 
 
 def held_bytes(shapes: Mapping[str, torch.Size], dtype: torch.dtype, mode: Mode, device_type: str) -> int:
-    """What tensors of these shapes take of a device's memory, at most; the embedding is always in the CPU's."""
-    on_device = [name for name in shapes if device_type != "cuda" or "wte" not in name]
+    """What tensors of these shapes take of a device's memory, at most; embeddings are always in the CPU's."""
+    on_device = [name for name in shapes if device_type != "cuda" or not name.endswith(_LOOKED_UP)]
     return sum(weight_bytes(name, shapes[name], dtype, mode) for name in on_device)
 
 

@@ -34,7 +34,7 @@ def head_shapes(config: ModelConfig) -> dict[str, torch.Size]:
     """Global name -> shape of every tensor of the embedding and the head."""
     architecture = architecture_of(config)
     paths = {"embedding": architecture.embedding.removesuffix("weight"), "norm": architecture.norm_path}
-    paths["head"] = architecture.head_path
+    paths |= {"head": architecture.head_path, "positions": (architecture.positions or "").removesuffix("weight")}
     return {
         paths[end] + name: tensor.shape
         for end, module in architecture.build_ends(config).items()
