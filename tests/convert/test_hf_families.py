@@ -112,7 +112,7 @@ def test_what_cannot_be_computed_is_refused_by_name(model_type: str, change: dic
 
 
 def test_a_kind_of_model_that_is_unknown() -> None:
-    with pytest.raises(ConfigError, match="its model_type 'granite' is none of llama, mistral.*, gpt2; "):
+    with pytest.raises(ConfigError, match=r"its model_type 'granite' is none of llama, mistral.*, gpt2; "):
         resolve_config_name("me/tiny", LLAMA | {"model_type": "granite"}, None)
 
 

@@ -69,8 +69,8 @@ CASES: list[tuple[str, dict[str, Any], list[dict[str, Any]]]] = [
     ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2, "bias": False, "ffn_hidden_size": 40},
      [DEFAULT5, LINEAR]),
     ("gpt2", {"num_hidden_layers": 3}, [{}]),
-    ("gpt2", {"num_hidden_layers": 3, "n_inner": 40, "activation_function": "relu", "layer_norm_epsilon": 1e-3, "tie_word_embeddings": False},
-     [{}]),
+    ("gpt2", {"num_hidden_layers": 3, "n_inner": 40, "activation_function": "relu", "layer_norm_epsilon": 1e-3}
+     | {"tie_word_embeddings": False}, [{}]),
 ]  # fmt: skip
 PROMPTS = [[5, 17, 20], [9], [31, 2, 7, 7, 10, 11]]
 N_TOKENS = 24

@@ -27,5 +27,6 @@ def _values(name: str, shape: Sequence[int], norm: float) -> torch.Tensor:
     """Uniform numbers, the same on every machine, with which a model neither dies out nor explodes."""
     numbers = torch.rand(*shape, generator=torch.Generator().manual_seed(zlib.crc32(name.encode()))) - 0.5
     if len(shape) == 2:
-        return numbers * (3.5 if "embed" in name else 4.5 / shape[-1] ** 0.5)
+        is_embedding = any(word in name for word in ("embed", "wte", "wpe"))
+        return numbers * (3.5 if is_embedding else 4.5 / shape[-1] ** 0.5)
     return numbers * 0.6 + (norm if ("norm" in name and name.endswith("weight")) or "ln_" in name else 0.0)
