@@ -20,8 +20,8 @@ from typing import Any
 from fuzz import engine
 from fuzz.watch import Guard, Watch
 
-QUICK_INPUTS = {"frames": 6000, "ledger": 4000, "session": 400, "http": 500, "network": 800, "manifest": 800,
-                "documents": 300, "gguf": 60, "chunk": 150}  # fmt: skip
+QUICK_INPUTS = {"frames": 6000, "ledger": 4000, "session": 400, "http": 500, "users": 300, "network": 800,
+                "manifest": 800, "documents": 300, "gguf": 60, "chunk": 150}  # fmt: skip
 SPARE_S = 1200  # beyond its time, for a target to start and to see as many units as it has to
 TESTS = Path(__file__).resolve().parents[1]
 

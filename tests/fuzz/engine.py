@@ -20,6 +20,7 @@ TARGETS = {
     "ledger": "ring_targets.LedgerTarget",
     "session": "control_targets.SessionTarget",
     "http": "control_targets.HttpTarget",
+    "users": "user_targets.UserTarget",
     "documents": "document_targets.DocumentTarget",
     "network": "file_targets.NetworkTarget",
     "manifest": "file_targets.ManifestTarget",
