@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from tokenizers import Tokenizer
 
+from support.models import generate_cached, reference_model
 from support.scripts import Network, Process, Scripts, WarmPython, free_ports, wait_until, write_network
 
 openai = pytest.importorskip("openai")
@@ -114,6 +117,18 @@ def test_completions_stop_where_they_are_told_to(served: Served) -> None:
     assert (stopped.text, stopped.finish_reason) == (whole[: whole.index(stop)], "stop")
 
 
+def test_a_stop_string_may_begin_and_end_within_tokens(served: Served) -> None:
+    whole = served.chat("Tell me a story.", max_tokens=24, logprobs=True).choices[0]
+    text, tokens = whole.message.content, [token.token for token in whole.logprobs.content]
+    middle = next(i for i in range(4, len(tokens) - 1) if min(len(tokens[i]), len(tokens[i + 1])) > 2)
+    at = len("".join(tokens[: middle + 1])) - 2
+    stop = text[at : at + 4]  # two characters of either token
+    with served.stream("Tell me a story.", max_tokens=24, stop=["never said", stop]) as stream:
+        choices = [choice for chunk in stream for choice in chunk.choices]
+    assert "".join(choice.delta.content or "" for choice in choices) == text[: text.index(stop)]
+    assert choices[-1].finish_reason == "stop"
+
+
 def test_a_seed_repeats(served: Served) -> None:
     texts = [
         [choice.message.content for choice in served.chat("Tell me a story.", temperature=1, seed=seed, n=2).choices]
@@ -146,6 +161,23 @@ def test_log_probabilities_are_told_as_the_api_does(served: Served) -> None:
     found = completion.choices[0].logprobs
     assert "".join(found.tokens) == completion.choices[0].text
     assert len(found.token_logprobs) == len(found.top_logprobs) == len(found.text_offset) == 4
+
+
+@torch.inference_mode()
+def test_log_probabilities_are_those_of_litgpt(served: Served, smollm2: Path) -> None:
+    """Of a prompt given as ids, so that the two compute the same thing."""
+    ids = Tokenizer.from_file(str(smollm2 / "tokenizer.json")).encode("The capital of France is").ids
+    with served.client() as client:
+        found = client.completions.create(model=MODEL, prompt=ids, max_tokens=8, temperature=0, logprobs=3)
+    logprobs = found.choices[0].logprobs
+    reference = reference_model(smollm2)
+    tokens = generate_cached(reference, ids, 8)
+    reference.clear_kv_cache()
+    rows = reference(torch.tensor([[*ids, *tokens]]))[0, len(ids) - 1 : -1].log_softmax(-1)
+    expected = [float(row[token]) for row, token in zip(rows, tokens, strict=True)]
+    assert logprobs.token_logprobs == pytest.approx(expected, abs=1e-3)
+    for row, top in zip(rows, logprobs.top_logprobs, strict=True):
+        assert sorted(top.values(), reverse=True) == pytest.approx(row.topk(3).values.tolist(), abs=1e-3)
 
 
 def test_responses(served: Served) -> None:
