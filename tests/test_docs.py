@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from mdi.cli.commands import launch, mem_monitor, plot_tok_time, prepare_model, secondary, starter, status
-from mdi.config.options import PrepareOptions, SampleOptions, StarterOptions
+from mdi.cli.commands import chat, launch, mem_monitor, plot_tok_time, prepare_model, secondary, starter, status
+from mdi.cli.parser import Parser
+from mdi.config.options import ChatOptions, PrepareOptions, SampleOptions, StarterOptions
 from mdi.net.keys import Key, Keys
 from mdi.ring.handshake import mac_input
 from mdi.ring.messages import Activation, Fault, Goodbye, Hello, Ping, Proof, Refuse, Welcome
@@ -38,6 +39,7 @@ def commands() -> list[str]:
 
 
 PARSERS = {
+    "chat.py": lambda arguments: ChatOptions(**vars(chat.build_parser().parse_args(arguments))),
     "launch.py": lambda arguments: StarterOptions(**vars(launch.build_parser().parse_args(arguments))),
     "starter.py": lambda arguments: StarterOptions(**vars(starter.build_parser().parse_args(arguments))),
     "sample.py": lambda arguments: SampleOptions(**vars(starter.build_parser(SampleOptions).parse_args(arguments))),
@@ -124,12 +126,16 @@ def test_the_readme_tells_every_flag_of_the_starter() -> None:
     assert documented_flags(readme) - documented_flags(without_row) == {"--prompt"}  # `--prompt-style` does not do
 
 
-def test_the_readme_names_every_flag_of_a_secondary() -> None:
+@pytest.mark.parametrize(
+    ("script", "parser"), [("secondary.py", secondary.build_parser()), ("chat.py", chat.build_parser())]
+)
+def test_the_readme_names_every_flag(script: str, parser: Parser) -> None:
     readme = (ROOT / "README.md").read_text()
-    listed = readme.partition("`secondary.py` accepts ")[2].partition("\n## ")[0]
+    listed = readme.partition(f"`{script}` accepts ")[2].partition("\n\n")[0]
     named = set(re.findall(r"(?<![\w-])--?[\w-]+", listed))
-    flags = [action.option_strings for action in secondary.build_parser()._actions]
+    flags = [action.option_strings for action in parser._actions]
     assert [names for names in flags if "--help" not in names and named.isdisjoint(names)] == []
+    assert named <= {name for names in flags for name in names}
 
 
 def hex_examples() -> dict[str, bytes]:

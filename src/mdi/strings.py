@@ -1,5 +1,6 @@
 """Values as strings, for messages and files."""
 
+import unicodedata
 from collections.abc import Iterable
 
 
@@ -10,6 +11,11 @@ def one_line(foreign: BaseException | str, limit: int = 300) -> str:
     """
     text = " ".join(str(foreign).split())[:limit]
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)[:limit] or type(foreign).__name__
+
+
+def without_controls(text: str) -> str:
+    """Foreign text in any number of lines, fit for a terminal: what it would act upon is escaped."""
+    return "".join(repr(c)[1:-1] if unicodedata.category(c) == "Cc" and c not in "\n\t" else c for c in text)
 
 
 def quoted(value: object, limit: int = 60) -> str:

@@ -19,6 +19,9 @@ SLOW = {
     "matplotlib",
     "cherrypy",
     "requests",
+    "httpx",
+    "rich",
+    "prompt_toolkit",
     "huggingface_hub",
     "transformers",
 }
@@ -35,6 +38,7 @@ OPTIONS = {
         --nodes-config --split""",
     "sample.py": "--n-samples --n-tokens --ckpt --prompt",
     "plot_tok_time.py": "MODEL --n-samples",
+    "chat.py": "-v --verb -c --compile --ckpt --device --seed --url --api-key --nodes-config",
     "mem_monitor.py": "CMD -o -i --img",
 }
 DEFAULTS = {
@@ -112,7 +116,7 @@ def test_the_defaults_are_those_of_the_contract(script: str) -> None:
         assert entry.endswith(f"(default: {default})"), entry
 
 
-@pytest.mark.parametrize("script", ["starter.py", "secondary.py", "prepare_model.py"])
+@pytest.mark.parametrize("script", ["starter.py", "secondary.py", "prepare_model.py", "chat.py"])
 def test_every_option_has_a_help_text(script: str) -> None:
     entries = [entry for entry in entries_of(script) if entry.startswith("  -")]
     assert len(entries) > 8

@@ -5,12 +5,22 @@ import subprocess
 import pytest
 
 from mdi import __version__
-from mdi.cli.commands import demo, launch, make_certs, mem_monitor, plot_tok_time, prepare_model, secondary, starter
+from mdi.cli.commands import (
+    chat,
+    demo,
+    launch,
+    make_certs,
+    mem_monitor,
+    plot_tok_time,
+    prepare_model,
+    secondary,
+    starter,
+)
 from mdi.cli.parser import Parser
 
 PARSERS = [
     module.build_parser()
-    for module in (demo, launch, make_certs, mem_monitor, plot_tok_time, prepare_model, secondary, starter)
+    for module in (chat, demo, launch, make_certs, mem_monitor, plot_tok_time, prepare_model, secondary, starter)
 ]
 
 

@@ -191,6 +191,27 @@ print("counted", flush=True)
     assert (done.returncode, done.stdout) == (0, "counted\n")
 
 
+INTERRUPTED = """
+interrupts = []
+with signals.interrupts_passed_to(lambda: interrupts.append(threading.current_thread().name)):
+    for n in (1, 2):
+        os.kill(os.getpid(), signal.SIGINT)
+        while len(interrupts) < n:
+            time.sleep(0.01)
+    print(*interrupts, flush=True)
+    {last}
+"""
+
+
+@pytest.mark.parametrize(
+    ("last", "code"), [("send(); inbox.get()", 143), ("", 130)], ids=["another signal", "behind the block"]
+)
+def test_ctrl_c_is_passed_on_as_often_as_it_comes_where_it_is_to_end_nothing(last: str, code: int) -> None:
+    behind = "os.kill(os.getpid(), signal.SIGINT)\ninbox.get()\n"
+    done = run(INTERRUPTED.format(last=last) + behind, block=NODE)
+    assert (done.returncode, done.stdout) == (code, "signals signals\n")
+
+
 STUBBORN = """
 print("ready", flush=True)
 while True:

@@ -36,11 +36,14 @@ class Signals:
     lock taken, or half a frame sent.
 
     Whatever becomes of the signal, the thread ends the process after the grace.
+
+    Within `interrupts_passed_to`, SIGINT is none of these signals.
     """
 
     def __init__(self, grace_s: float = GRACE_S) -> None:
         self.grace_s = grace_s  # from the first signal on
         self._receive: Callable[[signal.Signals], None] | None = None
+        self._receive_interrupt: Callable[[], None] | None = None
         self._first: signal.Signals | None = None
         self.n_came = 0  # signals so far
         self._is_due = False  # whether the handler is to raise when it runs next
@@ -75,6 +78,15 @@ class Signals:
         with self.passed_to(self._have_it_raised):
             yield
 
+    @contextlib.contextmanager
+    def interrupts_passed_to(self, receive: Callable[[], None]) -> Iterator[None]:
+        """Within the block Ctrl-C does not end the program: another thread calls `receive` for each time."""
+        self._receive_interrupt = receive
+        try:
+            yield
+        finally:
+            self._receive_interrupt = None
+
     def check(self) -> None:
         """Raise `Stopped` if there was a signal: for what waits within `passed_to` without an inbox."""
         if self._first is not None:
@@ -88,7 +100,7 @@ class Signals:
     # ---- the thread that waits
 
     def _await_signal(self, news: int) -> None:
-        number = self._first = signal.Signals(os.read(news, 1)[0])
+        number = self._first = self._await_first(news)
         self.n_came = 1
         if self._receive is None:
             _exit_at_once(number)
@@ -102,6 +114,13 @@ class Signals:
                 self.n_came += len(os.read(news, 4096))
                 time.sleep(AGAIN_S)  # one of ours, perhaps: `_have_it_raised`
         os._exit(128 + number)
+
+    def _await_first(self, news: int) -> signal.Signals:
+        while True:
+            number = signal.Signals(os.read(news, 1)[0])
+            if number != signal.SIGINT or (receive := self._receive_interrupt) is None:
+                return number
+            receive()
 
     def _have_it_raised(self, number: signal.Signals) -> None:
         self._is_due = True

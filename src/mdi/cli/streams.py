@@ -4,6 +4,7 @@ import contextlib
 import os
 import stat
 import sys
+from collections.abc import Iterator
 
 
 def open_missing() -> None:
@@ -34,6 +35,24 @@ def leave_dead_terminal() -> None:
         with contextlib.suppress(OSError):  # it is closed
             if stat.S_ISCHR(os.fstat(descriptor).st_mode) and not os.isatty(descriptor):
                 _to_nowhere(descriptor)
+
+
+@contextlib.contextmanager
+def without_echo() -> Iterator[None]:
+    """Within the block a terminal does not show what is typed. Nothing changes where stdin is none."""
+    if not os.isatty(0):
+        yield
+        return
+    import termios  # not on every system
+
+    before = termios.tcgetattr(0)
+    silent = before.copy()
+    silent[3] &= ~termios.ECHO
+    termios.tcsetattr(0, termios.TCSADRAIN, silent)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(0, termios.TCSADRAIN, before)
 
 
 def _to_nowhere(descriptor: int) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mdi.config.bounds import Interval, LogitBias, check_sampling
+from mdi.config.bounds import SAMPLING_BOUNDS, Interval, LogitBias, check_sampling
 from mdi.config.paths import CHECKPOINTS_DIR, SETTINGS_DIR
 from mdi.errors import ConfigError
 from mdi.formats import DEVICE, DTYPES, MODES, Mode
@@ -88,8 +88,7 @@ class NodeOptions(Section):
         super().__post_init__()
         if self.quiet and self.verbose:
             raise ConfigError("--quiet and --verb: give one of them")
-        if self.device is not None and not DEVICE.fullmatch(self.device):
-            raise ConfigError(f"--device {self.device}: expected cpu, mps, cuda or cuda:N")
+        _check_device(self.device)
 
 
 @dataclass(frozen=True)
@@ -246,6 +245,56 @@ class SampleOptions(StarterOptions):
 
 
 @dataclass(frozen=True)
+class ChatOptions(PrecisionOptions):
+    """The options of `chat.py`: the server to talk to, or what it is to be made of, and how answers are chosen."""
+
+    verbose: bool = False
+    url: str | None = None
+    api_key: str | None = None
+    model: str | None = None
+    system: str | None = None
+    n_tokens: int | None = None
+    temperature: float = SamplingOptions.temperature
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    ckpt: Path | None = None
+    nodes_config: Path | None = None
+    device: str | None = None
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.n_tokens is not None:
+            _at_least("--n-tokens", self.n_tokens, 1)
+        for name in ("temperature", "top_k", "top_p"):
+            if (value := getattr(self, name)) is not None:
+                SAMPLING_BOUNDS[name].check(f"--{name.replace('_', '-')}", value)
+        _check_device(self.device)
+        own = [flag for flag, value in self._of_own_server.items() if value]
+        if own and self.starts_server and self.url is not None:
+            raise ConfigError(f"--url names a server, and {own[0]} is for one that is started here: give one of them")
+        if own and not self.starts_server:
+            raise ConfigError(f"{own[0]} is for a server that is started here: give --ckpt too")
+
+    @property
+    def starts_server(self) -> bool:
+        """Whether the chat starts a server for itself."""
+        return self.ckpt is not None or self.nodes_config is not None
+
+    @property
+    def _of_own_server(self) -> dict[str, object]:
+        return {
+            "--ckpt": self.ckpt,
+            "--nodes-config": self.nodes_config,
+            "--device": self.device,
+            "--compile": self.compile,
+            "--dtype": self.dtype,
+            "--quantize": self.quantize,
+        }
+
+
+@dataclass(frozen=True)
 class PrepareOptions:
     """The options of `prepare_model.py`."""
 
@@ -286,8 +335,7 @@ class PrepareOptions:
             raise ConfigError("--chunks-only needs --n-nodes or --nodes-config, which say how many chunks there are")
         if self.quantize != "none" and self.n_nodes is None and self.nodes_config is None:
             raise ConfigError("--quantize needs --n-nodes or --nodes-config: it is the chunks that are quantized")
-        if not DEVICE.fullmatch(self.device):
-            raise ConfigError(f"--device {self.device}: expected cpu, mps, cuda or cuda:N")
+        _check_device(self.device)
 
 
 @dataclass(frozen=True)
@@ -308,6 +356,11 @@ def check_dtype(dtype: str | None) -> None:
     """Raise `ConfigError` unless `dtype` is None or one of `DTYPES`."""
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"--dtype {dtype}: expected one of {', '.join(DTYPES)}")
+
+
+def _check_device(device: str | None) -> None:
+    if device is not None and not DEVICE.fullmatch(device):
+        raise ConfigError(f"--device {device}: expected cpu, mps, cuda or cuda:N")
 
 
 def _check_quantize(mode: str | None) -> None:

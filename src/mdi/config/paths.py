@@ -60,6 +60,14 @@ def chunk_cache_dir() -> Path:
         raise ConfigError(f"{exc}, or say where chunks are kept by --cache-dir or XDG_CACHE_HOME") from exc
 
 
+def chat_history_file() -> Path | None:
+    """Where what is typed in a chat is kept for its user, for a checkout too; None where he has no home."""
+    try:
+        return (_home() or user_dir("data")) / "chat_history"
+    except ConfigError:
+        return None
+
+
 CHECKPOINTS_DIR = _output_dir("checkpoints", "data")
 LOGS_DIR = _output_dir("logs", "log")
 IMAGES_DIR = _output_dir("img", "data")

@@ -104,7 +104,12 @@ class Service:
     def chat_prompt(self, messages: Sequence[Message]) -> list[int]:
         """The ids of a conversation, up to where the model answers. Raises `ApiError`."""
         if self.model.template is None:
-            raise ApiError(400, f"{self.model.name} has no chat template: use /v1/completions", param="messages")
+            raise ApiError(
+                400,
+                f"{self.model.name} has no chat template: use /v1/completions",
+                param="messages",
+                code="no_chat_template",
+            )
         turns = [{"role": _role(message), "content": message.text} for message in messages]
         with _refusing("messages"):
             return self.model.tokenizer.encode(self.model.template.render(turns))
