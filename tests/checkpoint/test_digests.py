@@ -12,7 +12,6 @@ from mdi.checkpoint import digests
 from mdi.checkpoint.chunks import remake_chunk, split_model
 from mdi.checkpoint.config import load_config
 from mdi.checkpoint.digests import (
-    DIGESTS_FILE,
     checked,
     content_digest,
     expect_digest,
@@ -68,13 +67,13 @@ def test_a_stage_of_damaged_weights_is_dropped(model: Path, manifest: Manifest) 
 
 def test_a_part_of_the_whole_model_is_compared_tensor_by_tensor(model: Path) -> None:
     path = model / "lit_model.pth"
-    assert read_digests(model) is None and expect_lines(path, None) is None
-    record_digests(model)
+    assert read_digests(path) is None and expect_lines(path, None) is None
+    record_digests(path)
     flip_signs(path, "transformer.h.1.mlp.proj.weight")  # which the second node does not read
-    check = expect_lines(path, read_digests(model))
+    check = expect_lines(path, read_digests(path))
     assert load(path, check).weights_bytes > 0
     flip_signs(path, DAMAGED)
-    with pytest.raises(CheckpointError, match=rf"lit_model\.pth: damaged: {DAMAGED} is not what {DIGESTS_FILE} says"):
+    with pytest.raises(CheckpointError, match=rf"lit_model\.pth: damaged: {DAMAGED} is not what lit_model\.digests"):
         load(path, check)
 
 
@@ -109,23 +108,23 @@ def test_tensors_that_nobody_read_count_too(model: Path, manifest: Manifest) -> 
              '{"format_version": 2, "tensors": []}', "[" * 100_000]
 )  # fmt: skip
 def test_damaged_digests_of_a_model_are_one_line(text: str, model: Path) -> None:
-    (model / DIGESTS_FILE).write_text(text)
-    with pytest.raises(CheckpointError, match=rf"{DIGESTS_FILE}: .*; remove it, or prepare the model again"):
-        read_digests(model)
+    (model / "lit_model.digests.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"lit_model\.digests\.json: .*; remove it, or prepare the model again"):
+        read_digests(model / "lit_model.pth")
 
 
 def test_the_digests_of_a_model_are_those_of_its_tensors(model: Path) -> None:
-    record_digests(model)
+    record_digests(model / "lit_model.pth")
     whole = open_weights(model / "lit_model.pth")
-    assert read_digests(model) == {name: tensor_line(tensor) for name, tensor in whole.items()}
-    assert json.loads((model / DIGESTS_FILE).read_text())["format_version"] == 2
+    assert read_digests(model / "lit_model.pth") == {name: tensor_line(tensor) for name, tensor in whole.items()}
+    assert json.loads((model / "lit_model.digests.json").read_text())["format_version"] == 2
 
 
 # ---- writing chunks
 
 
 def test_a_split_of_a_damaged_model_writes_no_chunk(model: Path) -> None:
-    record_digests(model)
+    record_digests(model / "lit_model.pth")
     flip_signs(model / "lit_model.pth", DAMAGED)
     with pytest.raises(CheckpointError, match=rf"lit_model\.pth: damaged: {DAMAGED}"):
         split_model(model, SPANS)

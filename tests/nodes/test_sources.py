@@ -129,7 +129,7 @@ def test_of_a_folder_the_undamaged_file_is_used(
     cache: ChunkCache, spec: SessionSpec, model: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     sources = WeightSources(cache, folder=model)
-    record_digests(model)
+    record_digests(model / "lit_model.pth")
     flip_signs(chunk_of(model), DAMAGED)
     assert_right(loaded(sources, spec, model), spec)
     assert f"--ckpt {model} is of no use ({chunk_of(model)}: not the chunk" in caplog.text
@@ -142,7 +142,7 @@ def test_a_part_of_another_model_is_refused_before_it_is_read(
     cache: ChunkCache, spec: SessionSpec, model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     other = make_model(tmp_path / "org" / "other", seed=1)
-    record_digests(other)
+    record_digests(other / "lit_model.pth")
     with caplog.at_level(logging.INFO):
         assert loaded(WeightSources(cache, folder=other), spec, model) is None
     assert "it is not the starter's chunk" in caplog.text and "weights of layers" not in caplog.text
@@ -164,7 +164,7 @@ def test_without_a_digest_of_the_starter_the_folders_own_counts(
     cache: ChunkCache, spec: SessionSpec, model: Path
 ) -> None:
     sources, unknown = WeightSources(cache, folder=model), replace(spec, chunk_digest="")
-    record_digests(model)
+    record_digests(model / "lit_model.pth")
     assert_right(loaded(sources, unknown, model), spec)
     flip_signs(chunk_of(model), DAMAGED)
     assert_right(loaded(sources, unknown, model), spec)  # from the whole model

@@ -13,7 +13,7 @@ from litgpt.config import Config
 from safetensors.torch import save
 
 from mdi.checkpoint.config import CONFIG_FILE, config_from_dict, load_config
-from mdi.checkpoint.digests import DIGESTS_FILE, read_digests
+from mdi.checkpoint.digests import read_digests
 from mdi.checkpoint.manifest import MANIFEST_FILE, chunk_name, read_manifest
 from mdi.cli.memory_monitor import read_memory_csv
 from mdi.cli.origin import ORIGIN_FILE, Origin, compare_origin
@@ -104,8 +104,8 @@ READERS = {
     "one node": Reader("net.json", NETWORK.read_bytes(), lambda path: load_node(path, 0)),
     "manifest": Reader(MANIFEST_FILE, as_json(MANIFEST), lambda path: read_manifest(path.parent)),
     "digests": Reader(
-        DIGESTS_FILE, as_json({"format_version": 2, "tensors": {"a": f"float32 [1] {DIGEST}"}}),
-        lambda path: read_digests(path.parent),
+        "lit_model.digests.json", as_json({"format_version": 2, "tensors": {"a": f"float32 [1] {DIGEST}"}}),
+        lambda path: read_digests(path.with_name("lit_model.pth")),
     ),
     "model configuration": Reader(
         CONFIG_FILE, yaml.safe_dump(BASE).encode(), lambda path: load_config(path.parent), n_ways=200

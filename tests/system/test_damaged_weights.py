@@ -28,7 +28,7 @@ PROMPTS = [[1, 2, 3], [7, 8]]
 def model(tiny: Path, tmp_path: Path) -> Path:
     """A model to be damaged."""
     folder = Path(shutil.copytree(tiny, tmp_path / "org" / "mine", ignore=shutil.ignore_patterns("chunks")))
-    record_digests(folder)
+    record_digests(folder / "lit_model.pth")
     return folder
 
 

@@ -22,12 +22,12 @@ from mdi.checkpoint.manifest import (
 )
 from mdi.checkpoint.tensor_file import open_weights
 from mdi.checkpoint.tensor_writer import Stored, TensorWriter
-from mdi.checkpoint.weights import MODEL_FILE, select, write_errors
+from mdi.checkpoint.weights import MODEL_FILE, select, source_of, whole_model, write_errors
 from mdi.errors import CheckpointError, StorageError
 from mdi.files import atomic_path, storage_error
 from mdi.formats import Mode
 from mdi.liveness import no_tick
-from mdi.model.quant import mode_for, quantize, weight_bytes
+from mdi.model.quant import is_quantized_part, mode_for, mode_of, quantize, resolve, weight_bytes
 from mdi.model.span import Span
 from mdi.model.tensors import TORCH_DTYPES, dtype_name, mapped_empty
 from mdi.model.weights import Weights
@@ -47,13 +47,15 @@ def split_model(
 ) -> Manifest:
     """Write one chunk per span into the folder of their kind (`chunks_folder`), and the manifest last.
 
-    Tensors are copied, cast or quantized one at a time; one that the model ties is stored once. What is read is
+    Tensors are copied, cast or quantized one at a time; one that the model ties is stored once. Where the model is
+    quantized already, its weights are copied, and `quantization` is its own or `none`. What is read is
     compared with the model's digests, where it has them. An interrupted split leaves no manifest. `advance` is called
     with the bytes that were read.
     """
     config = load_config(folder)
-    model = folder / MODEL_FILE
-    stat, weights, known = model.stat(), open_weights(model, advance), expect_lines(model, read_digests(folder))
+    model = whole_model(folder, quantization)
+    stat, weights, known = model.stat(), open_weights(model, advance), expect_lines(model, read_digests(model))
+    quantization = _resolved(weights, quantization, model)
     parts = [select(weights, config, node, span) for node, span in enumerate(spans)]
     own_dtype = _dtype_of(weights)
     target = chunks_folder(folder, len(spans), quantization, None if dtype == own_dtype else dtype)
@@ -92,11 +94,12 @@ def _write_chunk(
     stored: dict[tuple[int, Mode], dict[str, tuple[Stored, str]]] = {}
     with atomic_path(path) as partial_path, write_errors(path), TensorWriter(partial_path) as writer:
         for name in weights:
-            mode = mode_for(name, weights.meta[name].shape, quantization)
+            is_stored = is_quantized_part(name, weights.meta)
+            mode = "none" if is_stored else mode_for(name, weights.meta[name].shape, quantization)
             key = (id(weights.meta[name]), mode)
             if key not in stored:
                 tensor = weights[name]
-                parts = quantize(tensor, mode).parts if mode != "none" else {"": _cast(tensor, dtype)}
+                parts = _parts(tensor, None if is_stored else dtype, mode)
                 stored[key] = {suffix: (writer.store(part), tensor_line(part)) for suffix, part in parts.items()}
             for suffix, (part, line) in stored[key].items():
                 tensors[name + suffix], lines[name + suffix] = part, line
@@ -105,6 +108,11 @@ def _write_chunk(
             raise CheckpointError(f"{path}: not what {MODEL_FILE} gives by now; remove {path.parent} to split it again")
         writer.finish(tensors)
     return lines
+
+
+def _parts(tensor: torch.Tensor, dtype: str | None, mode: Mode) -> dict[str, torch.Tensor]:
+    """What is stored of a tensor, by the suffix of its name."""
+    return {"": _cast(tensor, dtype)} if mode == "none" else quantize(tensor, mode).parts
 
 
 def _cast(tensor: torch.Tensor, dtype: str | None) -> torch.Tensor:
@@ -121,15 +129,22 @@ def _check_space(target: Path, parts: Sequence[Weights], dtype: str | None, quan
     require_space(target, _bytes_of(parts, dtype, quantization), "the chunks")
 
 
+def _resolved(weights: Weights, quantization: Mode, model: Path) -> Mode:
+    """What chunks of a model will be. Raises `ConfigError` where that is quantized already, and otherwise."""
+    return resolve(mode_of(weights.meta), None if quantization == "none" else quantization, str(model))
+
+
 def chunks_bytes(folder: Path, spans: Sequence[Span], dtype: str | None = None, quantization: Mode = "none") -> int:
     """How much the chunks of a split will take."""
-    weights, config = open_weights(folder / MODEL_FILE), load_config(folder)
+    weights, config = open_weights(whole_model(folder, quantization)), load_config(folder)
     return _bytes_of([select(weights, config, node, span) for node, span in enumerate(spans)], dtype, quantization)
 
 
 def _bytes_of(parts: Sequence[Weights], dtype: str | None, quantization: Mode) -> int:
     return sum(
-        weight_bytes(name, tensor.shape, TORCH_DTYPES[dtype] if dtype else tensor.dtype, quantization)
+        tensor.nbytes
+        if is_quantized_part(name, part.meta)
+        else weight_bytes(name, tensor.shape, TORCH_DTYPES[dtype] if dtype else tensor.dtype, quantization)
         for part in parts
         for name, tensor in part.meta.items()
     )
@@ -140,10 +155,10 @@ def remake_chunk(folder: Path, manifest: Manifest, node: int, tick: Callable[[],
 
     Raises `CheckpointError` where the model is damaged too, or not the one that the chunks were made from.
     """
-    model, path = folder / MODEL_FILE, manifest.folder / manifest.files[node].name
+    model, path = source_of(folder, manifest.quantization), manifest.folder / manifest.files[node].name
     source = open_weights(model, lambda n_bytes: tick())
     weights = select(source, load_config(folder), node, manifest.spans[node])
-    checked_weights = checked(weights, expect_lines(model, read_digests(folder)))
+    checked_weights = checked(weights, expect_lines(model, read_digests(model)))
     _write_chunk(path, checked_weights, _cast_of(manifest, weights), manifest.quantization, manifest.files[node].digest)
 
 
@@ -152,7 +167,7 @@ def cast_of(folder: Path, manifest: Manifest) -> str | None:
 
     Raises `CheckpointError` where the manifest has an unknown dtype.
     """
-    return _cast_of(manifest, open_weights(folder / MODEL_FILE))
+    return _cast_of(manifest, open_weights(whole_model(folder, manifest.quantization)))
 
 
 def _cast_of(manifest: Manifest, weights: Weights) -> str | None:
@@ -164,12 +179,12 @@ def _cast_of(manifest: Manifest, weights: Weights) -> str | None:
 
 
 def dtype_of(path: Path) -> str:
-    """The dtype of the model in a file: that of its first tensor. Raises `CheckpointError`."""
+    """The dtype of the model in a file: that of its first tensor which is not quantized. Raises `CheckpointError`."""
     return _dtype_of(open_weights(path))
 
 
 def _dtype_of(weights: Weights) -> str:
-    return dtype_name(next(iter(weights.meta.values())).dtype)
+    return dtype_name(next(t.dtype for name, t in weights.meta.items() if not is_quantized_part(name, weights.meta)))
 
 
 def write_chunks(
@@ -180,10 +195,10 @@ def write_chunks(
     tick: Callable[[], None] = no_tick,
 ) -> Manifest:
     """Split the model of a folder, with a progress bar. `tick` is called after each tensor, and may raise."""
-    if not (folder / MODEL_FILE).is_file():
+    model = whole_model(folder, quantization)
+    if not model.is_file():
         raise CheckpointError(f"{folder}: no {MODEL_FILE} here, so nothing to split; prepare the model again")
-    label = f"splitting over {count(len(spans), 'node')}"
-    with progress_bar((folder / MODEL_FILE).stat().st_size, label, "B") as advance:
+    with progress_bar(model.stat().st_size, f"splitting over {count(len(spans), 'node')}", "B") as advance:
 
         def copied(n_bytes: int) -> None:
             advance(n_bytes)
@@ -197,7 +212,7 @@ def is_fresh(folder: Path, manifest: Manifest, tick: Callable[[], None] = no_tic
 
     A model whose file has changed since then, by a copy, perhaps, is read to find out; `tick` may end that by raising.
     """
-    model = folder / MODEL_FILE
+    model = source_of(folder, manifest.quantization)
     if not all((manifest.folder / file.name).is_file() for file in manifest.files):
         return False
     if not model.is_file():
@@ -206,7 +221,7 @@ def is_fresh(folder: Path, manifest: Manifest, tick: Callable[[], None] = no_tic
     if (stat.st_size, stat.st_mtime_ns) == (source.n_bytes, source.mtime_ns):
         return True
     log.info("%s was written or copied after its chunks were made: comparing", model)
-    if _source_digest(folder, tick) != source.digest:
+    if _source_digest(model, tick) != source.digest:
         return False
     now = Source(source.digest, stat.st_size, stat.st_mtime_ns)
     with contextlib.suppress(StorageError):  # a read-only folder: it is compared again next time
@@ -214,11 +229,11 @@ def is_fresh(folder: Path, manifest: Manifest, tick: Callable[[], None] = no_tic
     return True
 
 
-def _source_digest(folder: Path, tick: Callable[[], None]) -> str:
-    """The digest of the whole model, as `Source` has it; empty for a damaged one."""
+def _source_digest(model: Path, tick: Callable[[], None]) -> str:
+    """The digest of a whole model, as `Source` has it; empty for a damaged one."""
     try:
-        config = load_config(folder)
-        weights = open_weights(folder / MODEL_FILE, lambda n_bytes: tick())
+        config = load_config(model.parent)
+        weights = open_weights(model, lambda n_bytes: tick())
         return digest_of_lines(lines_of(select(weights, config, 0, Span(0, config.n_layer))))
     except CheckpointError:
         return ""

@@ -17,14 +17,12 @@ import torch
 import xxhash
 
 from mdi.checkpoint.tensor_file import MAX_TENSORS, Advance, no_progress, open_weights
-from mdi.checkpoint.weights import MODEL_FILE
 from mdi.documents import Fields, read_json
 from mdi.errors import CheckpointError
 from mdi.files import storage_error, write_text
 from mdi.model.tensors import dtype_name
 from mdi.model.weights import Weights
 
-DIGESTS_FILE = "lit_model.digests.json"
 FORMAT_VERSION = 2
 _MAX_DIGESTS_BYTES = 400 * MAX_TENSORS
 _BLOCK_BYTES = 1 << 20
@@ -119,15 +117,20 @@ def expect_digest(digest: str, otherwise: str) -> Check | None:
 # ---- of a whole model
 
 
-def record_digests(folder: Path, advance: Advance = no_progress) -> None:
-    """Write what the digest of the whole model says of each tensor, so that a part of it can be checked."""
-    lines = lines_of(open_weights(folder / MODEL_FILE, advance))
-    write_text(folder / DIGESTS_FILE, json.dumps({"format_version": FORMAT_VERSION, "tensors": lines}, indent=1))
+def digests_file(model: Path) -> Path:
+    """Where the digests of a whole model's file lie: beside it, in `lit_model.digests.json` for `lit_model.pth`."""
+    return model.with_suffix(".digests.json")
 
 
-def read_digests(folder: Path) -> dict[str, str] | None:
-    """What `record_digests` wrote; None for a folder that another program made. Raises `CheckpointError`."""
-    path = folder / DIGESTS_FILE
+def record_digests(model: Path, advance: Advance = no_progress) -> None:
+    """Write what the digest of a whole model says of each tensor, so that a part of it can be checked."""
+    lines = lines_of(open_weights(model, advance))
+    write_text(digests_file(model), json.dumps({"format_version": FORMAT_VERSION, "tensors": lines}, indent=1))
+
+
+def read_digests(model: Path) -> dict[str, str] | None:
+    """What `record_digests` wrote; None for a model that another program made. Raises `CheckpointError`."""
+    path = digests_file(model)
     if not path.is_file():
         return None
     try:
@@ -147,13 +150,14 @@ def expect_lines(path: Path, known: Mapping[str, str] | None) -> Check | None:
     """Compare tensors of the whole model `path` with its digests, where they are known."""
     if known is None:
         return None
+    file = digests_file(path).name
 
     def check(lines: Mapping[str, str]) -> None:
         for name, line in lines.items():
             if known.get(name) != line:
                 raise CheckpointError(
-                    f"{path}: damaged: {name} is not what {DIGESTS_FILE} says. Prepare the model again; if the file was"
-                    f" replaced on purpose, remove {DIGESTS_FILE}"
+                    f"{path}: damaged: {name} is not what {file} says. Prepare the model again; if the file was"
+                    f" replaced on purpose, remove {file}"
                 )
 
     return check

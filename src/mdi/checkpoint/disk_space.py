@@ -4,20 +4,16 @@ import logging
 import shutil
 from pathlib import Path
 
-import torch
-
 from mdi.errors import StorageError
 from mdi.files import storage_error
-from mdi.model.tensors import dtype_name
 from mdi.strings import format_bytes
 
 log = logging.getLogger(__name__)
 
 
-def announce_weights(folder: Path, n_parameters: int, dtype: torch.dtype) -> None:
-    """Say how much a whole model takes. Raises `StorageError` where the disk of `folder` has less room."""
-    needed_bytes = n_parameters * dtype.itemsize
-    log.warning("the weights take %s in %s", format_bytes(needed_bytes), dtype_name(dtype))
+def announce_weights(folder: Path, needed_bytes: int, kind: str) -> None:
+    """Say how much a whole model takes, and as what. Raises `StorageError` where the disk of `folder` has less room."""
+    log.warning("the weights take %s in %s", format_bytes(needed_bytes), kind)
     require_space(folder, needed_bytes, "the weights")
 
 

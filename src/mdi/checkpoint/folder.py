@@ -19,13 +19,14 @@ from mdi.checkpoint.manifest import (
     read_manifest,
 )
 from mdi.checkpoint.tensor_file import Advance, no_progress
-from mdi.checkpoint.weights import MODEL_FILE
+from mdi.checkpoint.weights import MODEL_FILE, mode_of_file, source_of, whole_model, whole_models
 from mdi.config.paths import CHECKPOINTS_DIR
 from mdi.errors import CheckpointError, ConfigError
 from mdi.formats import Mode
 from mdi.installation import program_name
 from mdi.liveness import no_tick
 from mdi.model.architecture import ModelConfig
+from mdi.model.quant import resolve
 from mdi.model.span import Span
 from mdi.strings import count
 
@@ -52,6 +53,12 @@ class ModelFolder:
         A node on its own loads the whole model, unless a quantized chunk of it was asked for: see `starter_weights`.
         """
         return self.manifests.get(n_nodes) if n_nodes > 1 else None
+
+    def stored_mode(self, n_nodes: int, quantize: Mode | None) -> Mode:
+        """How the weights are stored that a ring of so many nodes loads: in its chunks, or what these are made from."""
+        if (manifest := self.ring_manifest(n_nodes)) is not None:
+            return manifest.quantization
+        return mode_of_file(whole_model(self.path, quantize))
 
     def chunk(self, n_nodes: int, rank: int) -> Path:
         """The chunk file of one node, where this machine has it."""
@@ -82,11 +89,13 @@ class ModelFolder:
     def _kind_of_new_chunks(self, n_nodes: int, quantize: Mode | None) -> tuple[str | None, Mode]:
         """Dtype and quantization of chunks to be written: those of the chunks they replace, as far as these serve.
 
-        The chunks of a ring that has lost nodes replace those of the larger ring.
+        The chunks of a ring that has lost nodes replace those of the larger ring. Others are as the whole model is.
+        Raises `ConfigError` where that is quantized, and otherwise than was asked for.
         """
         replaced = min((n for n in self.manifests if n >= n_nodes), default=None)
         if replaced is None or not _may_be(self.manifests[replaced].quantization, quantize):
-            return None, "none"
+            stored = mode_of_file(model := whole_model(self.path, quantize))
+            return None, "none" if stored == "none" else resolve(stored, quantize, str(model))
         return cast_of(self.path, self.manifests[replaced]), self.manifests[replaced].quantization
 
     def starter_weights(self, spans: Sequence[Span], quantize: Mode | None) -> Path:
@@ -95,7 +104,7 @@ class ModelFolder:
         Raises `CheckpointError` where there is neither.
         """
         n_nodes = len(spans)
-        chunk, model = self.chunk(n_nodes, 0), self.path / MODEL_FILE
+        chunk, model = self.chunk(n_nodes, 0), whole_model(self.path, quantize)
         manifest = self.manifests.get(n_nodes)
         is_chunk_of_split = manifest is None or serves(manifest, list(spans), quantize)
         prefers_chunk = is_chunk_of_split if n_nodes > 1 else self._is_quantized(quantize)
@@ -109,8 +118,8 @@ class ModelFolder:
 
     def check(self, path: Path, n_nodes: int) -> Check | None:
         """What is known of the weights in a file that `starter_weights` chose. Raises as `read_digests`."""
-        if path == self.path / MODEL_FILE:
-            return expect_lines(path, read_digests(self.path))
+        if path.parent == self.path:  # a whole model
+            return expect_lines(path, read_digests(path))
         manifest = self.manifests.get(n_nodes)
         otherwise = f"{path}: damaged: its tensors are not those of its manifest"
         return expect_digest(manifest.files[0].digest if manifest else "", otherwise)
@@ -135,10 +144,13 @@ class ModelFolder:
 
         Raises `problem` where it cannot be written anew, or else as `mdi.checkpoint.chunks.remake_chunk`.
         """
-        if not self.has_weights or not path.is_relative_to(self.path / "chunks"):
+        manifest = self.manifests.get(n_nodes)
+        if manifest is None or not path.is_relative_to(self.path / "chunks"):
             raise problem
-        log.warning("%s; making it anew from %s", problem, MODEL_FILE)
-        remake_chunk(self.path, self.manifests[n_nodes], rank, tick)
+        if not (model := source_of(self.path, manifest.quantization)).is_file():
+            raise problem
+        log.warning("%s; making it anew from %s", problem, model.name)
+        remake_chunk(self.path, manifest, rank, tick)
 
     def _is_quantized(self, mode: Mode | None) -> bool:
         """Whether a chunk of the whole model has the quantization that was asked for."""
@@ -185,7 +197,7 @@ def open_folder(path: Path, n_nodes: int, quantize: Mode | None = None, dtype: s
                 if len(sets) > 1 and n == n_nodes > 1:
                     others = ", ".join(manifest.folder.name for manifest in sets if manifest != manifests[n])
                     log.warning("%s: using the chunks in %s, not those in %s", path, manifests[n].folder.name, others)
-    return ModelFolder(path, config, (path / MODEL_FILE).is_file(), manifests)
+    return ModelFolder(path, config, bool(whole_models(path)), manifests)
 
 
 def _read_manifests(path: Path, n_nodes: int, n_layer: int) -> list[Manifest]:
@@ -200,7 +212,7 @@ def _read_manifests(path: Path, n_nodes: int, n_layer: int) -> list[Manifest]:
 
 def _check_readable(path: Path, manifest: Manifest) -> None:
     """Raise `CheckpointError` for chunks in a format of an earlier version, unless they can be made anew."""
-    if not manifest.is_readable and not (path / MODEL_FILE).is_file():
+    if not manifest.is_readable and not whole_models(path):
         raise CheckpointError(
             f"{manifest.folder}: these {manifest.quantization} weights are in a format of an earlier version, which"
             f" this one does not read: prepare the model again with {program_name('prepare_model')}"

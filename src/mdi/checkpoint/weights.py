@@ -9,6 +9,7 @@ import torch
 
 from mdi.errors import CheckpointError, StorageError
 from mdi.files import storage_error
+from mdi.formats import MODES, Mode
 from mdi.model.architecture import ModelConfig
 from mdi.model.litgpt_modules import qkv_reassemble
 from mdi.model.quant import SCALE_SUFFIX, load_weight
@@ -18,9 +19,39 @@ from mdi.model.tensors import dtype_name
 from mdi.model.weights import Weights
 from mdi.strings import one_line
 
-MODEL_FILE = "lit_model.pth"
+MODEL_FILE = "lit_model.pth"  # the whole model in floating point, as litGPT and other programs read it
 
 _LAYER = re.compile(r"transformer\.h\.(\d+)\.(.+)")
+
+
+def model_file(mode: Mode) -> str:
+    """What the file of a whole model is called whose weights are in a mode: `lit_model.pth`, `lit_model.int8.pth`."""
+    return MODEL_FILE if mode == "none" else f"lit_model.{mode}.pth"
+
+
+def mode_of_file(path: Path) -> Mode:
+    """The mode that the name of a whole model's file tells."""
+    return next((mode for mode in MODES if path.name == model_file(mode)), "none")
+
+
+def whole_models(folder: Path) -> list[Path]:
+    """The files of the whole model in a folder, that in floating point first."""
+    return [path for path in (folder / model_file(mode) for mode in MODES) if path.is_file()]
+
+
+def source_of(folder: Path, mode: Mode) -> Path:
+    """The file that chunks of a mode are made from: the whole model in that mode, or else that in floating point.
+
+    Neither need be there.
+    """
+    own = folder / model_file(mode)
+    return own if own.is_file() else folder / MODEL_FILE
+
+
+def whole_model(folder: Path, mode: Mode | None = None) -> Path:
+    """The file that a node alone loads which is to compute in a mode; `MODEL_FILE` where there is none."""
+    source = source_of(folder, mode or "none")
+    return source if source.is_file() else next(iter(whole_models(folder)), source)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ from pathlib import Path
 from mdi.checkpoint.chunks import dtype_of
 from mdi.checkpoint.config import find_models
 from mdi.checkpoint.manifest import Manifest, kind_of, read_manifest
-from mdi.checkpoint.weights import MODEL_FILE
+from mdi.checkpoint.weights import mode_of_file, whole_models
 from mdi.convert.known_models import KNOWN_MODELS
 from mdi.errors import CheckpointError, ConfigError
 from mdi.files import storage_error
@@ -33,8 +33,7 @@ def _describe(folder: Path) -> str:
     n_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     parts = [format_bytes(n_bytes)]
     try:
-        if (folder / MODEL_FILE).is_file():
-            parts.append(dtype_of(folder / MODEL_FILE))
+        parts += [kind_of(dtype_of(model), mode_of_file(model)) for model in whole_models(folder)]
         manifests = [read_manifest(files) for files in sorted((folder / "chunks").glob("*nodes*"))]
     except CheckpointError as exc:
         return f"{parts[0]}, {exc}"

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from mdi.checkpoint.chunks import chunks_bytes, write_chunks
 from mdi.checkpoint.config import CONFIG_FILE
-from mdi.checkpoint.digests import record_digests
+from mdi.checkpoint.digests import digests_file, record_digests
 from mdi.checkpoint.manifest import Manifest
-from mdi.checkpoint.weights import MODEL_FILE
-from mdi.cli.origin import ORIGIN_FILE, Origin, record_origin
+from mdi.checkpoint.weights import MODEL_FILE, model_file, whole_models
+from mdi.cli.origin import ORIGIN_FILE, Match, Origin, compare_origin, record_origin
 from mdi.cli.prepared import asked_spans, check_chunks, check_given, check_text_files, existing_chunks, is_ready
 from mdi.config.options import PrepareOptions
 from mdi.convert.gguf.convert import import_gguf, suggested_name
@@ -36,6 +36,7 @@ from mdi.convert.random import make_random
 from mdi.convert.sources import LocalSource, check_present, check_source, find_cached, local_source
 from mdi.errors import CheckpointError, ConfigError
 from mdi.files import partial_folder, storage_error
+from mdi.formats import Mode
 from mdi.model.span import Span
 from mdi.progress import progress_bar
 from mdi.strings import count, format_bytes
@@ -58,7 +59,7 @@ def prepare(options: PrepareOptions) -> tuple[Path, Manifest | None]:
         raise ConfigError(f"--chunks-only: {folder / MODEL_FILE} was not made by this program: remove it yourself")
     manifest = existing_chunks(folder, spans, options)
     if manifest is not None:
-        if (folder / MODEL_FILE).is_file():  # without it, the chunks were checked first
+        if whole_models(folder):  # without it, the chunks were checked first
             check_chunks(folder, manifest)
         log.warning("chunks for %s are there already, in %s", count(len(spans), "node"), manifest.folder)
     else:
@@ -69,7 +70,7 @@ def prepare(options: PrepareOptions) -> tuple[Path, Manifest | None]:
 
 
 def _write_chunks(folder: Path, spans: list[Span], options: PrepareOptions) -> Manifest:
-    if (folder / MODEL_FILE).is_file():
+    if whole_models(folder):
         n_bytes = chunks_bytes(folder, spans, options.dtype, options.quantize)
         log.warning("the chunks for %s take %s", count(len(spans), "node"), format_bytes(n_bytes))
     manifest = write_chunks(folder, spans, options.dtype, options.quantize)
@@ -79,10 +80,11 @@ def _write_chunks(folder: Path, spans: list[Span], options: PrepareOptions) -> M
 
 def _remove_whole_model(folder: Path) -> None:
     """Leave the chunks alone."""
-    try:
-        (folder / MODEL_FILE).unlink(missing_ok=True)
-    except OSError as exc:
-        raise storage_error(folder / MODEL_FILE, exc) from exc
+    for model in whole_models(folder):
+        try:
+            model.unlink(missing_ok=True)
+        except OSError as exc:
+            raise storage_error(model, exc) from exc
 
 
 def _prepare_folder(options: PrepareOptions) -> Path:
@@ -128,12 +130,12 @@ def _fetch(options: PrepareOptions, repo_id: str) -> Path:
 def _fetch_gguf(options: PrepareOptions, hub_name: HubName) -> Path:
     name = options.model_name or hub_name.model_name
     target, origin = options.ckpt_folder / hub_name.model_name, Origin(f"hub:{hub_name}")
-    if not is_ready(target, origin, options):
-        with _made(target, origin, keep_on_error=True) as folder:
+    if not is_ready(target, origin, options, options.quantize):
+        with _made(target, origin, options.quantize, keep_on_error=True) as folder:
             files = download_chosen(
                 hub_name.repo_id, folder, lambda names: choose_gguf(hub_name, names), token=options.hf_token
             )
-            _import_file(folder / files[0], folder, name.rpartition("/")[2], options.dtype)
+            _import_file(folder / files[0], folder, name.rpartition("/")[2], options)
             for file in files:
                 (folder / file).unlink()
             remove_download_records(folder)
@@ -180,15 +182,17 @@ def _import_gguf(options: PrepareOptions, source: Path) -> Path:
     name = options.model_name or suggested_name(source)
     target = options.ckpt_folder / "local" / name
     origin = Origin(f"gguf:{parts[0].resolve()}", parts, f"gguf:{source.name}:{source.stat().st_size}")
-    if not is_ready(target, origin, options):
-        with _made(target, origin) as folder:
-            _import_file(source, folder, name, options.dtype)
+    if not is_ready(target, origin, options, options.quantize):
+        with _made(target, origin, options.quantize) as folder:
+            _import_file(source, folder, name, options)
     return target
 
 
-def _import_file(source: Path, folder: Path, name: str, dtype: str | None) -> None:
+def _import_file(source: Path, folder: Path, name: str, options: PrepareOptions) -> None:
+    """Quantized as the chunks are to be: so they get the file's own blocks, and the disk holds no larger form."""
+    _remove_whole_model(folder)  # of an interrupted attempt that was to be another form
     with progress_bar(None, f"importing {source.name}", "tensors") as advance:
-        import_gguf(source, folder, dtype=dtype, name=name, advance=advance)
+        import_gguf(source, folder, dtype=options.dtype, quantization=options.quantize, name=name, advance=advance)
     check_text_files(folder)  # as it will be when the model is prepared again
 
 
@@ -203,11 +207,20 @@ def _make_random(options: PrepareOptions, config_name: str) -> Path:
 
 
 @contextlib.contextmanager
-def _made(target: Path, origin: Origin, *, keep_on_error: bool = False) -> Iterator[Path]:
-    """Yield a working folder that becomes `target`."""
-    with partial_folder(target, keep_on_error=keep_on_error, kept=_KEPT) as folder:
+def _made(target: Path, origin: Origin, mode: Mode = "none", *, keep_on_error: bool = False) -> Iterator[Path]:
+    """Yield a working folder that becomes `target`, and where the whole model is made in a mode."""
+    kept = [*_KEPT, *_other_forms(target, origin)]
+    with partial_folder(target, keep_on_error=keep_on_error, kept=kept) as folder:
         yield folder
-        with progress_bar((folder / MODEL_FILE).stat().st_size, "recording digests", "B") as advance:
-            record_digests(folder, advance)
+        model = folder / model_file(mode)
+        with progress_bar(model.stat().st_size, "recording digests", "B") as advance:
+            record_digests(model, advance)
         record_origin(folder, origin)
     log.warning("%s is ready", target)
+
+
+def _other_forms(target: Path, origin: Origin) -> list[str]:
+    """The files of the whole model in other formats that `target` has from the same source."""
+    if not whole_models(target) or compare_origin(target, origin)[0] is not Match.SAME:
+        return []
+    return [path.name for model in whole_models(target) for path in (model, digests_file(model))]

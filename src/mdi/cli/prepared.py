@@ -5,16 +5,17 @@ from pathlib import Path
 
 from mdi.checkpoint.chunks import dtype_of, is_fresh
 from mdi.checkpoint.config import CONFIG_FILE, load_config
-from mdi.checkpoint.digests import DIGESTS_FILE, lines_of, read_digests
+from mdi.checkpoint.digests import digests_file, lines_of, read_digests
 from mdi.checkpoint.folder import ModelFolder
-from mdi.checkpoint.manifest import Manifest, chunks_folders, read_manifest
+from mdi.checkpoint.manifest import Manifest, chunks_folders, kind_of, read_manifest
 from mdi.checkpoint.tensor_file import open_weights
-from mdi.checkpoint.weights import MODEL_FILE
+from mdi.checkpoint.weights import mode_of_file, model_file, whole_model, whole_models
 from mdi.cli.origin import Match, Origin, compare_origin, name_of_origin
 from mdi.cluster.partition import Load, split
 from mdi.config.network import load_network
 from mdi.config.options import PrepareOptions
 from mdi.errors import CheckpointError, ConfigError
+from mdi.formats import Mode
 from mdi.model.shapes import head_weight, layer_weights
 from mdi.model.span import Span
 from mdi.progress import progress_bar
@@ -48,7 +49,10 @@ def existing_chunks(folder: Path, spans: list[Span], options: PrepareOptions) ->
 
 
 def _is_asked_for(manifest: Manifest, spans: list[Span], options: PrepareOptions) -> bool:
-    same_format = options.dtype in (None, manifest.dtype) and options.quantize == manifest.quantization
+    mode = options.quantize
+    if mode == "none":  # as the model is
+        mode = mode_of_file(whole_model(manifest.folder.parents[1]))
+    same_format = options.dtype in (None, manifest.dtype) and mode == manifest.quantization
     return manifest.is_readable and list(manifest.spans) == spans and same_format
 
 
@@ -58,9 +62,13 @@ def _shares(options: PrepareOptions) -> list[float] | None:
     return None if options.n_nodes is None else [1.0] * options.n_nodes
 
 
-def is_ready(target: Path, origin: Origin, options: PrepareOptions) -> bool:
-    """Whether `target` holds what `origin` gives, undamaged. Raises `ConfigError` where it holds another model."""
-    if not (target / CONFIG_FILE).is_file() or not _has_weights(target, options):
+def is_ready(target: Path, origin: Origin, options: PrepareOptions, mode: Mode = "none") -> bool:
+    """Whether `target` holds what `origin` gives in a mode, undamaged.
+
+    Raises `ConfigError` where it holds another model.
+    """
+    model = target / model_file(mode)
+    if not (target / CONFIG_FILE).is_file() or not _has_weights(model, options):
         return False
     match, known = compare_origin(target, origin)
     if match is Match.OTHER:
@@ -69,13 +77,14 @@ def is_ready(target: Path, origin: Origin, options: PrepareOptions) -> bool:
     if match is Match.CHANGED:
         log.warning("%s has changed since %s was made from it: making that anew", known, target)
         return False
-    return not (target / MODEL_FILE).is_file() or _has_dtype(target, options.dtype)
+    return not model.is_file() or _has_dtype(model, options.dtype)
 
 
-def _has_weights(target: Path, options: PrepareOptions) -> bool:
-    """Whether the whole model is there, or undamaged chunks are, and they are enough."""
-    if (target / MODEL_FILE).is_file():
-        return True
+def _has_weights(model: Path, options: PrepareOptions) -> bool:
+    """Whether the whole model is there, or no form of it but undamaged chunks are, and they are enough."""
+    target = model.parent
+    if whole_models(target):
+        return model.is_file()
     try:
         spans = asked_spans(target, options)
         manifest = None if spans is None else existing_chunks(target, spans, options)
@@ -87,26 +96,27 @@ def _has_weights(target: Path, options: PrepareOptions) -> bool:
     return manifest is not None
 
 
-def _has_dtype(target: Path, dtype: str | None) -> bool:
-    """Whether the whole model is there undamaged, in a dtype, or in any if that is None."""
+def _has_dtype(model: Path, dtype: str | None) -> bool:
+    """Whether the whole model is undamaged, in a dtype, or in any if that is None."""
+    target = model.parent
     try:
-        stored = dtype_of(target / MODEL_FILE)
+        stored = dtype_of(model)
         if dtype not in (None, stored):
             log.warning("%s is in %s: making it anew in %s", target, stored, dtype)
             return False
-        _check_model(target)
+        _check_model(model)
     except CheckpointError as exc:
         log.warning("%s; making it anew", exc)
         return False
-    log.warning("%s is prepared already, in %s", target, stored)
+    log.warning("%s is prepared already, in %s", target, kind_of(stored, mode_of_file(model)))
     return True
 
 
 def check_given(folder: Path, options: PrepareOptions) -> None:
     """Raise `CheckpointError` where the prepared model in a folder that the user named is damaged."""
     try:
-        if (folder / MODEL_FILE).is_file():
-            _check_model(folder)
+        if (model := whole_model(folder, options.quantize)).is_file():
+            _check_model(model)
         elif (spans := asked_spans(folder, options)) and (manifest := existing_chunks(folder, spans, options)):
             check_chunks(folder, manifest)
     except CheckpointError as exc:
@@ -124,31 +134,31 @@ def check_text_files(folder: Path) -> None:
         check_text(folder, worker)
 
 
-def _check_model(folder: Path) -> None:
-    """Raise `CheckpointError` where configuration, vocabulary or weights are damaged.
+def _check_model(model: Path) -> None:
+    """Raise `CheckpointError` where configuration, vocabulary or the weights in the file `model` are damaged.
 
     Raises `ConfigError` for weights that somebody put there since: they are not ours to replace.
     """
+    folder, digests = model.parent, digests_file(model)
     load_config(folder)
     check_text_files(folder)
-    model, digests = folder / MODEL_FILE, folder / DIGESTS_FILE
-    if (known := read_digests(folder)) is None:
+    if (known := read_digests(model)) is None:
         return  # another program made it
     with progress_bar(model.stat().st_size, f"checking {folder.name}", "B") as advance:
         lines = lines_of(open_weights(model, advance))
     if damaged := [name for name, line in known.items() if lines.get(name) != line]:
         if model.stat().st_mtime_ns > digests.stat().st_mtime_ns:
             raise ConfigError(
-                f"{model} was written after it was prepared, and is not what {DIGESTS_FILE} says: if you replaced it,"
-                f" remove {DIGESTS_FILE}, otherwise {MODEL_FILE}, and prepare the model again"
+                f"{model} was written after it was prepared, and is not what {digests.name} says: if you replaced it,"
+                f" remove {digests.name}, otherwise {model.name}, and prepare the model again"
             )
-        raise CheckpointError(f"{model}: damaged: {damaged[0]} is not what {DIGESTS_FILE} says")
+        raise CheckpointError(f"{model}: damaged: {damaged[0]} is not what {digests.name} says")
 
 
 def check_chunks(folder: Path, manifest: Manifest) -> None:
     """Write damaged chunks anew from the whole model. Raises `CheckpointError` where that is not there."""
     n_nodes = len(manifest.spans)
-    model = ModelFolder(folder, load_config(folder), (folder / MODEL_FILE).is_file(), {n_nodes: manifest})
+    model = ModelFolder(folder, load_config(folder), bool(whole_models(folder)), {n_nodes: manifest})
     with progress_bar(sum(file.n_bytes for file in manifest.files), "checking the chunks", "B") as advance:
         for rank in range(n_nodes):
             model.undamaged_chunk(n_nodes, rank, advance)

@@ -71,8 +71,7 @@ def plan(model: ModelFolder, members: Sequence[Member], options: PlanOptions) ->
     `CheckpointError` where the split needs chunks that are not there and cannot be made.
     """
     spans = choose_spans(model, [member.config.share for member in members], options)
-    manifest = model.ring_manifest(len(members))
-    stored: Mode = manifest.quantization if manifest else "none"
+    stored = model.stored_mode(len(members), options.quantize)
     nodes = [facts_of(m.name, m.config.host, m.status, stored, options.quantize, options.dtype) for m in members]
     budgets = budgets_of(nodes, model.config, spans, context=options.context, max_rows=options.max_batch_tokens)
     n_slots = fit_slots(budgets, options.n_slots, fixed=options.is_fixed)

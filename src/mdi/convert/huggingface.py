@@ -30,7 +30,7 @@ from mdi.files import flush, storage_error
 from mdi.model.gpt2 import Gpt2Config
 from mdi.model.litgpt_modules import Config
 from mdi.model.shapes import model_shapes
-from mdi.model.tensors import TORCH_DTYPES
+from mdi.model.tensors import TORCH_DTYPES, dtype_name
 
 MAX_INDEX_BYTES = 64 << 20  # one line for each tensor
 
@@ -78,7 +78,8 @@ def announce_size(source: Path, folder: Path, *, model_name: str, dtype: str | N
     if is_tied(hf_config):
         del shapes["lm_head.weight"]
     stored = TORCH_DTYPES[dtype] if dtype else _stored_dtype(source)
-    announce_weights(folder, sum(math.prod(shape) for shape in shapes.values()), stored)
+    n_parameters = sum(math.prod(shape) for shape in shapes.values())
+    announce_weights(folder, n_parameters * stored.itemsize, dtype_name(stored))
 
 
 def _stored_dtype(source: Path) -> torch.dtype:

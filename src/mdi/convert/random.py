@@ -20,7 +20,7 @@ from mdi.errors import ConfigError
 from mdi.files import write_text
 from mdi.model.litgpt_modules import Config
 from mdi.model.shapes import model_shapes
-from mdi.model.tensors import TORCH_DTYPES, mapped_empty
+from mdi.model.tensors import TORCH_DTYPES, dtype_name, mapped_empty
 from mdi.text.byte_level import byte_alphabet
 
 # The model of the published measurements, 304.6 M parameters; litgpt's micro-llama-300M has this shape too.
@@ -61,7 +61,8 @@ def make_random(config_name: str, folder: Path, *, seed: int, dtype: str | None 
         raise ConfigError(f"{config_name} has {config.padded_vocab_size} tokens; bytes and BOS need {_BOS_ID + 1}")
     target = folder / MODEL_FILE
     torch_dtype = TORCH_DTYPES[dtype or "bfloat16"]
-    announce_weights(folder, sum(shape.numel() for shape in model_shapes(config).values()), torch_dtype)
+    n_parameters = sum(shape.numel() for shape in model_shapes(config).values())
+    announce_weights(folder, n_parameters * torch_dtype.itemsize, dtype_name(torch_dtype))
     with write_errors(target):
         target.unlink(missing_ok=True)
         save_config(config, folder)

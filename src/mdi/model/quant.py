@@ -14,7 +14,7 @@ The embedding, norms, biases and the routers of mixtures of experts keep their p
 int4 loses most, and a layer whose width is no multiple of 32 take int8 where int4 is asked for.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -61,6 +61,11 @@ def is_quantized_name(name: str) -> bool:
     parts = name.split(".")
     linear = parts[-1] == "weight" and (parts[0] == "lm_head" or {"attn", "mlp"} & set(parts))
     return bool(linear) and "gate" not in parts and not any(part.startswith("norm") for part in parts)
+
+
+def is_quantized_part(name: str, names: Container[str]) -> bool:
+    """Whether the tensor is one of the parts, integers or scale, of a weight that is quantized."""
+    return name + SCALE_SUFFIX in names or (name.endswith(SCALE_SUFFIX) and name.removesuffix(SCALE_SUFFIX) in names)
 
 
 def mode_for(name: str, shape: Sequence[int], mode: Mode) -> Mode:

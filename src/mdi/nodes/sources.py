@@ -9,7 +9,7 @@ from mdi.checkpoint.cache import ChunkCache
 from mdi.checkpoint.digests import Check, checked, digest_of_lines, expect_digest, expect_lines, read_digests
 from mdi.checkpoint.manifest import chunk_name, chunks_folders, read_manifest
 from mdi.checkpoint.tensor_file import Advance, open_weights
-from mdi.checkpoint.weights import MODEL_FILE, select
+from mdi.checkpoint.weights import MODEL_FILE, select, whole_models
 from mdi.control.session import FIRST_EPOCH, SessionSpec
 from mdi.errors import CheckpointError, StorageError
 from mdi.liveness import no_tick
@@ -85,9 +85,10 @@ def _load_given(path: Path, loading: _Loading) -> bool:
 
 
 def _load_from_folder(folder: Path, loading: _Loading) -> bool:
-    for load in (_load_chunk, _load_model):
+    models = whole_models(folder) or [folder / MODEL_FILE]
+    for load, place in ((_load_chunk, folder), *((_load_model, model) for model in models)):
         try:
-            if load(folder, loading):
+            if load(place, loading):
                 return True
         except _UNUSABLE as exc:
             log.warning("--ckpt %s is of no use (%s); looking elsewhere", folder, exc)
@@ -115,9 +116,9 @@ def _chunks(folder: Path, spec: SessionSpec) -> Iterator[tuple[Path, str]]:
             yield path, named[spec.rank].digest if spec.rank < len(named) else ""
 
 
-def _load_model(folder: Path, loading: _Loading) -> bool:
-    """Load a part of the whole model. Raises `CheckpointError` where that is not the starter's chunk."""
-    spec, path, known = loading.spec, folder / MODEL_FILE, read_digests(folder)
+def _load_model(path: Path, loading: _Loading) -> bool:
+    """Load a part of a whole model. Raises `CheckpointError` where that is not the starter's chunk."""
+    spec, known = loading.spec, read_digests(path)
     otherwise = f"{path}: it is not the starter's chunk {spec.chunk_digest[:12]}"
     if known is not None and spec.chunk_digest:
         names = select(open_weights(path), loading.config, spec.rank, spec.span)

@@ -1,7 +1,8 @@
 """A GGUF file -> a litGPT folder: configuration, weights and tokenizer, all from the file's own metadata.
 
 Tensors are dequantized a few rows at a time into one litGPT tensor, which is written and forgotten: memory holds the
-largest tensor of the model and no second one.
+largest tensor of the model and no second one. For a quantized model the blocks of the file are kept where they are of
+its format, and made of the dequantized rows elsewhere.
 """
 
 import re
@@ -14,16 +15,20 @@ import torch
 
 from mdi.checkpoint.config import save_config
 from mdi.checkpoint.disk_space import announce_weights
+from mdi.checkpoint.manifest import kind_of
 from mdi.checkpoint.tensor_writer import Stored, TensorWriter
-from mdi.checkpoint.weights import MODEL_FILE, write_errors
+from mdi.checkpoint.weights import model_file, write_errors
+from mdi.convert.gguf.blocks import take_over
 from mdi.convert.gguf.config import Architecture, architecture_of, build_config
-from mdi.convert.gguf.file import GgufFile, TensorInfo
+from mdi.convert.gguf.file import GgufFile, TensorInfo, dequantized
 from mdi.convert.gguf.parts import open_model, without_part
 from mdi.convert.gguf.tokenizer import write_tokenizer
 from mdi.errors import CheckpointError, ConfigError
+from mdi.formats import Mode
 from mdi.model.litgpt_modules import Config
+from mdi.model.quant import Weight, join, mode_for, quantize, weight_bytes
 from mdi.model.shapes import model_shapes
-from mdi.model.tensors import TORCH_DTYPES
+from mdi.model.tensors import TORCH_DTYPES, dtype_name
 from mdi.strings import one_line
 
 BLOCK_ELEMENTS = 2**22  # dequantized at a time: 16 MiB as float32
@@ -82,14 +87,16 @@ def import_gguf(
     folder: Path,
     *,
     dtype: str | None = None,
+    quantization: Mode = "none",
     name: str | None = None,
     advance: Callable[[int], object] = lambda n_tensors: None,
 ) -> None:
-    """Convert `source` into the existing empty `folder`: configuration, lit_model.pth and tokenizer files.
+    """Convert `source` into the existing empty `folder`: configuration, the whole model and tokenizer files.
 
     Of a model in several files, `source` is any one; the others lie beside it.
     `dtype` is one of `DTYPES`; without it, float16 for a file of that, else bfloat16 where most of its numbers have at
-    most 16 bits, else float32. `name` labels the configuration (see `build_config`). `advance(1)` is called
+    most 16 bits, else float32. `quantization` says how the weights of linear layers are written, and with that the
+    file's name (see `model_file`). `name` labels the configuration (see `build_config`). `advance(1)` is called
     for each litGPT tensor that was written.
 
     Raises `CheckpointError` for a file that is damaged or unsupported, `StorageError` where the model does not fit on
@@ -101,10 +108,12 @@ def import_gguf(
     n_tokens = write_tokenizer(file, folder)
     config = build_config(file, n_tokens, name)
     recipes = _recipes(file, config)
+    if quantization != "none":  # a head that is tied to the embedding is not what that is any more
+        recipes.setdefault("lm_head.weight", recipes["transformer.wte.weight"])
     torch_dtype = TORCH_DTYPES[dtype] if dtype else _own_dtype(file)
-    n_parameters = sum(part.n_rows * part.columns for parts in recipes.values() for part in parts)
-    announce_weights(folder, n_parameters, torch_dtype)
-    _write_weights(file, folder / MODEL_FILE, recipes, torch_dtype, advance)
+    needed_bytes = sum(weight_bytes(name, _shape(parts), torch_dtype, quantization) for name, parts in recipes.items())
+    announce_weights(folder, needed_bytes, kind_of(dtype_name(torch_dtype), quantization))
+    _write_weights(file, folder / model_file(quantization), recipes, torch_dtype, quantization, advance)
     save_config(config, folder)
 
 
@@ -203,6 +212,7 @@ def _write_weights(
     target: Path,
     recipes: dict[str, tuple[_Part, ...]],
     dtype: torch.dtype,
+    quantization: Mode,
     advance: Callable[[int], object],
 ) -> None:
     """Write every tensor as soon as it is whole; tensors tied in the model share one storage in the file."""
@@ -210,12 +220,40 @@ def _write_weights(
     try:
         with write_errors(target), TensorWriter(target) as writer:
             for name, parts in recipes.items():
-                stored[name] = writer.store(_assemble(file, parts, dtype))
+                mode = mode_for(name, _shape(parts), quantization)
+                weight = Weight(_assemble(file, parts, dtype)) if mode == "none" else _quantized(file, parts, mode)
+                stored |= {name + suffix: writer.store(tensor) for suffix, tensor in weight.parts.items()}
                 advance(1)
             stored.setdefault("lm_head.weight", stored["transformer.wte.weight"])
             writer.finish(stored)
     except (RuntimeError, MemoryError) as exc:  # of the allocators of torch and numpy
         raise CheckpointError(f"{file.path}: the weights cannot be converted: {one_line(exc)}") from exc
+
+
+def _shape(parts: tuple[_Part, ...]) -> torch.Size:
+    """Of the litGPT tensor; a vector counts as a matrix of one column."""
+    return torch.Size((sum(part.n_rows for part in parts), parts[0].columns))
+
+
+def _quantized(file: GgufFile, parts: tuple[_Part, ...], mode: Mode) -> Weight:
+    """The weight of a linear layer: the rows of all `parts`, one below the other."""
+    return join([_quantized_part(file, part, mode) for part in parts])
+
+
+def _quantized_part(file: GgufFile, part: _Part, mode: Mode) -> Weight:
+    pieces = []
+    for first, n in _steps(part):
+        stored = file.stored_rows(part.info, part.first_row + first, n)
+        if (weight := take_over(torch.from_numpy(stored), part.info.kind, mode)) is not None:
+            source = weight.scale
+        else:
+            source = torch.from_numpy(dequantized(part.info, stored))
+            weight = quantize(source, mode)
+        assert source is not None and weight.scale is not None
+        _check_finite(file, part, weight.scale, source)
+        pieces.append(weight)
+    whole = join(pieces)
+    return whole if not part.permuted_heads else _unpermuted_weight(whole, part.permuted_heads)
 
 
 def _assemble(file: GgufFile, parts: tuple[_Part, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -237,19 +275,35 @@ def _blocks(file: GgufFile, part: _Part) -> Iterator[tuple[int, torch.Tensor]]:
     if len(part.info.shape) == 1:
         yield 0, torch.from_numpy(file.rows(part.info, 0, 1)).T
         return
+    for first, n in _steps(part):
+        yield first, torch.from_numpy(file.rows(part.info, part.first_row + first, n))
+
+
+def _steps(part: _Part) -> Iterator[tuple[int, int]]:
+    """(first row within the part, number of rows) of what is read at a time."""
     n = max(1, BLOCK_ELEMENTS // part.columns)
-    for first in range(0, part.n_rows, n):
-        count = min(n, part.n_rows - first)
-        yield first, torch.from_numpy(file.rows(part.info, part.first_row + first, count))
+    return ((first, min(n, part.n_rows - first)) for first in range(0, part.n_rows, n))
 
 
 def _store(file: GgufFile, part: _Part, target: torch.Tensor, block: torch.Tensor) -> None:
     target.copy_(block - part.added if part.added else block)
+    _check_finite(file, part, target, block)
+
+
+def _check_finite(file: GgufFile, part: _Part, target: torch.Tensor, block: torch.Tensor) -> None:
+    """Raise `CheckpointError` unless all is finite that became of `block`."""
     if not torch.isfinite(target).all():
         reason = (
             f"values too large for {target.dtype}" if torch.isfinite(block).all() else "infinite or undefined values"
         )
         raise CheckpointError(f"{file.path}: the tensor {part.info.name} holds {reason}")
+
+
+def _unpermuted_weight(weight: Weight, n_head: int) -> Weight:
+    """A quantized weight whose rows get their place by `_unpermuted`: whole rows move, blocks stay as they are."""
+    assert weight.scale is not None
+    scale = _unpermuted(weight.scale.flatten(1), n_head).view(weight.scale.shape)
+    return Weight(_unpermuted(weight.data, n_head), scale)
 
 
 def _unpermuted(rows: torch.Tensor, n_head: int) -> torch.Tensor:

@@ -144,12 +144,16 @@ class GgufFile:
 
     def rows(self, info: TensorInfo, start: int, n: int) -> npt.NDArray[np.float32]:
         """Rows `start` to `start + n` of a tensor seen as (n_rows, last dimension), dequantized: (n, last)."""
+        return dequantized(info, self.stored_rows(info, start, n))
+
+    def stored_rows(self, info: TensorInfo, start: int, n: int) -> npt.NDArray[np.uint8]:
+        """The same rows as the file has them: (n, bytes of a row)."""
         with info.path.open("rb") as file:
             file.seek(info.offset + start * info.row_bytes)
             raw = np.fromfile(file, dtype=np.uint8, count=n * info.row_bytes)
         if raw.size != n * info.row_bytes:
             raise CheckpointError(f"{info.path}: the file ended inside tensor {info.name}")
-        return _dequantized(info.path, info.kind, raw.reshape(n, info.row_bytes))
+        return raw.reshape(n, info.row_bytes)
 
 
 def open_gguf(path: Path) -> GgufFile:
@@ -304,6 +308,11 @@ def _located(path: Path, name: str, row: _TableRow, start: int, size: int) -> Te
     if info.offset + info.n_rows * info.row_bytes > size:
         raise Damaged(f"tensor {name} ends at byte {info.offset + info.n_rows * info.row_bytes} of {size}")
     return info
+
+
+def dequantized(info: TensorInfo, rows: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """The numbers (n, last dimension) that stored rows of a tensor stand for."""
+    return _dequantized(info.path, info.kind, rows)
 
 
 def _dequantized(path: Path, kind: gguf.GGMLQuantizationType, raw: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
