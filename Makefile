@@ -12,7 +12,7 @@ LLAMA_PYTHON ?= $(BIN)/python
 LLAMA_SERVER ?= llama-server
 MODEL := $(CHECKPOINTS)/local/SmolLM2-135M-Instruct
 
-.PHONY: help demo chat demo-compare certs renew-certs test test-quick lint types pytest resolve soak chaos browser floods fuzz bench bench-quick bench-serve recording reference venv model clean
+.PHONY: help demo chat demo-compare certs renew-certs test test-quick lint types pytest resolve soak chaos browser deploy-check floods fuzz bench bench-quick bench-serve recording reference venv model clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := demo
 
@@ -79,6 +79,10 @@ browser: $(VENV)/.browser  ## the page of the server in headless Chromium
 chaos: $(VENV)/.dev  ## processes killed, stopped, frozen and impersonated at random
 	$(BIN)/python -m pytest -m chaos tests/system/test_chaos.py
 
+# HAProxy, systemd and libseccomp are Debian's packages; what is not installed is skipped, with its name.
+deploy-check: $(VENV)/.dev .cache/deploy/.installed  ## lint what is in deploy/, and lose and drain a ring behind HAProxy
+	$(BIN)/python -m pytest -m deploy tests/deploy
+
 floods: $(VENV)/.dev  ## status calls timed while clients without a key flood a ring
 	FLOOD_CALLS=$${FLOOD_CALLS:-1000} $(BIN)/python -m pytest -s tests/system/test_floods.py
 
@@ -116,6 +120,12 @@ $(VENV)/.fuzz: requirements-fuzz.txt $(VENV)/.dev
 .cache/reference/.installed: requirements-reference.txt
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/pip install --quiet -r requirements-reference.txt
+	touch $@
+
+# Linters, in an environment of their own.
+.cache/deploy/.installed: requirements-deploy.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet -r requirements-deploy.txt
 	touch $@
 
 # In an environment of its own, so that neither is among the requirements.
