@@ -54,3 +54,27 @@ def test_a_list_of_templates_may_have_entries_of_any_shape(tmp_path: Path) -> No
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": entries}))
     template = load_chat_template(tmp_path)
     assert template is not None and template.render([]) == "1"
+
+
+TOOLS = [{"type": "function", "function": {"name": "now", "parameters": {}}}]
+
+
+def test_a_conversation_with_tools_has_them_and_calls_in_it() -> None:
+    source = (
+        "{% if tools %}<tool_call>{{ tools | tojson }}{% endif %}"
+        "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function.arguments | tojson }}"
+        "{% endfor %}{% endfor %}"
+    )
+    template = ChatTemplate(source, Path("x.json"), {})
+    called = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "now", "arguments": {"é": 1}}}]}
+    assert template.render([called], TOOLS) == "<tool_call>" + json.dumps(TOOLS) + '{"é": 1}'
+    assert template.render([called]) == '{"é": 1}'
+    assert template.tool_format == "tagged"
+
+
+def test_a_template_for_tools_may_be_another_one(tmp_path: Path) -> None:
+    entries = [{"name": "default", "template": "plain"}, {"name": "tool_use", "template": "{{ tools }}<tool_call>"}]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": entries}))
+    template = load_chat_template(tmp_path)
+    assert template is not None and template.tool_format == "tagged"
+    assert (template.render([]), template.render([], TOOLS)) == ("plain", f"{TOOLS}<tool_call>")

@@ -107,6 +107,14 @@ def test_ids_that_are_left_out_have_no_bytes(worker: TextWorker, tmp_path: Path)
     assert tokenizer.token_id("far") == 5000
 
 
+def test_tools_reach_the_template_through_the_worker(worker: TextWorker, tmp_path: Path) -> None:
+    source = "<tool_call>{{ tools[0].function.name }} {{ messages[0].tool_calls[0].function.arguments.city }}"
+    template = find_template(model_folder(tmp_path, "byte-level", chat_template=source), worker)
+    assert template is not None and template.tool_format == "tagged"
+    called = {"role": "assistant", "content": "", "tool_calls": [{"function": {"arguments": {"city": "Rome"}}}]}
+    assert template.render([called], [{"function": {"name": "weather"}}]) == "<tool_call>weather Rome"
+
+
 def test_a_folder_is_read_again_when_it_is_opened_again(worker: TextWorker, tmp_path: Path) -> None:
     assert render(tmp_path, "one", worker) == "one"
     assert render(tmp_path, "two {{ messages[0].content }}", worker) == "two Hi"
@@ -330,6 +338,12 @@ def test_ids_beyond_the_vocabulary_are_refused(payload: bytes, tmp_path: Path) -
 def test_a_rendered_text_is_utf_8(tmp_path: Path) -> None:
     with pytest.raises(FrameError):
         WorkerTemplate(tmp_path, Impostor(Frame({}, b"\xff"))).render(HI)
+
+
+@pytest.mark.parametrize("answer", [{"exists": True, "tool_format": "xml"}, {"exists": 1, "tool_format": None}, {}])
+def test_a_template_that_is_described_in_another_shape_is_refused(answer: dict[str, object], tmp_path: Path) -> None:
+    with pytest.raises(FrameError):
+        find_template(tmp_path, Impostor(Frame(answer)))
 
 
 # ---- the process

@@ -10,6 +10,7 @@ from mdi.documents import read_text
 from mdi.errors import CheckpointError
 from mdi.strings import one_line
 from mdi.text.tokenizer_config import read_tokenizer_config, token_text
+from mdi.text.tool_calls import ToolFormat, tool_format
 
 ADVICE = "try --prompt-style none"
 MAX_TEMPLATE_BYTES = 4 << 20
@@ -22,14 +23,28 @@ class ChatTemplate:
     What it takes is not bounded here: see `mdi.text.worker_process`.
     """
 
-    def __init__(self, source: str, origin: Path, special_tokens: dict[str, str]) -> None:
-        """`special_tokens` are texts by name, such as `bos_token`. Raises `CheckpointError` for bad syntax."""
-        from jinja2 import TemplateSyntaxError
+    def __init__(
+        self, source: str, origin: Path, special_tokens: dict[str, str], tool_source: str | None = None
+    ) -> None:
+        """
+        Args:
+            special_tokens: texts by name, such as `bos_token`.
+            tool_source: another template, for conversations with tools.
 
+        Raises `CheckpointError` for bad syntax.
+        """
         self._origin = origin
         self._special_tokens = special_tokens
+        self._template = self._compiled(source)
+        self._tool_template = self._template if tool_source is None else self._compiled(tool_source)
+        self.tool_format: ToolFormat | None = tool_format(tool_source or source)
+
+    def _compiled(self, source: str) -> Any:
+        from jinja2 import TemplateSyntaxError
+
+        origin = self._origin
         try:
-            self._template = _template_environment().from_string(source)
+            return _template_environment().from_string(source)
         except TemplateSyntaxError as exc:
             raise CheckpointError(f"{origin}: bad chat template, line {exc.lineno}: {exc.message}; {ADVICE}") from exc
         except MemoryError:
@@ -37,15 +52,17 @@ class ChatTemplate:
         except Exception as exc:  # Jinja computes constants, and Python compiles what it wrote
             raise CheckpointError(f"{origin}: bad chat template ({one_line(exc)}); {ADVICE}") from exc
 
-    def render(self, messages: Sequence[dict[str, str]]) -> str:
+    def render(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] = ()) -> str:
         """The text of a conversation, up to where the model is to answer.
 
-        Messages have a `role` and a `content`. Raises `CheckpointError` where the template refuses them.
+        Messages have a `role` and a `content`, and some have `tool_calls`; `tools` are those of OpenAI's API. Raises
+        `CheckpointError` where the template refuses them.
         """
+        template = self._tool_template if tools else self._template
         try:
-            text: str = self._template.render(
+            text: str = template.render(
                 messages=list(messages),
-                tools=None,  # templates test for none; a missing name would be an error in some
+                tools=list(tools) or None,  # templates test for none; a missing name would be an error in some
                 documents=None,
                 add_generation_prompt=True,
                 **self._special_tokens,
@@ -70,20 +87,18 @@ def load_chat_template(folder: Path) -> ChatTemplate | None:
     path = template_file(folder)
     if path.suffix == ".jinja":
         return ChatTemplate(read_text(path, MAX_TEMPLATE_BYTES, CheckpointError), path, tokens)
-    source = _default_template(config.get("chat_template"))
-    return None if source is None else ChatTemplate(source, path, tokens)
+    sources = _named_templates(config.get("chat_template"))
+    source = sources.get("default", next(iter(sources.values()), None))
+    return None if source is None else ChatTemplate(source, path, tokens, sources.get("tool_use"))
 
 
-def _default_template(value: object) -> str | None:
-    """`value` is a template, or a list of `{"name", "template"}` of which the default one is meant."""
+def _named_templates(value: object) -> dict[str, str]:
+    """`value` is a template, or a list of `{"name", "template"}`."""
     if isinstance(value, str):
-        return value
-    if not isinstance(value, list):
-        return None
-    entries = [entry for entry in value if isinstance(entry, dict) and isinstance(entry.get("name"), str)]
-    named = {entry["name"]: entry.get("template") for entry in entries}
-    template = named.get("default", next(iter(named.values()), None))
-    return template if isinstance(template, str) else None
+        return {"default": value}
+    entries = value if isinstance(value, list) else []
+    pairs = ((entry.get("name"), entry.get("template")) for entry in entries if isinstance(entry, dict))
+    return {name: template for name, template in pairs if isinstance(name, str) and isinstance(template, str)}
 
 
 def _template_environment() -> Any:

@@ -5,12 +5,13 @@ from array import array
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar, get_args
 
 from mdi.errors import ConfigError
 from mdi.strings import format_bytes
 from mdi.text.chat_template import ADVICE, template_file
 from mdi.text.frames import Frame, FrameError
+from mdi.text.tool_calls import ToolFormat
 from mdi.text.vocabulary import MAX_IDS, find_vocabulary
 from mdi.text.worker_process import Request, TextWorker
 
@@ -105,19 +106,26 @@ class WorkerTemplate:
 
     def __init__(self, folder: Path, worker: TextWorker) -> None:
         self._folder, self._worker = folder, worker
+        self.tool_format: ToolFormat | None = None  # how the model calls tools, known once it `exists`
 
-    def render(self, messages: Sequence[dict[str, str]]) -> str:
-        """The text of a conversation, up to where the model is to answer.
+    def render(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] = ()) -> str:
+        """The text of a conversation, up to where the model is to answer; see `ChatTemplate.render`.
 
-        Messages have a `role` and a `content`. Raises `CheckpointError` where the template refuses them, or takes more
-        than its limits.
+        Raises `CheckpointError` where the template refuses it, or takes more than its limits.
         """
-        data = encoded(json.dumps(list(messages), ensure_ascii=False))
+        data = encoded(json.dumps({"messages": list(messages), "tools": list(tools)}, ensure_ascii=False))
         return self._ask("render", data, _RENDERED_PER_BYTE * len(data) + _SPARE_RENDERED_BYTES, _read_text)
 
     def exists(self) -> bool:
         """Whether the folder has a template. Raises `CheckpointError` where it is damaged."""
-        return self._ask("has_template", b"", 0, lambda answer: bool(answer.value("has_template", bool)))
+        return self._ask("describe_template", b"", 0, self._read_description)
+
+    def _read_description(self, answer: Frame) -> bool:
+        kind = answer.value("tool_format", str, type(None))
+        if kind is not None and kind not in get_args(ToolFormat):
+            raise FrameError(f"tool_format is {kind!r}")
+        self.tool_format = kind
+        return bool(answer.value("exists", bool))
 
     def _ask(self, operation: str, payload: bytes, max_bytes: int, read: Callable[[Frame], Answer]) -> Answer:
         request = Request(

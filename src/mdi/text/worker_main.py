@@ -149,23 +149,24 @@ def _token_id(folder: Path, payload: bytes) -> Frame:
     return Frame({"token_id": _vocabulary(folder).token_id(payload.decode("utf-8"))})
 
 
-def _has_template(folder: Path, payload: bytes) -> Frame:
+def _describe_template(folder: Path, payload: bytes) -> Frame:
     _template.cache_clear()
-    return Frame({"has_template": _template(folder) is not None})
+    template: ChatTemplate | None = _template(folder)
+    return Frame({"exists": template is not None, "tool_format": template and template.tool_format})
 
 
 def _render(folder: Path, payload: bytes) -> Frame:
     template: ChatTemplate | None = _template(folder)
     if template is None:
         raise CheckpointError(f"{folder}: there is no chat template any more")
-    messages: list[dict[str, Any]] = json.loads(payload)
-    return Frame({}, template.render(messages).encode("utf-8"))
+    conversation: dict[str, Any] = json.loads(payload)
+    return Frame({}, template.render(conversation["messages"], conversation["tools"]).encode("utf-8"))
 
 
 _OPERATIONS: dict[str, Callable[[Path, bytes], Frame]] = {
     "describe": _describe,
     "encode": _encode,
     "token_id": _token_id,
-    "has_template": _has_template,
+    "describe_template": _describe_template,
     "render": _render,
 }
