@@ -19,6 +19,10 @@ class CheckpointError(MdiError):
     """Missing, damaged, foreign or mismatching model files."""
 
 
+class GrammarError(MdiError):
+    """What an answer has to look like cannot be read, or cannot be followed."""
+
+
 class StorageError(MdiError):
     """A file or folder that cannot be read or written: disk full, quota, permissions, a read-only file system."""
 

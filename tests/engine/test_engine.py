@@ -13,7 +13,7 @@ from mdi.engine.engine import AddRequested, CancelRequested
 from mdi.engine.sample import Outcome, Sample, TokenLogprobs, discard
 from mdi.engine.sampling_params import SamplingParams
 from mdi.engine.scheduler import Batch
-from mdi.errors import ConfigError
+from mdi.errors import ConfigError, GrammarError
 from mdi.inbox import Stopped
 from mdi.nodes.starter import Starter
 from support.bench import GREEDY, PENALIZED, SEEDED
@@ -263,6 +263,40 @@ def test_guesses_are_verified_in_one_message_and_change_no_token(
     assert max(counts) == 4 - n_wrong, "the right guesses and the token after them"
     for sample in play.samples[1:]:
         assert sample.sink is discard
+
+
+# ---- constraints
+
+
+class Distinct:
+    """Allows each token once, `n` of them; then none."""
+
+    def __init__(self, n: int) -> None:
+        self.tokens, self._left = list[int](), n
+
+    def mask(self) -> bytes:
+        if not self._left:
+            raise GrammarError("nothing may follow")
+        self._left -= 1
+        return sum(1 << token for token in range(320) if token not in self.tokens).to_bytes(40, "little")
+
+    def accept(self, token: int) -> None:
+        self.tokens.append(token)
+
+
+def test_a_constraint_is_followed_and_one_that_fails_ends_its_sample_alone(
+    play: Play, alone: dict[tuple[int, ...], list[int]]
+) -> None:
+    for number, n_masks in ((0, N_TOKENS), (3, 5)):
+        play.samples[number].constraint = Distinct(n_masks)
+    play.samples[0].sink = lambda sample, outcome: setattr(sample, "draft", (1, 2))  # wrong guesses, all of them
+    play.to_the_end()
+    followed, failed = play.samples[0], play.samples[3]
+    assert (len(followed.tokens), followed.finish_reason, followed.failure) == (N_TOKENS, "length", None)
+    assert (len(failed.tokens), failed.finish_reason, failed.failure) == (5, "abort", "nothing may follow")
+    for sample in (followed, failed):
+        assert len(set(sample.tokens)) == len(sample.tokens)
+    assert_alone(play.samples[1:3], alone)
 
 
 # ---- sampling

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mdi.engine.sampler import MIN_LOGPROB, choose, generator_for, logprobs_of
+from mdi.engine.sampler import MIN_LOGPROB, choose, generator_for, keep_allowed, logprobs_of
 from mdi.engine.sampling_params import SamplingParams
-from mdi.errors import ConfigError
+from mdi.errors import ConfigError, GrammarError
 from support.wire import few_examples
 
 
@@ -266,3 +266,27 @@ def test_parameters_are_checked_where_they_are_made(field: str, value: object) -
 def test_parameters_at_their_bounds_are_taken() -> None:
     SamplingParams(1, (), 0, 0, 1, 1, -2, 2, 0.01, ((0, -100), (1, 100)), 0)
     SamplingParams(1, (), 1e-9, 10**6, 1e-9, 0, 2, -2, 100, (), 20)
+
+
+# ---- constraints
+
+
+@pytest.mark.parametrize("sampling", OPTIONS)
+def test_only_tokens_that_may_follow_are_drawn(sampling: SamplingParams) -> None:
+    kept = keep_allowed(LOGITS, bytes([0b110101]))
+    assert set(draws(kept, sampling, 200)) <= {0, 2, 4, 5}
+
+
+def test_tokens_without_a_bit_may_not_follow_and_bits_without_a_token_do_not_matter() -> None:
+    logits = torch.zeros(12)
+    assert keep_allowed(logits, b"\x80").isfinite().nonzero().flatten().tolist() == [7]
+    assert keep_allowed(logits, b"\x01\xff\xff").isfinite().nonzero().flatten().tolist() == [0, 8, 9, 10, 11]
+    assert torch.equal(logits, torch.zeros(12))
+    for mask in (b"\0", b"\0\0\xff"):
+        with pytest.raises(GrammarError):
+            keep_allowed(logits, mask)
+
+
+def test_what_is_left_is_drawn_in_its_own_proportions() -> None:
+    kept = keep_allowed(LOGITS, bytes([0b001101]))
+    assert_drawn_from(draws(kept, EVERY, 2000), probabilities(LOGITS, 1.0, [0, 2, 3]))

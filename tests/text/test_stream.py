@@ -13,7 +13,7 @@ from support.vocabularies import ALL_KINDS, shared_tokenizer, texts
 class CountingBackend:
     """Four tokens, two of them half a character; counts how often a token is looked at."""
 
-    vocab_size = 4
+    vocab_size = n_ids = 4
     bos_id: int | None = None
     eos_id: int | None = None
     prefix: tuple[int, ...] = ()
@@ -89,3 +89,12 @@ def test_what_was_shown_is_the_decoded_text(kind: str, data: st.DataObject, cont
 def test_a_streamed_text_is_the_text(kind: str, text: str) -> None:
     tokenizer = shared_tokenizer(kind)
     assert streamed(tokenizer, [[i] for i in tokenizer.encode(text)], continues=False) == text
+
+
+def test_special_tokens_may_be_text() -> None:
+    tokenizer = shared_tokenizer("byte-level")
+    special = tokenizer.token_id("<|im_end|>")
+    assert special is not None
+    ids = [*tokenizer.encode("a ring"), special]
+    assert TextStream(tokenizer).push(ids) == "a ring"
+    assert TextStream(tokenizer, names={special: b"</tool_call>"}).push(ids) == "a ring</tool_call>"

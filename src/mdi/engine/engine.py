@@ -12,8 +12,9 @@ import torch
 from mdi.engine.penalties import LogitAdjustment
 from mdi.engine.ring import LocalRing, Ring
 from mdi.engine.sample import Sample, TokenLogprobs
-from mdi.engine.sampler import choose, logprobs_of
+from mdi.engine.sampler import choose, keep_allowed, logprobs_of
 from mdi.engine.scheduler import Batch, Scheduler
+from mdi.errors import GrammarError
 from mdi.inbox import Inbox
 from mdi.model.runner import StageRunner
 from mdi.net.timeouts import DEFAULT_TIMEOUTS, Timeouts
@@ -112,7 +113,16 @@ class Engine:
             logits = self._runner.logits(rows)
             for sample, part in returned:
                 if sample.finish_reason is None:  # the sink of one before it may have cancelled it
-                    sample.sink(sample, self.scheduler.accept(sample, *choose_tokens(logits[part], sample)))
+                    self._go_on(sample, logits[part])
+
+    def _go_on(self, sample: Sample, logits: torch.Tensor) -> None:
+        try:
+            chosen = choose_tokens(logits, sample)
+        except GrammarError as exc:  # a fault of this sample alone
+            sample.failure = str(exc)
+            self.cancel(sample)
+        else:
+            sample.sink(sample, self.scheduler.accept(sample, *chosen))
 
 
 def choose_tokens(logits: torch.Tensor, sample: Sample) -> tuple[list[int], list[TokenLogprobs]]:
@@ -120,14 +130,20 @@ def choose_tokens(logits: torch.Tensor, sample: Sample) -> tuple[list[int], list
 
     `logits` are (1 + length of its draft, vocabulary). Row i is the choice after i right guesses, so it counts only
     while each guess before it is the token chosen (speculative decoding by exact match, arXiv 2211.17192, with one
-    draw for each token). Each row is adjusted for the tokens chosen from those before it.
+    draw for each token). Each row is adjusted for the tokens chosen from those before it. Raises `GrammarError` where
+    the sample's constraint cannot be followed.
     """
     params, tokens, logprobs = sample.params, list[int](), list[TokenLogprobs]()
     if sample.adjustment is None:
         sample.adjustment = LogitAdjustment(params, sample.prompt, sample.tokens)
     for row, guess in zip(logits, [*sample.draft, None], strict=True):
-        token = choose(sample.adjustment.apply(row), params, sample.generator)
+        adjusted = sample.adjustment.apply(row)
+        if sample.constraint is not None:
+            adjusted = keep_allowed(adjusted, sample.constraint.mask())
+        token = choose(adjusted, params, sample.generator)
         sample.adjustment.count(token)
+        if sample.constraint is not None:
+            sample.constraint.accept(token)
         tokens.append(token)
         if params.logprobs is not None:
             logprobs.append(logprobs_of(row, token, params.logprobs))

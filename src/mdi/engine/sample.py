@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from mdi.engine.sampling_params import SamplingParams
 from mdi.errors import ConfigError
@@ -40,6 +40,16 @@ class Outcome:
     logprobs: tuple[TokenLogprobs, ...] = ()  # of each of `tokens`, where the sample asks for them
 
 
+class Constraint(Protocol):
+    """What one answer has to look like. Used by the compute thread alone, in turns: a mask, then the token chosen."""
+
+    def mask(self) -> bytes:
+        """A bit for each token id, the lowest first: whether it may follow. Raises `GrammarError` where none may."""
+
+    def accept(self, token: int) -> None:
+        """The token that follows was chosen. What may follow it is best computed meanwhile."""
+
+
 Sink = Callable[["Sample", Outcome], None]
 
 
@@ -49,18 +59,20 @@ def discard(sample: "Sample", outcome: Outcome) -> None:
 
 @dataclass(eq=False)
 class Sample:
-    """One prompt on its way through the engine. `Scheduler` owns all fields but the first six."""
+    """One prompt on its way through the engine. `Scheduler` owns all fields but the first seven."""
 
     number: int  # names the sample for its owner
     prompt: tuple[int, ...]  # token ids
     params: SamplingParams
     generator: "torch.Generator | None" = None  # yields one number for each token; outlives any ring
     sink: Sink = discard
+    constraint: Constraint | None = None  # of what may follow; outlives any ring
     draft: Sequence[int] = ()  # guesses of the next tokens, to be verified in one message (speculative decoding)
     tokens: list[int] = field(default_factory=list)  # generated so far, without a stop sequence at the end
     logprobs: list[TokenLogprobs] = field(default_factory=list)  # of each of `tokens`, where they are asked for
     n_final: int = 0  # of `tokens`, those that the sink has
     finish_reason: FinishReason | None = None
+    failure: str | None = None  # why it was aborted, where the reason is its own
     slot: int | None = None
     n_sent: int = 0  # positions that have entered the ring, or were in the slot already
     n_cached: int = 0  # of the prompt, those that were in a slot already and were not computed anew

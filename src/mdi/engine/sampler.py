@@ -10,7 +10,7 @@ import torch
 
 from mdi.engine.sample import Logprob, TokenLogprobs
 from mdi.engine.sampling_params import SamplingParams
-from mdi.errors import CheckpointError
+from mdi.errors import CheckpointError, GrammarError
 
 MIN_LOGPROB = -9999.0  # told for a token that the model excludes: OpenAI's value, because JSON has no infinity
 _NUCLEUS_SIZE = 512  # tokens that are sorted at first to find a nucleus
@@ -46,6 +46,20 @@ def choose(logits: torch.Tensor, params: SamplingParams, generator: torch.Genera
     cumulative = probabilities.cumsum(0)
     draw = torch.rand((), dtype=torch.float64, generator=generator) * cumulative[-1]
     return int(ids[torch.searchsorted(cumulative, draw, right=True).clamp_max(len(ids) - 1)])
+
+
+def keep_allowed(logits: torch.Tensor, mask: bytes) -> torch.Tensor:
+    """`logits` (V) on the CPU with minus infinity for each token whose bit in `mask` is 0, or that has none.
+
+    Raises `GrammarError` where no token is left.
+    """
+    packed = torch.frombuffer(bytearray(mask), dtype=torch.uint8)[:, None]
+    allowed = (packed & torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8)).bool().flatten()[: len(logits)]
+    if not allowed.any():
+        raise GrammarError("no token may follow")
+    kept = torch.full_like(logits, -math.inf)
+    kept[: len(allowed)] = torch.where(allowed, logits[: len(allowed)], -math.inf)
+    return kept
 
 
 def logprobs_of(logits: torch.Tensor, token: int, n_top: int) -> TokenLogprobs:

@@ -18,11 +18,12 @@ class SamplingParams:
        continuation so far (arXiv 1909.05858, as in Hugging Face's transformers).
     4. `frequency_penalty` is subtracted once for each time that the continuation has the token so far,
        `presence_penalty` once if it has it at all, as in OpenAI's API.
-    5. With `temperature` 0 the largest is chosen; else the logits are divided by it.
-    6. `min_p` keeps the tokens at least so many times as likely as the most likely one (arXiv 2407.01082).
-    7. `top_k` keeps the most likely tokens; 0 keeps all. It commutes with `min_p` and is applied first.
-    8. `top_p` keeps the smallest set of those left that reaches this probability (arXiv 1904.09751).
-    9. One is drawn.
+    5. Of a sample with a `Constraint`, only the tokens that may follow are left.
+    6. With `temperature` 0 the largest is chosen; else the logits are divided by it.
+    7. `min_p` keeps the tokens at least so many times as likely as the most likely one (arXiv 2407.01082).
+    8. `top_k` keeps the most likely tokens; 0 keeps all. It commutes with `min_p` and is applied first.
+    9. `top_p` keeps the smallest set of those left that reaches this probability (arXiv 1904.09751).
+    10. One is drawn.
 
     Raises `ConfigError` for a value that is out of its bounds.
     """

@@ -29,7 +29,7 @@ class Tokenizer:
         self._backend = backend
         self.bos_id = backend.bos_id if bos_id is None else bos_id
         self.eos_id = backend.eos_id if eos_id is None else eos_id
-        self.vocab_size = backend.vocab_size
+        self.vocab_size, self.n_ids = backend.vocab_size, backend.n_ids
         # SentencePiece inserts a space before the first word of a text, which decoding removes.
         self.drops_leading_space = backend.drops_leading_space
         self._prefix = self._choose_prefix(add_bos)

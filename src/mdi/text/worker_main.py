@@ -1,26 +1,30 @@
 """The text worker's program: serves requests on its standard input, a socket, until that closes.
 
-It takes its limits from the kernel, which needs no turn of Python to apply them: a single operation such as a power
-of large numbers, or a call into native code, can take minutes.
+What takes longer than one request, a constrained answer, is served by a copy of this process.
 """
 
 import contextlib
 import fcntl
+import gc
 import json
 import os
 import signal
 import socket
 from array import array
-from collections.abc import Callable, Iterator
-from functools import lru_cache
+from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from mdi.errors import CheckpointError, StorageError
 from mdi.strings import one_line
 from mdi.text.chat_template import ChatTemplate, load_chat_template
 from mdi.text.frames import MAX_ERROR_CHARS, Frame, receive_frame, send_frame
+from mdi.text.matching import library_tokenizer, serve_matches
 from mdi.text.vocabulary import Backend, load_vocabulary
+from mdi.text.worker_limits import limits
+
+Operation = Callable[[Path, bytes], Frame]
 
 _MAX_REQUEST_BYTES = (1 << 32) - 1  # the program that asks is trusted, and bounds what it sends
 
@@ -30,11 +34,13 @@ def main(lifeline_fd: int) -> None:
     channel, lifeline = socket.socket(fileno=0), socket.socket(fileno=lifeline_fd)
     _be_expendable()
     _end_on_hangup(lifeline)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no copy stays as a zombie
+    operations = _OPERATIONS | {"match": partial(_match, channel, lifeline)}
     _import_libraries()
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
             request = receive_frame(channel, _MAX_REQUEST_BYTES)
-            answer = _answer(request)
+            answer = _answer(request, operations)
             send_frame(channel, answer)
             if "failure" in answer.header:  # whatever it was, the libraries may be in any state
                 return
@@ -73,11 +79,11 @@ def _end_on_hangup(lifeline: socket.socket) -> None:
         fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
 
 
-def _answer(request: Frame) -> Frame:
+def _answer(request: Frame, operations: Mapping[str, Operation]) -> Frame:
     header = request.header
-    with _limits(header["seconds"], header["memory_bytes"]):
+    with limits(header["seconds"], header["memory_bytes"]):
         try:
-            return _OPERATIONS[header["operation"]](Path(header["folder"]), request.payload)
+            return operations[header["operation"]](Path(header["folder"]), request.payload)
         except (CheckpointError, StorageError) as exc:
             return Frame({"error": one_line(exc, MAX_ERROR_CHARS), "kind": type(exc).__name__})
         except ModuleNotFoundError as exc:
@@ -88,39 +94,18 @@ def _answer(request: Frame) -> Frame:
             return Frame({"failure": one_line(f"{type(exc).__name__}: {exc}")})
 
 
-@contextlib.contextmanager
-def _limits(seconds: float, memory_bytes: int) -> Iterator[None]:
-    """The kernel ends this process after `seconds` within the block."""
-    _limit_memory(memory_bytes)
-    signal.setitimer(signal.ITIMER_REAL, seconds)  # SIGALRM and SIGIO end a process that has no handler for them
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-
-
-def _limit_memory(n_bytes: int) -> None:
-    """Let allocations fail beyond `n_bytes` of data, or beyond an earlier limit that was larger.
-
-    An earlier one may be in use still, because freed memory does not all go back to the system. Where there is no such
-    limit (macOS counts no mappings) the time and the size of answers are bounded alone.
-    """
-    with contextlib.suppress(ImportError, ValueError, OSError):
-        import resource
-
-        soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        if soft != resource.RLIM_INFINITY:
-            n_bytes = max(n_bytes, soft)
-        if hard != resource.RLIM_INFINITY:
-            n_bytes = min(n_bytes, hard)
-        resource.setrlimit(resource.RLIMIT_DATA, (n_bytes, hard))
-
-
 # ---- operations
 
 # What was loaded for a description or a question serves the requests that follow; a new worker loads it again.
 _vocabulary = lru_cache(maxsize=1)(load_vocabulary)
 _template = lru_cache(maxsize=1)(load_chat_template)
+
+
+@lru_cache(maxsize=1)
+def _library_tokenizer(folder: Path, stop_ids: tuple[int, ...]) -> Any:
+    tokenizer = library_tokenizer(_vocabulary(folder), stop_ids)
+    gc.freeze()  # what copies of the process share is not to be touched by their collector
+    return tokenizer
 
 
 def _describe(folder: Path, payload: bytes) -> Frame:
@@ -163,7 +148,33 @@ def _render(folder: Path, payload: bytes) -> Frame:
     return Frame({}, template.render(conversation["messages"], conversation["tools"]).encode("utf-8"))
 
 
-_OPERATIONS: dict[str, Callable[[Path, bytes], Frame]] = {
+def _match(channel: socket.socket, lifeline: socket.socket, folder: Path, payload: bytes) -> Frame:
+    """Begin a copy of this process that serves one constrained answer on the socket that comes with the request."""
+    _, descriptors, _, _ = socket.recv_fds(channel, 1, 1)
+    with socket.socket(fileno=descriptors[0]) as matches:
+        tokenizer = _library_tokenizer(folder, tuple(array("I", payload)))
+        if os.fork() == 0:
+            channel.close()
+            lifeline.close()
+            os.dup2(1, 2)  # nobody reads what it says: whoever asks why the worker ended waits for the end of that pipe
+            _serve_and_exit(matches, tokenizer)
+    return Frame({})
+
+
+def _serve_and_exit(matches: socket.socket, tokenizer: Any) -> NoReturn:
+    """Whatever happens: the rest of this program is not the copy's."""
+    try:
+        with contextlib.suppress(EOFError, OSError):
+            serve_matches(matches, tokenizer)
+    except BaseException as exc:  # noqa: BLE001  (a panic of a Rust library is nothing more specific)
+        failure = "needs too much memory" if isinstance(exc, MemoryError) else one_line(f"{type(exc).__name__}: {exc}")
+        with contextlib.suppress(OSError):
+            send_frame(matches, Frame({"error": failure}))
+    finally:
+        os._exit(0)
+
+
+_OPERATIONS: dict[str, Operation] = {
     "describe": _describe,
     "encode": _encode,
     "token_id": _token_id,

@@ -72,6 +72,7 @@ class Request:
     payload: bytes = b""
     vocabulary_bytes: int = 0
     text_bytes: int = 0
+    end_of_socket: socket.socket | None = None  # for the worker, behind the request
 
 
 class TextWorker:
@@ -126,6 +127,10 @@ class TextWorker:
             except BaseException:  # a signal, too: nobody will read the answer
                 self._end()
                 raise
+
+    def memory_bytes(self, vocabulary_bytes: int, text_bytes: int) -> int:
+        """What a request may take."""
+        return self._limits.memory_bytes(vocabulary_bytes, text_bytes)
 
     def _running(self) -> "_Process":
         """Requires holding the lock."""
@@ -188,6 +193,8 @@ class _Process:
         limits = {"seconds": seconds, "memory_bytes": memory_bytes}
         try:
             send_frame(self._socket, Frame(header | limits, request.payload), deadline_s)
+            if request.end_of_socket is not None:
+                socket.send_fds(self._socket, [b"\0"], [request.end_of_socket.fileno()])
             answer = receive_frame(self._socket, request.max_answer_bytes, deadline_s)
         except TimeoutError as exc:
             raise _Failure(f"took more than {seconds:.0f} s") from exc
