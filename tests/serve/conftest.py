@@ -12,12 +12,18 @@ from mdi.engine.sample import Outcome, Sample
 from mdi.serve.api_keys import ApiKeys
 from mdi.serve.server import UserServer
 from mdi.serve.service import ServedModel, Service
+from mdi.text.matchers import Matchers
 from mdi.text.tokenizer import load_tokenizer
 from mdi.text.worker_client import find_template
 from mdi.text.worker_process import TextWorker
 from support.vocabularies import model_folder
 
-TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
+TEMPLATE = (
+    "{% for t in tools or [] %}<tool_call>{{ t.function.name }}{% endfor %}"
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}{{ c.function | tojson }}{% endfor %}{% endfor %}<assistant>"
+)
+STOP = "<|im_end|>"
 N_SLOTS, MAX_QUEUE, CONTEXT = 2, 3, 200
 
 
@@ -65,7 +71,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedModel]:
     folder: Path = model_folder(tmp_path_factory.mktemp("served"), "byte-level", chat_template=TEMPLATE)
     with TextWorker() as worker:
         tokenizer, template = load_tokenizer(folder, worker), find_template(folder, worker)
-        yield ServedModel("org/tiny", tokenizer, template, (), CONTEXT, n_ids=400)
+        matchers = Matchers(folder, tokenizer, [tokenizer.token_id(STOP) or 0], worker)
+        yield ServedModel("org/tiny", tokenizer, template, (), CONTEXT, n_ids=400, matchers=matchers)
 
 
 @pytest.fixture

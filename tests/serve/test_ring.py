@@ -3,14 +3,19 @@
 import concurrent.futures
 import contextlib
 import json
+import os
+import shutil
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import date
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pytest
 import torch
+from pydantic import BaseModel, Field
 from tokenizers import Tokenizer
 
 from support.models import generate_cached, reference_model
@@ -24,6 +29,25 @@ MODEL = "SmolLM2-135M-Instruct"
 KEY = "a-key-for-the-tests"
 PROMPTS = [f"Count from {i} to ten." for i in range(16)]
 N_TOKENS = 12
+
+# The model's own template knows no tools; this is how Qwen's tells of them.
+TOOLS_TEMPLATE = """\
+{% if tools %}<|im_start|>system
+You may call these functions:
+{% for tool in tools %}{{ tool | tojson }}
+{% endfor %}
+For each call, write JSON within tags:
+<tool_call>
+{"name": <function-name>, "arguments": <args-json-object>}
+</tool_call><|im_end|>
+{% endif %}\
+{% for message in messages %}<|im_start|>{{ message.role }}
+{{ message.content }}{% for call in message.tool_calls or [] %}<tool_call>
+{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}
+</tool_call>{% endfor %}<|im_end|>
+{% endfor %}<|im_start|>assistant
+"""
+needs_library = pytest.mark.skipif(find_spec("llguidance") is None, reason="llguidance is not installed")
 
 
 @dataclass(frozen=True)
@@ -76,17 +100,25 @@ def batch_texts(scripts: Scripts, model: Path, folder: Path) -> dict[str, str]:
     return {record["prompt"]: record["completion"] for record in records if "prompt" in record}
 
 
+def with_tools(model: Path, folder: Path) -> Path:
+    """The same model with another template."""
+    copy = Path(shutil.copytree(model, folder / model.name, copy_function=os.link))
+    (copy / "chat_template.jinja").write_text(TOOLS_TEMPLATE)
+    return copy
+
+
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory, warm: WarmPython, smollm2: Path) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("served")
     with Scripts(folder / "processes", warm) as scripts:
-        expected = batch_texts(scripts, smollm2, folder)
+        model = with_tools(smollm2, folder)
+        expected = batch_texts(scripts, model, folder)
         network = write_network(folder / "three.json", 3)
         (port,) = free_ports(1)
         secondaries = scripts.secondaries(network, "--dtype", "float32")
         starter = scripts.start(
-            "starter.py", "-v", "--ckpt", smollm2, "--nodes-config", network.path, "--dtype", "float32",
-            "--serve", f"127.0.0.1:{port}", "--api-key", KEY, "--max-slots", 6, "--sequence-length", 256,
+            "starter.py", "-v", "--ckpt", model, "--nodes-config", network.path, "--dtype", "float32",
+            "--serve", f"127.0.0.1:{port}", "--api-key", KEY, "--max-slots", 6, "--sequence-length", 512,
         )  # fmt: skip
         starter.wait_for("serving ", 300)
         yield Served(port, network, starter, secondaries, scripts, expected)
@@ -195,9 +227,74 @@ def test_refusals_are_the_clients_own_errors(served: Served) -> None:
     with pytest.raises(openai.NotFoundError):
         served.chat("Hi", model="gpt-4")
     with pytest.raises(openai.BadRequestError, match="leaves no room"):
-        served.chat("word " * 300)
+        served.chat("word " * 600)
     with pytest.raises(openai.BadRequestError, match="functions"):
         served.chat("Hi", extra_body={"functions": []})
+
+
+class Person(BaseModel):
+    name: Annotated[str, Field(max_length=20)]
+    age: Annotated[int, Field(ge=0, le=120)]
+    colors: Annotated[list[Literal["red", "green", "blue"]], Field(max_length=3)]
+
+
+class Event(BaseModel):
+    when: date
+    code: Annotated[str, Field(pattern="^[A-Z]{3}-[0-9]{4}$")]
+    guest: Person | None
+
+
+class Weather(BaseModel):
+    """The weather of a city"""
+
+    city: Annotated[str, Field(max_length=20)]
+    days: Annotated[int, Field(ge=1, le=7)]
+
+
+@needs_library
+def test_answers_have_the_schema_that_was_asked_for(served: Served) -> None:
+    messages: Any = [{"role": "user", "content": "Invent one, as JSON."}]
+    with served.client() as client:
+        chat = client.chat.completions.parse(
+            model=MODEL, messages=messages, temperature=1, n=3, max_tokens=400, response_format=Event
+        )
+        response = client.responses.parse(
+            model=MODEL, input="Invent one, as JSON.", temperature=1, max_output_tokens=400, text_format=Person
+        )
+    parsed = [choice.message.parsed for choice in chat.choices]
+    assert all(isinstance(value, Event) for value in parsed) and isinstance(response.output_parsed, Person)
+    assert len({repr(value) for value in parsed}) > 1
+
+
+@needs_library
+def test_an_answer_may_be_any_json_object_and_is_told_where_it_was_cut(served: Served) -> None:
+    whole = served.chat("Invent one, as JSON.", response_format={"type": "json_object"}, max_tokens=400, stop="}")
+    assert whole.choices[0].message.content.startswith("{")
+    cut = served.chat("A list, please.", response_format={"type": "json_object"}, max_tokens=2).choices[0]
+    assert cut.finish_reason == "length"
+
+
+@needs_library
+def test_forced_calls_have_arguments_of_their_schema(served: Served) -> None:
+    tools = [openai.pydantic_function_tool(Weather)]
+    options: dict[str, Any] = {"model": MODEL, "tools": tools, "temperature": 1, "max_tokens": 200, "seed": 5}
+    messages: Any = [{"role": "user", "content": "How is the weather in Rome?"}]
+    with served.client() as client:
+        whole = client.chat.completions.parse(
+            messages=messages, tool_choice="required", parallel_tool_calls=False, n=2, **options
+        )
+        named = {"type": "function", "function": {"name": "Weather"}}
+        with client.chat.completions.stream(messages=messages, tool_choice=named, **options) as stream:
+            streamed = stream.get_final_completion()
+        for choice in (*whole.choices, *streamed.choices):
+            assert choice.finish_reason == "tool_calls" and not choice.message.content
+            for made in choice.message.tool_calls:
+                assert isinstance(made.function.parsed_arguments, Weather)
+        answer = client.chat.completions.create(messages=messages, tool_choice=named, **options)
+        message = answer.choices[0].message
+        result = {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": "Rain."}
+        after = client.chat.completions.create(messages=[*messages, message, result], **options | {"max_tokens": 8})
+    assert after.usage.prompt_tokens > answer.usage.prompt_tokens
 
 
 def test_a_stream_that_is_closed_frees_its_slot(served: Served) -> None:
@@ -210,14 +307,23 @@ def test_a_stream_that_is_closed_frees_its_slot(served: Served) -> None:
 def test_a_lost_secondary_changes_no_text_and_a_signal_lets_answers_end(served: Served) -> None:
     """The last test of this ring, which has another process as its second secondary from here on, and then none."""
     undisturbed = served.chat("Tell me a long story.", max_tokens=60).choices[0].message.content
+    held: dict[str, Any] = {"temperature": 1, "seed": 3, "max_tokens": 40}
+    if find_spec("llguidance") is not None:
+        held["response_format"] = {"type": "json_object"}
+    held_text = served.chat("A list, please.", **held).choices[0].message.content
     pieces = []
-    with served.stream("Tell me a long story.", max_tokens=60) as stream:
+    with (
+        concurrent.futures.ThreadPoolExecutor(1) as other,
+        served.stream("Tell me a long story.", max_tokens=60) as stream,
+    ):
+        held_answer = other.submit(served.chat, "A list, please.", **held)
         for chunk in stream:
             pieces.append(chunk.choices[0].delta.content or "")
             if len(pieces) == 10:
                 served.secondaries[1].kill()
                 again = ("--dtype", "float32", "--nodes-config", served.network.path, 1)
                 served.secondaries[1] = served.scripts.start("secondary.py", "-v", *again)
+        assert held_answer.result(300).choices[0].message.content == held_text
     assert "".join(pieces) == undisturbed
     assert "is back" in served.starter.stderr
 

@@ -10,6 +10,7 @@ from mdi.serve.schemas import ChatRequest, CompletionRequest, ResponseRequest, p
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
 COMPLETION: dict[str, Any] = {"model": "m", "prompt": "Hi"}
 RESPONSE: dict[str, Any] = {"model": "m", "input": "Hi"}
+MADE = {"id": "call_1", "type": "function", "function": {"name": "now", "arguments": "{}"}}
 
 
 @pytest.mark.parametrize(
@@ -26,6 +27,17 @@ RESPONSE: dict[str, Any] = {"model": "m", "input": "Hi"}
 )
 def test_what_clients_send_is_taken(values: dict[str, Any]) -> None:
     parse(ChatRequest, CHAT | values)
+
+
+def test_an_answer_comes_back_as_it_was_given() -> None:
+    answer = {"role": "assistant", "content": None, "refusal": None, "tool_calls": [MADE]}
+    result = {"role": "tool", "tool_call_id": "call_1", "content": [{"type": "text", "text": "noon"}]}
+    messages = parse(ChatRequest, CHAT | {"messages": [*CHAT["messages"], answer, result]}).messages
+    assert [(message.text, message.is_about_tools) for message in messages] == [
+        ("Hi", False),
+        ("", True),
+        ("noon", True),
+    ]
 
 
 def test_parts_of_a_message_are_one_text() -> None:
@@ -53,6 +65,17 @@ def test_parts_of_a_message_are_one_text() -> None:
         ({"messages": []}, "messages", "invalid_value"),
         ({"messages": [{"role": "user"}]}, "messages.0.content", "invalid_value"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages.0.role", "invalid_value"),
+        (
+            {"messages": [{"role": "user", "content": "x", "tool_calls": [MADE]}]},
+            "messages.0.tool_calls",
+            "invalid_value",
+        ),
+        ({"messages": [{"role": "assistant", "tool_calls": []}]}, "messages.0.content", "invalid_value"),
+        ({"messages": [{"role": "tool", "tool_call_id": "x"}]}, "messages.0.content", "invalid_value"),
+        ({"messages": [{"role": "assistant", "content": "", "refusal": "No."}]}, "messages.0.refusal", "invalid_value"),
+        ({"tools": [{"type": "web_search"}]}, "tools.0.type", "invalid_value"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name", "invalid_value"),
+        ({"response_format": {"type": "grammar"}}, "response_format", "invalid_value"),
         ({"stop": [""]}, None, "invalid_value"),
         ({"seed": 2**70}, "seed", "invalid_value"),
         ({"model": 3}, "model", "invalid_value"),
@@ -91,7 +114,7 @@ def test_a_response_has_a_conversation_with_instructions_first() -> None:
 
 
 def test_nothing_is_stored() -> None:
-    for values in ({"store": True}, {"previous_response_id": "resp_1"}):
+    for values in ({"store": True}, {"previous_response_id": "resp_1"}, {"tools": [MADE]}):
         with pytest.raises(ApiError):
             parse(ResponseRequest, RESPONSE | values)
 

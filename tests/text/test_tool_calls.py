@@ -75,7 +75,7 @@ CASES: list[tuple[ToolFormat, str, str, list[ToolCall]]] = [
 def parse(kind: ToolFormat, pieces: list[str], *, parallel: bool = True) -> Parsed:
     parser = parser_for(kind, NAMES, parallel=parallel)
     results = [*map(parser.push, pieces), parser.finish()]
-    return Parsed("".join(each.text for each in results), sum((each.calls for each in results), ()))
+    return sum(results, Parsed())
 
 
 @pytest.mark.parametrize(("kind", "text", "content", "calls"), CASES)

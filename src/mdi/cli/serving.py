@@ -19,8 +19,10 @@ from mdi.serve.api_keys import ApiKeys
 from mdi.serve.server import UserServer
 from mdi.serve.service import ServedModel, Service
 from mdi.strings import count
+from mdi.text.matchers import Matchers
 from mdi.text.styles import load_style, stop_sequences
-from mdi.text.tokenizer import load_tokenizer
+from mdi.text.tokenizer import Tokenizer, load_tokenizer
+from mdi.text.tool_calls import CLOSING, OPENING
 from mdi.text.worker_client import find_template
 from mdi.text.worker_process import TextWorker
 
@@ -120,4 +122,20 @@ def _served_model(model: ModelFolder, worker: TextWorker, context: int) -> Serve
     style = load_style(model.path, model.config.name, tokenizer, worker)
     template = find_template(model.path, worker)
     stops, n_ids = stop_sequences(model.path, tokenizer, style), model.config.padded_vocab_size
-    return ServedModel(model.name, tokenizer, template, stops, context, n_ids)
+    stop_ids = [stop[0] for stop in stops if len(stop) == 1]
+    return ServedModel(
+        model.name,
+        tokenizer,
+        template,
+        stops,
+        context,
+        n_ids,
+        Matchers(model.path, tokenizer, stop_ids, worker),
+        _special_tags(tokenizer) if template is not None and template.tool_format == "tagged" else {},
+    )
+
+
+def _special_tags(tokenizer: Tokenizer) -> dict[int, bytes]:
+    """The names of the tags of calls that are special tokens of this vocabulary, and so have no text."""
+    ids = {tag: tokenizer.token_id(tag) for tag in (OPENING, CLOSING)}
+    return {i: tag.encode() for tag, i in ids.items() if i is not None and not tokenizer.token_bytes(i)}

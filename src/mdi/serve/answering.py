@@ -33,7 +33,10 @@ def _texts(generation: Generation, is_gone: Callable[[], bool]) -> list[Text]:
         if delta is not None:
             before = texts[delta.index]
             texts[delta.index] = Text(
-                before.text + delta.text, delta.ending or before.ending, before.logprobs + delta.logprobs
+                before.text + delta.text,
+                delta.ending or before.ending,
+                before.logprobs + delta.logprobs,
+                before.calls + delta.calls,
             )
     return texts
 

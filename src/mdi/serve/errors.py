@@ -3,7 +3,11 @@
 {"error": {"message": ..., "type": ..., "param": ..., "code": ...}}
 """
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
+
+from mdi.errors import GrammarError, MdiError
 
 INVALID_REQUEST, AUTHENTICATION = "invalid_request_error", "authentication_error"
 RATE_LIMIT, SERVER = "rate_limit_error", "server_error"
@@ -49,3 +53,14 @@ def queue_full(n_waiting: int, retry_after_s: int) -> ApiError:
 def failed(message: str) -> ApiError:
     """It was begun, and cannot be finished."""
     return ApiError(500, message, SERVER, code="generation_failed")
+
+
+@contextlib.contextmanager
+def refusing(param: str) -> Iterator[None]:
+    """What a template, a vocabulary or a grammar refuses is the fault of what was asked."""
+    try:
+        yield
+    except GrammarError as exc:
+        raise ApiError(400, f"{param}: {exc}", param=param, code="invalid_value") from exc
+    except MdiError as exc:
+        raise ApiError(400, str(exc), param=param) from exc

@@ -10,6 +10,7 @@ from mdi.engine.sample import TokenLogprobs
 from mdi.serve.generation import Delta, Ending, Usage
 from mdi.serve.schemas import ChatRequest, CompletionRequest
 from mdi.serve.service import Ask, ServedModel
+from mdi.text.tool_calls import ToolCall
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Text:
     text: str
     ending: Ending
     logprobs: tuple[TokenLogprobs, ...] = ()
+    calls: tuple[ToolCall, ...] = ()
 
 
 class Form(Protocol):

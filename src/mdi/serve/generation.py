@@ -10,9 +10,9 @@ from mdi.engine.sample import FinishReason, Outcome, Sample, TokenLogprobs
 from mdi.serve.errors import ApiError, failed
 from mdi.serve.stop_strings import StopStrings
 from mdi.text.stream import TextStream
-from mdi.text.tokenizer import Tokenizer
+from mdi.text.tool_calls import CallParser, ToolCall
 
-Ending = Literal["stop", "length"]
+Ending = Literal["stop", "length", "tool_calls"]
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Delta:
     text: str
     ending: Ending | None = None  # with its last one
     logprobs: tuple[TokenLogprobs, ...] = ()  # of the tokens that came, where they are asked for
+    calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,19 @@ class Usage:
 class Choice:
     """One sample's text, on the thread of its request."""
 
-    def __init__(self, index: int, sample: Sample, tokenizer: Tokenizer, stops: Sequence[str], continues: bool) -> None:
-        """`continues` says that the text goes on from its prompt."""
+    def __init__(
+        self,
+        index: int,
+        sample: Sample,
+        stream: TextStream,
+        stops: Sequence[str],
+        call_parser: CallParser,
+    ) -> None:
+        """`call_parser` takes calls of tools out of the text."""
         self.sample, self.n_tokens = sample, 0
-        self._index = index
-        self._stream, self._stops = TextStream(tokenizer, continues=continues), StopStrings(stops)
+        self._index, self._has_calls = index, False
+        self._stream, self._stops = stream, StopStrings(stops)
+        self._call_parser = call_parser
         self.ending: Ending | None = None
 
     def push(self, outcome: Outcome) -> Delta | None:
@@ -61,16 +70,21 @@ class Choice:
         text = self._stops.push(self._stream.push(outcome.tokens))
         if outcome.finish_reason is not None and not self._stops.found:
             text += self._stops.push(self._stream.finish()) + self._stops.finish()
-        self.ending = "stop" if self._stops.found else _ending_of(outcome.finish_reason)
-        if text or self.ending or outcome.logprobs:
-            return Delta(self._index, text, self.ending, outcome.logprobs)
+        ending = "stop" if self._stops.found else self._ending_of(outcome.finish_reason)
+        parsed = self._call_parser.push(text)
+        if ending is not None:
+            parsed += self._call_parser.finish()
+        self._has_calls = self._has_calls or bool(parsed.calls)
+        is_made = self._has_calls and (ending == "stop" or self._call_parser.is_over)
+        self.ending = "tool_calls" if is_made else ending
+        if parsed.text or parsed.calls or self.ending or outcome.logprobs:
+            return Delta(self._index, parsed.text, self.ending, outcome.logprobs, parsed.calls)
         return None
 
-
-def _ending_of(reason: FinishReason | None) -> Ending | None:
-    if reason == "abort":
-        raise failed("the server ends")
-    return reason
+    def _ending_of(self, reason: FinishReason | None) -> Ending | None:
+        if reason == "abort":
+            raise failed(self.sample.failure or "the server ends")
+        return reason
 
 
 class Generation:
@@ -129,7 +143,7 @@ class Generation:
             choice, outcome = news
             if (delta := choice.push(outcome)) is not None:
                 if delta.ending is not None and outcome.finish_reason is None:
-                    self._cancel(choice.sample)  # a stop string ended it, which the engine does not know
+                    self._cancel(choice.sample)  # its text ended it, which the engine does not know
                 return delta
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ from mdi.serve.forms import Identity, ServerSentEvent, Text
 from mdi.serve.generation import Delta, Ending, Usage
 from mdi.serve.schemas import ResponseRequest, Sampling
 from mdi.serve.service import Ask, Service
+from mdi.serve.shapes import shape_of_response
 
 
 class ResponseForm:
@@ -29,7 +30,8 @@ class ResponseForm:
     def ask(self) -> Ask:
         request = self._request
         sampling = Sampling(temperature=request.temperature, top_p=request.top_p)
-        return Ask([self._service.chat_prompt(request.messages)], sampling, request.max_output_tokens)
+        prompt = self._service.chat_prompt(request.messages)
+        return Ask([prompt], sampling, request.max_output_tokens, shape=shape_of_response(request))
 
     def whole(self, texts: Sequence[Text], usage: Usage) -> dict[str, Any]:
         (text,) = texts
@@ -73,6 +75,11 @@ class ResponseForm:
     def _status(self) -> str:
         return "completed" if self._ending == "stop" else "incomplete"
 
+    @property
+    def _format(self) -> dict[str, Any]:
+        asked = None if self._request.text is None else self._request.text.format
+        return {"type": "text"} if asked is None else asked.model_dump(by_alias=True)
+
     def _ended(self, usage: Usage) -> dict[str, Any]:
         body = self._body(self._status, [self._item(self._status, [self._part])])
         return body | {
@@ -102,7 +109,7 @@ class ResponseForm:
             "previous_response_id": None,
             "store": False,
             "temperature": 1.0 if request.temperature is None else request.temperature,
-            "text": {"format": {"type": "text"}},
+            "text": {"format": self._format},
             "tool_choice": "none",
             "tools": [],
             "top_p": 1.0 if request.top_p is None else request.top_p,

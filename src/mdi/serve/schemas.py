@@ -7,13 +7,13 @@ here is refused by its name: a parameter that is ignored would give another text
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from mdi.config.bounds import BIAS_BOUNDS, SAMPLING_BOUNDS
 from mdi.serve.errors import ApiError
 from mdi.strings import did_you_mean
 
-MAX_CHOICES, MAX_STOPS = 16, 16
+MAX_CHOICES, MAX_STOPS, MAX_TOOLS = 16, 16, 128
 Stop = Annotated[str, Field(min_length=1, max_length=1000)]
 Stops = Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None
 TokenId = Annotated[int, Field(ge=0)]
@@ -69,18 +69,112 @@ class TextPart(_Schema):
     text: str
 
 
+Content = str | list[TextPart]
+
+
+def _text_of(content: Content) -> str:
+    return content if isinstance(content, str) else "".join(part.text for part in content)
+
+
+class CalledFunction(_Schema):
+    name: str
+    arguments: str  # a JSON object
+
+
+class MadeCall(_Schema):
+    """A call of a tool that an earlier answer made."""
+
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+
+
 class Message(_Schema):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    """A message of a conversation; an answer comes back as it was given, with its calls."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    tool_calls: list[MadeCall] | None = None
+    tool_call_id: str | None = None  # that the content is the result of
+    content: Content | None = Field(None, validate_default=True)
     name: str | None = None
+    refusal: None = None  # answers of this server have no other
+
+    @field_validator("tool_calls")
+    @classmethod
+    def _only_in_answers(cls, calls: list[MadeCall] | None, info: ValidationInfo) -> list[MadeCall] | None:
+        if calls and info.data.get("role") != "assistant":
+            raise ValueError("only messages of the assistant have calls")
+        return calls
+
+    @field_validator("content")
+    @classmethod
+    def _unless_it_calls(cls, content: Content | None, info: ValidationInfo) -> Content | None:
+        if content is None and not info.data.get("tool_calls"):
+            raise ValueError("a text is expected")
+        return content
 
     @property
     def text(self) -> str:
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return _text_of(self.content or "")
+
+    @property
+    def is_about_tools(self) -> bool:
+        return self.role == "tool" or bool(self.tool_calls)
+
+
+class Function(_Schema):
+    """What a model may call. `strict` calls are held to the schema of their arguments."""
+
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class FunctionTool(_Schema):
+    type: Literal["function"]
+    function: Function
+
+
+class FunctionName(_Schema):
+    name: str
+
+
+class NamedTool(_Schema):
+    type: Literal["function"]
+    function: FunctionName
 
 
 class TextFormat(_Schema):
     type: Literal["text"]
+
+
+class JsonFormat(_Schema):
+    """Any JSON object."""
+
+    type: Literal["json_object"]
+
+
+class NamedSchema(_Schema):
+    """A JSON schema. It is followed whether it is `strict` or not."""
+
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    description: str | None = None
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+    strict: bool | None = None
+
+
+class SchemaFormat(_Schema):
+    """JSON of a schema, as chats have it."""
+
+    type: Literal["json_schema"]
+    json_schema: NamedSchema
+
+
+class FlatSchemaFormat(NamedSchema):
+    """The same as responses have it."""
+
+    type: Literal["json_schema"]
 
 
 class ChatRequest(_Generation):
@@ -91,7 +185,10 @@ class ChatRequest(_Generation):
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = _bounded("logprobs")
-    response_format: TextFormat | None = None
+    response_format: Annotated[TextFormat | JsonFormat | SchemaFormat, Field(discriminator="type")] | None = None
+    tools: Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
 
 
 class CompletionRequest(_Generation):
@@ -103,12 +200,15 @@ class CompletionRequest(_Generation):
 
 
 class ResponseText(_Schema):
-    format: TextFormat | None = None
+    format: Annotated[TextFormat | JsonFormat | FlatSchemaFormat, Field(discriminator="type")] | None = None
 
 
-class InputMessage(Message):
+class InputMessage(_Schema):
     """A message of a conversation; one that the server has answered comes back with more fields."""
 
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Content
+    name: str | None = None
     type: Literal["message"] | None = None
     id: str | None = None
     status: str | None = None
@@ -132,8 +232,9 @@ class ResponseRequest(_Schema):
     def messages(self) -> list[Message]:
         """The conversation, instructions first."""
         system = [] if self.instructions is None else [Message(role="system", content=self.instructions)]
-        asked = [Message(role="user", content=self.input)] if isinstance(self.input, str) else list(self.input)
-        return [*system, *asked]
+        if isinstance(self.input, str):
+            return [*system, Message(role="user", content=self.input)]
+        return [*system, *(Message(role=each.role, content=each.content) for each in self.input)]
 
 
 def parse(kind: type[Request], values: Any) -> Request:
@@ -150,4 +251,5 @@ def parse(kind: type[Request], values: Any) -> Request:
             raise ApiError(
                 400, f"{param} is not supported here{meant}", param=param, code="unsupported_parameter"
             ) from exc
-        raise ApiError(400, f"{param}: {first['msg']}", param=param, code="invalid_value") from exc
+        reason = first["msg"].removeprefix("Value error, ")  # of our own checks
+        raise ApiError(400, f"{param}: {reason}", param=param, code="invalid_value") from exc

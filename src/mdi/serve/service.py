@@ -6,7 +6,7 @@ import math
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,14 +14,19 @@ from mdi.config.bounds import LogitBias, check_biased_tokens
 from mdi.engine.sample import Outcome, Sample
 from mdi.engine.sampler import generator_for
 from mdi.engine.sampling_params import SamplingParams
-from mdi.errors import MdiError
-from mdi.serve.errors import ApiError, queue_full, unavailable
+from mdi.serve.constraints import Constraints
+from mdi.serve.conversation import described, turn_of
+from mdi.serve.errors import ApiError, queue_full, refusing, unavailable
 from mdi.serve.generation import Choice, Generation
 from mdi.serve.metrics import Metrics
-from mdi.serve.schemas import MAX_CHOICES, Message, Sampling
+from mdi.serve.schemas import MAX_CHOICES, Function, Message, Sampling
 from mdi.serve.served_ring import ServedRing
+from mdi.serve.shapes import FREE, Shape
+from mdi.text.matchers import Matchers
 from mdi.text.stops import StopSequences
+from mdi.text.stream import TextStream
 from mdi.text.tokenizer import Tokenizer
+from mdi.text.tool_calls import ToolFormat
 from mdi.text.worker_client import WorkerTemplate
 
 MAX_RETRY_AFTER_S = 60
@@ -38,6 +43,8 @@ class ServedModel:
     stops: StopSequences  # token sequences that end an answer
     context: int  # positions of prompt and answer together
     n_ids: int  # that the model has logits for
+    matchers: Matchers | None = None  # hold answers to a grammar
+    tag_names: Mapping[int, bytes] = field(default_factory=dict)  # of special tokens that are the tags of calls
     created_s: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -67,6 +74,7 @@ class Ask:
     stop_strings: Sequence[str] = ()
     continues: bool = False  # the answers go on from their prompts
     logprobs: int | None = None  # how many of the most likely tokens are told, besides each chosen one
+    shape: Shape = FREE
 
 
 @dataclass(frozen=True)
@@ -95,13 +103,19 @@ class Service:
         self._lock = threading.Condition()
         self._open: dict[Sample, float] = {}  # since when, by the monotonic clock
         self._generations: set[Generation] = set()
+        self._constraints = Constraints(model.matchers)
         self._usual_s = 1.0  # that an answer takes, as a moving average
         self._refusal: ApiError | None = None
         self.metrics = Metrics(ring, lambda: self.n_open)
 
     # ---- requests
 
-    def chat_prompt(self, messages: Sequence[Message]) -> list[int]:
+    @property
+    def tool_format(self) -> ToolFormat | None:
+        """How the model calls tools, if it does."""
+        return None if self.model.template is None else self.model.template.tool_format
+
+    def chat_prompt(self, messages: Sequence[Message], tools: Sequence[Function] = ()) -> list[int]:
         """The ids of a conversation, up to where the model answers. Raises `ApiError`."""
         if self.model.template is None:
             raise ApiError(
@@ -110,13 +124,15 @@ class Service:
                 param="messages",
                 code="no_chat_template",
             )
-        turns = [{"role": _role(message), "content": message.text} for message in messages]
-        with _refusing("messages"):
-            return self.model.tokenizer.encode(self.model.template.render(turns))
+        if self.tool_format is None and any(message.is_about_tools for message in messages):
+            raise ApiError(400, f"the chat template of {self.model.name} knows no tools", param="messages")
+        with refusing("messages"):
+            turns = [turn_of(message) for message in messages]
+            return self.model.tokenizer.encode(self.model.template.render(turns, [described(tool) for tool in tools]))
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text. Raises `ApiError`."""
-        with _refusing("prompt"):
+        with refusing("prompt"):
             return self.model.tokenizer.encode(text)
 
     def check_model(self, name: str) -> None:
@@ -135,8 +151,13 @@ class Service:
         Raises `ApiError` for a prompt that does not fit, and where there is no room or no ring.
         """
         choices = list(self._choices(ask))
-        generation = Generation(choices, sum(map(len, ask.prompts)), self._ring.cancel, self._forget)
-        self._admit(generation)
+        with contextlib.ExitStack() as unless_admitted:
+            for sample in [choice.sample for choice in choices] if ask.shape.grammar is not None else []:
+                self._constraints.begin(sample, ask.shape)
+                unless_admitted.callback(self._constraints.end, sample)
+            generation = Generation(choices, sum(map(len, ask.prompts)), self._ring.cancel, self._forget)
+            self._admit(generation)
+            unless_admitted.pop_all()
         for sample in generation.samples:
             self._ring.submit(sample)
         return generation
@@ -155,7 +176,9 @@ class Service:
             sample = Sample(
                 next(self._numbers), tuple(prompt), self._params(ask, len(prompt)), generator_for(seed, index)
             )
-            yield Choice(index, sample, self.model.tokenizer, ask.stop_strings, ask.continues)
+            names = {} if ask.shape.tool_format is None else self.model.tag_names
+            stream = TextStream(self.model.tokenizer, continues=ask.continues, names=names)
+            yield Choice(index, sample, stream, ask.stop_strings, ask.shape.call_parser())
 
     def _params(self, ask: Ask, n_prompt: int) -> SamplingParams:
         context = self.model.context
@@ -170,7 +193,7 @@ class Service:
         asked = ask.sampling
         return SamplingParams(
             max_tokens=min(ask.max_tokens or context, context - n_prompt),
-            stops=self.model.stops,
+            stops=self._stops(ask.shape),
             temperature=1.0 if asked.temperature is None else asked.temperature,
             top_k=max(0, asked.top_k or 0),
             top_p=1.0 if asked.top_p is None else asked.top_p,
@@ -182,12 +205,16 @@ class Service:
             logprobs=ask.logprobs,
         )
 
+    def _stops(self, shape: Shape) -> StopSequences:
+        """A constraint allows the tokens that end an answer where it may end; a sequence might end it anywhere."""
+        return tuple(stop for stop in self.model.stops if shape.grammar is None or len(stop) == 1)
+
     def _biased(self, asked: Sampling) -> LogitBias:
         bias = asked.logit_bias or {}
         if any(not token.isdecimal() for token in bias):
             raise ApiError(400, "logit_bias: its keys are token ids", param="logit_bias", code="invalid_value")
         pairs = [(int(token), value) for token, value in bias.items()]
-        with _refusing("logit_bias"):
+        with refusing("logit_bias"):
             check_biased_tokens(pairs, self.model.n_ids)
         return pairs
 
@@ -231,6 +258,7 @@ class Service:
         with self._lock:
             took_s = time.monotonic() - self._open.pop(sample)
             self._usual_s += 0.1 * (took_s - self._usual_s)
+        self._constraints.end(sample)
 
     def _retry_after_s(self, n_waiting: int) -> int:
         """When a slot will be free for one more, if answers take as long as they did."""
@@ -262,17 +290,3 @@ class Service:
             waiting = list(self._generations)
         for generation in waiting:
             generation.fail(error)
-
-
-def _role(message: Message) -> str:
-    """OpenAI's newer models call the system a developer; templates do not."""
-    return "system" if message.role == "developer" else message.role
-
-
-@contextlib.contextmanager
-def _refusing(param: str) -> Iterator[None]:
-    """What a template or a vocabulary refuses is the fault of what was asked."""
-    try:
-        yield
-    except MdiError as exc:
-        raise ApiError(400, str(exc), param=param) from exc

@@ -46,6 +46,9 @@ class Parsed:
     text: str = ""
     calls: tuple[ToolCall, ...] = ()
 
+    def __add__(self, more: "Parsed") -> "Parsed":
+        return Parsed(self.text + more.text, self.calls + more.calls)
+
 
 class CallParser(Protocol):
     """Takes the calls out of a text that grows. A call is told once it is complete: before, it may yet be none.
@@ -65,6 +68,18 @@ class CallParser(Protocol):
 def parser_for(kind: ToolFormat, names: Iterable[str], *, parallel: bool) -> CallParser:
     """`names` are those of the tools; one call ends the answer, unless they may be `parallel`."""
     return _TaggedCalls(names, parallel) if kind == "tagged" else _BareCalls(names, parallel)
+
+
+class NoCalls:
+    """Where there are no tools, all is text."""
+
+    is_over = False
+
+    def push(self, text: str) -> Parsed:
+        return Parsed(text)
+
+    def finish(self) -> Parsed:
+        return Parsed()
 
 
 class _TaggedCalls:

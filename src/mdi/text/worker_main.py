@@ -110,6 +110,7 @@ def _library_tokenizer(folder: Path, stop_ids: tuple[int, ...]) -> Any:
 
 def _describe(folder: Path, payload: bytes) -> Frame:
     _vocabulary.cache_clear()
+    _library_tokenizer.cache_clear()
     vocabulary: Backend = _vocabulary(folder)
     tokens = [vocabulary.token_bytes(token_id) for token_id in range(vocabulary.n_ids)]
     lengths = array("I", map(len, tokens))
