@@ -212,6 +212,20 @@ def _read_directory(file: File) -> dict[str, StoredTensor]:
     return tensors
 
 
+def read_values(path: Path) -> object:
+    """What a file of torch.save holds besides the numbers of its tensors, as `load_pickle` gives it.
+
+    Raises as `TensorFile`.
+    """
+    file = _open(path)
+    try:
+        return load_pickle(_Records(file).read("data.pkl", MAX_DIRECTORY_BYTES))
+    except Damaged as exc:
+        raise CheckpointError(f"{path}: damaged, or not {TORCH.name}: {exc}") from exc
+    except OSError as exc:
+        raise storage_error(path, exc) from exc
+
+
 def _state_dict(value: object) -> dict[str, object]:
     """The named tensors among what litGPT saves.
 

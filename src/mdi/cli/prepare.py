@@ -13,6 +13,7 @@ from mdi.checkpoint.weights import MODEL_FILE, model_file, whole_models
 from mdi.cli.origin import ORIGIN_FILE, Match, Origin, compare_origin, record_origin
 from mdi.cli.prepared import asked_spans, check_chunks, check_given, check_text_files, existing_chunks, is_ready
 from mdi.config.options import PrepareOptions
+from mdi.convert import nanogpt
 from mdi.convert.gguf.convert import import_gguf, suggested_name
 from mdi.convert.gguf.parts import parts_of
 from mdi.convert.hf_configs import resolve_config_name
@@ -93,7 +94,7 @@ def _prepare_folder(options: PrepareOptions) -> Path:
     assert options.model is not None  # `PrepareOptions` has checked that one of the two is given
     path = Path(options.model).expanduser()
     if path.is_file():
-        return _import_gguf(options, path)
+        return (_import_nanogpt if path.suffix in nanogpt.SUFFIXES else _import_gguf)(options, path)
     if (path / CONFIG_FILE).is_file():
         check_given(path, options)
         return path
@@ -185,6 +186,16 @@ def _import_gguf(options: PrepareOptions, source: Path) -> Path:
     if not is_ready(target, origin, options, options.quantize):
         with _made(target, origin, options.quantize) as folder:
             _import_file(source, folder, name, options)
+    return target
+
+
+def _import_nanogpt(options: PrepareOptions, source: Path) -> Path:
+    target = options.ckpt_folder / "local" / (options.model_name or nanogpt.suggested_name(source))
+    origin = Origin(f"nanogpt:{source.resolve()}", [source])
+    if not is_ready(target, origin, options):
+        with _made(target, origin) as folder:
+            nanogpt.import_nanogpt(source, folder, dtype=options.dtype, name=target.name)
+            check_text_files(folder)
     return target
 
 

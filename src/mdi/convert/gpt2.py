@@ -111,7 +111,7 @@ def _renamed(weights: Weights, path: Path) -> Weights:
     stored = {}
     for name in weights:
         try:
-            ours = _our_name(name)
+            ours = our_name(name)
         except KeyError:
             raise CheckpointError(f"{path} holds {ascii(name)[:100]}, which GPT-2 has no place for") from None
         if ours is not None:
@@ -127,7 +127,7 @@ def _renamed(weights: Weights, path: Path) -> Weights:
     return Weights(meta, read)
 
 
-def _our_name(stored: str) -> str | None:
+def our_name(stored: str) -> str | None:
     """litgpt's name for a tensor of transformers'; None for a constant. Raises `KeyError` for any other."""
     if _MASK.fullmatch(stored):
         return None
@@ -147,12 +147,16 @@ def write_model(target: Path, config: Gpt2Config, sources: Sequence[Weights], dt
     """Write the model's tensors, one at a time, from files that hold them under our names.
 
     `dtype` is one of `DTYPES`, None for the stored one; `tied` says whether the head is the embedding.
-    Raises `CheckpointError` for a tensor that is missing, and as `open_weight_file`; `StorageError`.
+    Raises `CheckpointError` for a tensor that is missing or of another shape; `StorageError`.
     """
     where = {name: source for source in sources for name in source}
-    names = [name for name in model_shapes(config) if not (tied and name == "lm_head.weight")]
+    shapes = model_shapes(config)
+    names = [name for name in shapes if not (tied and name == "lm_head.weight")]
     if missing := [name for name in names if name not in where]:
         raise CheckpointError(f"{target.parent}: {len(missing)} of {len(names)} parameters are missing: {missing[0]}")
+    for name in names:
+        if (found := where[name].meta[name].shape) != (shape := shapes[name]):
+            raise CheckpointError(f"{target.parent}: {name} is {tuple(found)}, where this model has {tuple(shape)}")
     stored: dict[str, Stored] = {}
     target.unlink(missing_ok=True)
     with write_errors(target), TensorWriter(target) as writer:

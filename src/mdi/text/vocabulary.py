@@ -125,10 +125,13 @@ class _HuggingFace:
         if self.n_ids > MAX_IDS:
             raise CheckpointError(f"{path}: damaged: token id {self.n_ids - 1}, and no model has so many")
         self._path = path
+        self._characters = _only_characters(self._processor, self._decoding)
         self.prefix = self._post_processor_prefix()
         self.bos_id = self.prefix[0] if len(self.prefix) == 1 else None
 
     def _post_processor_prefix(self) -> tuple[int, ...]:
+        if self._characters is not None:
+            return ()
         encoding = self._processor.encode("a")
         marked = zip(encoding.ids, encoding.special_tokens_mask, strict=True)
         prefix = tuple(token_id for token_id, _ in takewhile(lambda pair: pair[1], marked))
@@ -137,6 +140,8 @@ class _HuggingFace:
         return prefix
 
     def encode(self, text: str) -> list[int]:
+        if self._characters is not None and (unknown := sorted(set(text) - self._characters)):
+            raise CheckpointError(f"{self._path}: this model was trained on other characters: no token for {unknown[0]!r}")
         return list(self._processor.encode(text, add_special_tokens=False).ids)
 
     def token_id(self, token: str) -> int | None:
@@ -177,6 +182,13 @@ def _read_decoding(path: Path, decoder: Any) -> _Decoding:
         replacements=tuple(_replacement(path, s) for s in steps if s["type"] in ("Replace", "Metaspace")),
         drops_leading_space=any(_drops_space(path, step) for step in steps),
     )
+
+
+def _only_characters(processor: "Processor", decoding: _Decoding) -> frozenset[str] | None:
+    """All that a vocabulary of single characters can encode, as others are left out in silence; None for any other."""
+    if decoding != _Decoding() or (tokens := processor.get_vocab()).keys() == set():
+        return None
+    return frozenset(tokens) if all(len(token) == 1 for token in tokens) else None
 
 
 def _flat_steps(step: dict[str, Any]) -> Iterable[dict[str, Any]]:
