@@ -103,7 +103,7 @@ def run_conversion(folder: Path, config: Gpt2Config, dtype: str | None, *, tied:
     total_bytes = sum(path.stat().st_size for path in files)
     with progress_bar(total_bytes, f"converting {folder.name.removesuffix('.partial')}", "B") as advance:
         sources = [_renamed(open_weight_file(path, advance), path) for path in files]
-        write_model(folder / MODEL_FILE, config, sources, dtype, tied=tied)
+        write_model(folder / MODEL_FILE, config, located(config, sources, folder, tied=tied), dtype)
 
 
 def _renamed(weights: Weights, path: Path) -> Weights:
@@ -143,27 +143,33 @@ def _is_turned(name: str) -> bool:
     return name.endswith(".weight") and (".attn." in name or ".mlp." in name)
 
 
-def write_model(target: Path, config: Gpt2Config, sources: Sequence[Weights], dtype: str | None, *, tied: bool) -> None:
-    """Write the model's tensors, one at a time, from files that hold them under our names.
+def write_model(target: Path, config: Gpt2Config, weights: Mapping[str, Weights], dtype: str | None) -> None:
+    """Write the model's tensors, one at a time, from where each of them is found under our name.
 
-    `dtype` is one of `DTYPES`, None for the stored one; `tied` says whether the head is the embedding.
-    Raises `CheckpointError` for a tensor that is missing or of another shape; `StorageError`.
+    `dtype` is one of `DTYPES`, None for the stored one. A head that is not among them is the embedding.
     """
-    where = {name: source for source in sources for name in source}
-    shapes = model_shapes(config)
-    names = [name for name in shapes if not (tied and name == "lm_head.weight")]
-    if missing := [name for name in names if name not in where]:
-        raise CheckpointError(f"{target.parent}: {len(missing)} of {len(names)} parameters are missing: {missing[0]}")
-    for name in names:
-        if (found := where[name].meta[name].shape) != (shape := shapes[name]):
-            raise CheckpointError(f"{target.parent}: {name} is {tuple(found)}, where this model has {tuple(shape)}")
     stored: dict[str, Stored] = {}
     target.unlink(missing_ok=True)
     with write_errors(target), TensorWriter(target) as writer:
-        for name in names:
-            stored[name] = writer.store(_cast(where[name][name], dtype))
+        for name, source in weights.items():
+            stored[name] = writer.store(_cast(source[name], dtype))
         stored.setdefault("lm_head.weight", stored["transformer.wte.weight"])
         writer.finish(stored)
+
+
+def located(config: Gpt2Config, sources: Sequence[Weights], what: Path, *, tied: bool) -> dict[str, Weights]:
+    """In which of `sources` each tensor of the model is, without the head where it is the embedding.
+
+    Raises `CheckpointError`, naming `what` they are, for a tensor that is missing or of another shape.
+    """
+    where = {name: source for source in sources for name in source}
+    shapes = {name: shape for name, shape in model_shapes(config).items() if not (tied and name == "lm_head.weight")}
+    if missing := [name for name in shapes if name not in where]:
+        raise CheckpointError(f"{what}: {len(missing)} of {len(shapes)} parameters are missing: {missing[0]}")
+    for name, shape in shapes.items():
+        if (found := where[name].meta[name].shape) != shape:
+            raise CheckpointError(f"{what}: {name} is {tuple(found)}, where this model has {tuple(shape)}")
+    return {name: where[name] for name in shapes}
 
 
 def _cast(tensor: torch.Tensor, dtype: str | None) -> torch.Tensor:

@@ -17,7 +17,7 @@ from mdi.checkpoint.config import save_config
 from mdi.checkpoint.disk_space import announce_weights
 from mdi.checkpoint.tensor_file import open_weights, read_values
 from mdi.checkpoint.weights import MODEL_FILE
-from mdi.convert.gpt2 import our_name, write_model
+from mdi.convert.gpt2 import located, our_name, write_model
 from mdi.convert.nanogpt_tokenizer import write_tokenizer
 from mdi.documents import Fields
 from mdi.errors import CheckpointError
@@ -67,10 +67,11 @@ def import_nanogpt(source: Path, folder: Path, *, dtype: str | None = None, name
     config = _config_of(source, weights, name or suggested_name(source))
     recipes = _published_recipes(config) if _PUBLISHED in weights else _recipes(config)
     recipes = _checked(recipes, weights, config, source)
+    found = located(config, [_assembled(recipes, weights, config)], source, tied=True)
     stored = next(iter(weights.meta.values())).dtype
     shapes = model_shapes(config)
-    announce_weights(folder, sum(map(torch.Size.numel, shapes.values())), TORCH_DTYPES[dtype] if dtype else stored)
-    write_model(folder / MODEL_FILE, config, [_assembled(recipes, weights, config)], dtype, tied=True)
+    announce_weights(folder, sum(shapes[name].numel() for name in found), TORCH_DTYPES[dtype] if dtype else stored)
+    write_model(folder / MODEL_FILE, config, found, dtype)
     save_config(config, folder)
     write_tokenizer(source, folder, config.vocab_size)
 

@@ -141,7 +141,9 @@ class _HuggingFace:
 
     def encode(self, text: str) -> list[int]:
         if self._characters is not None and (unknown := sorted(set(text) - self._characters)):
-            raise CheckpointError(f"{self._path}: this model was trained on other characters: no token for {unknown[0]!r}")
+            raise CheckpointError(
+                f"{self._path}: this model was trained on other characters: no token for {unknown[0]!r}"
+            )
         return list(self._processor.encode(text, add_special_tokens=False).ids)
 
     def token_id(self, token: str) -> int | None:
