@@ -17,7 +17,7 @@ from mdi.convert.hf_configs import resolve_config_name
 from mdi.convert.huggingface import convert_folder
 from mdi.convert.known_models import HubName, parse_hub_name
 from mdi.convert.random import make_random
-from mdi.errors import CheckpointError
+from mdi.errors import CheckpointError, ConfigError
 from mdi.model.gpt2 import Gpt2Config
 from mdi.model.shapes import model_shapes
 from support.named_weights import write_folder
@@ -146,6 +146,16 @@ def test_a_random_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert weights["transformer.wpe.weight"].shape == (1024, 8)
     assert weights["transformer.wpe.weight"].std() == pytest.approx(0.02, rel=0.1)
     assert (weights["transformer.h.1.norm_2.weight"] == 1).all()
+
+
+def test_a_random_nanogpt_of_another_width_and_context(tmp_path: Path) -> None:
+    make_random("nanoGPT-7", tmp_path, seed=1, dtype="bfloat16", n_embd=12, context_length=40)
+    config = load_config(tmp_path)
+    assert (config.n_layer, config.n_head, config.n_embd, config.block_size) == (7, 6, 12, 40)
+    with pytest.raises(ConfigError, match="--n-embd 13: not a multiple of the 6 heads"):
+        make_random("nanoGPT-9", tmp_path, seed=1, n_embd=13)
+    with pytest.raises(ConfigError, match="are for nanoGPT-7, nanoGPT-9, nanoGPT-12, not for gpt2"):
+        make_random("gpt2", tmp_path, seed=1, n_embd=12)
 
 
 def test_the_hub_knows_it_by_two_names() -> None:

@@ -208,12 +208,21 @@ def _import_file(source: Path, folder: Path, name: str, options: PrepareOptions)
 
 
 def _make_random(options: PrepareOptions, config_name: str) -> Path:
-    target = options.ckpt_folder / "random" / config_name.rpartition("/")[2]
-    place = f"random:{config_name}:{options.seed}"
+    sizes = [str(size) for size in (options.n_embd, options.context_length) if size is not None]
+    name = "-".join([config_name.rpartition("/")[2], *sizes])
+    target = options.ckpt_folder / "random" / name
+    place = ":".join(["random", config_name, str(options.seed), *sizes])
     origin = Origin(place, former_name=f"{place}:{options.dtype}")
     if not is_ready(target, origin, options):
         with _made(target, origin) as folder:
-            make_random(config_name, folder, seed=options.seed, dtype=options.dtype)
+            make_random(
+                config_name,
+                folder,
+                seed=options.seed,
+                dtype=options.dtype,
+                n_embd=options.n_embd,
+                context_length=options.context_length,
+            )
     return target
 
 

@@ -301,6 +301,8 @@ class PrepareOptions:
     model: str | None = None
     quiet: bool = False
     random: str | None = None
+    n_embd: int | None = None
+    context_length: int | None = None
     ckpt_folder: Path = CHECKPOINTS_DIR
     model_name: str | None = None
     n_nodes: int | None = None
@@ -329,6 +331,11 @@ class PrepareOptions:
                 raise ConfigError("--n-nodes and --nodes-config both say how many nodes there are: give one of them")
         if self.split != "auto" and self.n_nodes is None and self.nodes_config is None:
             raise ConfigError("--split needs --n-nodes or --nodes-config, which say how many nodes there are")
+        for flag, value in (("--n-embd", self.n_embd), ("--context-length", self.context_length)):
+            if value is not None:
+                _at_least(flag, value, 1)
+                if self.random is None:
+                    raise ConfigError(f"{flag} is for --random nanoGPT-7, nanoGPT-9 or nanoGPT-12")
         check_dtype(self.dtype)
         _check_quantize(self.quantize)
         if self.chunks_only and self.n_nodes is None and self.nodes_config is None:

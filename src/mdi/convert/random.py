@@ -18,6 +18,7 @@ from mdi.convert import gpt2
 from mdi.convert.hf_configs import config_by_name
 from mdi.errors import ConfigError
 from mdi.files import write_text
+from mdi.model.gpt2 import gpt2_config
 from mdi.model.litgpt_modules import Config
 from mdi.model.shapes import model_shapes
 from mdi.model.tensors import TORCH_DTYPES, dtype_name, mapped_empty
@@ -41,22 +42,40 @@ NANO_LLAMA = Config(
     mlp_class_name="LLaMAMLP",
 )
 
+# The toys of the published measurements, whose context and width varied: layers by name.
+NANOGPT_LAYERS = {"nanoGPT-7": 7, "nanoGPT-9": 9, "nanoGPT-12": 12}
+_NANOGPT_HEADS = 6
+_NANOGPT_TOKENS = 10_000  # the largest vocabulary of byte pairs that was trained for them
+
 _STD = 0.02
 _PIECE = 1 << 20  # values drawn at a time: bounds the float32 scratch; part of what a seed means
 _BOS_ID = 256
 
 
-def make_random(config_name: str, folder: Path, *, seed: int, dtype: str | None = None) -> None:
+def make_random(
+    config_name: str,
+    folder: Path,
+    *,
+    seed: int,
+    dtype: str | None = None,
+    n_embd: int | None = None,
+    context_length: int | None = None,
+) -> None:
     """Write a random model of the shape `config_name` into the existing `folder`.
 
-    `config_name` is a litgpt name, `NanoLlama`, or one of the sizes of GPT-2; `dtype` one of `DTYPES`, None is
-    bfloat16. Matrices are N(0, 0.02), norms the identity, biases zero. There is no stop token, so every sample runs to
-    its full length.
+    Matrices are N(0, 0.02), norms the identity, biases zero. There is no stop token, so every sample runs to its full
+    length.
+
+    Args:
+        config_name: a litgpt name, `NanoLlama`, one of the sizes of GPT-2, or one of `NANOGPT_LAYERS`.
+        dtype: one of `DTYPES`; None is bfloat16.
+        n_embd, context_length: width and positions of a nanoGPT, where they are not the usual ones.
+
     Raises `ConfigError` for unknown names, `StorageError` where `folder` cannot be written.
     """
     if dtype is not None and dtype not in TORCH_DTYPES:
         raise ConfigError(f"unknown dtype {dtype!r}: use one of {', '.join(TORCH_DTYPES)}")
-    config = _config_of(config_name)
+    config = _config_of(config_name, n_embd, context_length)
     if config.padded_vocab_size <= _BOS_ID:
         raise ConfigError(f"{config_name} has {config.padded_vocab_size} tokens; bytes and BOS need {_BOS_ID + 1}")
     target = folder / MODEL_FILE
@@ -70,13 +89,32 @@ def make_random(config_name: str, folder: Path, *, seed: int, dtype: str | None 
     write_byte_tokenizer(folder, config.padded_vocab_size)
 
 
-def _config_of(name: str) -> Config:
+def _config_of(name: str, n_embd: int | None, context_length: int | None) -> Config:
     """The shape that `--random` names."""
+    if name in NANOGPT_LAYERS:
+        return _nanogpt(name, n_embd or 384, context_length or 256)
+    if (n_embd, context_length) != (None, None):
+        raise ConfigError(f"--n-embd and --context-length are for {', '.join(NANOGPT_LAYERS)}, not for {name}")
     if name == NANO_LLAMA.name:
         return NANO_LLAMA
     if (own := name.rpartition("/")[2]) in gpt2.SIZES:
         return gpt2.published_config(own)
-    return config_by_name(name, flag="--random", others=[NANO_LLAMA.name, *gpt2.SIZES])
+    return config_by_name(name, flag="--random", others=[NANO_LLAMA.name, *gpt2.SIZES, *NANOGPT_LAYERS])
+
+
+def _nanogpt(name: str, n_embd: int, context_length: int) -> Config:
+    try:
+        return gpt2_config(
+            name,
+            n_layer=NANOGPT_LAYERS[name],
+            n_head=_NANOGPT_HEADS,
+            n_embd=n_embd,
+            block_size=context_length,
+            vocab_size=_NANOGPT_TOKENS,
+            gelu_approximate="none",
+        )
+    except (AssertionError, ValueError) as exc:
+        raise ConfigError(f"--n-embd {n_embd}: not a multiple of the {_NANOGPT_HEADS} heads") from exc
 
 
 def _write_weights(target: Path, config: Config, seed: int, dtype: torch.dtype) -> None:

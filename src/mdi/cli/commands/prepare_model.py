@@ -18,10 +18,13 @@ def build_parser() -> Parser:
         "model",
         nargs="?",
         metavar="MODEL",
-        help="org/name or a short name on the Hugging Face hub, org/name:Q4_K_M, a folder, or a .gguf file",
+        help="org/name or a short name on the hub, org/name:Q4_K_M, a folder, a .gguf file, or a .pt file of nanoGPT",
     )
     option("-q", "--quiet", action="store_true", help="say nothing on stderr but errors")
-    option("--random", metavar="CONFIG", help="make a random model of this litGPT shape, or NanoLlama, instead")
+    shapes = "NanoLlama, gpt2, gpt2-medium, gpt2-large, gpt2-xl, nanoGPT-7, nanoGPT-9 or nanoGPT-12"
+    option("--random", metavar="CONFIG", help=f"make a random model of this litGPT shape instead, or {shapes}")
+    option("--n-embd", type=int, metavar="N", help="width of a random nanoGPT (default: 384)")
+    option("--context-length", type=int, metavar="N", help="positions of a random nanoGPT (default: 256)")
     option("--ckpt-folder", type=Path, metavar="DIR", help="where the models are kept")
     option("--model-name", metavar="NAME", help="the litGPT configuration to use (default: by the model's name)")
     option("--n-nodes", type=int, metavar="N", help="split the model over N nodes")
