@@ -23,7 +23,7 @@ from mdi.documents import Fields
 from mdi.errors import CheckpointError
 from mdi.model.gpt2 import Gpt2Config, gpt2_config
 from mdi.model.shapes import model_shapes
-from mdi.model.tensors import TORCH_DTYPES
+from mdi.model.tensors import TORCH_DTYPES, dtype_name
 from mdi.model.weights import Weights
 from mdi.strings import one_line
 
@@ -68,9 +68,10 @@ def import_nanogpt(source: Path, folder: Path, *, dtype: str | None = None, name
     recipes = _published_recipes(config) if _PUBLISHED in weights else _recipes(config)
     recipes = _checked(recipes, weights, config, source)
     found = located(config, [_assembled(recipes, weights, config)], source, tied=True)
-    stored = next(iter(weights.meta.values())).dtype
+    torch_dtype = TORCH_DTYPES[dtype] if dtype else next(iter(weights.meta.values())).dtype
     shapes = model_shapes(config)
-    announce_weights(folder, sum(shapes[name].numel() for name in found), TORCH_DTYPES[dtype] if dtype else stored)
+    n_parameters = sum(shapes[name].numel() for name in found)
+    announce_weights(folder, n_parameters * torch_dtype.itemsize, dtype_name(torch_dtype))
     write_model(folder / MODEL_FILE, config, found, dtype)
     save_config(config, folder)
     write_tokenizer(source, folder, config.vocab_size)
