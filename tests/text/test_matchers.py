@@ -11,6 +11,7 @@ import pytest
 from mdi.errors import ConfigError, GrammarError
 from mdi.text.grammars import MAX_SCHEMA_BYTES, calls_grammar, schema_grammar, text_or_calls_grammar
 from mdi.text.matchers import Matchers
+from mdi.text.matching import MatchLimits
 from mdi.text.tokenizer import Tokenizer, load_tokenizer
 from mdi.text.tool_calls import Tool, parser_for
 from mdi.text.worker_process import TextWorker
@@ -126,10 +127,14 @@ def follows(model: Model, grammar: str, text: str) -> bool:
         ("tagged", 'I look: <tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call>', True),
         ("tagged", 'I look: <tool_call>\n{"name": "weather", "arguments": {"city": "Bonn"}}\n</tool_call>', False),
         ("tagged", 'I look: <tool_call>\n{"name": "other", "arguments": {}}\n</tool_call>', False),
+        ("tagged", 'I look: <tool_call>{"name": "other", "arguments": {}}</tool_call>', False),
+        ("tagged", "I <look> at the <tool", True),
         ("bare", "Just {text}.", True),
         ("bare", '{"name": "now", "parameters": {}}', True),
         ("bare", '{"name": "now", "parameters": {"a": 1}}', False),
         ("bare", ' {"name": "now", "parameters": {"a": 1}}', False),
+        ("bare", '<|python_tag|>{"name": "now", "parameters": {"a": 1}}', False),
+        ("bare", "<now>", True),
     ],
 )
 def test_what_begins_as_a_call_in_a_text_becomes_one(kind: Any, text: str, is_allowed: bool, byte_level: Model) -> None:
@@ -173,6 +178,14 @@ def test_a_schema_that_is_refused_is_one_line(case: str, byte_level: Model) -> N
     with pytest.raises(GrammarError) as caught:
         byte_level.matchers.begin(schema_grammar(REFUSED[case]))
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 2100
+
+
+def test_a_schema_that_takes_too_long_is_refused_and_harms_nobody(byte_level: Model) -> None:
+    many = {"type": "object", "properties": {f"property {i}": {"type": "string"} for i in range(2000)}}
+    quick = Matchers(byte_level.folder, byte_level.tokenizer, [byte_level.stop], byte_level.worker, MatchLimits(0.01))
+    with pytest.raises(GrammarError, match=r"takes more than 0\.01 s"):
+        quick.begin(schema_grammar(many))
+    assert is_person(random_text(byte_level, schema_grammar(PERSON), 1))
 
 
 def test_a_schema_that_is_too_long_is_refused_before_it_is_sent() -> None:

@@ -83,7 +83,8 @@ class Choice:
 
     def _ending_of(self, reason: FinishReason | None) -> Ending | None:
         if reason == "abort":
-            raise failed(self.sample.failure or "the server ends")
+            failure = self.sample.failure
+            raise failed(f"the form that was asked for cannot be kept: {failure}" if failure else "the server ends")
         return reason
 
 

@@ -24,12 +24,12 @@ _TAGGED_CALLS_IN_TEXT = """\
 start: call* text
 text: ANYTHING
 ANYTHING: /(.|\\n)*/
-call: head body "\\n</tool_call>"
-head[lazy]: /(.|\\n)*<tool_call>\\n/
+call: head "\\n" body "\\n</tool_call>"
+head[lazy]: /(.|\\n)*<tool_call>/
 """
 _BARE_CALL_OR_TEXT = """\
 start: NO_CALL | body
-NO_CALL: /(\\s*[^\\s{](.|\\n)*)?/
+NO_CALL: /(\\s*([^\\s{<]|<[^|])(.|\\n)*)?/
 """
 
 

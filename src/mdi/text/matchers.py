@@ -5,12 +5,13 @@ import socket
 import time
 from array import array
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from mdi.errors import ConfigError, GrammarError
 from mdi.strings import one_line
 from mdi.text.frames import MAX_ERROR_CHARS, Frame, FrameError, receive_frame, send_frame
-from mdi.text.matching import LIMITS, mask_bytes
+from mdi.text.matching import MatchLimits, mask_bytes
 from mdi.text.tokenizer import Tokenizer
 from mdi.text.vocabulary import find_vocabulary
 from mdi.text.worker_process import Request, TextWorker
@@ -24,13 +25,13 @@ class Matcher:
     The process at the other end computes the next mask as soon as it has a token, while the token goes round the ring.
     """
 
-    def __init__(self, channel: socket.socket, n_ids: int) -> None:
-        self._channel, self._mask_bytes = channel, mask_bytes(n_ids)
+    def __init__(self, channel: socket.socket, n_ids: int, limits: MatchLimits) -> None:
+        self._channel, self._mask_bytes, self._limits = channel, mask_bytes(n_ids), limits
 
     def begin(self, grammar: str, memory_bytes: int) -> None:
         """Have the grammar read. Raises `GrammarError` where it is refused."""
-        self._send(Frame({"memory_bytes": memory_bytes}, grammar.encode()))
-        self._first: bytes | None = self._receive(LIMITS.compile_s)
+        self._send(Frame({"memory_bytes": memory_bytes, "limits": asdict(self._limits)}, grammar.encode()))
+        self._first: bytes | None = self._receive(self._limits.read_s)
 
     def mask(self) -> bytes:
         """A bit for each token id, the lowest first: whether it may follow. To be asked for once before each token.
@@ -38,7 +39,7 @@ class Matcher:
         Raises `GrammarError` where none may, or the process has ended.
         """
         first, self._first = self._first, None
-        return self._receive(LIMITS.step_s) if first is None else first
+        return self._receive(self._limits.step_s) if first is None else first
 
     def accept(self, token: int) -> None:
         """The token that follows was chosen."""
@@ -69,9 +70,17 @@ class Matcher:
 class Matchers:
     """Makes a matcher of a model's vocabulary for each constrained answer."""
 
-    def __init__(self, folder: Path, tokenizer: Tokenizer, stop_ids: Sequence[int], worker: TextWorker) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        tokenizer: Tokenizer,
+        stop_ids: Sequence[int],
+        worker: TextWorker,
+        limits: MatchLimits | None = None,
+    ) -> None:
         """`stop_ids` are the tokens that end an answer."""
         self._folder, self._worker, self._n_ids = folder, worker, tokenizer.n_ids
+        self._limits = limits or MatchLimits()
         self._path = find_vocabulary(folder)
         self._stop_ids = [token_id for token_id in stop_ids if 0 <= token_id < tokenizer.n_ids]
 
@@ -86,7 +95,7 @@ class Matchers:
         vocabulary_bytes = self._path.stat().st_size
         memory_bytes = self._worker.memory_bytes(vocabulary_bytes, len(grammar))
         channel, theirs = socket.socketpair()
-        matcher = Matcher(channel, self._n_ids)
+        matcher = Matcher(channel, self._n_ids, self._limits)
         try:
             with theirs:
                 self._worker.ask(self._request(theirs, vocabulary_bytes), lambda answer: None)

@@ -26,14 +26,11 @@ _LINE_BREAK = "\n"  # put before a text, so that its first word gets no space of
 class MatchLimits:
     """What a grammar may take. The library's own bounds end a step after some 20 ms, and these where it does not."""
 
-    compile_s: float = 10.0
+    read_s: float = 10.0
     step_s: float = 3.0
     max_items: int = 20_000  # of the parser, in one step
     max_lexer_states: int = 50_000  # of some 2 KB each
     max_lexer_fuel: int = 100_000  # in one step: 7 ms
-
-
-LIMITS = MatchLimits()
 
 
 def mask_bytes(n_ids: int) -> int:
@@ -92,25 +89,25 @@ def serve_matches(channel: socket.socket, tokenizer: "LLTokenizer") -> None:
     Ends with the other end of the channel. A grammar or a token that is refused is answered with an error.
     """
     request = receive_frame(channel, MAX_SCHEMA_BYTES)
-    memory_bytes = request.header["memory_bytes"]
-    with limits(LIMITS.compile_s, memory_bytes):
-        matcher = _matcher(tokenizer, request.payload.decode("utf-8"))
+    memory_bytes, allowed = request.header["memory_bytes"], MatchLimits(**request.header["limits"])
+    with limits(allowed.read_s, memory_bytes):
+        matcher = _matcher(tokenizer, request.payload.decode("utf-8"), allowed)
     while True:
-        with limits(LIMITS.step_s, memory_bytes):
+        with limits(allowed.step_s, memory_bytes):
             answer = _answer(matcher, mask_bytes(tokenizer.vocab_size))
         send_frame(channel, answer)
         token: int = receive_frame(channel, 0).header["token"]
-        with limits(LIMITS.step_s, memory_bytes):
+        with limits(allowed.step_s, memory_bytes):
             matcher.consume_token(token)
 
 
-def _matcher(tokenizer: "LLTokenizer", grammar: str) -> "LLMatcher":
+def _matcher(tokenizer: "LLTokenizer", grammar: str, allowed: MatchLimits) -> "LLMatcher":
     from llguidance import LLMatcher, LLParserLimits
 
     library_limits = LLParserLimits(
-        step_lexer_fuel=LIMITS.max_lexer_fuel,
-        step_max_items=LIMITS.max_items,
-        max_lexer_states=LIMITS.max_lexer_states,
+        step_lexer_fuel=allowed.max_lexer_fuel,
+        step_max_items=allowed.max_items,
+        max_lexer_states=allowed.max_lexer_states,
         verbose_errors=False,
     )
     return LLMatcher(tokenizer, grammar, log_level=0, limits=library_limits)
