@@ -224,7 +224,7 @@ def test_without_the_library_the_request_is_refused_and_told_what_to_install(
     service._constraints = constraints.Constraints(Missing())
     status, _, body = call(server_of(), "POST", "/v1/chat/completions", CHAT | {"response_format": SCHEMA})
     assert status == 400 and body["error"]["param"] == "response_format"
-    assert "pip install 'mdi-llm[structured]'" in body["error"]["message"]
+    assert "pip install llguidance" in body["error"]["message"]
     assert service.n_open == 0
 
 

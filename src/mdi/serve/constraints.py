@@ -48,5 +48,5 @@ def _matcher(matchers: Matchers, grammar: str, param: str) -> Matcher:
         with refusing(param):
             return matchers.begin(grammar)
     except ModuleNotFoundError as exc:  # an optional one
-        message = f"{param} needs {exc.name}, which the server lacks: pip install 'mdi-llm[structured]'"
+        message = f"{param} needs {exc.name}, which the server lacks: pip install {exc.name}"
         raise ApiError(400, message, param=param, code="unsupported_parameter") from exc
