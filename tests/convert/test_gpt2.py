@@ -1,6 +1,7 @@
 """GPT-2 in the forms that people have, and what its configuration becomes."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from mdi.checkpoint.config import config_from_dict, load_config
 from mdi.checkpoint.tensor_file import open_weights
+from mdi.convert.gguf.convert import import_gguf
 from mdi.convert.gpt2 import SIZES, published_config
 from mdi.convert.hf_configs import resolve_config_name
 from mdi.convert.huggingface import convert_folder
@@ -20,6 +22,7 @@ from mdi.convert.random import make_random
 from mdi.errors import CheckpointError, ConfigError
 from mdi.model.gpt2 import Gpt2Config
 from mdi.model.shapes import model_shapes
+from support.gguf_files import N_TOKENS, byte_level_tokenizer, write_gguf
 from support.named_weights import write_folder
 
 N_LAYER, WIDTH, VOCABULARY, CONTEXT = 2, 16, 30, 20
@@ -118,6 +121,52 @@ def test_weights_that_do_not_fit(folder: Path, change: Callable[[Tensors], Tenso
     changed(folder, change)
     with pytest.raises(CheckpointError, match=text):
         converted(folder)
+
+
+GGUF_NAMES = {
+    "wte": "token_embd",
+    "wpe": "position_embd",
+    "ln_f": "output_norm",
+    "ln_1": "attn_norm",
+    "ln_2": "ffn_norm",
+}
+GGUF_NAMES |= {"attn.c_attn": "attn_qkv", "attn.c_proj": "attn_output", "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down"}
+
+
+def write_gpt2_gguf(path: Path, stored: Tensors, **changes: Any) -> Path:
+    """The GGUF file that llama.cpp's converter makes of the tensors that transformers writes."""
+    tensors = {}
+    for name, tensor in stored.items():
+        *block, module, kind = re.fullmatch(r"(?:h\.(\d+)\.)?(.+)\.(\w+)", name).groups()  # type: ignore[union-attr]
+        prefix = "" if block == [None] else f"blk.{block[0]}."
+        is_linear = module.startswith(("attn", "mlp")) and kind == "weight"
+        tensors[f"{prefix}{GGUF_NAMES[module]}.{kind}"] = (tensor.T if is_linear else tensor).numpy()
+    values = {"block_count": N_LAYER, "embedding_length": WIDTH, "context_length": CONTEXT, "feed_forward_length": 64}
+    values |= {"attention.head_count": 2, "attention.layer_norm_epsilon": 1e-5} | changes
+    return write_gguf(path, "gpt2", {f"gpt2.{k}": v for k, v in values.items()} | byte_level_tokenizer(), tensors)
+
+
+def gguf_folder(tmp_path: Path, **changes: Any) -> tuple[Path, Path]:
+    """A folder in Hugging Face format, and a GGUF file of the same model."""
+    shapes = stored_shapes() | {"wte.weight": (N_TOKENS, WIDTH)}
+    folder = write_folder(tmp_path / "tiny", CONFIG | {"vocab_size": N_TOKENS}, shapes)
+    return folder, write_gpt2_gguf(tmp_path / "tiny.gguf", load_file(folder / "model.safetensors"), **changes)
+
+
+def test_a_gguf_file_is_the_same_model(tmp_path: Path) -> None:
+    folder, file = gguf_folder(tmp_path)
+    (target := tmp_path / "imported").mkdir()
+    import_gguf(file, target)
+    expected, found = converted(folder), open_weights(target / "lit_model.pth")
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
+    assert load_config(target) == replace(load_config(folder), name=load_config(target).name)
+
+
+def test_a_gguf_file_whose_positions_do_not_fit(tmp_path: Path) -> None:
+    _, file = gguf_folder(tmp_path, context_length=CONTEXT + 1)
+    with pytest.raises(CheckpointError, match=r"position_embd.weight has the shape \[20, 16\], expected \[21, 16\]"):
+        import_gguf(file, tmp_path)
 
 
 def test_numbers_that_are_missing_are_those_of_the_smallest(folder: Path) -> None:

@@ -14,6 +14,7 @@ from litgpt.model import build_rope_cache
 
 from mdi.convert.gguf.file import GgufFile, Metadata
 from mdi.errors import CheckpointError
+from mdi.model.gpt2 import Gpt2Config, gpt2_config
 from mdi.model.rotary import KIND, Yarn, scaling_of
 
 MAX_CONTEXT = 2**24
@@ -28,6 +29,7 @@ class Architecture:
     gemma: bool = False  # norms stored with 1 added; scaled embeddings; GELU
     norm_qk: bool = False
     post_norms: bool = False
+    learned_positions: bool = False  # and with them all that is particular to GPT-2
     window: int = 0  # sliding window and its period, where the metadata leave them out
     period: int = 0
     n_layer_27b: int = 0  # the one size whose attention scale is n_embd / n_head, not the head size
@@ -35,6 +37,7 @@ class Architecture:
 
 ARCHITECTURES = {
     "llama": Architecture(permuted=True),
+    "gpt2": Architecture(learned_positions=True),
     "qwen2": Architecture(),
     "qwen3": Architecture(norm_qk=True),
     "qwen3moe": Architecture(norm_qk=True),
@@ -111,7 +114,10 @@ def build_config(file: GgufFile, n_tokens: int, name: str | None = None) -> Conf
     keys = _Keys(file)
     architecture = ARCHITECTURES[keys.name]
     _refuse_foreign_arithmetic(keys)
+    if architecture.learned_positions:
+        return _gpt2(keys, n_tokens, name)
     fields = _sizes(keys, n_tokens) | _mlp(keys, architecture)
+    fields["norm_eps"] = keys.number("attention.layer_norm_rms_epsilon")
     fields |= _rotary(keys, fields["head_size"])
     fields |= _attention(keys, architecture, fields)
     try:
@@ -177,8 +183,17 @@ def _sizes(keys: _Keys, n_tokens: int) -> dict[str, Any]:
         "n_head": n_head,
         "n_query_groups": n_query_groups,
         "head_size": head_size,
-        "norm_eps": keys.number("attention.layer_norm_rms_epsilon"),
     }
+
+
+def _gpt2(keys: _Keys, n_tokens: int, name: str | None) -> Gpt2Config:
+    """llama.cpp computes GELU by tanh, as GPT-2 was trained with."""
+    fields = _sizes(keys, n_tokens) | {"intermediate_size": keys.positive("feed_forward_length")}
+    label = config_name(keys.file.metadata, name, gemma=False)
+    try:
+        return gpt2_config(label, norm_eps=keys.number("attention.layer_norm_epsilon"), **fields)
+    except (AssertionError, ValueError) as exc:
+        raise keys.error(f"its metadata contradict each other: {exc}") from exc
 
 
 def _mlp(keys: _Keys, architecture: Architecture) -> dict[str, Any]:

@@ -36,7 +36,13 @@ BLOCK_ELEMENTS = 2**22  # dequantized at a time: 16 MiB as float32
 _QUANTIZATION_SUFFIX = re.compile(r"[.-](I?Q\d\w*|TQ\d\w*|MXFP4\w*|F16|F32|BF16|FP16|FP32)$", re.IGNORECASE)
 
 _EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
-_TOP = {"transformer.wte.weight": _EMBEDDING, "transformer.ln_f.weight": "output_norm.weight", "lm_head.weight": _HEAD}
+_TOP = {
+    "transformer.wte.weight": _EMBEDDING,
+    "transformer.wpe.weight": "position_embd.weight",
+    "transformer.ln_f.weight": "output_norm.weight",
+    "transformer.ln_f.bias": "output_norm.bias",
+    "lm_head.weight": _HEAD,
+}
 _IN_BLOCK = {
     "norm_1.weight": "attn_norm.weight",
     "post_attention_norm.weight": "post_attention_norm.weight",
@@ -49,6 +55,18 @@ _IN_BLOCK = {
     "mlp.fc_1.weight": "ffn_gate.weight",
     "mlp.fc_2.weight": "ffn_up.weight",
     "mlp.proj.weight": "ffn_down.weight",
+}
+_IN_GPT2_BLOCK = {
+    f"{ours}.{kind}": f"{theirs}.{kind}"
+    for ours, theirs in {
+        "norm_1": "attn_norm",
+        "attn.qkv": "attn_qkv",
+        "attn.proj": "attn_output",
+        "norm_2": "ffn_norm",
+        "mlp.fc": "ffn_up",
+        "mlp.proj": "ffn_down",
+    }.items()
+    for kind in ("weight", "bias")
 }
 _IN_EXPERT = {
     "fc_1.weight": "ffn_gate_exps.weight",
@@ -167,7 +185,9 @@ def _parts(
         return
     block, in_block = name.removeprefix("transformer.h.").split(".", 1)
     prefix = f"blk.{block}."
-    if in_block.startswith("attn.qkv."):
+    if architecture.learned_positions:
+        yield _whole(file, prefix + _IN_GPT2_BLOCK[in_block], shape)
+    elif in_block.startswith("attn.qkv."):
         yield from _qkv_parts(file, config, architecture, prefix, in_block.rsplit(".", 1)[-1])
     elif in_block.startswith("mlp.experts."):
         expert, matrix = in_block.removeprefix("mlp.experts.").split(".", 1)
