@@ -13,6 +13,7 @@ import psutil
 
 _PATIENCE_S = 30.0  # of threads and children that are about to end; only a test that fails waits this long
 _LIBRARY_THREADS = ("tqdm", "pymonitor")  # live as long as the process
+_BROWSERS = ("chrom", "google-chrome")  # one for all tests, which starts helpers when it needs them
 
 
 def own_threads() -> set[threading.Thread]:
@@ -22,7 +23,14 @@ def own_threads() -> set[threading.Thread]:
 
 def _children() -> set[psutil.Process]:
     """Of this process alone: other workers' children are not among them."""
-    return set(psutil.Process().children(recursive=True))
+    return {child for child in psutil.Process().children(recursive=True) if not _is_browser(child)}
+
+
+def _is_browser(process: psutil.Process) -> bool:
+    try:
+        return process.name().startswith(_BROWSERS)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _sockets() -> set[str]:

@@ -62,22 +62,23 @@ def ring() -> Ring:
 
 
 @pytest.fixture
-def open_page(chromium: Any, ring: Ring, server_of: Callable[..., UserServer]) -> Iterator[Callable[..., Any]]:
-    """Opens the page of a server with some keys. At the end of the test, none has violated its policy or failed."""
+def open_url(chromium: Any) -> Iterator[Callable[..., Any]]:
+    """Opens a page. At the end of the test, none has violated its policy or failed."""
     contexts, pages, failures = [], [], []
 
-    def opened(*keys: str, size: str = "laptop", **options: Any) -> Any:
+    def opened(url: str, size: str = "laptop", ring: Ring | None = None, **options: Any) -> Any:
         width, height = SIZES[size]
         context = chromium.new_context(
             viewport={"width": width, "height": height}, has_touch=size == "phone", is_mobile=size == "phone", **options
         )
         contexts.append(context)
         context.add_init_script(_WATCH)
-        context.route(RING_EVENTS, ring.answer)
+        if ring is not None:
+            context.route(RING_EVENTS, ring.answer)
         page = context.new_page()
         page.on("pageerror", lambda error: failures.append(f"{error.name}: {error.message}"))
         page.on("dialog", lambda dialog: (failures.append(f"a dialog: {dialog.message}"), dialog.dismiss()))
-        page.goto(f"http://127.0.0.1:{server_of(*keys).port}/")
+        page.goto(url)
         pages.append(page)
         return page
 
@@ -86,3 +87,9 @@ def open_page(chromium: Any, ring: Ring, server_of: Callable[..., UserServer]) -
     for context in contexts:
         context.close()
     assert (violations, failures) == ([], [])
+
+
+@pytest.fixture
+def open_page(server_of: Callable[..., UserServer], open_url: Callable[..., Any], ring: Ring) -> Callable[..., Any]:
+    """Opens the page of a server with some keys, which tells of `ring`."""
+    return lambda *keys, **options: open_url(f"http://127.0.0.1:{server_of(*keys).port}/", ring=ring, **options)

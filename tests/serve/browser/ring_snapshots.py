@@ -3,18 +3,19 @@
 from typing import Any
 
 GB = 10**9
+SHARES = ("compute", "transfer", "idle")
 
 
-def node(rank: int, **changes: Any) -> dict[str, Any]:
+def node(place: int, **changes: Any) -> dict[str, Any]:
     """One of three nodes at work."""
     values = {
-        "name": "starter" if rank == 0 else f"secondary {rank - 1}",
-        "rank": rank,
-        "role": "starter" if rank == 0 else "secondary",
-        "address": f"192.168.1.{20 + rank}:8088",
+        "name": "starter" if place == 0 else f"secondary {place - 1}",
+        "rank": place,
+        "role": "starter" if place == 0 else "secondary",
+        "address": f"192.168.1.{20 + place}:8088",
         "state": "running",
         "missing_s": None,
-        "layers": [10 * rank, 10 * (rank + 1)],
+        "layers": [10 * place, 10 * (place + 1)],
         "device": "cpu",
         "dtype": "float32",
         "weights": "none",
@@ -35,6 +36,7 @@ def sample(**changes: Any) -> dict[str, Any]:
     """A request whose answer is under way."""
     values = {
         "id": "chatcmpl-1",
+        "index": 0,
         "slot": 0,
         "phase": "generating",
         "n_prompt": 20,
@@ -60,7 +62,7 @@ def snapshot(**changes: Any) -> dict[str, Any]:
         "queue": {"waiting": 0, "limit": 64},
         "tokens_per_s": 41.2,
         "messages": [{"rows": 3, "prompt_rows": 0, "age_s": 0.01, "expected_s": 0.04}],
-        "nodes": [node(rank) for rank in range(3)],
+        "nodes": [node(place) for place in range(3)],
         "samples": [sample()],
     }
     return values | changes
@@ -68,5 +70,6 @@ def snapshot(**changes: Any) -> dict[str, Any]:
 
 def without_secondary_0(missing_s: float) -> dict[str, Any]:
     """The same, while the ring waits for a node."""
-    lost = node(1, state="missing", missing_s=missing_s, compute=None, transfer=None, idle=None, rows_per_s=0.0)
+    unknown = ("memory_bytes", "peak_memory_bytes", "free_memory_bytes", "queue", "rows_per_s", *SHARES)
+    lost = node(1, state="missing", missing_s=missing_s, **dict.fromkeys(unknown))
     return snapshot(state="recovering", state_s=missing_s, nodes=[node(0), lost, node(2)], tokens_per_s=0.0)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from .conftest import SIZES, Ring
-from .ring_snapshots import node, sample, snapshot, without_secondary_0
+from .ring_snapshots import SHARES, node, sample, snapshot, without_secondary_0
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="see requirements-browser.txt")
 
@@ -48,16 +48,32 @@ def test_a_node_that_is_lost_turns_red_and_green_again(page: Any, ring: Ring) ->
     ring.snapshot = without_secondary_0(3.2)
     expect(card).to_have_class("card lost")
     expect(card).to_contain_text("lost 3.2 s ago")
+    expect(card).to_contain_text("memory not known")
     expect(disc).to_contain_text("lost")
     expect(page.locator("#ring > header .ring-state")).to_have_text("recovering for 3.2 s")
     expect(page.locator(".links .broken")).to_have_count(2)
     expect(page.locator(".messages circle")).to_have_count(0)
     expect(page.locator("#announcements p").last).to_have_text("secondary 0 of the ring is lost.")
+    ring.snapshot = snapshot(state="recovering", nodes=[node(0), node(1, state="loading"), node(2)])
+    expect(card).to_have_class("card waiting")
     ring.snapshot = snapshot(recoveries=1)
     expect(card).to_have_class("card running")
     expect(page.locator(".links .broken")).to_have_count(0)
     expect(page.locator("#announcements p").last).to_have_text("secondary 0 of the ring is back.")
     expect(page.locator("#ring")).to_contain_text("recovered once")
+
+
+def test_a_ring_that_goes_on_without_a_node_says_so(page: Any, ring: Ring) -> None:
+    lost = node(1, rank=None, layers=None, state="missing", missing_s=72.4)
+    ring.snapshot = snapshot(nodes=[node(0), node(2, rank=1), lost])
+    pill, card = page.locator("#ring > header .ring-state"), page.locator(".card").last
+    expect(pill).to_have_text("ready, 1 node left out")
+    expect(card).to_contain_text("secondary 0")
+    expect(card).to_contain_text("lost 72 s ago")
+    expect(page.locator(".links .broken")).to_have_count(0)
+    expect(page.locator(".links .bypass")).to_have_count(2)
+    ring.snapshot = snapshot(nodes=[node(0), node(2, rank=1), lost | {"state": "idle", "missing_s": None}])
+    expect(card).to_contain_text("idle, left out")
 
 
 def test_messages_move_unless_motion_is_unwanted(page: Any, ring: Ring) -> None:
@@ -86,15 +102,8 @@ def test_requests_have_their_progress(page: Any, ring: Ring) -> None:
 
 
 def test_what_is_not_known_is_not_shown_as_a_number(page: Any, ring: Ring) -> None:
-    unknown = {
-        "layers": None,
-        "compute": None,
-        "transfer": None,
-        "idle": None,
-        "free_memory_bytes": None,
-        "weights": None,
-    }
-    ring.snapshot = snapshot(nodes=[node(0, state="loading", dtype=None, **unknown)], n_layers=1, messages=[])
+    unknown = dict.fromkeys(("layers", "dtype", "weights", "free_memory_bytes", *SHARES))
+    ring.snapshot = snapshot(nodes=[node(0, state="loading", **unknown)], n_layers=1, messages=[])
     card = page.locator(".card")
     expect(card).to_have_count(1)
     expect(card).to_contain_text("no layers · cpu")

@@ -23,53 +23,54 @@ const panel = new RingPanel(byId("ring"), announcer);
 const feed = new RingFeed(server, (snapshot) => panel.show(snapshot), noRing);
 
 function noRing(error) {
-  panel.fail(error, server.hasKey);
-  if (error.status === 401) askForKey(explain(error, server.hasKey));
+    panel.fail(error, server.hasKey);
+    if (error.status === 401) askForKey(explain(error, server.hasKey));
 }
 
 async function askForKey(sentence) {
-  const isGiven = await keyDialog.ask(sentence);
-  if (isGiven) feed.start();
-  return isGiven;
+    const isGiven = await keyDialog.ask(sentence);
+    if (isGiven) feed.start();
+    return isGiven;
 }
 
 let modelName = null;
 async function model() {
-  modelName ??= (await server.model()).id;
-  for (const node of document.querySelectorAll(".model-name")) node.textContent = modelName;
-  return modelName;
+    modelName ??= (await server.model()).id;
+    for (const node of document.querySelectorAll(".model-name")) node.textContent = modelName;
+    return modelName;
 }
 
 const composer = new Composer(byId("composer"), { send: (text) => chat.send(text), stop: () => chat.stop() });
 const view = new ChatView({
-  root: byId("chat"),
-  log: byId("turns"),
-  end: byId("end"),
-  announcer,
-  actions: { edit: (turn, text) => chat.edit(turn, text), retry: (turn) => chat.retry(turn) },
-  onBusy: (isBusy) => composer.setBusy(isBusy),
+    root: byId("chat"),
+    log: byId("turns"),
+    end: byId("end"),
+    announcer,
+    actions: { edit: (turn, text) => chat.edit(turn, text), retry: (turn) => chat.retry(turn) },
+    onBusy: (isBusy) => composer.setBusy(isBusy),
 });
 const chat = new Chat({
-  server,
-  settings,
-  conversation: new Conversation(),
-  view,
-  askForKey,
-  model,
+    server,
+    settings,
+    conversation: new Conversation(),
+    view,
+    askForKey,
+    model,
 });
 
 byId("new-chat").addEventListener("click", () => {
-  chat.clear();
-  composer.focus();
+    chat.clear();
+    composer.focus();
 });
 byId("open-settings").addEventListener("click", () => byId("settings").showModal());
 byId("close-settings").addEventListener("click", () => byId("settings").close());
 byId("change-key").addEventListener("click", () => askForKey("The key is kept in this tab, until it is closed."));
 for (const suggestion of document.querySelectorAll("#suggestions button")) {
-  suggestion.addEventListener("click", () => chat.send(suggestion.textContent));
+    suggestion.addEventListener("click", () => chat.send(suggestion.textContent));
 }
 document.addEventListener("keydown", (event) => {
-  if (event.key === "Escape" && !event.defaultPrevented && document.querySelector("dialog[open]") === null) chat.stop();
+    if (event.key === "Escape" && !event.defaultPrevented && document.querySelector("dialog[open]") === null)
+        chat.stop();
 });
 
 feed.start();

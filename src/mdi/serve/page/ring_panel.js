@@ -5,67 +5,73 @@ import { explain } from "./explain.js";
 import { RingDrawing } from "./ring_drawing.js";
 import { NodeCard, NodeTable } from "./ring_nodes.js";
 import { SampleRow } from "./ring_samples.js";
-import { changes, ringState, stateOf } from "./ring_state.js";
-
+import { Losses, ringState, stateOfRing } from "./ring_state.js";
+import { count } from "./units.js";
 
 export class RingPanel {
-  #root;
-  #announcer;
-  #drawing;
-  #cards;
-  #table;
-  #samples;
-  #snapshot = null;
+    #root;
+    #announcer;
+    #drawing;
+    #cards;
+    #table;
+    #samples;
+    #losses = new Losses();
 
-  /** `root` is the section with the parts that are filled here, by their `data-ring`. */
-  constructor(root, announcer) {
-    this.#root = root;
-    this.#announcer = announcer;
-    this.#drawing = new RingDrawing(this.#part("drawing"));
-    this.#cards = new KeyedChildren(this.#part("nodes"), (node) => node.name, (node) => new NodeCard(node));
-    this.#table = new NodeTable(this.#part("table"));
-    this.#samples = new KeyedChildren(this.#part("samples"), (sample) => sample.id, () => new SampleRow());
-  }
-
-  show(snapshot) {
-    const { lost, back } = changes(this.#snapshot, snapshot);
-    for (const name of lost) this.#announcer.say(`${name} of the ring is lost.`);
-    for (const name of back) this.#announcer.say(`${name} of the ring is back.`);
-    this.#snapshot = snapshot;
-    this.#root.classList.remove("stale", "unknown");
-    this.#part("problem").hidden = true;
-    this.#draw(snapshot);
-  }
-
-  /** There is no news of the ring; what is shown is what was known last. */
-  fail(error, hadKey) {
-    this.#root.classList.add("stale");
-    this.#part("problem").hidden = false;
-    setText(this.#part("problem"), explain(error, hadKey));
-  }
-
-  #draw(snapshot) {
-    const { nodes, samples } = snapshot;
-    this.#drawing.update(snapshot);
-    this.#cards.update(nodes);
-    this.#table.update(nodes);
-    this.#samples.update(samples);
-    this.#part("no-samples").hidden = samples.length > 0;
-    const isLosing = nodes.some((node) => stateOf(node) === "lost");
-    this.#root.dataset.state = isLosing ? "lost" : snapshot.state;
-    for (const pill of document.querySelectorAll(".ring-state")) {
-      pill.dataset.state = this.#root.dataset.state;
-      setText(pill.querySelector("span"), ringState(snapshot));
+    /** `root` is the section with the parts that are filled here, by their `data-ring`. */
+    constructor(root, announcer) {
+        this.#root = root;
+        this.#announcer = announcer;
+        this.#drawing = new RingDrawing(this.#part("drawing"));
+        this.#cards = new KeyedChildren(
+            this.#part("nodes"),
+            (node) => node.name,
+            (node) => new NodeCard(node),
+        );
+        this.#table = new NodeTable(this.#part("table"));
+        this.#samples = new KeyedChildren(
+            this.#part("samples"),
+            (sample) => `${sample.id} ${sample.index}`,
+            () => new SampleRow(),
+        );
     }
-    setText(this.#part("facts"), factsOf(snapshot));
-  }
 
-  #part(name) {
-    return this.#root.querySelector(`[data-ring="${name}"]`);
-  }
+    show(snapshot) {
+        const { lost, back } = this.#losses.update(snapshot.nodes);
+        for (const name of lost) this.#announcer.say(`${name} of the ring is lost.`);
+        for (const name of back) this.#announcer.say(`${name} of the ring is back.`);
+        this.#root.classList.remove("stale", "unknown");
+        this.#part("problem").hidden = true;
+        this.#draw(snapshot);
+    }
+
+    /** There is no news of the ring; what is shown is what was known last. */
+    fail(error, hadKey) {
+        this.#root.classList.add("stale");
+        this.#part("problem").hidden = false;
+        setText(this.#part("problem"), explain(error, hadKey));
+    }
+
+    #draw(snapshot) {
+        const { nodes, samples } = snapshot;
+        this.#drawing.update(snapshot);
+        this.#cards.update(nodes);
+        this.#table.update(nodes);
+        this.#samples.update(samples);
+        this.#part("no-samples").hidden = samples.length > 0;
+        for (const pill of document.querySelectorAll(".ring-state")) {
+            pill.dataset.state = stateOfRing(snapshot);
+            setText(pill.querySelector("span"), ringState(snapshot));
+        }
+        setText(this.#part("facts"), factsOf(snapshot));
+    }
+
+    #part(name) {
+        return this.#root.querySelector(`[data-ring="${name}"]`);
+    }
 }
 
 function factsOf({ model, n_layers: nLayers, nodes, recoveries, version }) {
-  const recovered = recoveries > 0 ? ` · recovered ${recoveries === 1 ? "once" : `${recoveries} times`}` : "";
-  return `${model} · ${nLayers} layers on ${nodes.length} ${nodes.length === 1 ? "node" : "nodes"}${recovered} · MDI-LLM ${version}`;
+    const parts = [model, `${count(nLayers, "layer")} on ${count(nodes.length, "node")}`];
+    if (recoveries > 0) parts.push(recoveries === 1 ? "recovered once" : `recovered ${recoveries} times`);
+    return [...parts, `MDI-LLM ${version}`].join(" · ");
 }
