@@ -12,7 +12,7 @@ LLAMA_PYTHON ?= $(BIN)/python
 LLAMA_SERVER ?= llama-server
 MODEL := $(CHECKPOINTS)/local/SmolLM2-135M-Instruct
 
-.PHONY: help demo chat demo-compare certs renew-certs test test-quick lint types pytest resolve soak chaos browser deploy-check floods fuzz bench bench-quick bench-serve recording reference venv model clean
+.PHONY: help demo chat demo-compare certs renew-certs test test-quick lint types pytest resolve clients soak soak-serve chaos browser deploy-check floods fuzz bench bench-quick bench-serve recording reference venv model clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := demo
 
@@ -37,7 +37,7 @@ renew-certs:  ## renew those that end within three months, with the same keys
 test: lint types pytest  ## lint, types, and all tests
 
 test-quick: lint types $(VENV)/.dev  ## lint, types, unit tests and small rings, in a minute or so
-	$(BIN)/python -m pytest -n $(WORKERS) -m 'not slow and not soak and not chaos and not resolver and not browser'
+	$(BIN)/python -m pytest -n $(WORKERS) -m 'not slow and not soak and not chaos and not resolver and not browser and not deploy and not clients'
 
 lint: $(VENV)/.dev  ## ruff: rules and format
 	$(BIN)/ruff check .
@@ -56,6 +56,9 @@ resolve: $(VENV)/.dev  ## whether the package index has all requirements, for ev
 soak: $(VENV)/.dev $(GGUF)  ## an hour of long-lived nodes and 200 cold runs
 	$(BIN)/python -m pytest -m soak -o faulthandler_timeout=0 tests/system/test_soak.py
 
+soak-serve: $(VENV)/.dev  ## an hour of random users of a server whose nodes are killed; SOAK_SECONDS
+	$(BIN)/python -m pytest -m soak -o faulthandler_timeout=0 tests/system/test_soak_serving.py
+
 # About nine minutes, FUZZ_SECONDS for a target of ordinary share. Guided by coverage where atheris has a wheel.
 fuzz: $(VENV)/.fuzz  ## damaged input for every parser, about nine minutes
 	PYTHONPATH=src:tests $(BIN)/python -m fuzz
@@ -66,6 +69,9 @@ bench: $(MODEL)/model_config.yaml  ## measure this machine, beside llama.cpp whe
 
 bench-quick: $(MODEL)/model_config.yaml  ## the same with fewer settings
 	$(BIN)/python benchmarks/bench.py --quick --ckpt $(MODEL) --llama-python $(LLAMA_PYTHON)
+
+clients: $(VENV)/.clients $(GGUF)  ## other people's clients against a ring that serves: llm, LangChain
+	$(BIN)/python -m pytest -m clients tests/serve/test_clients.py
 
 # Its peer is llama.cpp's own server: LLAMA_SERVER=<path>, and LLAMA_PYTHON to make its model file.
 bench-serve: $(MODEL)/model_config.yaml $(GGUF)  ## measure a ring that serves beside llama.cpp's server, 20 minutes
@@ -114,6 +120,10 @@ $(VENV)/.browser: requirements-browser.txt $(VENV)/.dev
 
 $(VENV)/.fuzz: requirements-fuzz.txt $(VENV)/.dev
 	$(BIN)/pip install --quiet -r requirements-fuzz.txt
+	touch $@
+
+$(VENV)/.clients: requirements-clients.txt $(VENV)/.dev
+	$(BIN)/pip install --quiet -r requirements-clients.txt
 	touch $@
 
 # It needs a newer huggingface_hub than litGPT, so it has an environment of its own.
