@@ -30,12 +30,13 @@ from mdi.serve.routes import application_of
 from mdi.serve.server import NO_LIMIT, Door
 from mdi.serve.service import ServedModel, Service
 from mdi.serve.static_files import read_page
+from mdi.text.tokenizer import Tokenizer
 from mdi.text.worker_client import encoded
 from support.vocabularies import local_tokenizer, model_folder
 
 KEY = "a-key-for-the-fuzzer"
 ORIGIN = "https://here.example"
-N_IDS, CONTEXT = 400, 100
+N_IDS, CONTEXT = 400, 300
 CHAT, COMPLETION, RESPONSE = b"/v1/chat/completions", b"/v1/completions", b"/v1/responses"
 BODIES: dict[bytes, list[dict[str, Any]]] = {
     CHAT: [
@@ -47,6 +48,17 @@ BODIES: dict[bytes, list[dict[str, Any]]] = {
             ],
             "stream": True, "stream_options": {"include_usage": True}, "n": 2, "logprobs": True, "top_logprobs": 2,
             "stop": ["a", "END"], "seed": 7, "temperature": 0.5, "top_p": 0.9, "max_completion_tokens": 5,
+        },
+        {
+            "messages": [
+                {"role": "user", "content": "Hi"},
+                {"role": "assistant", "content": None, "tool_calls": [
+                    {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+                ]},
+                {"role": "tool", "tool_call_id": "call_1", "content": "Rain."},
+            ],
+            "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}],
+            "tool_choice": "auto", "n": 8,
         },
     ],
     COMPLETION: [
@@ -68,6 +80,11 @@ VALUES = (
     {"1": 100, "x": 1}, {"-1": 0.5}, {"9" * 30: 1}, ["stop"] * 20, [{"role": "user", "content": []}],
     *JSON_VALUES,
 )  # fmt: skip
+SAYINGS = (
+    'Well. <tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>', '<tool_call>{"name": "f", "argum',
+    '<tool_call>{"name": 3}</tool_call>', '<tool_call>[1]</tool_call> and END of it', "a b",
+    '{"name": "f", "parameters": {}}',
+)  # fmt: skip
 METHODS = (b"GET", b"POST", b"OPTIONS", b"HEAD", b"PUT", b"DELETE", b"TRACE", b"post")
 PATHS = (CHAT, COMPLETION, RESPONSE, b"/", b"/health", b"/metrics", b"/ring", b"/v1/models", b"/v1/models/tiny",
          b"/v1/models/org/tiny", b"/v1/models/\xff", b"//v1/models", b"/v1//completions", b"/v1", b"/v1/chat",
@@ -88,23 +105,28 @@ _CHUNK = re.compile(rb"([0-9a-f]+)\r\n")
 class _Template:
     """Takes the conversation as the worker would get it."""
 
-    def render(self, messages: Sequence[Mapping[str, Any]], **_: Any) -> str:
-        text = encoded(json.dumps(list(messages), ensure_ascii=False)).decode()
-        return "".join(f"<{message['role']}>{message['content']}" for message in json.loads(text)) + "<assistant>"
+    tool_format = "tagged"
+
+    def render(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()) -> str:
+        text = encoded(json.dumps([*tools, *messages], ensure_ascii=False)).decode()
+        return (
+            "".join(f"<{turn.get('role', 'tools')}>{turn.get('content')}" for turn in json.loads(text)) + "<assistant>"
+        )
 
 
 class _Ring:
-    """An engine that generates a few tokens at once, parts of characters among them."""
+    """An engine that generates at once: parts of characters, and what looks like calls of tools."""
 
     n_slots = 4
     condition = RingCondition(NodeState.RUNNING, 1.0, ())
 
-    def __init__(self) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self.submitted: list[Sample] = []
+        self._sayings = [list(range(0, N_IDS, 37)), *(tokenizer.encode(text) for text in SAYINGS)]
 
     def submit(self, sample: Sample) -> None:
         self.submitted.append(sample)
-        tokens = [(sample.number + 37 * i) % N_IDS for i in range(min(4, sample.params.max_tokens))]
+        tokens = self._sayings[sample.number % len(self._sayings)][: sample.params.max_tokens]
         assert sample.n_known + len(tokens) <= CONTEXT
         for token in tokens:
             sample.sink(sample, Outcome((token,), 1, None, self._logprobs(sample, token)))
@@ -146,7 +168,7 @@ class UserTarget(Target):
     def __init__(self, scratch: Path) -> None:
         super().__init__(scratch)
         tokenizer = local_tokenizer(model_folder(scratch, "byte-level"))
-        self._ring = _Ring()
+        self._ring = _Ring(tokenizer)
         model = ServedModel("org/tiny", tokenizer, _Template(), (), CONTEXT, N_IDS)  # type: ignore[arg-type]
         self._service = Service(model, self._ring, max_queue=2)
         self._errors = ErrorLog()

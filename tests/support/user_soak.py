@@ -125,7 +125,8 @@ def text_of_stream(content: bytes) -> str:
 class User:
     """Somebody who does one thing after another."""
 
-    def __init__(self, site: Site, rng: random.Random, counts: Counter[str]) -> None:
+    def __init__(self, site: Site, rng: random.Random, counts: Counter[str], *, is_patient: bool = True) -> None:
+        """One who is not patient does nothing that takes seconds by itself."""
         self._site, self._rng, self._counts = site, rng, counts
         self._behaviours: dict[Callable[[], Awaitable[None]], int] = {
             self.ask: 6,
@@ -134,7 +135,7 @@ class User:
             self.leave: 4,
             self.leave_before_the_answer: 2,
             self.send_garbage: 2,
-            self.send_half_a_head: 1,
+            self.send_half_a_head: int(is_patient),
             self.announce_too_much: 1,
             self.send_a_huge_prompt: 1,
             self.use_a_wrong_key: 2,

@@ -34,8 +34,8 @@ MAX_GROWTH_MB = 8.0  # of resident memory, over the second half
 class ServingSoak:
     """A ring of three processes that serves, its users, and what is measured of the process that serves."""
 
-    def __init__(self, folder: Path, scripts: Scripts, seed: int) -> None:
-        self._chance, self._scripts, self._folder = random.Random(seed), scripts, folder
+    def __init__(self, folder: Path, scripts: Scripts, seed: int, n_users: int = N_USERS) -> None:
+        self._n_users, self._chance, self._scripts, self._folder = n_users, random.Random(seed), scripts, folder
         model = make_model(folder / "org" / MODEL, seed=11, block_size=256)
         self._network: Network = write_network(folder / "net.json", 3)
         (port,) = free_ports(1)
@@ -105,7 +105,11 @@ class ServingSoak:
             while time.monotonic() < end_s:
                 await user.act()
 
-        users = [User(self._site, random.Random(self._chance.random()), self.counts) for _ in range(N_USERS)]
+        is_patient = seconds >= ROUND_S
+        users = [
+            User(self._site, random.Random(self._chance.random()), self.counts, is_patient=is_patient)
+            for _ in range(self._n_users)
+        ]
         acts = [asyncio.create_task(act(user)) for user in users]
         if is_deadly:
             await asyncio.sleep(self._chance.uniform(0.1, 0.5) * seconds)
@@ -166,7 +170,7 @@ def test_a_server_that_random_users_use(tmp_path: Path, warm: WarmPython, capsys
 
 
 def test_a_short_soak_of_a_server(tmp_path: Path, scripts: Scripts) -> None:
-    soak = ServingSoak(tmp_path, scripts, seed=3)
-    soak.play_for(0.1, round_s=2.0, kill_every_s=0.0)
+    soak = ServingSoak(tmp_path, scripts, seed=3, n_users=6)
+    soak.play_for(0.1, round_s=1.0, kill_every_s=0.0)
     soak.check()
     assert soak.counts["kills"] == 1 and soak.counts["right_texts"]
