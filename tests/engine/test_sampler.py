@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mdi.engine.sampler import MIN_LOGPROB, choose, generator_for, keep_allowed, logprobs_of
+from mdi.engine.sampler import MIN_LOGPROB, _places_of_largest, choose, generator_for, keep_allowed, logprobs_of
 from mdi.engine.sampling_params import SamplingParams
-from mdi.errors import ConfigError, GrammarError
+from mdi.errors import CheckpointError, ConfigError, GrammarError
 from support.wire import few_examples
 
 
@@ -141,6 +141,33 @@ def test_every_combination_chooses_what_a_slow_reference_does(
     for number in range(5):
         draw = float(torch.rand((), dtype=torch.float64, generator=generator_for(seed, number)))
         assert choose(logits, params, generator_for(seed, number)) == slow_choice(logits.tolist(), params, draw)
+
+
+@given(
+    seed=st.integers(0, 2**32),
+    size=st.sampled_from([1, 16, 500, 3201, 3215, 8192]),
+    k=st.sampled_from([1, 2, 50, 100, 400]),
+    step=st.sampled_from([1e-3, 0.5, 2.0]),  # many values are equal
+    n_excluded=st.sampled_from([0, 100, 5000]),
+)
+@few_examples
+def test_the_largest_are_those_of_a_sort(seed: int, size: int, k: int, step: float, n_excluded: int) -> None:
+    chance = torch.Generator().manual_seed(seed)
+    values = (torch.randn(size, generator=chance) * 3 / step).round() * step
+    values[torch.randperm(size, generator=chance)[:n_excluded]] = -math.inf
+    k = min(k, size)
+    places = _places_of_largest(values, k)
+    assert len(set(places.tolist())) == k
+    assert torch.equal(values[places].sort(descending=True).values, values.sort(descending=True).values[:k])
+
+
+def test_logits_that_are_no_numbers_are_refused() -> None:
+    for bad in (math.nan, math.inf):
+        for params in (params_of(0.0), params_of(), EVERY, params_of(1.0, 0, 0.9)):
+            logits = torch.zeros(8192)
+            logits[5000] = bad
+            with pytest.raises(CheckpointError, match="the model computes no numbers"):
+                choose(logits, params, generator_for(1, 0))
 
 
 @pytest.mark.parametrize("n_equal", [511, 512, 513, 3000])

@@ -3,6 +3,7 @@
 Shapes: V tokens in the vocabulary, K of them that may still be drawn.
 """
 
+import functools
 import hashlib
 import math
 
@@ -14,6 +15,7 @@ from mdi.errors import CheckpointError, GrammarError
 
 MIN_LOGPROB = -9999.0  # told for a token that the model excludes: OpenAI's value, because JSON has no infinity
 _NUCLEUS_SIZE = 512  # tokens that are sorted at first to find a nucleus
+_N_ROWS = 16  # that a vocabulary is laid out in: see `_places_of_largest`
 
 
 def generator_for(seed: int, sample: int) -> torch.Generator:
@@ -29,13 +31,12 @@ def choose(logits: torch.Tensor, params: SamplingParams, generator: torch.Genera
     the order of the token ids, not of the probabilities: so rounding that lets two near-equal tokens swap ranks does
     not change the text. Raises `CheckpointError` where the logits are no numbers.
     """
+    likeliest = int(logits.float().numpy().argmax())  # the first NaN, if any; torch's takes seven times as long
+    best = _check_finite(logits[likeliest])
     if params.temperature == 0:
-        best, token = logits.max(dim=0)
-        _check_finite(best)
-        return int(token)
+        return likeliest
     kept, ids = _largest(logits, params.top_k)  # (K)
-    best = _check_finite(kept.max())
-    scaled = (kept.double() - best) / params.temperature  # no overflow at a tiny one
+    scaled = (kept.double() - best).div_(params.temperature)  # no overflow at a tiny one
     if params.min_p > 0:  # the most likely token is at 0
         is_likely = scaled >= math.log(params.min_p)
         scaled, ids = scaled[is_likely], ids[is_likely]
@@ -83,9 +84,32 @@ def _check_finite(best: torch.Tensor) -> torch.Tensor:
 def _largest(logits: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The `top_k` largest logits and their ids, in the order of the ids."""
     if not 0 < top_k < len(logits):
-        return logits, torch.arange(len(logits))
-    ids = logits.topk(top_k, sorted=False).indices.sort().values
+        return logits, _every_id(len(logits))
+    ids = _places_of_largest(logits, top_k).sort().values
     return logits[ids], ids
+
+
+@functools.cache
+def _every_id(n: int) -> torch.Tensor:
+    return torch.arange(n)
+
+
+def _places_of_largest(values: torch.Tensor, k: int) -> torch.Tensor:
+    """The places of the `k` largest values, none of them NaN, in no order.
+
+    Of 49,152 values, the 200 largest are found in half of the time that `topk` takes alone: values are laid out in
+    rows, the largest of each column is found fast, and only the columns of the `k` largest of these hold values that
+    count.
+    """
+    n_columns = len(values) // _N_ROWS
+    if 2 * k > n_columns:
+        return values.topk(k, sorted=False).indices
+    best, columns = values[: n_columns * _N_ROWS].view(_N_ROWS, n_columns).amax(dim=0).topk(k, sorted=False)
+    rows = torch.arange(0, n_columns * _N_ROWS, n_columns)
+    rest = torch.arange(n_columns * _N_ROWS, len(values))
+    places = torch.cat(((rows[:, None] + columns).flatten(), rest))
+    places = places[values[places] >= best.min()]
+    return places[values[places].topk(k, sorted=False).indices]
 
 
 def _nucleus(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
