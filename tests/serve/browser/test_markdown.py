@@ -58,7 +58,7 @@ CASES = {
     r"\*not\* \_it\_": "<p>*not* _it_</p>",
     "`a < b` ``x ` y`` `open": "<p><code>a &lt; b</code> <code>x ` y</code> `open</p>",
     "`**no**`": "<p><code>**no**</code></p>",
-    "# One\n## Two\n#hash": "<h3>One</h3><h4>Two</h4><p>#hash</p>",
+    "# One\n### Two\n#hash": "<h4>One</h4><h5>Two</h5><p>#hash</p>",
     "---\n***": "<hr><hr>",
     "> said\n> **so**\n\nnot": "<blockquote><p>said<br><strong>so</strong></p></blockquote><p>not</p>",
     "- a\n- b\n  - c\n\n- d": "<ul><li>a</li><li>b<ul><li>c</li></ul></li><li>d</li></ul>",

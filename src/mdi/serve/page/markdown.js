@@ -78,7 +78,7 @@ function fence(lines, at) {
 function heading(lines, at) {
     const found = HEADING.exec(lines[at]);
     if (found === null) return null;
-    const level = Math.min(6, found[1].length + 2); // the page's own headings are above it
+    const level = Math.min(6, Math.max(4, found[1].length + 2)); // below the page's own, which end with the third
     return { end: at + 1, render: () => element(`h${level}`, {}, inline(found[2].trim())) };
 }
 

@@ -5,8 +5,10 @@ import { explain } from "./explain.js";
 import { RingDrawing } from "./ring_drawing.js";
 import { NodeCard, NodeTable } from "./ring_nodes.js";
 import { SampleRow } from "./ring_samples.js";
-import { Losses, ringState, stateOfRing } from "./ring_state.js";
+import { aged, Losses, ringState, stateOfRing } from "./ring_state.js";
 import { count } from "./units.js";
+
+const TICK_MS = 700; // longer than between two snapshots of a ring at work
 
 export class RingPanel {
     #root;
@@ -16,6 +18,7 @@ export class RingPanel {
     #table;
     #samples;
     #losses = new Losses();
+    #timer = null;
 
     /** `root` is the section with the parts that are filled here, by their `data-ring`. */
     constructor(root, announcer) {
@@ -42,10 +45,21 @@ export class RingPanel {
         this.#root.classList.remove("stale", "unknown");
         this.#part("problem").hidden = true;
         this.#draw(snapshot);
+        this.#drawLater(snapshot, performance.now());
+    }
+
+    /** Time passes while nothing else changes. */
+    #drawLater(snapshot, receivedMs) {
+        clearTimeout(this.#timer);
+        this.#timer = setTimeout(() => {
+            this.#draw(aged(snapshot, (performance.now() - receivedMs) / 1000));
+            this.#drawLater(snapshot, receivedMs);
+        }, TICK_MS);
     }
 
     /** There is no news of the ring; what is shown is what was known last. */
     fail(error, hadKey) {
+        clearTimeout(this.#timer);
         this.#root.classList.add("stale");
         this.#part("problem").hidden = false;
         setText(this.#part("problem"), explain(error, hadKey));
@@ -60,7 +74,7 @@ export class RingPanel {
         this.#part("no-samples").hidden = samples.length > 0;
         for (const pill of document.querySelectorAll(".ring-state")) {
             pill.dataset.state = stateOfRing(snapshot);
-            setText(pill.querySelector("span"), ringState(snapshot));
+            setText(pill.querySelector(".words"), ringState(snapshot));
         }
         setText(this.#part("facts"), factsOf(snapshot));
     }

@@ -39,6 +39,18 @@ export function describe(snapshot) {
     return `${ring}, ${rate(snapshot.tokens_per_s)} tokens per second: ${nodes.join("; ")}.`;
 }
 
+/** A snapshot as it would be some time later, as far as times go. */
+export function aged(snapshot, passedS) {
+    const later = (time) => (time === null ? null : time + passedS);
+    return {
+        ...snapshot,
+        state_s: later(snapshot.state_s),
+        nodes: snapshot.nodes.map((node) => ({ ...node, missing_s: later(node.missing_s) })),
+        messages: snapshot.messages.map((message) => ({ ...message, age_s: later(message.age_s) })),
+        samples: snapshot.samples.map((sample) => ({ ...sample, seconds: later(sample.seconds) })),
+    };
+}
+
 /** Notices which nodes are lost and come back. One that is back loads its layers before it runs. */
 export class Losses {
     #lost = new Set();
