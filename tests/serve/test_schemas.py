@@ -59,6 +59,7 @@ def test_parts_of_a_message_are_one_text() -> None:
         ({"temperature": 2.1}, "temperature", "invalid_value"),
         ({"temperature": "1"}, "temperature", "invalid_value"),
         ({"top_p": 0}, "top_p", "invalid_value"),
+        ({"top_k": 10**13}, "top_k", "invalid_value"),
         ({"n": 0}, "n", "invalid_value"),
         ({"n": True}, "n", "invalid_value"),
         ({"max_tokens": 0}, "max_tokens", "invalid_value"),
@@ -102,7 +103,7 @@ def test_a_completion_takes_texts_and_ids(prompt: Any) -> None:
     assert parse(CompletionRequest, COMPLETION | {"prompt": prompt}).prompt == prompt
 
 
-@pytest.mark.parametrize("prompt", [[], [[]], [-1], [1, "a"], {"a": 1}])
+@pytest.mark.parametrize("prompt", [[], [[]], [-1], [1, "a"], {"a": 1}, ["a"] * 17, [[1]] * 17])
 def test_a_completion_takes_nothing_else(prompt: Any) -> None:
     with pytest.raises(ApiError):
         parse(CompletionRequest, COMPLETION | {"prompt": prompt})

@@ -111,6 +111,22 @@ def test_what_cannot_be_generated_is_refused(prompts: list[list[int]], n: int, m
     assert service.n_open == 0
 
 
+def test_a_text_far_beyond_the_context_is_not_encoded(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That would take seconds, and others' texts would wait."""
+
+    def encode(text: str) -> list[int]:
+        raise AssertionError("encoded")
+
+    monkeypatch.setattr(service.model.tokenizer, "encode", encode)
+    for refused in (
+        lambda: service.encode("a" * 100_000),
+        lambda: service.chat_prompt([Message(role="user", content="a" * 100_000)]),
+    ):
+        with pytest.raises(ApiError, match=r"1\d{5} characters; .* leaves no room") as caught:
+            refused()
+        assert caught.value.to_json()["error"]["code"] == "context_length_exceeded"
+
+
 def test_without_a_ring_requests_are_refused(service: Service, engine: Engine) -> None:
     engine.state = NodeState.RECOVERING
     with pytest.raises(ApiError, match="recovering") as caught:

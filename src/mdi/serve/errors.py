@@ -36,6 +36,11 @@ class ApiError(Exception):
         return {"error": error}
 
 
+def context_length_exceeded(has: str, context: int) -> ApiError:
+    message = f"the prompt has {has}; the context of {context} tokens leaves no room to answer"
+    return ApiError(400, message, code="context_length_exceeded")
+
+
 def unauthorized(message: str) -> ApiError:
     return ApiError(401, message, AUTHENTICATION, code="invalid_api_key")
 

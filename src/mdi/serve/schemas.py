@@ -36,7 +36,7 @@ class Sampling(_Schema):
 
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1)] | None = None  # 0 and -1 keep all
+    top_k: Annotated[int, Field(ge=-1, le=SAMPLING_BOUNDS["top_k"].high)] | None = None  # 0 and -1 keep all
     min_p: float | None = _bounded("min_p")
     frequency_penalty: float | None = _bounded("frequency_penalty")
     presence_penalty: float | None = _bounded("presence_penalty")
@@ -191,10 +191,13 @@ class ChatRequest(_Generation):
     parallel_tool_calls: bool | None = None
 
 
+_SeveralPrompts = Field(min_length=1, max_length=MAX_CHOICES)
+
+
 class CompletionRequest(_Generation):
     """`POST /v1/completions`."""
 
-    prompt: str | Annotated[list[str], Field(min_length=1)] | Ids | Annotated[list[Ids], Field(min_length=1)]
+    prompt: str | Annotated[list[str], _SeveralPrompts] | Ids | Annotated[list[Ids], _SeveralPrompts]
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: int | None = _bounded("logprobs")
 

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from mdi.config.bounds import LogitBias, check_biased_tokens
@@ -16,7 +17,7 @@ from mdi.engine.sampler import generator_for
 from mdi.engine.sampling_params import SamplingParams
 from mdi.serve.constraints import Constraints
 from mdi.serve.conversation import described, turn_of
-from mdi.serve.errors import ApiError, queue_full, refusing, unavailable
+from mdi.serve.errors import ApiError, context_length_exceeded, queue_full, refusing, unavailable
 from mdi.serve.generation import Choice, Generation
 from mdi.serve.metrics import Metrics
 from mdi.serve.schemas import MAX_CHOICES, Function, Message, Sampling
@@ -30,6 +31,7 @@ from mdi.text.tool_calls import ToolFormat
 from mdi.text.worker_client import WorkerTemplate
 
 MAX_RETRY_AFTER_S = 60
+MIN_TOKEN_CHARS = 64  # that the longest token is taken to have at least
 READY = "ready"
 
 
@@ -46,6 +48,15 @@ class ServedModel:
     matchers: Matchers | None = None  # hold answers to a grammar
     tag_names: Mapping[int, bytes] = field(default_factory=dict)  # of special tokens that are the tags of calls
     created_s: int = field(default_factory=lambda: int(time.time()))
+
+    @cached_property
+    def max_chars(self) -> int:
+        """Of a text that may fit into the context: a token has at least as many bytes as characters.
+
+        A normal form that is far shorter than its text is not reckoned with, nor are special tokens of more characters.
+        """
+        longest = max(len(self.tokenizer.token_bytes(token)) for token in range(self.n_ids))
+        return self.context * max(longest, MIN_TOKEN_CHARS)
 
     @property
     def name(self) -> str:
@@ -128,12 +139,23 @@ class Service:
             raise ApiError(400, f"the chat template of {self.model.name} knows no tools", param="messages")
         with refusing("messages"):
             turns = [turn_of(message) for message in messages]
-            return self.model.tokenizer.encode(self.model.template.render(turns, [described(tool) for tool in tools]))
+            text = self.model.template.render(turns, [described(tool) for tool in tools])
+        return self.encode(text, "messages")
 
-    def encode(self, text: str) -> list[int]:
-        """The ids of a text. Raises `ApiError`."""
-        with refusing("prompt"):
-            return self.model.tokenizer.encode(text)
+    def encode(self, text: str, param: str = "prompt") -> list[int]:
+        """The ids of a text that leaves room for an answer; `param` is where it comes from. Raises `ApiError`."""
+        if len(text) > self.model.max_chars:  # seconds of work, in which nobody else's text is encoded
+            raise context_length_exceeded(f"{len(text)} characters", self.model.context)
+        with refusing(param):
+            ids = self.model.tokenizer.encode(text)
+        self._check_room(len(ids))
+        return ids
+
+    def _check_room(self, n_prompt: int) -> None:
+        if n_prompt == 0:
+            raise ApiError(400, "the prompt is empty", param="prompt")
+        if n_prompt >= self.model.context:
+            raise context_length_exceeded(f"{n_prompt} tokens", self.model.context)
 
     def check_model(self, name: str) -> None:
         """Raises `ApiError` for another model than the one that is served."""
@@ -181,16 +203,8 @@ class Service:
             yield Choice(index, sample, stream, ask.stop_strings, ask.shape.call_parser())
 
     def _params(self, ask: Ask, n_prompt: int) -> SamplingParams:
-        context = self.model.context
-        if n_prompt == 0:
-            raise ApiError(400, "the prompt is empty", param="prompt")
-        if n_prompt >= context:
-            raise ApiError(
-                400,
-                f"the prompt has {n_prompt} tokens; the context of {context} leaves no room to answer",
-                code="context_length_exceeded",
-            )
-        asked = ask.sampling
+        self._check_room(n_prompt)
+        asked, context = ask.sampling, self.model.context
         return SamplingParams(
             max_tokens=min(ask.max_tokens or context, context - n_prompt),
             stops=self._stops(ask.shape),
