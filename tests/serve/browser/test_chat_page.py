@@ -138,6 +138,32 @@ def test_conversation_and_settings_outlive_a_reload(open_page: OpenPage, model: 
     expect(page.locator("#welcome")).to_be_visible()
 
 
+def test_what_came_of_an_answer_outlives_a_reload(open_page: OpenPage, model: Model, engine: Engine) -> None:
+    page = open_page()
+    send(page, "Hi")
+    model.say(1, "Hel")
+    expect(answers(page)).to_have_text("Hel")
+    page.reload()
+    expect(answers(page)).to_have_text("Hel")
+    expect(page.locator(".turn .note:visible")).to_have_text("The page was left before the answer was complete.")
+    wait_until(lambda: bool(engine.cancelled), 60, "the server cancels it")
+
+
+def test_a_new_chat_ends_the_answer_of_the_old_one(open_page: OpenPage, model: Model, engine: Engine) -> None:
+    page = open_page()
+    send(page, "Hi")
+    model.say(1, "Hel")
+    expect(answers(page)).to_have_text("Hel")
+    page.get_by_role("button", name="New chat").click()
+    send(page, "Ho")
+    model.say(2, "One")
+    wait_until(lambda: bool(engine.cancelled), 60, "the server cancels it")
+    expect(page.get_by_role("button", name="Stop")).to_be_visible()
+    model.answer(2, " two")
+    expect(answers(page)).to_have_text(["One two"])
+    assert model.prompt(2) == "<user>Ho<assistant>"
+
+
 def test_a_server_with_keys_is_given_one(open_page: OpenPage, model: Model) -> None:
     page = open_page(KEY)
     model.always("Hello")

@@ -10,7 +10,7 @@ export class Chat {
     #view;
     #askForKey;
     #model;
-    #running = null; // of the answer under way, to stop it
+    #running = null; // the answer under way: its turn, and what stops it
 
     /** `askForKey(sentence)` resolves to whether the user gave one; `model()` to the name of the model. */
     constructor({ server, settings, conversation, view, askForKey, model }) {
@@ -21,10 +21,7 @@ export class Chat {
         this.#askForKey = askForKey;
         this.#model = model;
         view.show(conversation.turns);
-    }
-
-    get isBusy() {
-        return this.#running !== null;
+        addEventListener("pagehide", () => this.#leave());
     }
 
     send(text) {
@@ -45,7 +42,7 @@ export class Chat {
     }
 
     stop() {
-        this.#running?.abort();
+        this.#running?.controller.abort();
     }
 
     clear() {
@@ -57,19 +54,32 @@ export class Chat {
     async #answer() {
         const messages = this.#conversation.messages(this.#settings.system);
         const turn = this.#conversation.add("assistant");
-        const running = new AbortController();
+        const running = { turn, controller: new AbortController() };
         this.#running = running;
         this.#view.begin(this.#conversation.turns);
         try {
-            await this.#fill(turn, messages, running.signal);
+            await this.#fill(turn, messages, running.controller.signal);
         } catch (error) {
             if (error.name === "AbortError") turn.note = "You stopped this answer.";
             else turn.problem = this.#problem(error, turn);
+        } finally {
+            this.#finish(running);
         }
-        this.#running = null;
-        if (!this.#conversation.turns.includes(turn)) return; // cleared meanwhile
+    }
+
+    /** The conversation may have been cleared meanwhile, and another one begun. */
+    #finish(running) {
+        if (this.#running === running) this.#running = null;
+        if (!this.#conversation.turns.includes(running.turn)) return;
         this.#conversation.save();
-        this.#view.end(this.#conversation.turns, turn);
+        this.#view.end(this.#conversation.turns, running.turn);
+    }
+
+    /** Keep what has come of the answer that ends with the page. */
+    #leave() {
+        if (this.#running === null) return;
+        this.#running.turn.note = "The page was left before the answer was complete.";
+        this.#conversation.save();
     }
 
     async #fill(turn, messages, signal) {

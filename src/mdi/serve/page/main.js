@@ -5,6 +5,7 @@ import { Chat } from "./chat.js";
 import { ChatView } from "./chat_view.js";
 import { Composer } from "./composer.js";
 import { Conversation } from "./conversation.js";
+import { setText } from "./dom.js";
 import { explain } from "./explain.js";
 import { KeyDialog } from "./key_dialog.js";
 import { RingFeed } from "./ring_feed.js";
@@ -20,7 +21,12 @@ const settings = new Settings(byId("settings-form"));
 const keyDialog = new KeyDialog(byId("key-dialog"), server);
 
 const panel = new RingPanel(byId("ring"), announcer);
-const feed = new RingFeed(server, (snapshot) => panel.show(snapshot), noRing);
+const feed = new RingFeed(server, showRing, noRing);
+
+function showRing(snapshot) {
+    panel.show(snapshot);
+    nameModel(snapshot.model); // another one, after the server was started anew
+}
 
 function noRing(error) {
     panel.fail(error, server.hasKey);
@@ -34,9 +40,14 @@ async function askForKey(sentence) {
 }
 
 let modelName = null;
+
+function nameModel(name) {
+    modelName = name;
+    for (const node of document.querySelectorAll(".model-name")) setText(node, name);
+}
+
 async function model() {
-    modelName ??= (await server.model()).id;
-    for (const node of document.querySelectorAll(".model-name")) node.textContent = modelName;
+    if (modelName === null) nameModel((await server.model()).id);
     return modelName;
 }
 
