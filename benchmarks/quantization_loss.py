@@ -28,7 +28,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 from mdi.checkpoint.chunks import split_model  # noqa: E402
 from mdi.checkpoint.config import CONFIG_FILE, load_config  # noqa: E402
 from mdi.checkpoint.tensor_file import open_weights  # noqa: E402
-from mdi.checkpoint.weights import MODEL_FILE  # noqa: E402
+from mdi.checkpoint.weights import whole_models  # noqa: E402
 from mdi.config.paths import CHECKPOINTS_DIR  # noqa: E402
 from mdi.formats import MODES, Mode  # noqa: E402
 from mdi.model.backends.select import make_span_engine  # noqa: E402
@@ -122,8 +122,8 @@ def measure(folder: Path, chunk: Path, windows: Sequence[Ids], n_new: int) -> Re
 def measure_mode(folder: Path, mode: Mode, windows: Sequence[Ids], n_new: int = NEW_TOKENS) -> Result:
     """Write the model as one chunk in a mode, and measure it in a new process."""
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        for name in (CONFIG_FILE, MODEL_FILE):
-            (Path(scratch) / name).symlink_to((folder / name).resolve())
+        for path in (folder / CONFIG_FILE, *whole_models(folder)):
+            (Path(scratch) / path.name).symlink_to(path.resolve())
         manifest = split_model(Path(scratch), [Span(0, load_config(folder).n_layer)], quantization=mode)
         chunk = manifest.folder / manifest.files[0].name
         with multiprocessing.get_context("spawn").Pool(1) as pool:

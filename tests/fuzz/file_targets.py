@@ -17,12 +17,13 @@ from fuzz.target import Target
 from mdi.checkpoint.digests import digest_of
 from mdi.checkpoint.manifest import chunk_name, read_manifest
 from mdi.checkpoint.tensor_file import open_weights
-from mdi.checkpoint.weights import select
+from mdi.checkpoint.weights import select, whole_models
 from mdi.config.network import load_network, load_node
 from mdi.convert.gguf import file as gguf_file
 from mdi.convert.gguf.convert import import_gguf
 from mdi.errors import CheckpointError, ConfigError, StorageError
-from mdi.model.quant import MODES, dequantize, is_quantized_name, load_weight, mode_of, quantize
+from mdi.formats import MODES
+from mdi.model.quant import dequantize, is_quantized_name, load_weight, mode_of, quantize
 from mdi.model.span import Span
 from support.gguf_files import TOKENS, byte_level_tokenizer, hyperparameters, tensors, tiny_model, write_gguf
 from support.models import BASE
@@ -138,11 +139,11 @@ class GgufTarget(Target):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         try:
-            import_gguf(source, folder)
+            import_gguf(source, folder, quantization=MODES[len(data) % len(MODES)])
         except (CheckpointError, StorageError):  # the latter where memory does not suffice
             return 1
-        weights = open_weights(folder / "lit_model.pth")
-        assert all(torch.isfinite(tensor).all() for tensor in weights.values())
+        [model] = whole_models(folder)
+        assert all(torch.isfinite(tensor).all() for tensor in open_weights(model).values())
         self.accepted += 1
         return 1
 
