@@ -74,7 +74,7 @@ clients: $(VENV)/.clients $(GGUF)  ## other people's clients against a ring that
 	$(BIN)/python -m pytest -m clients tests/serve/test_clients.py
 
 # Its peer is llama.cpp's own server: LLAMA_SERVER=<path>, and LLAMA_PYTHON to make its model file.
-bench-serve: $(MODEL)/model_config.yaml $(GGUF)  ## measure a ring that serves beside llama.cpp's server, 20 minutes
+bench-serve: $(MODEL)/model_config.yaml $(GGUF)  ## measure a ring that serves beside llama.cpp's server, 25 minutes
 	$(BIN)/python benchmarks/bench.py --only serve --rounds 3 --ckpt $(MODEL) --gguf $(GGUF) \
 		--llama-server $(LLAMA_SERVER) --llama-python $(LLAMA_PYTHON)
 

@@ -19,7 +19,7 @@ from mdi.text.tokenizer_config import special_ids
 
 READY_TIMEOUT_S = 180.0
 N_SLOTS = 32  # answers at once
-CONTEXT = 1024  # positions of each
+CONTEXT = 2048  # positions of each: ten turns of a chat take half of it
 
 
 @dataclass(frozen=True)
