@@ -12,7 +12,7 @@ LLAMA_PYTHON ?= $(BIN)/python
 LLAMA_SERVER ?= llama-server
 MODEL := $(CHECKPOINTS)/local/SmolLM2-135M-Instruct
 
-.PHONY: help demo chat demo-compare certs renew-certs test test-quick lint types pytest resolve clients soak soak-serve chaos browser deploy-check floods fuzz bench bench-quick bench-serve recording reference venv model clean
+.PHONY: help demo chat demo-compare certs renew-certs test test-quick lint types pytest resolve clients soak soak-serve chaos browser deploy-check floods fuzz native-check bench bench-quick bench-serve recording reference venv model clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := demo
 
@@ -37,7 +37,7 @@ renew-certs:  ## renew those that end within three months, with the same keys
 test: lint types pytest  ## lint, types, and all tests
 
 test-quick: lint types $(VENV)/.dev  ## lint, types, unit tests and small rings, in a minute or so
-	$(BIN)/python -m pytest -n $(WORKERS) -m 'not slow and not soak and not chaos and not resolver and not browser and not deploy and not clients'
+	$(BIN)/python -m pytest -n $(WORKERS) -m 'not slow and not soak and not chaos and not resolver and not browser and not deploy and not clients and not native'
 
 lint: $(VENV)/.dev  ## ruff: rules and format
 	$(BIN)/ruff check .
@@ -62,6 +62,10 @@ soak-serve: $(VENV)/.dev  ## an hour of random users of a server whose nodes are
 # About nine minutes, FUZZ_SECONDS for a target of ordinary share. Guided by coverage where atheris has a wheel.
 fuzz: $(VENV)/.fuzz  ## damaged input for every parser, about nine minutes
 	PYTHONPATH=src:tests $(BIN)/python -m fuzz
+
+# For AArch64 with g++-aarch64-linux-gnu and qemu-user; what is not installed is skipped.
+native-check: $(VENV)/.dev  ## the kernels under sanitizers, and with the same bits for every instruction set
+	$(BIN)/python -m pytest -m native -n 2 tests/model/backends/native
 
 # Beside llama.cpp: pip install llama-cpp-python into .venv, or LLAMA_PYTHON=<a Python that has it>.
 bench: $(MODEL)/model_config.yaml  ## measure this machine, beside llama.cpp where it is installed
@@ -108,6 +112,7 @@ $(VENV)/.installed: requirements.txt
 	@PYTHONPATH=src $(PYTHON) -c 'import mdi'  # says so if this Python is too old
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -r requirements.txt
+	-@PYTHONPATH=src $(BIN)/python -m mdi.model.backends.native  # once for this machine; without a compiler it says so
 	touch $@
 
 $(VENV)/.dev: requirements-dev.txt $(VENV)/.installed

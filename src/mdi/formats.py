@@ -1,4 +1,4 @@
-"""Names of dtypes, quantization modes and devices, and digests, as files, options and messages spell them."""
+"""Names of dtypes, quantization modes, backends and devices, and digests, as files, options and messages spell them."""
 
 import re
 from typing import Literal
@@ -6,5 +6,7 @@ from typing import Literal
 DTYPES = ("float32", "float16", "bfloat16")
 Mode = Literal["none", "int8", "int4"]  # of quantization
 MODES: tuple[Mode, ...] = ("none", "int8", "int4")
+BackendChoice = Literal["auto", "native", "torch"]  # what computes a stage; auto: the fastest that can
+BACKEND_CHOICES: tuple[BackendChoice, ...] = ("auto", "native", "torch")
 DIGEST = re.compile(r"[0-9a-f]{64}")  # of a chunk or a model, see mdi.checkpoint.digests
 DEVICE = re.compile(r"cpu|mps|cuda(:\d{1,3})?")

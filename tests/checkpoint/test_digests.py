@@ -24,7 +24,7 @@ from mdi.checkpoint.manifest import Manifest, chunk_name, chunks_folder, read_ma
 from mdi.checkpoint.tensor_file import open_weights
 from mdi.checkpoint.weights import select
 from mdi.errors import CheckpointError
-from mdi.model.backends.select import make_span_engine
+from mdi.model.backends.select import make_head, make_span_engine
 from mdi.model.runner import StageRunner, StageSpec
 from mdi.model.weights import Weights
 from support.damage import DAMAGED, SPANS, flip_signs
@@ -44,7 +44,7 @@ def manifest(model: Path) -> Manifest:
 def load(path: Path, check: digests.Check | None) -> StageRunner:
     """Load the second node's stage from a file."""
     config = load_config(path.parents[2] if path.parent.name == "2nodes" else path.parent)
-    runner = StageRunner(torch.device("cpu"), make_span_engine)
+    runner = StageRunner(torch.device("cpu"), make_span_engine, make_head)
     spec = StageSpec(config, SPANS[1], has_head=False, weights_id=1, dtype="float32", quantize=None, rows=1)
     weights = checked(select(open_weights(path), config, 1, SPANS[1]), check)
     try:
@@ -87,7 +87,7 @@ def test_a_file_cut_short_while_it_is_loaded_is_one_line(model: Path, manifest: 
             chunk.write_bytes(b"")
         return weights[name]
 
-    runner = StageRunner(torch.device("cpu"), make_span_engine)
+    runner = StageRunner(torch.device("cpu"), make_span_engine, make_head)
     spec = StageSpec(config, SPANS[1], has_head=False, weights_id=1, dtype="float32", quantize=None, rows=1)
     checked_weights = checked(Weights(weights.meta, cut), expect_digest(manifest.files[1].digest, ""))
     with pytest.raises(CheckpointError, match=rf"{chunk}: damaged: it was cut short"):

@@ -13,7 +13,7 @@ from mdi.cluster.budget import Budget, Need, budgets_of, facts_of, fit_slots, ne
 from mdi.control.status import NodeStatus
 from mdi.errors import ConfigError
 from mdi.formats import Mode
-from mdi.model.backends.select import make_span_engine
+from mdi.model.backends.select import make_head, make_span_engine
 from mdi.model.runner import StageRunner, StageSpec
 from mdi.model.span import Span
 from mdi.strings import count
@@ -125,11 +125,11 @@ def test_too_little_memory_is_reported_before_anything_is_loaded(
 def test_what_is_held_for_the_last_session_is_counted_as_weights(model: Path) -> None:
     """So a node that is asked before its next session can say what that would find free."""
     config, weights = load_config(model), open_weights(model / "lit_model.pth")
-    runner = StageRunner(torch.device("cpu"), make_span_engine)
+    runner = StageRunner(torch.device("cpu"), make_span_engine, make_head)
     assert runner.weights_bytes == 0
     spec = StageSpec(config, Span(0, 2), has_head=True, weights_id=0, dtype="float32", quantize="int8", rows=1)
     runner.load(spec, weights, "the model")
     assert runner.holds(spec)
     session = {"dtype": torch.float32, "mode": "int8", "context": 10, "max_rows": 1}
     need = need_of(config, Span(0, 2), has_ends=True, device="cpu", **session)
-    assert runner.weights_bytes == need.weights
+    assert need.weights <= runner.weights_bytes < 1.05 * need.weights  # native kernels fill up their tiles

@@ -13,7 +13,7 @@ from support.scripts import Scripts
 PROGRAM = f"""
 import ctypes, json
 import torch
-from mdi.model.backends.select import make_span_engine
+from mdi.model.backends.select import make_head, make_span_engine
 from mdi.model.linear import PackedLinear, PlainLinear
 from mdi.model.runner import StageRunner
 
@@ -31,7 +31,7 @@ def growth_bytes(layers, dtype, counts):
             layer(torch.zeros(n_rows, n_inputs, dtype=dtype))
     return mallinfo2().uordblks - before
 
-StageRunner(torch.device("cpu"), make_span_engine)
+StageRunner(torch.device("cpu"), make_span_engine, make_head)
 shapes = [(64, 32), (32, 32), (96, 32), (32, 48)]
 packed = [(PackedLinear(torch.randn(shape), None), shape[1]) for shape in shapes]
 plain = [(PlainLinear(torch.randn(shape).bfloat16(), None), shape[1]) for shape in shapes]

@@ -14,6 +14,7 @@ from mdi.cli.requests import load_requests, samples_for
 from mdi.config.network import NetworkConfig, NodeConfig
 from mdi.config.options import StarterOptions
 from mdi.engine.sample import Sample, Sink, discard
+from mdi.formats import BackendChoice
 from mdi.net.access import THIS_MACHINE, Access
 from mdi.net.timeouts import DEFAULT_TIMEOUTS, Timeouts
 from mdi.nodes.secondary import Secondary
@@ -29,8 +30,8 @@ ANY_PORT = NodeConfig("127.0.0.1", 0, 0, 0)
 class Ring:
     """A network whose secondaries run; `generate` plays the starter."""
 
-    def __init__(self, network: NetworkConfig, secondaries: list[Secondary]) -> None:
-        self.network, self.secondaries = network, secondaries
+    def __init__(self, network: NetworkConfig, secondaries: list[Secondary], backend: BackendChoice = "auto") -> None:
+        self.network, self.secondaries, self._backend = network, secondaries, backend
 
     def generate(
         self,
@@ -41,6 +42,7 @@ class Ring:
     ) -> list[list[int]]:
         """The tokens of each sample. Greedy in float32 and without stopping early, unless `options` say otherwise."""
         values = {"temperature": 0.0, "dtype": "float32", "ignore_eos": True, "keep_nodes": True, "n_tokens": 12}
+        values["backend"] = self._backend
         arguments = StarterOptions(ckpt=folder, **{**values, **options})
         with starter_for(self.network, arguments, prompts, stops) as (starter, samples):
             starter.prepare()
@@ -87,6 +89,7 @@ def ring_of(
     access: Access = THIS_MACHINE,
     starter_access: Access | None = None,
     dtype: str | None = "float32",
+    backend: BackendChoice = "auto",
 ) -> Iterator[Ring]:
     """A ring with `n_nodes - 1` secondaries, each serving in a thread of its own, with one chunk cache.
 
@@ -99,7 +102,7 @@ def ring_of(
         secondaries, nodes = [], []
         for share in shares[1:]:
             secondary = stack.enter_context(
-                Secondary(any_port, WeightSources(ChunkCache(cache_dir, content_digest)), dtype=dtype)
+                Secondary(any_port, WeightSources(ChunkCache(cache_dir, content_digest)), dtype=dtype, backend=backend)
             )
             thread = threading.Thread(target=secondary.serve, name="secondary")
             thread.start()
@@ -111,7 +114,7 @@ def ring_of(
         starter = replace(
             ANY_PORT, http_port=http_port, port_in=port_in, share=shares[0], access=starter_access or access
         )
-        yield Ring(NetworkConfig(starter, tuple(nodes)), secondaries)
+        yield Ring(NetworkConfig(starter, tuple(nodes)), secondaries, backend)
 
 
 class Machine:

@@ -1,5 +1,6 @@
 """Greedy output of the ring equals litgpt on one device, token for token, in float32."""
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -32,19 +33,29 @@ PROMPTS = [[5, 17, 200], [9], [40, 41, 42, 43, 44, 45, 46, 47, 48, 49], [300, 2,
 @pytest.fixture(scope="module")
 def rings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, Ring]]:
     """Rings of 1, 2, 3 and 5 nodes, kept for all tests here."""
-    import contextlib
-
     with contextlib.ExitStack() as stack:
         cache = tmp_path_factory.mktemp("cache")
         yield {n: stack.enter_context(ring_of(n, cache)) for n in (1, 2, 3, 5)}
 
 
+@pytest.fixture(scope="module")
+def torch_rings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[int, Ring]]:
+    """Rings of 2 and 3 nodes that compute with torch, where the others have native kernels."""
+    with contextlib.ExitStack() as stack:
+        cache = tmp_path_factory.mktemp("torch_cache")
+        yield {n: stack.enter_context(ring_of(n, cache, backend="torch")) for n in (2, 3)}
+
+
 @pytest.mark.parametrize("trait", TRAITS)
-def test_every_family_trait_equals_litgpt(trait: str, rings: dict[int, Ring], tmp_path: Path) -> None:
+def test_every_family_trait_equals_litgpt(
+    trait: str, rings: dict[int, Ring], torch_rings: dict[int, Ring], tmp_path: Path
+) -> None:
     folder = make_model(tmp_path / "org" / "model", **TRAITS[trait])
     model = reference_model(folder)
     prompts = PROMPTS[:3]
     outputs = rings[3].generate(folder, prompts, n_tokens=24)
+    if "mlp_class_name" not in TRAITS[trait] or "MoE" not in TRAITS[trait]["mlp_class_name"]:  # else it is torch's
+        outputs, prompts = outputs + torch_rings[3].generate(folder, prompts, n_tokens=24), prompts * 2
     # litgpt's cached generate is wrong for these two: the cache of a sliding window is circular and its mask is
     # not, and with softcapping a boolean mask is added to the scores. Its uncached forward is right.
     cache_is_wrong = {"sliding_window_size", "attention_logit_softcapping"} & set(TRAITS[trait])
@@ -123,7 +134,7 @@ def until_stop(tokens: list[int], stops: StopSequences) -> list[int]:
 
 @dataclass
 class Seen:
-    """The messages of a ring and the attention calls that they were cut into."""
+    """The messages of a ring and the attention calls that torch cuts them into."""
 
     messages: list[list[Segment]] = field(default_factory=list)
     pieces: list[Piece] = field(default_factory=list)
@@ -131,7 +142,6 @@ class Seen:
 
     def plan(self, segments: Sequence[Segment], *arguments: Any) -> AttentionPlan:
         plan = make_plan(segments, *arguments)
-        self.messages.append(list(segments))
         self.pieces += [*plan.full, *plan.sliding]
         return plan
 
@@ -154,8 +164,14 @@ def _has_row_each(piece: Piece) -> bool:
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
     """What passes all nodes of a ring."""
-    watcher, fork = Seen(), Stage.fork
+    watcher, forward, fork = Seen(), Stage.forward, Stage.fork
     monkeypatch.setattr("mdi.model.backends.torch_span.make_plan", watcher.plan)
+
+    def noted(stage: Stage, x: torch.Tensor, segments: Sequence[Segment]) -> torch.Tensor:
+        watcher.messages.append(list(segments))
+        return forward(stage, x, segments)
+
+    monkeypatch.setattr(Stage, "forward", noted)
 
     def counted(stage: Stage, *arguments: int) -> None:
         watcher.forks += 1
@@ -211,13 +227,13 @@ MIXED = [
 
 @pytest.mark.parametrize("trait", MIXED)
 def test_neighbouring_slots_are_attended_to_together_and_apart(
-    trait: str, rings: dict[int, Ring], tmp_path: Path, seen: Seen
+    trait: str, torch_rings: dict[int, Ring], tmp_path: Path, seen: Seen
 ) -> None:
     """Contexts of like lengths in one call with a mask; of lengths too different, each in its own."""
     folder = make_model(tmp_path / "org" / "mixed", **TRAITS[trait], block_size=512)
     lengths = [240, 250, 3, 5, 2, 260, 4, 3, 30, 230]
     prompts = [[(11 * i + 5 * k * k + k) % 320 for k in range(n)] for i, n in enumerate(lengths)]
-    outputs = rings[2].generate(folder, prompts, n_tokens=8)
+    outputs = torch_rings[2].generate(folder, prompts, n_tokens=8)
     assert_equal_to_litgpt(folder, prompts, outputs, 8)
     assert any(piece.mask is not None for piece in seen.joined)
     assert seen.apart
@@ -272,16 +288,19 @@ def test_the_real_model_equals_litgpt(n_nodes: int, split: str, rings: dict[int,
             assert_same_tokens(model, prompt, tokens, reference)
 
 
-_known: dict[tuple[int, ...], list[int]] = {}
+_known: dict[tuple[tuple[int, ...], int], list[int]] = {}
 
 
 def _reference(model: object, prompt: tuple[int, ...], n_tokens: int) -> list[int]:
-    if prompt not in _known:
-        _known[prompt] = generate_cached(model, prompt, n_tokens)  # type: ignore[arg-type]
-    return _known[prompt]
+    if (prompt, n_tokens) not in _known:
+        _known[prompt, n_tokens] = generate_cached(model, prompt, n_tokens)  # type: ignore[arg-type]
+    return _known[prompt, n_tokens]
 
 
-def test_sixteen_samples_of_the_real_model_equal_litgpt(rings: dict[int, Ring], smollm2: Path, seen: Seen) -> None:
+@pytest.mark.parametrize("backend", ["native", "torch"])
+def test_sixteen_samples_of_the_real_model_equal_litgpt(
+    backend: str, rings: dict[int, Ring], torch_rings: dict[int, Ring], smollm2: Path, seen: Seen
+) -> None:
     """Groups of eight on two nodes, contexts of 1 to 90 tokens."""
     from support.vocabularies import local_tokenizer
 
@@ -290,7 +309,8 @@ def test_sixteen_samples_of_the_real_model_equal_litgpt(rings: dict[int, Ring], 
     text = tokenizer.encode((ROOT / "benchmarks" / "public_domain_text.txt").read_text(encoding="utf-8"))
     prompts = [tokenizer.encode(prompt) for prompt in SMOLLM2_PROMPTS]
     prompts += [text[100 * i : 100 * i + 10 * i + 1] for i in range(1, 10)]
-    for prompt, tokens in zip(prompts, rings[2].generate(smollm2, prompts, n_tokens=8), strict=True):
-        assert_same_tokens(model, prompt, tokens, generate_cached(model, prompt, 8))
+    ring = torch_rings[2] if backend == "torch" else rings[2]
+    for prompt, tokens in zip(prompts, ring.generate(smollm2, prompts, n_tokens=8), strict=True):
+        assert_same_tokens(model, prompt, tokens, _reference(model, tuple(prompt), 8))
     assert max(map(len, seen.messages)) == 8
-    assert seen.joined
+    assert bool(seen.joined) == (backend == "torch")

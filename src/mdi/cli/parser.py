@@ -11,7 +11,7 @@ from mdi.cli.completion import SHELLS, completion_script
 from mdi.cli.utf8 import is_text
 from mdi.config.options import defaults_of
 from mdi.config.paths import LOGS_DIR
-from mdi.formats import DTYPES, MODES
+from mdi.formats import BACKEND_CHOICES, DTYPES, MODES
 from mdi.net.key_sources import KEY_FILE_VARIABLE, make_key_file
 from mdi.strings import did_you_mean, quoted
 
@@ -136,7 +136,15 @@ def add_node_options(parser: Parser) -> None:
         help="none, int8 or int4 weights (default: as the chunk holds them)",
         values=MODES,
     )
-    parser.option("-c", "--compile", action="store_true", help="compile the stage with torch.compile")
+    parser.option(
+        "--backend",
+        metavar="NAME",
+        help="what computes: native (kernels for this CPU), torch, or auto, the fastest that can",
+        values=BACKEND_CHOICES,
+    )
+    parser.option(
+        "-c", "--compile", action="store_true", help="compile the torch backend's operations with torch.compile"
+    )
     parser.option("--seed", type=int, help="seed of the random choices")
 
 

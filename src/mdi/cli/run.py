@@ -122,6 +122,7 @@ def run_secondary(options: SecondaryOptions, config: NodeConfig, cache_folder: P
         device=options.device,
         dtype=options.dtype,
         quantize=options.quantize,
+        backend=options.backend,
         compile_stage=options.compile,
     )
     with signals.passed_to(secondary.interrupt), secondary:

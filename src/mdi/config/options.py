@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from mdi.config.bounds import SAMPLING_BOUNDS, Interval, LogitBias, check_sampling
 from mdi.config.paths import CHECKPOINTS_DIR, SETTINGS_DIR
 from mdi.errors import ConfigError
-from mdi.formats import DEVICE, DTYPES, MODES, Mode
+from mdi.formats import BACKEND_CHOICES, DEVICE, DTYPES, MODES, BackendChoice, Mode
 
 MAX_BATCH_TOKENS = 65536
 MAX_SAMPLES = 100_000  # of a run; each is held in memory from the start
@@ -81,6 +81,7 @@ class NodeOptions(Section):
     quiet: bool = False
     debug: bool = False
     compile: bool = False
+    backend: BackendChoice = "auto"
     device: str | None = None
     nodes_config: Path = SETTINGS_DIR / "configuration.json"
 
@@ -89,6 +90,8 @@ class NodeOptions(Section):
         if self.quiet and self.verbose:
             raise ConfigError("--quiet and --verb: give one of them")
         _check_device(self.device)
+        if self.backend not in BACKEND_CHOICES:
+            raise ConfigError(f"--backend {self.backend}: expected one of {', '.join(BACKEND_CHOICES)}")
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,11 @@ def chat_history_file() -> Path | None:
         return None
 
 
+def native_cache_dir() -> Path:
+    """Where compiled kernels are kept. Raises `ConfigError` for a user without a home."""
+    return (_home() or user_dir("cache")) / "native"
+
+
 CHECKPOINTS_DIR = _output_dir("checkpoints", "data")
 LOGS_DIR = _output_dir("logs", "log")
 IMAGES_DIR = _output_dir("img", "data")

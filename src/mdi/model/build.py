@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from mdi.errors import CheckpointError
-from mdi.formats import Mode
+from mdi.formats import BackendChoice, Mode
 from mdi.liveness import no_tick
 from mdi.model.linear import make_linear
 from mdi.model.litgpt_modules import LLaMAMLP, LLaMAMoE, RMSNorm
@@ -36,6 +36,7 @@ class Placement:
     quantize: Mode = "none"  # for weights that are not quantized already
     rows: int = 1  # rows that a message usually carries
     compile_ops: bool = False  # where that makes a step faster
+    backend: BackendChoice = "auto"
     tick: Callable[[], None] = no_tick  # called for each tensor: loading gets on
     ops: PointwiseOps = field(default_factory=PointwiseOps)
 
@@ -109,11 +110,12 @@ class ModuleBuilder:
         return layer
 
     def _joined(self, parts: Mapping[str, nn.Linear]) -> Weight:
-        weights = [self._weight(f"{path}weight", part) for path, part in parts.items()]
+        weights = [self.weight(f"{path}weight", part) for path, part in parts.items()]
         self._placement.tick()
         return weights[0] if len(weights) == 1 else join(weights)
 
-    def _weight(self, name: str, linear: nn.Linear) -> Weight:
+    def weight(self, name: str, linear: nn.Linear) -> Weight:
+        """The weight of `linear`, quantized as the placement asks. Raises `CheckpointError` as `build` does."""
         try:
             weight = load_weight(self._weights, name)
         except (KeyError, ValueError) as exc:

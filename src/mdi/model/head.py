@@ -11,10 +11,10 @@ import torch
 from mdi.model.architecture import ModelConfig, architecture_of
 from mdi.model.build import ModuleBuilder, Placement
 from mdi.model.devices import memory_errors
+from mdi.model.embedding import hidden_states, kept_table, position_table
 from mdi.model.litgpt_modules import do_softcapping
 from mdi.model.quant import held_bytes
 from mdi.model.shapes import head_shapes
-from mdi.model.tensors import mapped_empty
 
 
 class EmbeddingAndHead:
@@ -33,7 +33,7 @@ class EmbeddingAndHead:
         """
         self.config, self.device, self.dtype = config, placement.device, placement.dtype
         self.weights_bytes = held_bytes(head_shapes(config), placement.dtype, placement.quantize, self.device.type)
-        self._architecture = architecture = architecture_of(config)
+        architecture = architecture_of(config)
         empty: Any = architecture.build_ends(config)
         with memory_errors("the weights of the head"):
             builder = ModuleBuilder(weights, "the embedding and the head", placement)
@@ -42,31 +42,20 @@ class EmbeddingAndHead:
             self._head = builder.build(empty["head"], architecture.head_path)
             is_tied = builder.is_tied(architecture.embedding, f"{architecture.head_path}weight")
             self._embedding = self._kept(table, is_tied)
-            self._positions = self._position_table(builder, empty)
+            self._positions = position_table(config, builder, empty, self.dtype)
 
     def _kept(self, table: torch.Tensor, is_tied: bool) -> torch.Tensor:
         """The embedding as it is kept: the head's own weight where that is the same, or else in the smaller dtype."""
         head: torch.Tensor | None = getattr(self._head, "weight", None)
         if is_tied and head is not None and head.device.type == "cpu":
             return head
-        if self.dtype.itemsize < table.itemsize:
-            return mapped_empty(table.shape, self.dtype).copy_(table)
-        return table
-
-    def _position_table(self, builder: ModuleBuilder, empty: Any) -> torch.Tensor | None:
-        """The learned positions (context, C), beside the embedding; None where the model has none."""
-        if (name := self._architecture.positions) is None:
-            return None
-        return self._kept(builder.find(name, empty["positions"].weight.shape), is_tied=False)
+        return kept_table(table, self.dtype)
 
     @torch.inference_mode()
     def embed(self, ids: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
         """Token ids (N), each at a position of its sequence -> hidden states (N, C)."""
         x = self._embedding[torch.tensor(ids)].to(self.device, self.dtype)
-        x = self._architecture.embed(x, self.config)
-        if self._positions is None:
-            return x
-        return x + self._positions[torch.tensor(positions)].to(self.device, self.dtype)
+        return hidden_states(x, positions, self._positions, self.config)
 
     @torch.inference_mode()
     def logits(self, x: torch.Tensor) -> torch.Tensor:

@@ -8,15 +8,14 @@ from dataclasses import dataclass, field
 import torch
 
 from mdi.errors import LocalProtocolError
-from mdi.formats import Mode
+from mdi.formats import BackendChoice, Mode
 from mdi.liveness import no_tick
 from mdi.model.architecture import ModelConfig
 from mdi.model.build import Placement
 from mdi.model.devices import free_memory_bytes, limit_onednn_caches
-from mdi.model.head import EmbeddingAndHead
 from mdi.model.quant import mode_of, resolve
 from mdi.model.span import Span
-from mdi.model.span_engine import SpanEngineFactory
+from mdi.model.span_engine import Head, HeadFactory, SpanEngineFactory
 from mdi.model.stage import Stage
 from mdi.model.tensors import TORCH_DTYPES
 from mdi.model.threads import SlowSteps
@@ -51,18 +50,21 @@ class StageRunner:
         self,
         device: torch.device,
         make_engine: SpanEngineFactory,
+        make_head: HeadFactory,
         *,
+        backend: BackendChoice = "auto",
         compile_ops: bool = False,
         tick: Callable[[], None] = no_tick,
     ) -> None:
         """`tick` is called again and again while weights are loaded."""
         limit_onednn_caches()
         self.device = device
-        self._make_engine, self._compile_ops, self._tick = make_engine, compile_ops, tick
+        self._make_engine, self._make_head = make_engine, make_head
+        self._backend, self._compile_ops, self._tick = backend, compile_ops, tick
         self._spec: StageSpec | None = None
         self._mode: Mode = "none"
         self._stage: Stage | None = None
-        self._head: EmbeddingAndHead | None = None
+        self._head: Head | None = None
         self._slow_steps = SlowSteps()
 
     def holds(self, spec: StageSpec) -> bool:
@@ -86,11 +88,17 @@ class StageRunner:
             return
         mode = resolve(mode_of(weights.meta), spec.quantize, source)
         placement = Placement(
-            self.device, TORCH_DTYPES[spec.dtype], mode, spec.rows, self._compile_ops, tick=self._tick
+            self.device,
+            TORCH_DTYPES[spec.dtype],
+            mode,
+            spec.rows,
+            self._compile_ops,
+            self._backend,
+            self._tick,
         )
         head = self._head
         if spec.has_head and head is None:  # before the blocks: while it is packed, the head is held twice
-            head = EmbeddingAndHead(spec.config, weights, placement)
+            head = self._make_head(spec.config, weights, placement)
         stage = Stage(self._make_engine(spec.config, spec.span, weights, placement))
         weights.verify()  # before anything is computed with them
         self._stage, self._head, self._spec, self._mode = stage, head, spec, mode
@@ -155,7 +163,7 @@ class StageRunner:
         return self._stage
 
     @property
-    def _loaded_head(self) -> EmbeddingAndHead:
+    def _loaded_head(self) -> Head:
         if self._head is None:
             raise LocalProtocolError("this node holds no head")
         return self._head

@@ -1,4 +1,4 @@
-"""The interface between a stage and the backend that computes its span."""
+"""The interfaces between a node and the backend that computes its part."""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -32,4 +32,19 @@ class SpanEngine(Protocol):
         """Copy the first `n` positions of slot `source` to slot `target`."""
 
 
+class Head(Protocol):
+    """What the starter has besides its stage: the embedding before the first block, the head after the last."""
+
+    @property
+    def weights_bytes(self) -> int:
+        """What the weights hold."""
+
+    def embed(self, ids: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
+        """Token ids (N), each at a position of its sequence -> hidden states (N, n_embd)."""
+
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        """Hidden states (N, n_embd) after the last block -> logits (N, vocabulary), float32 on the CPU."""
+
+
 SpanEngineFactory = Callable[[ModelConfig, Span, Weights, Placement], SpanEngine]
+HeadFactory = Callable[[ModelConfig, Weights, Placement], Head]

@@ -24,12 +24,12 @@ from mdi.control.routes import ControlServer
 from mdi.control.session import SessionSpec
 from mdi.control.status import InitAnswer, NeedsChunk, Ready, SecondaryStatus
 from mdi.errors import ControlError, MdiError, RingError
-from mdi.formats import Mode
+from mdi.formats import BackendChoice, Mode
 from mdi.ids import Rank
 from mdi.inbox import Inbox, Stopped
 from mdi.liveness import StepCounter
 from mdi.machine import peak_memory_bytes
-from mdi.model.backends.select import make_span_engine
+from mdi.model.backends.select import make_head, make_span_engine, prepare
 from mdi.model.devices import pick_device, pick_dtype
 from mdi.model.runner import StageRunner, StageSpec
 from mdi.model.stage import kept_rows
@@ -93,6 +93,7 @@ class Secondary:
         device: str | None = None,
         dtype: str | None = None,
         quantize: Mode | None = None,
+        backend: BackendChoice = "auto",
         compile_stage: bool = False,
         timeouts: Timeouts = DEFAULT_TIMEOUTS,
     ) -> None:
@@ -101,10 +102,13 @@ class Secondary:
         self._sources, self._own_dtype, self._quantize, self._timeouts = sources, dtype, quantize, timeouts
         torch_device = pick_device(device or config.device)
         self._default_dtype = dtype_name(pick_dtype(dtype, torch_device))
+        prepare(torch_device, backend)
         self._steps, self._inbox = StepCounter(), Inbox()
         self._runner = StageRunner(
             torch_device,
             make_span_engine,
+            make_head,
+            backend=backend,
             compile_ops=compile_stage,
             tick=self._tick,
         )

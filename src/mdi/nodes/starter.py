@@ -29,7 +29,7 @@ from mdi.errors import CheckpointError, ControlError
 from mdi.ids import Rank
 from mdi.inbox import Inbox
 from mdi.machine import peak_memory_bytes
-from mdi.model.backends.select import make_span_engine
+from mdi.model.backends.select import make_head, make_span_engine, prepare
 from mdi.model.devices import pick_device, pick_dtype
 from mdi.model.runner import StageRunner, StageSpec
 from mdi.model.tensors import dtype_name
@@ -81,10 +81,13 @@ class Starter:
         )
         device = pick_device(options.device or network.starter.device)
         self._dtype = dtype_name(pick_dtype(options.dtype, device))
+        prepare(device, options.backend)
         self._inbox = Inbox()
         self._runner = StageRunner(
             device,
             make_span_engine,
+            make_head,
+            backend=options.backend,
             compile_ops=options.compile,
             tick=self._inbox.check,
         )

@@ -1,0 +1,113 @@
+"""Compiles the kernels for an instruction set into the user's cache, once for each source, compiler and flags."""
+
+import contextlib
+import fcntl
+import hashlib
+import importlib.util
+import logging
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from mdi.config.paths import native_cache_dir
+from mdi.errors import StorageError
+from mdi.files import atomic_path, storage_error
+from mdi.model.backends.native.instruction_sets import InstructionSet
+from mdi.strings import one_line
+
+log = logging.getLogger(__name__)
+
+SOURCES = Path(__file__).with_name("kernels")
+ENTRY = SOURCES / "entry.cpp"
+# -ffp-contract=off: a product and a sum are rounded once only where the source says so, on every CPU alike.
+FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden")
+LIBRARY_FLAGS = ("-fPIC", "-shared", "-pthread")
+COMPILE_TIMEOUT_S = 600.0  # ziglang takes 47 s on a loaded machine
+_NAMES = ("c++", "g++", "clang++")
+
+
+class NoCompilerError(Exception):
+    """There is no compiler, or it cannot compile the kernels."""
+
+
+def find_compiler() -> list[str]:
+    """The command of a C++ compiler: of $CXX, of the system, or of PyPI's `ziglang`. Raises `NoCompilerError`."""
+    for name in (*os.environ.get("CXX", "").split()[:1], *_NAMES):
+        if path := shutil.which(name):
+            return [path]
+    if importlib.util.find_spec("ziglang") is not None:
+        return [sys.executable, "-m", "ziglang", "c++"]
+    raise NoCompilerError("no C++ compiler is installed (g++, clang or PyPI's ziglang)")
+
+
+def library_for(instruction_set: InstructionSet, folder: Path | None = None) -> Path:
+    """The compiled library, made now unless it is there.
+
+    Args:
+        folder: where compiled libraries are kept; None: in the user's cache.
+
+    Raises `NoCompilerError`, and `StorageError` or `ConfigError` where the folder cannot be used.
+    """
+    folder = folder or native_cache_dir()
+    compiler = find_compiler()
+    flags = [*FLAGS, *instruction_set.flags, *LIBRARY_FLAGS]
+    library = folder / f"{instruction_set.name}-{_key(compiler, flags)}.so"
+    with _locked(folder):
+        if not library.is_file():
+            log.warning("compiling the kernels for %s, once for this machine", instruction_set.name)
+            with atomic_path(library) as partial:
+                compile_to(partial, compiler, flags)
+    return library
+
+
+def compile_to(target: Path, compiler: Sequence[str], flags: Sequence[str]) -> None:
+    """Raises `NoCompilerError` with the compiler's first error."""
+    try:
+        done = subprocess.run(
+            [*compiler, *flags, "-o", str(target), str(ENTRY)],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=COMPILE_TIMEOUT_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as exc:
+        raise NoCompilerError(f"{compiler[0]}: {one_line(exc)}") from exc
+    if done.returncode != 0:
+        errors = [line for line in done.stderr.splitlines() if "error" in line] or [done.stderr]
+        raise NoCompilerError(f"{compiler[0]}: {one_line(errors[0])}")
+
+
+def _key(compiler: Sequence[str], flags: Sequence[str]) -> str:
+    """Equal for equal libraries: of the sources, the flags and what the compiler says of itself."""
+    digest = hashlib.blake2b(digest_size=8)
+    try:
+        version = subprocess.run([*compiler, "--version"], capture_output=True, timeout=60, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired) as exc:
+        raise NoCompilerError(f"{compiler[0]}: {one_line(exc)}") from exc
+    parts = [version, " ".join(flags).encode(), *(path.read_bytes() for path in sorted(SOURCES.iterdir()))]
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keeps two processes from compiling the same. Raises `StorageError` for a folder that others may write to."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.lstat()
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
+            raise StorageError(f"{folder}: others may write to it, so no library is loaded from there")
+        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as exc:
+        raise storage_error(folder, exc) from exc
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)

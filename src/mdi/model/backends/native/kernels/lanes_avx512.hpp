@@ -1,0 +1,40 @@
+// x86-64 with AVX-512 and its dot products of bytes (VNNI): sixteen lanes are one register.
+#pragma once
+
+#include <immintrin.h>
+
+#include "memory.hpp"
+
+#define MDI_INSTRUCTION_SET "avx512vnni"
+
+namespace mdi {
+
+typedef float NativeFloats __attribute__((vector_size(64)));
+typedef int32_t NativeInts __attribute__((vector_size(64)));
+
+constexpr int kTileRows = 8;     // rows that pass one group of weights together
+constexpr int kQueries = 8;      // queries that pass one kv head together
+constexpr int kAccumulators = 20;  // registers for sums, beside what they are made of
+
+INLINE NativeFloats fma(NativeFloats a, NativeFloats b, NativeFloats c) {
+  return (NativeFloats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+}
+INLINE void load(const Half *p, NativeFloats &v) {
+  v = (NativeFloats)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)));
+}
+INLINE void store(Half *p, NativeFloats v) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
+}
+
+#define MDI_DOT_OF_BYTES
+constexpr int kWeightOffset = 128;  // the weights of a dot product are unsigned, the rows signed
+INLINE NativeInts dot(NativeInts sums, NativeInts weights, NativeInts x) {
+  return (NativeInts)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)weights, (__m512i)x);
+}
+
+// Holds a sum in its register: GCC would put off the additions of all rows but one, and spill their terms.
+template <class V> INLINE void keep(V &v) { asm("" : "+v"(v)); }
+
+}  // namespace mdi
+
+#include "lanes_native.hpp"

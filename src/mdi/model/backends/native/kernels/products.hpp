@@ -1,0 +1,131 @@
+// Products of rows with packed weights: y (M, O) = x (M, I) W^T + b.
+//
+// A tile of rows x 16 outputs keeps its sums in registers while it passes all inputs. Each weight is loaded once for all
+// rows of the tile and multiplied with one input of each row, which is spread over the lanes: so outputs are lanes,
+// and no lanes are ever added. The rows of a tile never meet.
+#pragma once
+
+#include "rows.hpp"
+
+namespace mdi {
+
+constexpr int kAhead = 4096;        // bytes of weights that are asked for beforehand: more than a memory access takes
+constexpr int kPanelGroups = 4;     // groups whose weights stay in the cache while all rows pass
+constexpr int kFloatBlocks = 8;     // blocks whose products are summed before they are added to the rest: less rounding
+
+INLINE void prefetch(const uint8_t *weights, int n_bytes) {
+  for (int i = 0; i < n_bytes; i += 64) __builtin_prefetch(weights + kAhead + i);
+}
+
+// One tile: the rows from `first` on, all blocks of one group.
+template <int R, class Number>
+INLINE void multiply(FloatTile<Number>, const uint8_t *tiles, int n_blocks, const Rows &x, int first, Floats (&totals)[R]) {
+  using Tile = FloatTile<Number>;
+  for (int begin = 0; begin < n_blocks; begin += kFloatBlocks) {
+    const int end = begin + kFloatBlocks < n_blocks ? begin + kFloatBlocks : n_blocks;
+    Floats sums[R];
+    for (int r = 0; r < R; r++) sums[r] = splat(0.0f);
+    for (int b = begin; b < end; b++, tiles += Tile::kBytes) {
+      prefetch(tiles, Tile::kBytes);
+      const float *row = x.floats + (static_cast<int64_t>(b) * x.n + first) * kBlock;
+      const Number *weights = reinterpret_cast<const Number *>(tiles);
+#pragma GCC unroll 8
+      for (int k = 0; k < kBlock; k++) {
+        const Floats w = load(weights + k * kGroup);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; r++) {
+          sums[r] = fma(w, splat(row[r * kBlock + k]), sums[r]);
+          keep(sums[r]);
+        }
+      }
+    }
+    for (int r = 0; r < R; r++) totals[r] = totals[r] + sums[r];
+  }
+}
+
+// The integer products of one block.
+template <int R, class Tile>
+INLINE void block_products(const uint8_t *tile, const Rows &x, int64_t at, Ints (&products)[R]) {
+  using Dot = typename Tile::Dot;
+  const auto *row = x.integers<typename Dot::Value>() + at * kBlock;
+  typename Dot::Sums sums[R] = {};
+  if constexpr (std::is_same_v<Tile, Int8Tile>)
+    if constexpr (Dot::kOffset != 0)
+      for (int r = 0; r < R; r++) sums[r] = splat(-Dot::kOffset * x.sums[at + r]);
+#pragma GCC unroll 8
+  for (int step = 0; step < kBlock / Dot::kInputs; step++)
+    Dot::template add<R>(sums, tile + Tile::kHead + step * kStepBytes, row + step * Dot::kInputs);
+  for (int r = 0; r < R; r++) products[r] = Dot::total(sums[r]);
+}
+
+template <int R>
+INLINE void multiply(Int8Tile, const uint8_t *tiles, int n_blocks, const Rows &x, int first, Floats (&totals)[R]) {
+  for (int b = 0; b < n_blocks; b++, tiles += Int8Tile::kBytes) {
+    prefetch(tiles, Int8Tile::kBytes);
+    const int64_t at = static_cast<int64_t>(b) * x.n + first;
+    Ints products[R];
+    block_products<R, Int8Tile>(tiles, x, at, products);
+    const Floats scale = load(reinterpret_cast<const Half *>(tiles));
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++) totals[r] = fma(to_floats(products[r]), scale * splat(x.scales[at + r]), totals[r]);
+  }
+}
+
+template <int R>
+INLINE void multiply(Int4Tile, const uint8_t *tiles, int n_blocks, const Rows &x, int first, Floats (&totals)[R]) {
+  for (int b = 0; b < n_blocks; b++, tiles += Int4Tile::kBytes) {
+    prefetch(tiles, Int4Tile::kBytes);
+    const int64_t at = static_cast<int64_t>(b) * x.n + first;
+    Ints products[R];
+    block_products<R, Int4Tile>(tiles, x, at, products);
+    const Half *head = reinterpret_cast<const Half *>(tiles);
+    const Floats scale = load(head), minimum = load(head + kGroup);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++) {
+      const Floats value = fma(to_floats(products[r]), scale, minimum * splat(static_cast<float>(x.sums[at + r])));
+      totals[r] = fma(value, splat(x.scales[at + r]), totals[r]);
+    }
+  }
+}
+
+// Where results go: (M, stride), with room for all padded outputs.
+struct Target {
+  float *y;
+  int stride;
+};
+
+template <int R, class Tile>
+void multiply_tile(const Linear &linear, int group, const Rows &x, int first, const Target &to) {
+  Floats totals[R];
+  for (int r = 0; r < R; r++) totals[r] = splat(0.0f);
+  const int n_blocks = linear.blocks();
+  multiply<R>(Tile{}, linear.tiles + static_cast<int64_t>(group) * n_blocks * Tile::kBytes, n_blocks, x, first, totals);
+  for (int r = 0; r < R; r++) {
+    float *y = to.y + static_cast<int64_t>(first + r) * to.stride + group * kGroup;
+    store(y, linear.bias ? totals[r] + load(linear.bias + group * kGroup) : totals[r]);
+  }
+}
+
+// `n_rows` rows from `first` on, up to R, with some groups.
+template <int R, class Tile>
+void multiply_rows(const Linear &linear, int begin, int end, const Rows &x, int first, int n_rows, const Target &to) {
+  if constexpr (R > 1)
+    if (n_rows < R) return multiply_rows<R - 1, Tile>(linear, begin, end, x, first, n_rows, to);
+  for (int group = begin; group < end; group++) multiply_tile<R, Tile>(linear, group, x, first, to);
+}
+
+// The outputs of the groups `begin <= g < end`, for all rows.
+inline void multiply(const Linear &linear, int begin, int end, const Rows &x, const Target &to) {
+  with_tile(linear.type, [&](auto t) {
+    const int n_tiles = (x.n + kTileRows - 1) / kTileRows;
+    for (int panel = begin; panel < end; panel += kPanelGroups) {
+      const int stop = panel + kPanelGroups < end ? panel + kPanelGroups : end;
+      for (int i = 0; i < n_tiles; i++) {  // tiles of rows as even as possible
+        const int first = x.n * i / n_tiles, next = x.n * (i + 1) / n_tiles;
+        multiply_rows<kTileRows, decltype(t)>(linear, panel, stop, x, first, next - first, to);
+      }
+    }
+  });
+}
+
+}  // namespace mdi

@@ -1,0 +1,305 @@
+// A span of decoder blocks: the rows of a message through all of them.
+//
+// C embedding size, H query heads, G kv heads, D head size, F size of the MLP. Rows in between have padded sizes; what is
+// beyond the real size is zero.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "attention.hpp"
+#include "norms.hpp"
+#include "pool.hpp"
+#include "products.hpp"
+#include "workspace.hpp"
+
+namespace mdi {
+
+// `n` consecutive rows of a message, for positions from `start` on of `slot`.
+struct Segment {
+  int32_t slot, start, n;
+};
+
+// What the blocks of a span have in common.
+struct Shape {
+  int32_t n_embd, n_head, n_groups, head_size, n_rotary, n_hidden;
+  int32_t parallel_residual;  // the MLP reads what attention reads
+  int32_t shared_norm;        // and the same normalization of it
+  int32_t rotates_neighbours;
+  int32_t norms_all_heads;  // norm_q and norm_k run over all heads at once, or over each
+  int32_t half_cache;       // keys and values in 16 bits
+  Activation activation;
+  Scaling scaling;
+};
+
+struct Block {
+  Norm norm_1, norm_2, post_attention_norm, post_mlp_norm, norm_q, norm_k;
+  Linear qkv, attention_proj;
+  Linear fc_1, fc_2, mlp_proj;  // without fc_2 the MLP is not gated
+  int32_t window;               // positions that a row sees at most; 0: all
+  int32_t rotary_table;
+  void *keys, *values;  // of all slots
+
+  bool gated() const { return fc_2.tiles != nullptr; }
+};
+
+class Span {
+ public:
+  Span(const Shape &shape, const Block *blocks, int n_blocks) : shape_(shape), blocks_(blocks, blocks + n_blocks) {}
+
+  // `context` is a multiple of 16. The tables are (context, rotary elements), one for each kind of layer.
+  void set_slots(int n_threads, int context, void *const *keys, void *const *values, const float *const *cos,
+                 const float *const *sin) {
+    for (size_t i = 0; i < blocks_.size(); i++) blocks_[i].keys = keys[i], blocks_[i].values = values[i];
+    for (int i = 0; i < 2; i++) cos_[i] = cos[i], sin_[i] = sin[i];
+    context_ = context;
+    if (!pool_ || pool_->n_threads() != n_threads) pool_ = std::make_unique<Pool>(n_threads);
+    capacity_ = 0;
+  }
+
+  void fork(int source, int target, int n) {
+    for (const Block &block : blocks_) with_cache(block, [&](const auto &cache) { cache.copy(source, target, n); });
+  }
+
+  // Rows (N, C) -> `y` (N, C).
+  void forward(const float *x, float *y, const Segment *segments, int n_segments) {
+    place(segments, n_segments);
+    const int n = static_cast<int>(places_.size()), size = shape_.n_embd;
+    if (n > capacity_) reserve(n);
+    rows_.n = n;
+    for (int r = 0; r < n; r++) memcpy(hidden(r), x + static_cast<int64_t>(r) * size, size * sizeof(float));
+    const Norm none{};
+    const Norm *post = nullptr;  // of what is to be added to the rows
+    for (const Block &block : blocks_) {
+      each_row([&](int r) {
+        if (post) add_branch(r, *post);
+        put_row(rows_, r, normed(r, block.norm_1), block.qkv);
+      });
+      attend(block);
+      each_row([&](int r) { enter_mlp(r, block); });
+      run_mlp(block);
+      post = block.post_mlp_norm.kind == Norm::Kind::kNone ? &none : &block.post_mlp_norm;
+    }
+    each_row([&](int r) {
+      if (post) add_branch(r, *post);
+      memcpy(y + static_cast<int64_t>(r) * size, hidden(r), size * sizeof(float));
+    });
+  }
+
+ private:
+  struct Place {
+    int slot, position;
+  };
+  // Rows of one slot whose attention is one task.
+  struct Piece {
+    int first_row, n;
+  };
+  static constexpr int kPieceRows = 16;
+
+  int heads_size() const { return shape_.n_head * shape_.head_size; }
+  int qkv_size() const { return (shape_.n_head + 2 * shape_.n_groups) * shape_.head_size; }
+  float *hidden(int r) const { return hidden_ + static_cast<int64_t>(r) * padded(shape_.n_embd); }
+  float *branch(int r) const { return branch_ + static_cast<int64_t>(r) * padded(shape_.n_embd); }
+  float *qkv(int r) const { return qkv_ + static_cast<int64_t>(r) * padded(qkv_size()); }
+  float *heads(int r) const { return heads_ + static_cast<int64_t>(r) * padded(heads_size()); }
+  float *gate(int r) const { return gate_ + static_cast<int64_t>(r) * padded(shape_.n_hidden); }
+  float *value(int r) const { return value_ + static_cast<int64_t>(r) * padded(shape_.n_hidden); }
+
+  template <class F> void each_row(const F &f) {
+    pool_->run(rows_.n, [&](int r, int) { f(r); });
+  }
+  template <class F> void with_cache(const Block &block, F f) const {
+    const int n_heads = shape_.n_groups, head_size = shape_.head_size;
+    if (shape_.half_cache)
+      f(Cache<Half>{static_cast<Half *>(block.keys), static_cast<Half *>(block.values), n_heads, head_size, context_});
+    else
+      f(Cache<float>{static_cast<float *>(block.keys), static_cast<float *>(block.values), n_heads, head_size, context_});
+  }
+
+  void place(const Segment *segments, int n_segments) {
+    places_.clear();
+    pieces_.clear();
+    for (int i = 0; i < n_segments; i++)
+      for (int r = 0; r < segments[i].n; r++) {
+        const int row = static_cast<int>(places_.size());
+        if (r % kPieceRows == 0) pieces_.push_back({row, std::min(kPieceRows, segments[i].n - r)});
+        places_.push_back({segments[i].slot, segments[i].start + r});
+      }
+  }
+
+  void reserve(int n_rows) {
+    const int64_t n = n_rows;
+    const int widest = std::max({shape_.n_embd, heads_size(), shape_.n_hidden});
+    const int sizes[] = {shape_.n_embd, shape_.n_embd, shape_.n_embd, qkv_size(), heads_size(), shape_.n_hidden, shape_.n_hidden};
+    size_t n_bytes = row_bytes(n, widest) + pool_->n_threads() * thread_bytes();
+    for (int size : sizes) n_bytes += Memory::bytes<float>(n * padded(size));
+    memory_.renew(n_bytes);
+    float **const buffers[] = {&hidden_, &normed_, &branch_, &qkv_, &heads_, &gate_, &value_};
+    for (int i = 0; i < 7; i++) *buffers[i] = memory_.take<float>(n * padded(sizes[i]));
+    rows_ = take_rows(memory_, n, widest);
+    attention_.resize(pool_->n_threads());
+    for (AttentionMemory &own : attention_) {
+      own.queries = memory_.take<float>(kQueries * shape_.head_size);
+      own.scores = memory_.take<float>(static_cast<int64_t>(kQueries) * context_);
+      own.results = memory_.take<float>(kQueries * lane_multiple(shape_.head_size));
+    }
+    capacity_ = n_rows;
+  }
+  size_t thread_bytes() const {
+    return Memory::bytes<float>(kQueries * shape_.head_size) + Memory::bytes<float>(static_cast<int64_t>(kQueries) * context_) +
+           Memory::bytes<float>(kQueries * lane_multiple(shape_.head_size));
+  }
+
+  // The row as a norm leaves it.
+  const float *normed(int r, const Norm &norm) {
+    if (norm.kind == Norm::Kind::kNone) return hidden(r);
+    float *y = normed_ + static_cast<int64_t>(r) * padded(shape_.n_embd);
+    normalize(norm, hidden(r), shape_.n_embd, y);
+    return y;
+  }
+  void add_branch(int r, const Norm &post) {
+    float *x = hidden(r), *addend = branch(r);
+    if (post.kind != Norm::Kind::kNone) normalize(post, addend, shape_.n_embd, addend);
+    for (int i = 0; i < padded(shape_.n_embd); i += kLanes) store(x + i, load(addend + i) + load(x + i));
+  }
+
+  void attend(const Block &block) {
+    multiply(*pool_, block.qkv, rows_, {qkv_, padded(qkv_size())});
+    with_cache(block, [&](const auto &cache) {
+      each_row([&](int r) { put_keys_and_values(r, block, cache); });
+      const int n_groups = shape_.n_groups;
+      pool_->run(static_cast<int>(pieces_.size()) * n_groups, [&](int i, int thread) {
+        attend_piece(pieces_[i / n_groups], i % n_groups, block, cache, attention_[thread]);
+      });
+    });
+    each_row([&](int r) { put_row(rows_, r, heads(r), block.attention_proj); });
+    multiply(*pool_, block.attention_proj, rows_, {branch_, padded(shape_.n_embd)});
+  }
+
+  template <class T> void put_keys_and_values(int r, const Block &block, const Cache<T> &cache) {
+    const int size = shape_.head_size, n_turned = shape_.n_head + shape_.n_groups;
+    const Place &place = places_[r];
+    float *q = qkv(r), *k = q + heads_size(), *v = k + shape_.n_groups * size;
+    norm_heads(block.norm_q, q, shape_.n_head);
+    norm_heads(block.norm_k, k, shape_.n_groups);
+    const int64_t row = static_cast<int64_t>(place.position) * shape_.n_rotary;
+    const float *cos = cos_[block.rotary_table] + row, *sin = sin_[block.rotary_table] + row;
+    float *scratch = heads(r);  // has room for a head, and is not filled yet
+    for (int head = 0; head < n_turned; head++)
+      rotate(q + head * size, cos, sin, shape_.n_rotary, shape_.rotates_neighbours, scratch);
+    for (int head = 0; head < shape_.n_groups; head++)
+      cache.put(place.slot, head, place.position, k + head * size, v + head * size);
+  }
+  void norm_heads(const Norm &norm, float *x, int n_heads) {
+    if (norm.kind == Norm::Kind::kNone) return;
+    const int size = shape_.norms_all_heads ? n_heads * shape_.head_size : shape_.head_size;
+    for (int i = 0; i < n_heads * shape_.head_size; i += size) normalize(norm, x + i, size, x + i);
+  }
+
+  // Query heads that share a kv head, of several rows, are alike: each sees positions of the same slot.
+  template <class T>
+  void attend_piece(const Piece &piece, int group, const Block &block, const Cache<T> &cache, const AttentionMemory &memory) {
+    const int size = shape_.head_size, per_group = shape_.n_head / shape_.n_groups, n_queries = piece.n * per_group;
+    for (int first = 0; first < n_queries; first += kQueries) {
+      const int n = std::min(kQueries, n_queries - first);
+      Sight sights[kQueries];
+      for (int j = 0; j < n; j++) {
+        const int r = piece.first_row + (first + j) / per_group, stop = places_[r].position + 1;
+        sights[j] = {block.window ? std::max(0, stop - block.window) : 0, stop};
+        memcpy(memory.queries + j * size, qkv(r) + head_of(first + j, group) * size, size * sizeof(float));
+      }
+      attend_up_to<kQueries>(n, cache, places_[piece.first_row].slot, group, sights, shape_.scaling, memory);
+      for (int j = 0; j < n; j++) {
+        const int r = piece.first_row + (first + j) / per_group;
+        memcpy(heads(r) + head_of(first + j, group) * size, memory.results + j * cache.value_size(), size * sizeof(float));
+      }
+    }
+  }
+  int head_of(int query, int group) const {
+    const int per_group = shape_.n_head / shape_.n_groups;
+    return group * per_group + query % per_group;
+  }
+
+  // Adds what attention has found, and lays out what the MLP reads.
+  void enter_mlp(int r, const Block &block) {
+    const float *x = normed_ + static_cast<int64_t>(r) * padded(shape_.n_embd);
+    if (!shape_.parallel_residual) {
+      add_branch(r, block.post_attention_norm);
+      x = normed(r, block.norm_2);
+    } else if (!shape_.shared_norm) {
+      x = normed(r, block.norm_2);
+    }
+    put_row(rows_, r, x, block.fc_1);
+    if (block.gated() && block.fc_2.quantized() != block.fc_1.quantized()) put_row(rows_, r, x, block.fc_2);
+    if (shape_.parallel_residual) add_branch(r, block.post_attention_norm);
+  }
+
+  void run_mlp(const Block &block) {
+    const int size = padded(shape_.n_hidden);
+    multiply(*pool_, block.fc_1, rows_, {gate_, size});
+    if (block.gated()) multiply(*pool_, block.fc_2, rows_, {value_, size});
+    each_row([&](int r) {
+      for (int i = 0; i < size; i += kLanes) {
+        const Floats y = activated(shape_.activation, load(gate(r) + i));
+        store(gate(r) + i, block.gated() ? y * load(value(r) + i) : y);
+      }
+      put_row(rows_, r, gate(r), block.mlp_proj);
+    });
+    multiply(*pool_, block.mlp_proj, rows_, {branch_, padded(shape_.n_embd)});
+  }
+
+  const Shape shape_;
+  std::vector<Block> blocks_;
+  int context_ = 0;
+  const float *cos_[2] = {}, *sin_[2] = {};
+  std::unique_ptr<Pool> pool_;
+
+  // Of the present message.
+  std::vector<Place> places_;
+  std::vector<Piece> pieces_;
+  int capacity_ = 0;  // rows
+  Memory memory_;
+  float *hidden_, *normed_, *branch_, *qkv_, *heads_, *gate_, *value_;
+  Rows rows_;
+  std::vector<AttentionMemory> attention_;
+};
+
+// What comes after the last block: a norm, and a product with many outputs.
+class Head {
+ public:
+  Head(const Norm &norm, const Linear &linear) : norm_(norm), linear_(linear) {}
+
+  // Rows (N, C) -> `y` (N, padded vocabulary).
+  void logits(const float *x, float *y, int n_rows, int n_threads) {
+    const int size = linear_.inputs;
+    if (!pool_ || pool_->n_threads() != n_threads) pool_ = std::make_unique<Pool>(n_threads);
+    if (n_rows > capacity_) {
+      memory_.renew(row_bytes(n_rows, size) + Memory::bytes<float>(padded(size)));
+      normed_ = memory_.take<float>(padded(size));
+      rows_ = take_rows(memory_, n_rows, size);
+      capacity_ = n_rows;
+    }
+    rows_.n = n_rows;
+    for (int r = 0; r < n_rows; r++) {
+      memcpy(normed_, x + static_cast<int64_t>(r) * size, size * sizeof(float));
+      if (norm_.kind != Norm::Kind::kNone) normalize(norm_, normed_, size, normed_);
+      put_row(rows_, r, normed_, linear_);
+    }
+    multiply(*pool_, linear_, rows_, {y, padded(linear_.outputs)});
+  }
+
+  void embed(const int32_t *ids, int n, float *y) const {
+    for (int i = 0; i < n; i++) unpack_output(linear_, ids[i], y + static_cast<int64_t>(i) * linear_.inputs);
+  }
+
+ private:
+  const Norm norm_;
+  const Linear linear_;
+  std::unique_ptr<Pool> pool_;
+  int capacity_ = 0;
+  Memory memory_;
+  float *normed_;
+  Rows rows_;
+};
+
+}  // namespace mdi

@@ -1,0 +1,155 @@
+"""Kernels are compiled once, where a compiler is; where none is, torch computes, and one line says so."""
+
+import ctypes
+import ctypes.util
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from litgpt.config import Config
+
+from mdi.errors import StorageError
+from mdi.model.backends import select
+from mdi.model.backends.native import compiler, library
+from mdi.model.backends.native.compiler import NoCompilerError, find_compiler, library_for
+from mdi.model.backends.native.instruction_sets import INSTRUCTION_SETS, PORTABLE, cpu_features, usable_here
+from mdi.model.backends.native.library import UnavailableError, load
+from mdi.model.backends.torch_span import TorchSpan
+from mdi.model.build import Placement
+from mdi.model.shapes import stage_shapes
+from mdi.model.span import Span
+from support.models import BASE
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty cache of kernels."""
+    monkeypatch.setenv("MDI_HOME", str(tmp_path))
+    library._library_or_reason.cache_clear()
+    yield tmp_path / "native"
+    library._library_or_reason.cache_clear()
+
+
+def fake_compiler(path: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A compiler that runs `script` (of sh), where the arguments are those of a compiler."""
+    path.write_text(f'#!/bin/sh\n[ "$1" = --version ] && echo fake 1.0 && exit\n{script}\n')
+    path.chmod(0o755)
+    monkeypatch.setenv("CXX", str(path))
+    return path
+
+
+OUTPUT = 'while [ "$1" != -o ]; do shift; done; '
+
+
+def test_a_library_is_compiled_once(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_compiler(tmp_path / "cc", f'echo called >> {tmp_path}/calls; {OUTPUT} echo library > "$2"', monkeypatch)
+    first = library_for(PORTABLE)
+    assert library_for(PORTABLE) == first
+    assert first.parent == folder and first.read_text() == "library\n"
+    assert (tmp_path / "calls").read_text() == "called\n"
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert library_for(INSTRUCTION_SETS[0]) != first
+
+
+def test_another_compiler_and_other_sources_give_another_library(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cc = fake_compiler(tmp_path / "cc", f'{OUTPUT} echo library > "$2"', monkeypatch)
+    paths = {library_for(PORTABLE)}
+    cc.write_text(cc.read_text().replace("fake 1.0", "fake 1.1"))
+    paths.add(library_for(PORTABLE))
+    sources = tmp_path / "kernels"
+    sources.mkdir()
+    (sources / "entry.cpp").write_text("int changed;")
+    monkeypatch.setattr(compiler, "SOURCES", sources)
+    paths.add(library_for(PORTABLE))
+    assert len(paths) == 3
+
+
+def test_what_a_compiler_left_behind_when_it_failed_is_no_library(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_compiler(
+        tmp_path / "cc", f'{OUTPUT} echo half > "$2"; echo "x.cpp:1: error: no such type" >&2; exit 1', monkeypatch
+    )
+    with pytest.raises(NoCompilerError, match=r"cc: x\.cpp:1: error: no such type"):
+        library_for(PORTABLE)
+    assert [path.name for path in folder.iterdir()] == ["lock"]
+
+
+def test_a_folder_that_others_may_write_to_is_refused(folder: Path) -> None:
+    folder.mkdir(mode=0o777)
+    folder.chmod(0o777)
+    with pytest.raises(StorageError, match="others may write to it"):
+        library_for(PORTABLE)
+    folder.rmdir()
+    folder.symlink_to(folder.parent)
+    with pytest.raises(StorageError):
+        library_for(PORTABLE)
+
+
+def test_the_compiler_of_the_environment_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cc = fake_compiler(tmp_path / "cc", "", monkeypatch)
+    assert find_compiler() == [str(cc)]
+    monkeypatch.delenv("CXX")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "ziglang" or None)
+    assert find_compiler() == [sys.executable, "-m", "ziglang", "c++"]
+
+
+def test_without_a_compiler_torch_computes_and_one_line_says_so(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    select._say_once.cache_clear()
+    config, placement = Config(**BASE), Placement(torch.device("cpu"), torch.float32)
+    weights = {name: torch.ones(shape) for name, shape in stage_shapes(config, Span(0, 1)).items()}
+    for _ in range(2):
+        assert isinstance(select.make_span_engine(config, Span(0, 1), weights, placement), TorchSpan)
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == [
+        "computing with torch, which is slower than native kernels: no C++ compiler is installed (g++, clang or PyPI's"
+        " ziglang)"
+    ]
+
+
+def test_a_library_that_cannot_be_loaded_or_computes_wrongly_is_refused(
+    libraries: dict[str, ctypes.CDLL], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "not.so").write_text("nothing")
+    with pytest.raises(UnavailableError, match=r"not\.so"):
+        load(tmp_path / "not.so")
+    with pytest.raises(UnavailableError, match="mdi_"):
+        load(Path(ctypes.util.find_library("m") or "libm.so.6"))
+    monkeypatch.setattr(torch, "equal", lambda *_: False)
+    with pytest.raises(UnavailableError, match=r"compute wrong products \(type 0, 1 rows\)"):
+        library.check_products(next(iter(libraries.values())))
+
+
+def test_the_features_of_all_cores_count(tmp_path: Path) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("flags : fma avx2 f16c avx_vnni\nmodel : x\nflags : fma avx2 f16c\n")
+    assert cpu_features(cpuinfo) == {"fma", "avx2", "f16c"}
+    assert cpu_features(tmp_path / "none") == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("machine", "features", "names"),
+    [
+        ("x86_64", {"avx2", "fma", "f16c", "avx_vnni", "sse2"}, ["avxvnni", "avx2"]),
+        ("x86_64", {"avx2", "fma"}, []),
+        ("aarch64", {"asimd", "asimddp"}, ["neon-dotprod", "neon"]),
+        ("aarch64", {"asimd"}, ["neon"]),
+        ("riscv64", set(), []),
+    ],
+)
+def test_the_instruction_sets_of_a_cpu(
+    machine: str, features: set[str], names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = "mdi.model.backends.native.instruction_sets"
+    monkeypatch.setattr(f"{base}.platform.machine", lambda: machine)
+    monkeypatch.setattr(f"{base}.cpu_features", lambda: frozenset(features))
+    assert [one.name for one in usable_here()] == names
