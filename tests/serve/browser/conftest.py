@@ -16,6 +16,7 @@ from .ring_snapshots import snapshot
 CHROMIUMS = ("chromium", "chromium-browser", "google-chrome")
 SIZES = {"phone": (390, 844), "laptop": (1280, 800), "wide": (1920, 1080)}
 RING_EVENTS = "**/ring/events"
+OTHER_HOST = "ring.example"  # a name of this machine that only the browser knows
 
 # What the page must never do is collected from its first line on.
 _WATCH = """
@@ -33,7 +34,9 @@ def chromium() -> Iterator[Any]:
     program = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, CHROMIUMS)), None)
     if program is None:
         pytest.skip("no Chromium on this machine: apt-get install chromium, or name it in CHROMIUM")
-    flags = ["--no-sandbox"] if os.geteuid() == 0 else []  # its sandbox is not for root
+    flags = [f"--host-resolver-rules=MAP {OTHER_HOST} 127.0.0.1"]
+    if os.geteuid() == 0:
+        flags.append("--no-sandbox")  # its sandbox is not for root
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=flags)
         yield browser
@@ -92,4 +95,8 @@ def open_url(chromium: Any) -> Iterator[Callable[..., Any]]:
 @pytest.fixture
 def open_page(server_of: Callable[..., UserServer], open_url: Callable[..., Any], ring: Ring) -> Callable[..., Any]:
     """Opens the page of a server with some keys, which tells of `ring`."""
-    return lambda *keys, **options: open_url(f"http://127.0.0.1:{server_of(*keys).port}/", ring=ring, **options)
+
+    def opened(*keys: str, host: str = "127.0.0.1", **options: Any) -> Any:
+        return open_url(f"http://{host}:{server_of(*keys).port}/", ring=ring, **options)
+
+    return opened
