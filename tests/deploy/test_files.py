@@ -148,6 +148,15 @@ def test_names_are_known_before_the_pods_are_ready() -> None:
     assert kubernetes("Service", "mdi")["spec"]["publishNotReadyAddresses"] is True
 
 
+def test_compose_defines_what_its_services_name() -> None:
+    named: dict[str, set[str]] = {"volumes": set(), "secrets": set(), "networks": set()}
+    for service in COMPOSE["services"].values():
+        named["volumes"] |= {volume.split(":")[0] for volume in service["volumes"] if not volume.startswith(".")}
+        named["secrets"] |= set(service["secrets"])
+        named["networks"] |= set(service["networks"])
+    assert named == {kind: set(COMPOSE[kind]) for kind in named}
+
+
 # ---- ports
 
 
