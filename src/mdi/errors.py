@@ -88,3 +88,7 @@ class RingStalled(RingBroken):
 
 class ControlError(MdiError):
     """A node could not be reached over HTTP, or refused what was asked, with its reason."""
+
+
+class ChunkBusy(ControlError):
+    """Somebody else receives the same chunk: later it may be here, or its next part may be another one."""

@@ -83,6 +83,28 @@ def test_two_nodes_that_share_a_folder_verify_a_chunk_at_once(cache: ChunkCache,
     assert ChunkCache(folder, meanwhile).find(DIGEST) == folder / f"{DIGEST}.pth"
 
 
+def test_a_node_that_shares_the_folder_may_find_a_chunk_complete_first(
+    cache: ChunkCache, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = ChunkCache(folder, sha256_of)
+    monkeypatch.setattr("mdi.checkpoint.cache.os.fsync", lambda _: other.find(DIGEST))  # all of it is written
+    assert append(cache, 0, len(CONTENT)) == len(CONTENT)
+    assert cache.find(DIGEST) == folder / f"{DIGEST}.pth"
+
+
+def test_a_chunk_that_is_received_while_it_is_read_as_a_partial_one_is_found(cache: ChunkCache, folder: Path) -> None:
+    assert append(cache, 0, len(CONTENT)) == len(CONTENT)
+    received, partial = folder / f"{DIGEST}.received", folder / f"{DIGEST}.partial"
+    received.rename(partial)
+
+    def meanwhile(path: Path, advance: object) -> str:
+        if path == partial:
+            partial.rename(received)  # by the node that is at work on it
+        return sha256_of(received)
+
+    assert ChunkCache(folder, meanwhile).find(DIGEST) == folder / f"{DIGEST}.pth"
+
+
 def test_a_chunk_arrives_in_pieces_also_through_another_cache_of_the_folder(cache: ChunkCache, folder: Path) -> None:
     for start, stop in ((0, 1), (1, 1000), (1000, 2559)):
         assert append(ChunkCache(folder, sha256_of), start, stop) == stop

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mdi.control.client import ControlClient
+from mdi.control.protocol import NodeBusy
 from mdi.control.routes import ControlServer
 from mdi.errors import ControlError, StorageError
 from support.control import CHUNK, DIGEST, HOST, Answer, FakeNode, answer_of, answering, ask, raw_head, reason_of
@@ -80,6 +81,17 @@ def test_a_range_that_is_malformed_or_does_not_fit_the_body_is_refused(
 @pytest.mark.parametrize("content_range", ["bytes 5-14/100", "bytes 0-9/9"])
 def test_a_range_that_does_not_continue_the_chunk_is_refused(server: ControlServer, content_range: str) -> None:
     reason_of(put_chunk(server, content_range), 409)
+
+
+def test_a_chunk_that_another_starter_sends_is_tried_again_later(
+    client: ControlClient, node: FakeNode, chunk: Path
+) -> None:
+    """Two starters, of two rings, may send a node's machine the same chunk: neither run is to end for that."""
+    assert node.cache is not None
+    with node.cache._locked(DIGEST), pytest.raises(NodeBusy, match="another starter is sending this chunk right now"):
+        client.send_chunk(chunk, DIGEST)
+    client.send_chunk(chunk, DIGEST)
+    assert node.cache.find(DIGEST) is not None
 
 
 def test_an_upload_beyond_its_limit_is_refused(server: ControlServer, chunk: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from mdi.checkpoint.tensor_file import Advance, no_progress
-from mdi.errors import CheckpointError, ControlError, StorageError
+from mdi.errors import CheckpointError, ChunkBusy, ControlError, StorageError
 from mdi.files import storage_error
 from mdi.formats import DIGEST
 from mdi.strings import format_bytes
@@ -83,7 +83,9 @@ class ChunkCache:
         complete gets its name once `find` has verified it.
 
         Raises:
-            ControlError: the range does not begin where the held part ends, or the first part declared another total.
+            ChunkBusy: another starter sends the chunk, or has sent more of it: the range does not begin where what is
+                held ends.
+            ControlError: the range is none, or the first part declared another total.
             StorageError: there is no room, or the folder is not only ours.
         """
         if not 0 <= start < stop <= total_bytes:
@@ -92,13 +94,11 @@ class ChunkCache:
             with self._locked(digest) as lock:
                 self._check_total(digest, start, total_bytes, lock)
                 if start != (held := self.held_bytes(digest)):
-                    raise ControlError(
-                        f"the chunk has {held} bytes here, so the next part begins there, not at {start}"
-                    )
+                    raise ChunkBusy(f"the chunk has {held} bytes here, so the next part begins there, not at {start}")
                 self._check_room(total_bytes, held)
                 held = self._write(digest, start, stop, source)
                 if held == total_bytes:
-                    self._partial(digest).rename(self._received(digest))
+                    self._complete(digest)
                 return held
         except OSError as exc:
             raise storage_error(self._folder, exc) from exc
@@ -126,17 +126,27 @@ class ChunkCache:
             os.fsync(file.fileno())
         return held
 
+    def _complete(self, digest: str) -> None:
+        """Call a chunk received, unless another node that shares the folder has found it complete and verified it."""
+        try:
+            self._partial(digest).rename(self._received(digest))
+        except FileNotFoundError:
+            if not self.holds(digest):
+                raise
+
     def _verify(self, digest: str, advance: Advance) -> bool:
         """Give a chunk that was received its name. False where none is complete.
 
         Another node that shares the folder may be about the same: the second one finds the file renamed.
         """
-        try:
-            return self._verify_received(digest, advance)
-        except (FileNotFoundError, CheckpointError, StorageError):
-            if not _is_file(self._path(digest)):
-                raise
-            return True
+        while True:
+            try:
+                return self._verify_received(digest, advance)
+            except (FileNotFoundError, CheckpointError, StorageError) as exc:
+                if self.holds(digest):
+                    return True
+                if not (isinstance(exc, FileNotFoundError) and _is_file(self._received(digest))):
+                    raise
 
     def _verify_received(self, digest: str, advance: Advance) -> bool:
         received = self._received(digest)
@@ -209,7 +219,7 @@ class ChunkCache:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as exc:
-                raise ControlError("another starter is sending this chunk right now") from exc
+                raise ChunkBusy("another starter is sending this chunk right now") from exc
             yield file
 
     def _check_folder(self) -> None:

@@ -15,7 +15,7 @@ ControlError
 
 from collections.abc import Mapping
 
-from mdi.errors import CheckpointError, ControlError, MdiError, StorageError
+from mdi.errors import CheckpointError, ChunkBusy, ControlError, MdiError, StorageError
 
 UPLOAD_BYTES = 16 << 20  # of one PUT of a chunk
 MAX_JSON_BYTES = 1 << 20  # of any other body
@@ -79,7 +79,11 @@ CODES: Mapping[str, type[Refused]] = {
     "storage": NoStorage,
     "files": DamagedFiles,
 }
-_LOCAL_ERRORS: Mapping[type[MdiError], str] = {StorageError: "storage", CheckpointError: "files"}
+_LOCAL_ERRORS: Mapping[type[MdiError], str] = {
+    StorageError: "storage",
+    CheckpointError: "files",
+    ChunkBusy: "busy",
+}
 
 
 def code_of(error: MdiError) -> str | None:
