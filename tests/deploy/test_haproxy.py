@@ -132,13 +132,14 @@ def running(configuration: Path, admin: Path) -> Iterator[None]:
 class Answer:
     """What became of a request."""
 
+    prompt: str
     began_s: float
     text: str | None = None  # all of it
     problem: str = ""
 
 
 class Load:
-    """Clients that ask again and again, streamed and not, until the block ends."""
+    """Clients that ask again and again, at least once, streamed and not, until the block ends."""
 
     def __init__(self, balancer: Balancer) -> None:
         self._balancer, self._over = balancer, threading.Event()
@@ -165,13 +166,15 @@ class Load:
         return [answer for answer in self.answers if answer.began_s >= since_s and answer.text is None]
 
     def _ask(self, number: int) -> None:
-        while not self._over.is_set():
-            answer = Answer(time.monotonic())
+        while True:
+            answer = Answer(PROMPTS[number % len(PROMPTS)], time.monotonic())
             try:
-                answer.text = complete(self._balancer.port, PROMPTS[number % len(PROMPTS)], stream=number % 2 == 0)
+                answer.text = complete(self._balancer.port, answer.prompt, stream=number % 2 == 0)
             except (OSError, http.client.HTTPException, AssertionError) as exc:
                 answer.problem = repr(exc)
             self.answers.append(answer)
+            if self._over.is_set():
+                return
 
 
 def complete(port: int, prompt: str, *, stream: bool) -> str:
@@ -201,7 +204,7 @@ def test_both_rings_serve_and_what_one_of_them_counts_is_not_shown(balancer: Bal
     with Load(balancer) as load:
         wait_until(lambda: all(balancer.n_answered(ring) for ring in balancer.rings), TIMEOUT_S, "both have answered")
     assert load.failed_since(0.0) == []
-    assert len({answer.text for answer in load.answers}) == len(PROMPTS)  # whichever ring it was
+    assert len({(answer.prompt, answer.text) for answer in load.answers}) == len(PROMPTS)  # whichever ring it was
     for path, status in {"/v1/models": 200, "/health": 200, "/metrics": 404, "/ring": 404}.items():
         assert request(balancer.port, path)[0] == status
 
