@@ -12,6 +12,7 @@ export class TurnView {
     #note = element("p", { className: "note" });
     #facts = element("span", { className: "facts" });
     #markdown = new MarkdownView(this.#body);
+    #copy;
     #buttons;
 
     /** `actions` has `edit(turn, text)` and `retry(turn)`. */
@@ -19,9 +20,10 @@ export class TurnView {
         this.#turn = turn;
         this.#actions = actions;
         const isUser = turn.role === "user";
+        this.#copy = copyButton(() => turn.content);
         this.#buttons = isUser
             ? [button("Edit", "edit", () => this.#edit())]
-            : [copyButton(() => turn.content), button("Retry", "retry", () => actions.retry(turn))];
+            : [this.#copy, button("Retry", "retry", () => actions.retry(turn))];
         const foot = element("footer", {}, ...this.#buttons, this.#facts);
         const heading = element("h3", { className: "unseen", textContent: isUser ? "You" : "Answer" });
         this.node = element(
@@ -41,6 +43,7 @@ export class TurnView {
         if (turn.role === "user") setText(this.#body, turn.content);
         else if (turn.content !== "" || status === "") this.#markdown.update(turn.content);
         this.node.classList.toggle("empty", turn.content === "");
+        this.#copy.hidden = turn.content === "";
         showIfAny(this.#problem, turn.problem);
         showIfAny(this.#note, turn.note);
         setText(this.#facts, turn.facts ?? status);
@@ -48,7 +51,7 @@ export class TurnView {
 
     /** Nothing but copying is possible while an answer comes. */
     set isBusy(isBusy) {
-        for (const each of this.#buttons) each.disabled = isBusy && each.textContent !== "Copy";
+        for (const each of this.#buttons) each.disabled = isBusy && each !== this.#copy;
     }
 
     set isGrowing(isGrowing) {
