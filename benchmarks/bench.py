@@ -54,7 +54,12 @@ def build_parser() -> argparse.ArgumentParser:
     option("--llama-server", default="llama-server", metavar="PATH", help="llama.cpp's server, for --only serve")
     option("--gguf", type=Path, metavar="FILE", help="what --ckpt was made from, for llama-server")
     option("--scratch", type=Path, metavar="DIR", default=ROOT / ".cache" / "bench", help="converted models and logs")
-    option("--output", type=Path, metavar="FILE", help="the JSON file (default: benchmarks/results/<date>-<machine>)")
+    option(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="the JSON file (default: in benchmarks/results, by date and machine)",
+    )
     option("--machine", metavar="NAME", help="what the machine is called in the results (default: its processor)")
     return parser
 
@@ -136,7 +141,7 @@ def main() -> None:
     )
     machine = describe(bench, options.machine or processor())
     series = measure(bench, options.only or list(QUICK if options.quick else USUAL))
-    name = f"{machine['date']}-{slug(machine['machine'])}.json"
+    name = "-".join([machine["date"], slug(machine["machine"]), *(options.only or [])]) + ".json"
     path = options.output or ROOT / "benchmarks" / "results" / name
     text = markdown(machine, series)
     write_json(path, machine, series)
