@@ -14,9 +14,19 @@ from pathlib import Path
 
 import pytest
 
-from mdi.cli.commands import chat, launch, mem_monitor, plot_tok_time, prepare_model, secondary, starter, status
+from mdi.cli.commands import (
+    chat,
+    launch,
+    mem_monitor,
+    plot_tok_time,
+    prepare_data,
+    prepare_model,
+    secondary,
+    starter,
+    status,
+)
 from mdi.cli.parser import Parser
-from mdi.config.options import ChatOptions, PrepareOptions, SampleOptions, StarterOptions
+from mdi.config.options import ChatOptions, PrepareDataOptions, PrepareOptions, SampleOptions, StarterOptions
 from mdi.net.keys import Key, Keys
 from mdi.ring.handshake import mac_input
 from mdi.ring.messages import Activation, Fault, Goodbye, Hello, Ping, Proof, Refuse, Welcome
@@ -44,6 +54,7 @@ PARSERS = {
     "starter.py": lambda arguments: StarterOptions(**vars(starter.build_parser().parse_args(arguments))),
     "sample.py": lambda arguments: SampleOptions(**vars(starter.build_parser(SampleOptions).parse_args(arguments))),
     "secondary.py": lambda arguments: secondary.build_parser().parse_args(arguments),
+    "prepare_data.py": lambda arguments: PrepareDataOptions(**vars(prepare_data.build_parser().parse_args(arguments))),
     "prepare_model.py": lambda arguments: PrepareOptions(**vars(prepare_model.build_parser().parse_args(arguments))),
     "plot_tok_time.py": lambda arguments: plot_tok_time.build_parser().parse_args(arguments),
     "status.py": lambda arguments: status.build_parser().parse_args(arguments),

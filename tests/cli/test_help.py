@@ -36,6 +36,7 @@ OPTIONS = {
         --cache-dir""",
     "prepare_model.py": """MODEL --random --ckpt-folder --model-name --n-nodes --hf-token --dtype --device
         --nodes-config --split""",
+    "prepare_data.py": "DATA --tokenizer --vocab-size --out",
     "sample.py": "--n-samples --n-tokens --ckpt --prompt",
     "plot_tok_time.py": "MODEL --n-samples",
     "chat.py": "-v --verb -c --compile --ckpt --device --seed --url --api-key --nodes-config",

@@ -12,16 +12,26 @@ from mdi.cli.commands import (
     make_certs,
     mem_monitor,
     plot_tok_time,
+    prepare_data,
     prepare_model,
     secondary,
     starter,
 )
 from mdi.cli.parser import Parser
 
-PARSERS = [
-    module.build_parser()
-    for module in (chat, demo, launch, make_certs, mem_monitor, plot_tok_time, prepare_model, secondary, starter)
-]
+COMMANDS = (
+    chat,
+    demo,
+    launch,
+    make_certs,
+    mem_monitor,
+    plot_tok_time,
+    prepare_data,
+    prepare_model,
+    secondary,
+    starter,
+)
+PARSERS = [module.build_parser() for module in COMMANDS]
 
 
 @pytest.mark.parametrize("parser", PARSERS, ids=lambda parser: parser.description)

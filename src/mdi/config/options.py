@@ -18,6 +18,8 @@ from mdi.formats import BACKEND_CHOICES, DEVICE, DTYPES, MODES, BackendChoice, M
 MAX_BATCH_TOKENS = 65536
 MAX_SAMPLES = 100_000  # of a run; each is held in memory from the start
 MAX_OPEN_REQUESTS = 1024  # of a server, in slots, and again in its queue: each has a thread
+TOKENIZERS = ("character", "bpe", "gpt2")  # of `prepare_data.py`, which also takes the folder of a model
+MIN_BYTE_PAIRS, MAX_BYTE_PAIRS = 257, 1 << 20  # tokens of a byte-pair vocabulary: each byte, and the end of a text
 
 S = TypeVar("S", bound="Section")
 
@@ -346,6 +348,28 @@ class PrepareOptions:
         if self.quantize != "none" and self.n_nodes is None and self.nodes_config is None:
             raise ConfigError("--quantize needs --n-nodes or --nodes-config: it is the chunks that are quantized")
         _check_device(self.device)
+
+
+@dataclass(frozen=True)
+class PrepareDataOptions:
+    """The options of `prepare_data.py`."""
+
+    data: Path | None = None
+    quiet: bool = False
+    tokenizer: str = "character"
+    vocab_size: int | None = None
+    out: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.data is None:
+            raise ConfigError("say which texts: a .txt or .md file, or a folder of them")
+        if self.tokenizer not in TOKENIZERS and not Path(self.tokenizer).is_dir():
+            raise ConfigError(f"--tokenizer {self.tokenizer}: neither {', '.join(TOKENIZERS)} nor a folder")
+        if self.vocab_size is None:
+            return
+        if self.tokenizer != "bpe":
+            raise ConfigError("--vocab-size is for --tokenizer bpe: others have the size that they have")
+        Interval(MIN_BYTE_PAIRS, MAX_BYTE_PAIRS).check("--vocab-size", self.vocab_size)
 
 
 @dataclass(frozen=True)

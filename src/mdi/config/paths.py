@@ -74,6 +74,7 @@ def native_cache_dir() -> Path:
 
 
 CHECKPOINTS_DIR = _output_dir("checkpoints", "data")
+DATASETS_DIR = _output_dir("datasets", "data")
 LOGS_DIR = _output_dir("logs", "log")
 IMAGES_DIR = _output_dir("img", "data")
 CERTIFICATES_DIR = _output_dir("certs", "config")

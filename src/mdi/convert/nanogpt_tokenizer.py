@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 MAX_BYTES = 64 << 20
 N_GPT2, N_GPT2_PADDED = 50257, 50304  # nanoGPT fills the vocabulary up to a multiple of 64
-_END_OF_TEXT = "<|endoftext|>"
+END_OF_TEXT = "<|endoftext|>"
 
 
 def write_tokenizer(source: Path, folder: Path, n_vocab: int) -> None:
@@ -36,7 +36,7 @@ def write_tokenizer(source: Path, folder: Path, n_vocab: int) -> None:
     damaged, or whose tokens are not the model's.
     """
     if (found := _beside(source, n_vocab)) is None and n_vocab in (N_GPT2, N_GPT2_PADDED):
-        found = _gpt2()
+        found = gpt2_tokenizer()
     if found is None:
         log.warning(
             "%s: no meta.pkl or tokenizer.json lies beside it; put tokenizer.json into %s to ask the model",
@@ -101,7 +101,7 @@ def _published_pairs(path: Path, n_vocab: int) -> str:
     return byte_pair_tokenizer(tokens, merges, words=rf"(?i:{GPT2_WORDS})")
 
 
-def _gpt2() -> str | None:
+def gpt2_tokenizer() -> str | None:
     """GPT-2's tokenizer; None where it cannot be had here."""
     import tiktoken
 
@@ -114,7 +114,7 @@ def _gpt2() -> str | None:
         log.warning("tiktoken cannot fetch GPT-2's vocabulary (%s)", one_line(exc, 100))
         return None
     tokens = [encoding.decode_single_token_bytes(i) for i in range(encoding.eot_token)]
-    return byte_pair_tokenizer(tokens, merges_of(tokens), words=GPT2_WORDS, special=(_END_OF_TEXT,))
+    return byte_pair_tokenizer(tokens, merges_of(tokens), words=GPT2_WORDS, special=(END_OF_TEXT,))
 
 
 def merges_of(tokens: Sequence[bytes]) -> list[tuple[bytes, bytes]]:

@@ -1,0 +1,1 @@
+"""Texts -> tokens in files, and models trained on them."""
