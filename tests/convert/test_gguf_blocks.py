@@ -153,10 +153,18 @@ def chunk_files(manifest: Manifest) -> list[Path]:
     return [manifest.folder / file.name for file in manifest.files]
 
 
+@pytest.mark.parametrize("name", ["org/name", "tinyllama", "/nowhere/model.pt"])
+def test_only_gguf_files_are_quantized_without_chunks(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--quantize needs --n-nodes or --nodes-config"):
+        prepare(PrepareOptions(model=name, ckpt_folder=tmp_path, quantize="int8"))
+
+
 @pytest.mark.slow
 def test_a_file_is_prepared_in_the_form_of_its_chunks_and_other_forms_stay(tmp_path: Path) -> None:
     source = write_model(tmp_path / "tiny.Q8_0.gguf", Q.Q8_0, "llama")
-    options = {"model": str(source), "ckpt_folder": tmp_path / "checkpoints", "n_nodes": 2}
+    options = {"model": str(source), "ckpt_folder": tmp_path / "checkpoints"}
+    assert prepare(PrepareOptions(**options, quantize="int8"))[1] is None  # type: ignore[arg-type]
+    options["n_nodes"] = 2
     folder, manifest = prepare(PrepareOptions(**options, quantize="int8"))  # type: ignore[arg-type]
     assert manifest is not None and manifest.folder == chunks_folder(folder, 2, "int8")
     [model] = whole_models(folder)

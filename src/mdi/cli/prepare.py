@@ -52,6 +52,12 @@ def prepare(options: PrepareOptions) -> tuple[Path, Manifest | None]:
 
     What exists already is not made again. An interrupted run leaves nothing that looks finished.
     """
+    makes_chunks = options.n_nodes is not None or options.nodes_config is not None
+    if options.quantize != "none" and not makes_chunks and not _is_gguf(options.model or ""):
+        raise ConfigError(
+            "--quantize needs --n-nodes or --nodes-config: it is the chunks that are quantized, unless the model is a"
+            " GGUF file"
+        )
     folder = _prepare_folder(options)
     spans = asked_spans(folder, options)
     if spans is None:
@@ -68,6 +74,13 @@ def prepare(options: PrepareOptions) -> tuple[Path, Manifest | None]:
     if options.chunks_only:
         _remove_whole_model(folder)
     return folder, manifest
+
+
+def _is_gguf(model: str) -> bool:
+    path = Path(model).expanduser()
+    if path.is_file():
+        return path.suffix not in nanogpt.SUFFIXES
+    return not path.exists() and (hub_name := parse_hub_name(model)) is not None and hub_name.gguf is not None
 
 
 def _write_chunks(folder: Path, spans: list[Span], options: PrepareOptions) -> Manifest:

@@ -345,8 +345,6 @@ class PrepareOptions:
         _check_quantize(self.quantize)
         if self.chunks_only and self.n_nodes is None and self.nodes_config is None:
             raise ConfigError("--chunks-only needs --n-nodes or --nodes-config, which say how many chunks there are")
-        if self.quantize != "none" and self.n_nodes is None and self.nodes_config is None:
-            raise ConfigError("--quantize needs --n-nodes or --nodes-config: it is the chunks that are quantized")
         _check_device(self.device)
 
 
