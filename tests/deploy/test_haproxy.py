@@ -33,6 +33,7 @@ SHIPPED = ROOT / "deploy" / "haproxy" / "haproxy.cfg"
 KEY = "a-key-for-the-tests"
 PROMPTS = [f"Prompt {i}." for i in range(4)]
 N_TOKENS = 60
+LONG_STREAM = {"prompt": "Hi", "max_tokens": 1900, "stream": True}
 N_CLIENTS = 6  # at once
 N_MORE = 40  # requests that have to be answered after an event, before the next one
 TIMEOUT_S = 120.0
@@ -51,7 +52,8 @@ class ServedRing:
     def start(self) -> None:
         self.starter = self.scripts.start(
             "starter.py", "--ckpt", self.model, "--nodes-config", self.network.path, "--dtype", "float32",
-            "--serve", f"127.0.0.1:{self.port}", "--api-key", KEY, "--keep-nodes", "--drain-delay", 5,
+            "--serve", f"127.0.0.1:{self.port}", "--api-key", KEY, "--keep-nodes",
+            "--drain-delay", 5, "--drain-timeout", TIMEOUT_S,
         )  # fmt: skip
 
 
@@ -210,7 +212,7 @@ def test_both_rings_serve_and_what_one_of_them_counts_is_not_shown(balancer: Bal
 
 
 def test_a_client_that_goes_away_frees_its_slot_behind_the_balancer(balancer: Balancer) -> None:
-    with asking(balancer.port, {"prompt": "Hi", "max_tokens": 1900}):
+    with asking(balancer.port, LONG_STREAM | {"stream": False}):
         wait_until(lambda: in_metrics(balancer, "mdi_running_samples"), TIMEOUT_S, "it has begun")
     cancelled = 'mdi_samples_total{outcome="cancelled"}'
     wait_until(lambda: in_metrics(balancer, cancelled), TIMEOUT_S, "it is cancelled")
@@ -238,9 +240,13 @@ def test_no_request_fails_when_a_ring_was_lost_or_is_drained(balancer: Balancer)
         balancer.await_state("ring-a", "UP")
         began_s = time.monotonic()
         load.await_answers()
-        drained.starter.send_signal(signal.SIGTERM)  # as `systemctl stop` and Kubernetes send it
-        balancer.await_state("ring-b", "DOWN")
-        load.await_answers()
+        with contextlib.ExitStack() as streams:  # more of them than go to one ring alone
+            lasting = [streams.enter_context(asking(balancer.port, LONG_STREAM)) for _ in range(4)]
+            started = [connection.getresponse() for connection in lasting]
+            drained.starter.send_signal(signal.SIGTERM)  # as `systemctl stop` and Kubernetes send it
+            balancer.await_state("ring-b", "DOWN")
+            load.await_answers()
+            assert all(stream.read().endswith(b"data: [DONE]\n\n") for stream in started)
     assert load.failed_since(began_s) == []
     assert drained.starter.result(TIMEOUT_S).code == 0
 
