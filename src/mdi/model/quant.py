@@ -96,7 +96,7 @@ def resolve(stored: Mode, wanted: Mode | None, what: str) -> Mode:
     if stored == "none" or wanted in (None, stored):
         return wanted or stored
     raise ConfigError(
-        f"--quantize {wanted}: {what} holds {stored} weights already; split the model with"
+        f"--quantize {wanted}: {what} holds {stored} weights already; prepare the model with"
         f" {program_name('prepare_model')} --quantize {wanted}"
     )
 
