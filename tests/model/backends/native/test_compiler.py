@@ -13,7 +13,7 @@ from litgpt.config import Config
 
 from mdi.errors import StorageError
 from mdi.model.backends import select
-from mdi.model.backends.native import compiler, library
+from mdi.model.backends.native import compiler, library, prebuild
 from mdi.model.backends.native.compiler import NoCompilerError, find_compiler, library_for
 from mdi.model.backends.native.instruction_sets import INSTRUCTION_SETS, PORTABLE, cpu_features, usable_here
 from mdi.model.backends.native.library import UnavailableError, load
@@ -52,6 +52,24 @@ def test_a_library_is_compiled_once(folder: Path, tmp_path: Path, monkeypatch: p
     assert (tmp_path / "calls").read_text() == "called\n"
     assert folder.stat().st_mode & 0o777 == 0o700
     assert library_for(INSTRUCTION_SETS[0]) != first
+
+
+def test_what_was_compiled_into_the_installation_needs_no_compiler(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (compiler, prebuild):
+        monkeypatch.setattr(module, "PREBUILT", tmp_path / "prebuilt")
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    fake_compiler(tmp_path / "cc", f'{OUTPUT} echo library > "$2"', monkeypatch)
+    prebuild.prebuild()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX")
+    names = {one.name for one in INSTRUCTION_SETS if "x86_64" in one.machines}
+    assert {library_for(one).stem for one in INSTRUCTION_SETS if one.name in names} == names
+    assert {path.stem for path in (tmp_path / "prebuilt").iterdir()} == names
+    assert not folder.exists()
+    with pytest.raises(NoCompilerError):
+        library_for(PORTABLE)
 
 
 def test_another_compiler_and_other_sources_give_another_library(

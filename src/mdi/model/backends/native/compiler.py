@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).with_name("kernels")
 ENTRY = SOURCES / "entry.cpp"
+PREBUILT = Path(__file__).with_name("prebuilt")  # libraries that `prebuild` put into this installation
 # -ffp-contract=off: a product and a sum are rounded once only where the source says so, on every CPU alike.
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden")
 LIBRARY_FLAGS = ("-fPIC", "-shared", "-pthread")
@@ -45,16 +46,17 @@ def find_compiler() -> list[str]:
 
 
 def library_for(instruction_set: InstructionSet, folder: Path | None = None) -> Path:
-    """The compiled library, made now unless it is there.
+    """The compiled library, made now unless it is there, or came with the installation.
 
     Args:
         folder: where compiled libraries are kept; None: in the user's cache.
 
     Raises `NoCompilerError`, and `StorageError` or `ConfigError` where the folder cannot be used.
     """
+    if (prebuilt := PREBUILT / f"{instruction_set.name}.so").is_file():
+        return prebuilt
     folder = folder or native_cache_dir()
-    compiler = find_compiler()
-    flags = [*FLAGS, *instruction_set.flags, *LIBRARY_FLAGS]
+    compiler, flags = find_compiler(), flags_for(instruction_set)
     library = folder / f"{instruction_set.name}-{_key(compiler, flags)}.so"
     with _locked(folder):
         if not library.is_file():
@@ -62,6 +64,11 @@ def library_for(instruction_set: InstructionSet, folder: Path | None = None) -> 
             with atomic_path(library) as partial:
                 compile_to(partial, compiler, flags)
     return library
+
+
+def flags_for(instruction_set: InstructionSet) -> list[str]:
+    """What the compiler is told."""
+    return [*FLAGS, *instruction_set.flags, *LIBRARY_FLAGS]
 
 
 def compile_to(target: Path, compiler: Sequence[str], flags: Sequence[str]) -> None:
