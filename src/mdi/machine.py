@@ -27,15 +27,20 @@ def available_memory_bytes(root: Path = ROOT) -> int:
     return max(0, min([int(psutil.virtual_memory().available), *_memory_limits(root)]))
 
 
+def memory_bytes() -> int:
+    """The resident set of this process."""
+    return int(psutil.Process().memory_info().rss)
+
+
 def peak_memory_bytes() -> int:
     """The largest resident set that this process has had; where the system keeps no record, the present one."""
     try:
         import resource  # not on Windows
     except ImportError:
-        memory = psutil.Process().memory_info()
-        return int(getattr(memory, "peak_wset", memory.rss))
+        return int(getattr(psutil.Process().memory_info(), "peak_wset", memory_bytes()))
     unit_bytes = 1 if psutil.MACOS else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit_bytes
+    # The kernel brings its record up to date only now and then.
+    return max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit_bytes, memory_bytes())
 
 
 def _physical_cores(root: Path) -> int:

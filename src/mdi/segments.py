@@ -29,6 +29,11 @@ def rows_of(segments: Sequence[Segment]) -> int:
     return sum(segment.n for segment in segments)
 
 
+def prompt_rows_of(segments: Sequence[Segment]) -> int:
+    """Rows that belong to prompts: a segment of several rows is a part of one, a single row goes on with a sample."""
+    return sum(segment.n for segment in segments if segment.n > 1)
+
+
 def kept_rows_of(segments: Sequence[Segment]) -> int:
     """Rows of the message that the last node returns to the starter."""
     return sum(segment.keep for segment in segments)

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from mdi.errors import ControlError
-from mdi.segments import Segment, rows_of
+from mdi.segments import Segment, prompt_rows_of, rows_of
+from mdi.work import WorkMeter
 
 MAX_EVENTS = 200_000  # of a node; the oldest go first
 MAX_TIME_S = 1e12  # of any clock
-COMPUTING = ("prefill", "decode", "mixed", "head")
+PASSES = ("prefill", "decode", "mixed")  # of rows through the node's span
+COMPUTING = (*PASSES, "head")
 ACTIVITIES = (*COMPUTING, "send", "receive", "idle")
 _FLOW = re.compile(r"(\d{1,20}\.){2}\d{1,20}|")
 
@@ -31,10 +33,11 @@ class TraceEvent:
 
 
 class Timeline:
-    """The events of one node. Any thread may add to it; unless it is on, that costs a comparison."""
+    """The events of one node, kept while it is on; and sums of them, which always are. Any thread may add to it."""
 
     def __init__(self) -> None:
         self.on = False
+        self.meter = WorkMeter()
         self.events: deque[TraceEvent] = deque(maxlen=MAX_EVENTS)
 
     def begin(self, on: bool) -> None:
@@ -49,9 +52,13 @@ class Timeline:
 
     @contextlib.contextmanager
     def during(self, activity: str, rows: int = 0, samples: int = 0, flow: str = "") -> Iterator[None]:
-        """Record what goes on inside the block."""
+        """Record what the main thread does inside the block."""
         start_s = time.perf_counter()
-        yield
+        self.meter.begin("compute" if activity in COMPUTING else "idle")
+        try:
+            yield
+        finally:
+            self.meter.end(rows if activity in PASSES else 0)
         self.add(activity, start_s, rows, samples, flow)
 
     def computing(self, segments: Sequence[Segment]) -> contextlib.AbstractContextManager[None]:
@@ -68,9 +75,8 @@ class Timeline:
 
 
 def _kind_of(segments: Sequence[Segment]) -> str:
-    """A segment of several rows is a part of a prompt; one of a single row goes on with a sample."""
-    n_prompts = sum(segment.n > 1 for segment in segments)
-    return "decode" if not n_prompts else "prefill" if n_prompts == len(segments) else "mixed"
+    n_prompt_rows = prompt_rows_of(segments)
+    return "decode" if not n_prompt_rows else "prefill" if n_prompt_rows == rows_of(segments) else "mixed"
 
 
 @dataclass(frozen=True)

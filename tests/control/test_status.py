@@ -20,17 +20,18 @@ from mdi.control.status import (
 )
 from mdi.errors import ControlError
 from mdi.model.span import Span
-from support.statuses import IDLE, READY, STARTING
+from mdi.work import Work
+from support.statuses import IDLE, READY, RUNNING_STARTER, STARTING
 from support.wire import few_examples
 
-STATUSES = [IDLE, READY.status, STARTING]
+STATUSES = [IDLE, READY.status, STARTING, RUNNING_STARTER]
 
 
 def through_json(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
-@pytest.mark.parametrize("status", STATUSES, ids=["idle", "ready", "starter"])
+@pytest.mark.parametrize("status", STATUSES, ids=["idle", "ready", "starter", "running starter"])
 def test_a_status_survives_the_way_through_json(status: NodeStatus) -> None:
     received = NodeStatus.from_json(through_json(status.to_json()))
     assert received == status
@@ -42,6 +43,11 @@ def test_every_state_has_a_name_on_the_wire(state: NodeState) -> None:
     data = through_json(replace(IDLE, state=state).to_json())
     assert data["state"] == state.name.lower()
     assert NodeStatus.from_json(data).state is state
+
+
+def test_a_counter_that_is_not_known_yet_is_ignored() -> None:
+    data = RUNNING_STARTER.to_json()
+    assert NodeStatus.from_json(data | {"work": data["work"] | {"joules": 5.0}}) == RUNNING_STARTER
 
 
 def test_a_key_that_is_not_known_yet_is_ignored() -> None:
@@ -73,6 +79,7 @@ def test_what_runs_on_a_node_is_told_in_one_line() -> None:
 BAD_SIZES = [None, "1", 1.0, True, -1, 10**30, [1]]
 BAD_NUMBERS = ["1", 1.5, True, -1, 2**64]
 BAD_STRINGS = [1, True, ["a"], {}, "x" * 2000]
+WORK = Work(1.0, 0, 2.5, 7)._asdict()
 BAD_VALUES: dict[str, list[Any]] = {
     "role": [None, 1, "", "server", ["secondary"], {}],
     "version": [None, *BAD_STRINGS],
@@ -89,6 +96,21 @@ BAD_VALUES: dict[str, list[Any]] = {
     "span": [[], [1], [1, 2, 3], [2, 2], [-1, 2], [0, 1.0], ["0", "1"], {"0": 0}, "01"],
     "peak_memory_bytes": BAD_SIZES,
     "free_memory_bytes": BAD_SIZES[1:],
+    "memory_bytes": BAD_SIZES[1:],
+    "waiting": BAD_SIZES[1:],
+    "work": [
+        5,
+        "x",
+        [],
+        {},
+        {"compute_s": 1.0},
+        WORK | {"compute_s": -1},
+        WORK | {"transfer_s": "1"},
+        WORK | {"idle_s": float("nan")},
+        WORK | {"idle_s": True},
+        WORK | {"rows": 1.5},
+        WORK | {"rows": -1},
+    ],
     "starter": BAD_STRINGS,
     "rank": BAD_NUMBERS,
     "wire_dtype": ["", "int8", ["float32"]],

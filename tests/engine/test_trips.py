@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mdi.engine.trips import Trips
+from mdi.engine.trips import Travelling, Trips
 from mdi.net.timeouts import Timeouts
 from support.clocks import ManualClock
 from support.wire import few_examples
@@ -168,3 +168,15 @@ def test_a_healthy_ring_is_never_overdue_however_full_it_is(seed: int) -> None:
             ring.send(n_rows)
         for _ in range(n_messages):
             ring.receive()
+
+
+def test_what_travels_is_told_with_its_age_and_what_is_expected_of_it() -> None:
+    clock = ManualClock()
+    trips = trips_at(clock)
+    trips.sent(3, 0.0)
+    assert trips.under_way == (Travelling(3, 0, 0.0, None),), "nothing is known of a first message"
+    trips.returned(clock.now_s + 2.0)
+    trips.sent(3, 0.0)
+    clock.now_s += 0.5
+    trips.sent(40, 0.25, n_prompt_rows=39)
+    assert trips.under_way == (Travelling(3, 0, 0.5, 2.0), Travelling(40, 39, 0.0, 0.5))

@@ -1,8 +1,11 @@
 """What nodes of tests say of themselves."""
 
+from dataclasses import replace
+
 from mdi.control.status import NodeState, Ready, SecondaryStatus, StarterStatus
 from mdi.ids import Rank
 from mdi.model.span import Span
+from mdi.work import Work
 
 IDLE = SecondaryStatus(
     version="0.1.0",
@@ -61,4 +64,13 @@ STARTING = StarterStatus(
     samples=3,
     tokens=0,
     recoveries=0,
+)
+RUNNING_STARTER = replace(
+    STARTING,
+    state=NodeState.RUNNING,
+    weights="none",
+    weights_bytes=1 << 20,
+    memory_bytes=1 << 29,
+    waiting=2,
+    work=Work(compute_s=3.0, transfer_s=0.5, idle_s=1.5, rows=600),
 )

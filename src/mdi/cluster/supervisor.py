@@ -8,7 +8,7 @@ import logging
 import queue
 import secrets
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from mdi.checkpoint.folder import ModelFolder
@@ -138,6 +138,11 @@ class RingSupervisor:
         """How the ring is. May be asked from any thread."""
         missing = tuple(map(node_name, sorted(self._reported_missing.copy())))
         return RingCondition(self.state, self._timeouts.clock() - self._changed_s, missing, self.n_recoveries)
+
+    @property
+    def clients(self) -> Mapping[NodeId, ControlClient]:
+        """Of all secondaries of the network, whether they take part or not."""
+        return self._rendezvous.clients
 
     @property
     def n_recoveries(self) -> int:

@@ -43,6 +43,11 @@ def is_name(value: Any) -> bool:
     return is_string(value) and value.isprintable()
 
 
+def is_seconds(value: Any) -> bool:
+    """A duration; NaN is none."""
+    return type(value) in (int, float) and 0 <= value < 1e9
+
+
 def is_digest(value: Any) -> bool:
     return value == "" or (isinstance(value, str) and DIGEST.fullmatch(value) is not None)
 

@@ -8,12 +8,24 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, ClassVar
 
-from mdi.control.checks import Check, is_dtype, is_mode, is_span, is_string, optional, printable, short, whole
+from mdi.control.checks import (
+    Check,
+    is_dtype,
+    is_mode,
+    is_seconds,
+    is_span,
+    is_string,
+    optional,
+    printable,
+    short,
+    whole,
+)
 from mdi.errors import ControlError
 from mdi.formats import Mode
 from mdi.ids import Rank
 from mdi.model.span import Span
 from mdi.strings import format_bytes
+from mdi.work import Work
 
 MAX_ERROR_CHARACTERS = 4096
 
@@ -54,6 +66,9 @@ class NodeStatus:
     span: Span | None
     peak_memory_bytes: int
     free_memory_bytes: int | None  # for a session; None: unknown
+    memory_bytes: int | None = None  # resident now. What is None here and below, an earlier version does not tell
+    waiting: int | None = None  # messages that have arrived and are not computed, or are computed and not sent
+    work: Work | None = None  # since it was started
 
     @property
     def computes(self) -> str:
@@ -78,8 +93,8 @@ class NodeStatus:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        span = self.span and list(self.span)
-        return {"role": self.role} | asdict(self) | {"state": self.state.value, "span": span}
+        span, work = self.span and list(self.span), self.work and self.work._asdict()
+        return {"role": self.role} | asdict(self) | {"state": self.state.value, "span": span, "work": work}
 
     @staticmethod
     def from_json(data: Any) -> "NodeStatus":
@@ -93,6 +108,14 @@ class NodeStatus:
 
 _SIZE = whole(0, 2**63 - 1)
 _RUN_NUMBER = optional(whole(0, 2**64 - 1))
+
+
+def _is_work(value: Any) -> bool:
+    """All counters of `Work`; others may come with a later version."""
+    seconds = ("compute_s", "transfer_s", "idle_s")
+    return isinstance(value, dict) and all(map(is_seconds, map(value.get, seconds))) and _SIZE(value.get("rows"))
+
+
 _NODE_CHECKS: dict[str, Check] = {
     "version": is_string,
     "state": lambda value: isinstance(value, str) and value in {state.value for state in NodeState},
@@ -108,6 +131,9 @@ _NODE_CHECKS: dict[str, Check] = {
     "span": optional(is_span),
     "peak_memory_bytes": _SIZE,
     "free_memory_bytes": optional(_SIZE),
+    "memory_bytes": optional(_SIZE),
+    "waiting": optional(_SIZE),
+    "work": optional(_is_work),
 }
 
 
@@ -124,7 +150,7 @@ class SecondaryStatus(NodeStatus):
         "received": _SIZE,
         "computed": _SIZE,
         "sent": _SIZE,
-        "computing_s": optional(lambda value: type(value) in (int, float) and 0 <= value < 1e9),
+        "computing_s": optional(is_seconds),
         "last_error": lambda value: isinstance(value, str) and len(value) <= MAX_ERROR_CHARACTERS,
     }
 
@@ -173,8 +199,12 @@ def _checked(kind: type[NodeStatus], data: Mapping[str, Any]) -> dict[str, Any]:
         if not check(data[name]):
             raise ControlError(f"the status's {name} is not acceptable: {short(repr(data[name]))}")
         values[name] = printable(data[name], MAX_ERROR_CHARACTERS)
-    span = values["span"]
-    return values | {"state": NodeState(values["state"]), "span": None if span is None else Span(*span)}
+    span, work = values["span"], values.get("work")
+    return values | {
+        "state": NodeState(values["state"]),
+        "span": None if span is None else Span(*span),
+        "work": None if work is None else Work(*(work[name] for name in Work._fields)),
+    }
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import NoReturn, Protocol
 
 import torch
 
-from mdi.engine.trips import Trips
+from mdi.engine.trips import Travelling, Trips
 from mdi.errors import LinkError, RemoteProtocolError, RingBroken, RingStalled
 from mdi.ids import Rank
 from mdi.inbox import Inbox
@@ -15,7 +15,7 @@ from mdi.model.stage import kept_rows
 from mdi.model.tensors import from_buffer, to_buffer
 from mdi.ring.link import Link, LinkDown, PredecessorConnected, Received
 from mdi.ring.messages import Activation, Fault, Goodbye
-from mdi.segments import Fork, Segment
+from mdi.segments import Fork, Segment, prompt_rows_of
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,20 @@ class Ring(Protocol):
     def close(self) -> None:
         """Give up whatever is still in flight. Idempotent."""
 
+    @property
+    def under_way(self) -> tuple[Travelling, ...]:
+        """The messages on their way round, the oldest first. May be asked from any thread."""
+
+    @property
+    def n_waiting(self) -> int:
+        """Messages that wait at this node, to be sent or to be taken. May be asked from any thread."""
+
 
 class LocalRing:
     """A ring of one node."""
+
+    under_way: tuple[Travelling, ...] = ()  # they arrive as they are sent
+    n_waiting = 0
 
     def __init__(self, inbox: Inbox) -> None:
         self._inbox = inbox
@@ -90,6 +101,7 @@ class LinkRing:
         self._timeouts = link.config.timeouts
         # A link that fails is told by the node behind it, which knows more, and has the first word.
         self._trips = Trips(self._timeouts, 2 * link.config.peer_timeout_s, part)
+        self._n_sent = self._n_taken = 0  # messages with rows, by the main thread
 
     def connect(self, timeout_s: float) -> None:
         """Connect to the successor, which connects to its own, and so on until the last node connects to us."""
@@ -104,7 +116,8 @@ class LinkRing:
 
     def send(self, segments: tuple[Segment, ...], rows: torch.Tensor, own_s: float) -> None:
         self._link.send(Activation(segments, to_buffer(rows, self._link.session.wire_dtype)))
-        self._trips.sent(len(rows), own_s)
+        self._n_sent += 1
+        self._trips.sent(len(rows), own_s, prompt_rows_of(segments))
 
     def next_event(self) -> object:
         began_s = self._timeouts.clock()
@@ -120,6 +133,7 @@ class LinkRing:
         match event:
             case Received(link, message, at_s) if link is self._link:
                 if isinstance(message, Activation):
+                    self._n_taken += 1
                     self._trips.returned(at_s)
                 return self._returned(message)
             case LinkDown(link) if link is self._link:
@@ -154,6 +168,15 @@ class LinkRing:
 
     def close(self) -> None:
         self._link.close()
+
+    @property
+    def under_way(self) -> tuple[Travelling, ...]:
+        return self._trips.under_way
+
+    @property
+    def n_waiting(self) -> int:
+        link = self._link
+        return max(0, self._n_sent - link.n_sent) + max(0, link.n_received - self._n_taken)
 
     def _next_link_event(self, timeout_s: float, otherwise: str) -> object:
         try:

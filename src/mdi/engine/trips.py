@@ -13,14 +13,30 @@ NEWEST = 0.25  # the weight of the newest trip in what is usual
 
 
 @dataclass(frozen=True)
+class Travelling:
+    """A message on its way round the ring."""
+
+    n_rows: int
+    n_prompt_rows: int  # of those
+    age_s: float
+    expected_s: float | None  # for the whole trip; None: nothing tells yet
+
+
+@dataclass(frozen=True)
 class _Trip:
-    size: int  # of its message: as many binary digits as its number of rows has
+    n_rows: int
+    n_prompt_rows: int
     sent_s: float
     prior_s: float  # how long it should take, as far as this node's own part tells
 
+    @property
+    def size(self) -> int:
+        """As many binary digits as the number of rows has."""
+        return self.n_rows.bit_length()
+
 
 class Trips:
-    """The messages under way on one ring. Called only from the compute thread.
+    """The messages under way on one ring. Called only from the compute thread, unless a method says otherwise.
 
     How long a message takes, from sending to return, includes its waiting behind others. How long the ring has been
     waited for counts from the last return, when nothing was ahead of the message that is due any more. So a full ring
@@ -38,11 +54,11 @@ class Trips:
         self._usual_s: dict[int, float] = {}  # by size
         self._waited_s = 0.0
 
-    def sent(self, n_rows: int, own_s: float) -> None:
+    def sent(self, n_rows: int, own_s: float, n_prompt_rows: int = 0) -> None:
         """A message leaves, whose rows took this node `own_s`."""
         if not self._under_way:
             self._waited_s = 0.0  # for a sample, perhaps, but not for the ring
-        self._under_way.append(_Trip(n_rows.bit_length(), self._timeouts.clock(), own_s / self._part))
+        self._under_way.append(_Trip(n_rows, n_prompt_rows, self._timeouts.clock(), own_s / self._part))
 
     def returned(self, at_s: float) -> None:
         """The message that was sent first came back at `at_s`. Nothing happens where none was under way."""
@@ -60,6 +76,20 @@ class Trips:
     def left_s(self) -> float | None:
         """How much longer to wait for the message that is due; None where none is."""
         return max(0.0, self._limit_s(self._under_way[0]) - self._waited_s) if self._under_way else None
+
+    @property
+    def under_way(self) -> tuple[Travelling, ...]:
+        """The messages that have not returned, the oldest first. May be asked from any thread."""
+        now_s = self._timeouts.clock()
+        return tuple(
+            Travelling(
+                trip.n_rows,
+                trip.n_prompt_rows,
+                max(0.0, now_s - trip.sent_s),
+                self._usual_s.get(trip.size, trip.prior_s) or None,
+            )
+            for trip in self._under_way.copy()
+        )
 
     @property
     def overdue(self) -> str:

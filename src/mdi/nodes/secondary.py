@@ -28,7 +28,7 @@ from mdi.formats import BackendChoice, Mode
 from mdi.ids import Rank
 from mdi.inbox import Inbox, Stopped
 from mdi.liveness import StepCounter
-from mdi.machine import peak_memory_bytes
+from mdi.machine import memory_bytes, peak_memory_bytes
 from mdi.model.backends.select import make_head, make_span_engine, prepare
 from mdi.model.devices import pick_device, pick_dtype
 from mdi.model.runner import StageRunner, StageSpec
@@ -193,8 +193,11 @@ class Secondary:
             computed=self._work.n_messages,
             sent=link.n_sent if link else 0,
             computing_s=None if since_s is None else max(0.0, self._timeouts.clock() - since_s),
+            memory_bytes=memory_bytes(),
             peak_memory_bytes=peak_memory_bytes(),
             free_memory_bytes=runner.free_memory_bytes(),
+            waiting=max(0, link.n_received - link.n_sent - (since_s is not None)) if link else 0,
+            work=self._timeline.meter.total,
         )
 
     def request_init(self, spec: SessionSpec) -> "Future[InitAnswer]":

@@ -14,8 +14,10 @@ from mdi.checkpoint.digests import Check, checked, expect_digest
 from mdi.checkpoint.folder import ModelFolder
 from mdi.checkpoint.tensor_file import open_weights
 from mdi.checkpoint.weights import select
+from mdi.cluster.node_watch import NodeWatch
 from mdi.cluster.plan import Plan, PlanOptions
 from mdi.cluster.rendezvous import nodes_on_host
+from mdi.cluster.ring_view import RingView, ring_view
 from mdi.cluster.supervisor import RECOVERABLE, Incident, RingCondition, RingSupervisor
 from mdi.config.network import NetworkConfig
 from mdi.config.options import StarterOptions
@@ -26,9 +28,9 @@ from mdi.engine.engine import AddRequested, CancelRequested, Engine, Wake
 from mdi.engine.sample import Sample
 from mdi.engine.scheduler import Scheduler
 from mdi.errors import CheckpointError, ControlError
-from mdi.ids import Rank
+from mdi.ids import NodeId, Rank
 from mdi.inbox import Inbox
-from mdi.machine import peak_memory_bytes
+from mdi.machine import memory_bytes, peak_memory_bytes
 from mdi.model.backends.select import make_head, make_span_engine, prepare
 from mdi.model.devices import pick_device, pick_dtype
 from mdi.model.runner import StageRunner, StageSpec
@@ -130,6 +132,9 @@ class Starter:
                 stack.callback(control.close)
                 control.start()
             stack.callback(self._supervisor.close)
+            statuses = {node: client.status for node, client in self._supervisor.clients.items()}
+            self._watch = NodeWatch({NodeId(0): self.status, **statuses}, self._timeouts)
+            stack.callback(self._watch.close)
             self._resources = stack.pop_all()
         return self
 
@@ -164,6 +169,13 @@ class Starter:
         """How the ring is."""
         return self._supervisor.condition
 
+    def view(self) -> RingView:
+        """The ring and its nodes, which are asked about once a second as long as this is called now and then."""
+        supervisor, news = self._supervisor, self._watch.news()
+        messages = supervisor.ring.under_way if supervisor.condition.is_running else ()
+        now_s = self._timeouts.clock()
+        return ring_view(self._network, supervisor.plan, supervisor.epoch, messages, news, now_s)
+
     # ---- called from HTTP threads
 
     @property
@@ -193,8 +205,11 @@ class Starter:
             samples=self.engine.scheduler.n_added,
             tokens=self.engine.scheduler.n_generated,
             recoveries=supervisor.n_recoveries,
+            memory_bytes=memory_bytes(),
             peak_memory_bytes=peak_memory_bytes(),
             free_memory_bytes=runner.free_memory_bytes(),
+            waiting=supervisor.ring.n_waiting,
+            work=self._timeline.meter.total,
         )
 
     def request_init(self, spec: SessionSpec) -> "Future[InitAnswer]":

@@ -176,6 +176,8 @@ class Link:
 
         `sender` are the facts that its HELLO told: both ends of the edge know them, so both give it the same name.
         """
+        if not self._timeline.on:
+            return
         if isinstance(message, Activation):
             flow = f"{self.session.epoch}.{sender.get('rank', 0)}.{n + 1}"
             self._timeline.add(activity, began_s, carried_rows(message), len(message.segments), flow)
@@ -220,8 +222,9 @@ class Link:
             frame_bytes = decoder.frame_bytes
             if (message := decoder.received(n_bytes)) is not None:
                 transfer.end(frame_bytes)
-                if self._timeline.on:
-                    self._record("receive", began_s, message, self.config.expected, self.n_received)
+                if deadline_s is None:  # by the reader thread: a handshake of the writer's is not counted
+                    self._timeline.meter.received(time.perf_counter() - began_s)
+                self._record("receive", began_s, message, self.config.expected, self.n_received)
                 return message
             if deadline_s is None:
                 transfer.check(decoder.frame_bytes)
@@ -241,8 +244,8 @@ class Link:
                     return
                 began_s = time.perf_counter()
                 send(sock, encoder, message, self._writing.begin())
-                if self._timeline.on:
-                    self._record("send", began_s, message, self.config.hello, self.n_sent)
+                self._timeline.meter.sent(time.perf_counter() - began_s)
+                self._record("send", began_s, message, self.config.hello, self.n_sent)
                 self.n_sent += isinstance(message, Activation)
             await_close(sock, timeouts.close_s)
 
