@@ -90,7 +90,7 @@ def test_a_repeated_flag_gives_all_its_values() -> None:
         (["--quantize", ""], {"none", "int8", "int4"}),
         (["--dtype", "b"], {"bfloat16"}),
         (["--no-str"], {"--no-stream"}),
-        (["--log"], {"--logit-bias", "--logprobs"}),
+        (["--log"], {"--log-format", "--logit-bias", "--logprobs"}),
         (["--ckpt", "a"], set()),  # left to the file names of bash itself
     ],
 )

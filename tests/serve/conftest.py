@@ -6,9 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from mdi.cluster.ring_view import NodeView, Rates, RingView
 from mdi.cluster.supervisor import RingCondition
 from mdi.control.status import NodeState
 from mdi.engine.sample import Outcome, Sample
+from mdi.engine.trips import Travelling
+from mdi.ids import Rank
+from mdi.model.span import Span
 from mdi.serve.api_keys import ApiKeys
 from mdi.serve.server import UserServer
 from mdi.serve.service import ServedModel, Service
@@ -16,6 +20,7 @@ from mdi.text.matchers import Matchers
 from mdi.text.tokenizer import load_tokenizer
 from mdi.text.worker_client import find_template
 from mdi.text.worker_process import TextWorker
+from support.statuses import IDLE, RUNNING_STARTER
 from support.vocabularies import model_folder
 
 TEMPLATE = (
@@ -25,6 +30,10 @@ TEMPLATE = (
 )
 STOP = "<|im_end|>"
 N_SLOTS, MAX_QUEUE, CONTEXT = 2, 3, 200
+STARTER = NodeView(
+    "starter", Rank(0), Span(0, 2), "127.0.0.1:8088", RUNNING_STARTER, None, Rates(0.5, 0.125, 0.375, 120.0)
+)
+LOST = NodeView("secondary 0", Rank(1), Span(2, 4), "127.0.0.1:8089", IDLE, 3.25, None)
 
 
 class Engine:
@@ -37,6 +46,8 @@ class Engine:
         self.cancelled: list[Sample] = []
         self.state, self.missing = NodeState.RUNNING, tuple[str, ...]()
         self.script: Callable[[Sample], None] = lambda sample: None
+        self.n_views, self.state_s = 0, 2.04
+        self.messages: list[Travelling] = []
         self._lock = threading.Lock()
 
     def submit(self, sample: Sample) -> None:
@@ -53,7 +64,11 @@ class Engine:
 
     @property
     def condition(self) -> RingCondition:
-        return RingCondition(self.state, 2.04, self.missing)
+        return RingCondition(self.state, self.state_s, self.missing)
+
+    def view(self) -> RingView:
+        self.n_views += 1
+        return RingView(1, 4, 12.5, self.messages, [STARTER, LOST])
 
     @staticmethod
     def say(sample: Sample, *tokens: int) -> None:

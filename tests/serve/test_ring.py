@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import signal
+import threading
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date
@@ -73,6 +75,19 @@ class Served:
         with self.client() as client:
             return client.chat.completions.create(messages=messages, **options)
 
+    def get(self, path: str) -> str:
+        """What a route answers that is not OpenAI's."""
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}{path}", headers={"Authorization": f"Bearer {KEY}"}
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return str(answer.read().decode())
+
+    @property
+    def nodes(self) -> list[dict[str, Any]]:
+        """The nodes as `/ring` shows them."""
+        return list(json.loads(self.get("/ring"))["nodes"])
+
     @contextlib.contextmanager
     def stream(self, prompt: str, **values: Any) -> Iterator[Iterator[Any]]:
         """The chunks of a chat; the connection is closed behind the block."""
@@ -119,6 +134,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, warm: WarmPython, smollm2: 
         starter = scripts.start(
             "starter.py", "-v", "--ckpt", model, "--nodes-config", network.path, "--dtype", "float32",
             "--serve", f"127.0.0.1:{port}", "--api-key", KEY, "--max-slots", 6, "--sequence-length", 512,
+            "--log-format", "json",
         )  # fmt: skip
         starter.wait_for("serving ", 300)
         yield Served(port, network, starter, secondaries, scripts, expected)
@@ -304,6 +320,57 @@ def test_a_stream_that_is_closed_frees_its_slot(served: Served) -> None:
     assert served.chat(PROMPTS[2]).choices[0].message.content == served.expected[PROMPTS[2]]
 
 
+@contextlib.contextmanager
+def busy(served: Served) -> Iterator[None]:
+    """One sample after another is generated inside the block."""
+    over = threading.Event()
+
+    def generate() -> None:
+        while not over.is_set():
+            with served.stream("Tell me a long story.", max_tokens=200) as chunks:
+                while not over.is_set() and next(chunks, None) is not None:
+                    pass
+
+    with concurrent.futures.ThreadPoolExecutor(1) as user:
+        done = user.submit(generate)
+        try:
+            yield
+        finally:
+            over.set()
+    done.result()
+
+
+def test_the_ring_at_work_is_shown(served: Served) -> None:
+    ring: dict[str, Any] = {}
+
+    def is_at_work() -> bool:
+        ring.update(json.loads(served.get("/ring")))
+        return bool(ring["tokens_per_s"] and ring["slots"]["used"]) and all(node["compute"] for node in ring["nodes"])
+
+    with busy(served):
+        wait_until(is_at_work, 120, "all nodes compute")
+        metrics = served.get("/metrics")
+    assert (ring["state"], ring["n_layers"], ring["slots"]["total"]) == ("ready", 30, 6)
+    assert [node["state"] for node in ring["nodes"]] == ["running"] * 3
+    assert sum(node["layers"][1] - node["layers"][0] for node in ring["nodes"]) == 30
+    for node in ring["nodes"]:
+        assert node["compute"] + node["transfer"] + node["idle"] == pytest.approx(1, abs=0.01)
+        assert node["rows_per_s"] > 0 and 0 < node["memory_bytes"] <= node["peak_memory_bytes"]
+        assert f'mdi_node_up{{node="{node["name"]}"}} 1.0' in metrics
+    assert {sample["max_tokens"] for sample in ring["samples"]} == {200}
+    assert all(message["rows"] > 0 and message["age_s"] >= 0 for message in ring["messages"])
+
+
+def test_requests_are_logged_as_json(served: Served) -> None:
+    answer = served.chat(PROMPTS[3])
+    wait_until(lambda: answer.id in served.starter.stderr, 60, "it is logged")
+    lines = [json.loads(line) for line in served.starter.stderr.splitlines()]
+    (line,) = [line for line in lines if line.get("answer_id") == answer.id]
+    assert (line["outcome"], line["generated_tokens"]) == ("finished", answer.usage.completion_tokens)
+    assert 0 < line["first_token_s"] < line["seconds"]
+    assert PROMPTS[3] not in served.starter.stderr
+
+
 def test_a_lost_secondary_changes_no_text_and_a_signal_lets_answers_end(served: Served) -> None:
     """The last test of this ring, which has another process as its second secondary from here on, and then none."""
     undisturbed = served.chat("Tell me a long story.", max_tokens=60).choices[0].message.content
@@ -321,11 +388,13 @@ def test_a_lost_secondary_changes_no_text_and_a_signal_lets_answers_end(served: 
             pieces.append(chunk.choices[0].delta.content or "")
             if len(pieces) == 10:
                 served.secondaries[1].kill()
+                wait_until(lambda: served.nodes[2]["state"] == "missing", 60, "the loss is shown")
                 again = ("--dtype", "float32", "--nodes-config", served.network.path, 1)
                 served.secondaries[1] = served.scripts.start("secondary.py", "-v", *again)
         assert held_answer.result(300).choices[0].message.content == held_text
     assert "".join(pieces) == undisturbed
     assert "is back" in served.starter.stderr
+    wait_until(lambda: [node["state"] for node in served.nodes] == ["running"] * 3, 60, "its return is shown")
 
     with served.stream("Tell me a long story.", max_tokens=40) as stream:
         next(stream)

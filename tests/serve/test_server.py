@@ -165,15 +165,6 @@ def test_a_body_that_is_too_large_is_refused_before_it_comes(server_of: ServerOf
     connection.close()
 
 
-def test_requests_are_logged(server_of: ServerOf, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO", "mdi.serve")
-    server = server_of()
-    call(server, "GET", "/v1/models")
-    call(server, "GET", "/nothing%0aat%0aall")
-    assert "GET /v1/models from 127.0.0.1: 200 OK" in caplog.text
-    assert "GET /nothing at all from 127.0.0.1: 404 Not Found" in caplog.text
-
-
 def test_a_full_queue_says_when_to_come_again(server_of: ServerOf, service: Service) -> None:
     service.drain()
     status, headers, _ = call(server_of(), "POST", "/v1/chat/completions", CHAT)

@@ -9,7 +9,7 @@ from typing import Any, NoReturn, TypeVar
 from mdi import __version__
 from mdi.cli.completion import SHELLS, completion_script
 from mdi.cli.utf8 import is_text
-from mdi.config.options import defaults_of
+from mdi.config.options import LOG_FORMATS, defaults_of
 from mdi.config.paths import LOGS_DIR
 from mdi.formats import BACKEND_CHOICES, DTYPES, MODES
 from mdi.net.key_sources import KEY_FILE_VARIABLE, make_key_file
@@ -114,6 +114,7 @@ def add_node_options(parser: Parser) -> None:
     parser.option("-v", "--verb", dest="verbose", action="store_true", help="say what happens at each stage")
     parser.option("-q", "--quiet", action="store_true", help="say nothing on stderr but errors")
     parser.option("-d", "--debug", action="store_true", help=f"write a debug log to {LOGS_DIR.name}/")
+    parser.option("--log-format", metavar="FORMAT", help="text, or json with information too", values=LOG_FORMATS)
     parser.add_argument(
         "--make-key",
         action=_MakeKey,

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from mdi import __version__
+from mdi.cli.json_log import JsonFormatter
 from mdi.cli.lifeline import end_with_parent
 from mdi.cli.signals import GRACE_S, Signals
 from mdi.cli.streams import drop_stdout, open_missing
@@ -31,8 +32,8 @@ class _ScreenHandler(logging.Handler):
         screen.write_line(self.format(record))
 
 
-def set_up_logging(*, verbose: bool, quiet: bool, debug_log: str | None = None) -> None:
-    """Warnings to stderr; if verbose information too, if quiet errors alone and no bars.
+def set_up_logging(*, verbose: bool, quiet: bool, as_json: bool = False, debug_log: str | None = None) -> None:
+    """Warnings to stderr; if verbose or as JSON information too, if quiet errors alone and no bars.
 
     Everything goes to `logs/<debug_log>` if that is given.
     """
@@ -40,8 +41,8 @@ def set_up_logging(*, verbose: bool, quiet: bool, debug_log: str | None = None) 
     root = logging.getLogger("mdi")
     root.setLevel(logging.DEBUG)
     console = _ScreenHandler()
-    console.setLevel(logging.ERROR if quiet else logging.INFO if verbose else logging.WARNING)
-    console.setFormatter(logging.Formatter("%(message)s"))
+    console.setLevel(logging.ERROR if quiet else logging.INFO if verbose or as_json else logging.WARNING)
+    console.setFormatter(JsonFormatter() if as_json else logging.Formatter("%(message)s"))
     root.addHandler(console)
     if debug_log is not None:
         path = LOGS_DIR / debug_log
@@ -93,7 +94,7 @@ def _exit_code(main: Callable[[], None]) -> int:
     except OSError as exc:
         if exc.errno != errno.ENOSPC:
             raise
-        screen.write_line("error: the disk that the output goes to is full")
+        _say("error: the disk that the output goes to is full")
         drop_stdout()
         return code or 1
     return code
@@ -104,24 +105,32 @@ def _ended(main: Callable[[], None]) -> int:
     try:
         main()
     except ConfigError as exc:
-        screen.write_line(f"error: {exc}")
+        _say(f"error: {exc}")
         return 2
     except MdiError as exc:
-        screen.write_line(f"error: {exc}")
+        _say(f"error: {exc}")
         return 1
     except ModuleNotFoundError as exc:
         if exc.name is None or exc.name.partition(".")[0] == "mdi":
             raise
-        screen.write_line(
+        _say(
             f"error: no package {exc.name} for {sys.executable}: run `make venv` and activate .venv, or install the "
             "requirements with `pip install -r requirements.txt`"
         )
         return 1
     except SystemExit as exc:
         if isinstance(exc, Stopped) and exc.code == 128 + signal.SIGINT:
-            screen.write_line("interrupted")
+            _say("interrupted")
         return exc.code if isinstance(exc.code, int) else 1
     return 0
+
+
+def _say(line: str) -> None:
+    """Why the program ends: in the form of its log, as soon as it has one."""
+    if logging.getLogger("mdi").handlers:
+        log.error("%s", line)
+    else:
+        screen.write_line(line)
 
 
 def _exit_quickly(code: int) -> NoReturn:

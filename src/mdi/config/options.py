@@ -15,6 +15,7 @@ from mdi.config.paths import CHECKPOINTS_DIR, SETTINGS_DIR
 from mdi.errors import ConfigError
 from mdi.formats import BACKEND_CHOICES, DEVICE, DTYPES, MODES, BackendChoice, Mode
 
+LOG_FORMATS = ("text", "json")
 MAX_BATCH_TOKENS = 65536
 MAX_SAMPLES = 100_000  # of a run; each is held in memory from the start
 MAX_OPEN_REQUESTS = 1024  # of a server, in slots, and again in its queue: each has a thread
@@ -82,6 +83,7 @@ class NodeOptions(Section):
     verbose: bool = False
     quiet: bool = False
     debug: bool = False
+    log_format: str = "text"
     compile: bool = False
     backend: BackendChoice = "auto"
     device: str | None = None
@@ -94,6 +96,8 @@ class NodeOptions(Section):
         _check_device(self.device)
         if self.backend not in BACKEND_CHOICES:
             raise ConfigError(f"--backend {self.backend}: expected one of {', '.join(BACKEND_CHOICES)}")
+        if self.log_format not in LOG_FORMATS:
+            raise ConfigError(f"--log-format {self.log_format}: expected one of {', '.join(LOG_FORMATS)}")
 
 
 @dataclass(frozen=True)

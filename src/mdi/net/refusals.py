@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+from collections.abc import Mapping
 
 from mdi.net.timeouts import Clock
 from mdi.strings import one_line
@@ -28,13 +29,22 @@ class RefusalLog:
         self._n_omitted, self._since_s = 0, 0.0
 
     def add(
-        self, logger: logging.Logger, text: str, *arguments: object, level: int = logging.WARNING, trace: bool = False
+        self,
+        logger: logging.Logger,
+        text: str,
+        *arguments: object,
+        level: int = logging.WARNING,
+        trace: bool = False,
+        fields: Mapping[str, object] | None = None,
     ) -> None:
-        """Have `logger` write `text % arguments`, made printable, with the traceback if `trace`; or count it."""
+        """Have `logger` write `text % arguments`, made printable, with the traceback if `trace`; or count it.
+
+        `fields` say the same to a log that programs read.
+        """
         self.summarize()
         if self._allows_line():
             line = one_line(text % tuple(one_line(str(each), MAX_CHARACTERS) for each in arguments), MAX_CHARACTERS)
-            logger.log(level, "%s", line, exc_info=trace)
+            logger.log(level, "%s", line, exc_info=trace, extra={"fields": fields or {}})
 
     def summarize(self) -> None:
         """Write how many lines were left out, if that is due. To be called now and then."""

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator
 from mdi.serve.errors import ApiError
 from mdi.serve.forms import Form, ServerSentEvent, Text
 from mdi.serve.generation import Delta, Generation
-from mdi.serve.service import Service
 
 SIGN_OF_LIFE_S = 1.0  # between two comments of a stream in which nothing happens
 _COMMENT = b":\n\n"
@@ -16,9 +15,8 @@ class ClientGone(Exception):
     """Nobody is there any more to read the answer."""
 
 
-def answer(form: Form, service: Service, is_gone: Callable[[], bool]) -> "bytes | EventStream":
+def answer(form: Form, generation: Generation, is_gone: Callable[[], bool]) -> "bytes | EventStream":
     """The body of the answer. Raises `ApiError`, and `ClientGone` where the client closed its connection meanwhile."""
-    generation = service.begin(form.ask())
     if form.is_streamed:
         return EventStream(form, generation, is_gone)
     try:

@@ -39,6 +39,7 @@ class ChatForm(ChoicesForm):
             request.stop_strings,
             logprobs=(request.top_logprobs or 0) if request.logprobs else None,
             shape=shape,
+            answer_id=self._identity.id,
         )
 
     def whole(self, texts: Sequence[Text], usage: Usage) -> dict[str, Any]:

@@ -34,6 +34,7 @@ class CompletionForm(ChoicesForm):
             request.stop_strings,
             continues=True,
             logprobs=request.logprobs,
+            answer_id=self._identity.id,
         )
 
     def _prompts(self) -> list[list[int]]:

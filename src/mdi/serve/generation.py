@@ -93,6 +93,7 @@ class Generation:
 
     def __init__(
         self,
+        answer_id: str,
         choices: Sequence[Choice],
         n_prompt: int,
         cancel: Callable[[Sample], None],
@@ -100,10 +101,15 @@ class Generation:
     ) -> None:
         """
         Args:
+            answer_id: by which the client knows the answers.
             n_prompt: tokens of all prompts.
             cancel: ends a sample in the engine.
             forget: called when it is closed.
         """
+        self.answer_id = answer_id
+        self.first_token_s: float | None = None  # from the request to its first token
+        self.error: ApiError | None = None  # why it cannot go on
+        self._began_s = time.monotonic()
         self._choices, self._n_prompt, self._cancel, self._forget = choices, n_prompt, cancel, forget
         self._news: queue.SimpleQueue[tuple[Choice, Outcome] | ApiError] = queue.SimpleQueue()
         for choice in choices:
@@ -133,6 +139,13 @@ class Generation:
 
     def next(self, timeout_s: float) -> Delta | None:
         """What comes next; None where nothing does within `timeout_s`. Raises `ApiError` where it cannot go on."""
+        try:
+            return self._next(timeout_s)
+        except ApiError as exc:
+            self.error = exc
+            raise
+
+    def _next(self, timeout_s: float) -> Delta | None:
         deadline_s = time.monotonic() + timeout_s
         while True:
             try:
@@ -142,6 +155,8 @@ class Generation:
             if isinstance(news, ApiError):
                 raise news
             choice, outcome = news
+            if self.first_token_s is None and outcome.n_accepted:
+                self.first_token_s = time.monotonic() - self._began_s
             if (delta := choice.push(outcome)) is not None:
                 if delta.ending is not None and outcome.finish_reason is None:
                     self._cancel(choice.sample)  # its text ended it, which the engine does not know

@@ -8,6 +8,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from mdi.engine.sample import Outcome, Sample
 from mdi.machine import peak_memory_bytes
+from mdi.serve.node_metrics import NodeMetrics
 from mdi.serve.served_ring import ServedRing
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -37,6 +38,7 @@ class Metrics:
             "mdi_time_between_tokens_seconds", "Between two tokens of an answer", buckets=_BETWEEN_S, registry=registry
         )
         self._add_gauges(ring, n_open)
+        registry.register(NodeMetrics(ring))
 
     def _add_gauges(self, ring: ServedRing, n_open: Callable[[], int]) -> None:
         for name, what, value in (

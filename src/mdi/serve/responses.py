@@ -31,7 +31,8 @@ class ResponseForm:
         request = self._request
         sampling = Sampling(temperature=request.temperature, top_p=request.top_p)
         prompt = self._service.chat_prompt(request.messages)
-        return Ask([prompt], sampling, request.max_output_tokens, shape=shape_of_response(request))
+        shape, answer_id = shape_of_response(request), self._identity.id
+        return Ask([prompt], sampling, request.max_output_tokens, shape=shape, answer_id=answer_id)
 
     def whole(self, texts: Sequence[Text], usage: Usage) -> dict[str, Any]:
         (text,) = texts

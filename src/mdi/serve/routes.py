@@ -7,6 +7,8 @@
     GET  /health                whether a request would be served now
     GET  /live                  that this process answers, whatever the ring does
     GET  /metrics               counters, for Prometheus
+    GET  /ring                  the ring and its nodes as they are now
+    GET  /ring/events           the same again and again, as events
     GET  /                      the page: a chat, and the ring
     GET  /page/<name>           its files
 
@@ -26,6 +28,7 @@ from mdi.control.server import CONNECTION
 from mdi.documents import parse_json
 from mdi.errors import ControlError
 from mdi.net.sockets import is_closed_by_peer
+from mdi.serve.access_log import RECORD, AccessRecord
 from mdi.serve.answering import ClientGone, EventStream, answer
 from mdi.serve.chats import ChatForm
 from mdi.serve.completions import CompletionForm
@@ -33,6 +36,7 @@ from mdi.serve.errors import ApiError
 from mdi.serve.forms import Form
 from mdi.serve.metrics import CONTENT_TYPE
 from mdi.serve.responses import ResponseForm
+from mdi.serve.ring_feed import RingEvents
 from mdi.serve.schemas import ChatRequest, CompletionRequest, ResponseRequest, parse
 from mdi.serve.service import Service
 from mdi.serve.static_files import INDEX, StaticFile
@@ -40,7 +44,7 @@ from mdi.serve.static_files import INDEX, StaticFile
 log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 16 << 20
-EVENTS = "text/event-stream"
+EVENT_HEADERS = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 Request = TypeVar("Request", ChatRequest, CompletionRequest, ResponseRequest)
 
 
@@ -53,6 +57,7 @@ class _Root:
     def __init__(self, service: Service, page: Mapping[str, StaticFile]) -> None:
         self._service, self._page = service, page
         self.v1 = _V1(service)
+        self.ring = _Ring(service)
 
     @cherrypy.expose  # type: ignore[untyped-decorator]
     @cherrypy.tools.allow(methods=["GET", "HEAD"])  # type: ignore[untyped-decorator]
@@ -84,6 +89,28 @@ class _Root:
     def metrics(self) -> bytes:
         cherrypy.response.headers["Content-Type"] = CONTENT_TYPE
         return self._service.metrics.render()
+
+
+class _Ring:
+    def __init__(self, service: Service) -> None:
+        self._feed = service.feed
+
+    @cherrypy.expose  # type: ignore[untyped-decorator]
+    @cherrypy.tools.allow(methods=["GET"])  # type: ignore[untyped-decorator]
+    def index(self) -> bytes:
+        cherrypy.response.headers["Content-Type"] = JSON
+        return self._feed.latest().body
+
+    @cherrypy.expose  # type: ignore[untyped-decorator]
+    @cherrypy.tools.allow(methods=["GET"])  # type: ignore[untyped-decorator]
+    def events(self) -> bytes | RingEvents:
+        cherrypy.response.headers |= EVENT_HEADERS
+        if cherrypy.request.method == "HEAD":  # nobody would close a stream that is not sent
+            return b""
+        try:
+            return self._feed.stream(_is_gone())
+        except ApiError as exc:
+            return _refused(exc)
 
 
 class _V1:
@@ -125,21 +152,30 @@ class _Chat:
 
 
 def _answered(service: Service, kind: type[Request], form: Callable[[Request, Service], Form]) -> bytes | EventStream:
-    connection = cherrypy.request.wsgi_environ[CONNECTION]
+    record: AccessRecord = cherrypy.request.wsgi_environ[RECORD]
     try:
         request = parse(kind, _read_json())
+        record.model = request.model
         service.check_model(request.model)
-        body = answer(form(request, service), service, lambda: is_closed_by_peer(connection.socket))
+        asked = form(request, service)
+        record.generation = service.begin(asked.ask())
+        body = answer(asked, record.generation, _is_gone())
     except ApiError as exc:
         service.metrics.refused(exc.status)
         return _refused(exc)
     except ClientGone:
         return b""  # to nobody
     if isinstance(body, EventStream):
-        cherrypy.response.headers |= {"Content-Type": EVENTS, "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        cherrypy.response.headers |= EVENT_HEADERS
     else:
         cherrypy.response.headers["Content-Type"] = JSON
     return body
+
+
+def _is_gone() -> Callable[[], bool]:
+    """Whether the client of this request has closed its connection."""
+    connection = cherrypy.request.wsgi_environ[CONNECTION]
+    return lambda: is_closed_by_peer(connection.socket)
 
 
 def _refused(error: ApiError) -> bytes:

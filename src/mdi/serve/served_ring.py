@@ -2,6 +2,7 @@
 
 from typing import Protocol
 
+from mdi.cluster.ring_view import RingView
 from mdi.cluster.supervisor import RingCondition
 from mdi.engine.sample import Sample
 
@@ -22,3 +23,6 @@ class ServedRing(Protocol):
     @property
     def condition(self) -> RingCondition:
         """How the ring is."""
+
+    def view(self) -> RingView:
+        """The ring and its nodes, for those who watch it. May take a second where nobody has asked for a while."""

@@ -1,7 +1,6 @@
 """The HTTP server for users: its port, its threads, and who is let in."""
 
 import json
-import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -9,16 +8,17 @@ from typing import Any
 from mdi.control.hosts import LOCAL_ADDRESS, OwnHosts, content_type
 from mdi.control.protocol import JSON
 from mdi.control.server import CONNECTION, ServingThread, WebServer
+from mdi.net.refusals import RefusalLog
 from mdi.net.sockets import listen
 from mdi.net.timeouts import DEFAULT_TIMEOUTS, Timeouts
+from mdi.serve.access_log import RECORD, REQUEST_ID, AccessRecord, Logged
 from mdi.serve.api_keys import ApiKeys
 from mdi.serve.errors import ApiError, unauthorized
+from mdi.serve.ring_feed import MAX_STREAMS
 from mdi.serve.routes import application_of
 from mdi.serve.service import Service
 from mdi.serve.static_files import read_page
 from mdi.strings import one_line
-
-log = logging.getLogger(__name__)
 
 NO_LIMIT = 0  # of bodies: the routes refuse large ones, in the API's own words
 N_SPARE_THREADS = 8  # for what is answered at once while all streams are busy
@@ -48,24 +48,27 @@ class Door:
         """
         self._application, self._keys, self._hosts, self._origins = application, keys, hosts, origins
         self._open_paths = open_paths
+        self._refusals = RefusalLog()
 
     def __call__(self, environ: Environ, start_response: Callable[..., Any]) -> Iterable[bytes]:
+        record = environ[RECORD] = AccessRecord(environ)
         origin = environ.get("HTTP_ORIGIN")
-        headers = _cors(origin) if origin is not None and origin in self._origins else []
-        if headers and environ["REQUEST_METHOD"] == "OPTIONS":
-            start_response("204 No Content", headers)
+        cors = _cors(origin) if origin is not None and origin in self._origins else []
+
+        def start(status: str, headers: list[tuple[str, str]], exc_info: object = None) -> Any:
+            record.status = status
+            return start_response(status, [*headers, (REQUEST_ID, record.request_id), *cors], exc_info)
+
+        if cors and environ["REQUEST_METHOD"] == "OPTIONS":
+            start("204 No Content", [])
             return []
         try:
             self._check(environ, origin)
         except ApiError as exc:
-            return _refuse(exc, start_response, headers)
-
-        def start(status: str, own: list[tuple[str, str]], exc_info: object = None) -> Any:
-            request = one_line(f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}", 100)
-            log.info("%s from %s: %s", request, environ["REMOTE_ADDR"], status)
-            return start_response(status, own + headers, exc_info)
-
-        return self._application(environ, start)
+            body = _refuse(exc, start)
+            record.write(self._refusals)
+            return body
+        return Logged(self._application(environ, start), record)
 
     def _check(self, environ: Environ, origin: str | None) -> None:
         host, scheme, local = environ.get("HTTP_HOST", ""), environ["wsgi.url_scheme"], environ[LOCAL_ADDRESS]
@@ -102,12 +105,12 @@ def _cors(origin: str) -> list[tuple[str, str]]:
     ]
 
 
-def _refuse(error: ApiError, start_response: Callable[..., Any], headers: list[tuple[str, str]]) -> list[bytes]:
+def _refuse(error: ApiError, start_response: Callable[..., Any]) -> list[bytes]:
     body = json.dumps(error.to_json()).encode()
-    own = [("Content-Type", JSON), ("Content-Length", str(len(body)))]
+    headers = [("Content-Type", JSON), ("Content-Length", str(len(body)))]
     if error.status == 401:
-        own.append(("WWW-Authenticate", "Bearer"))
-    start_response(f"{error.status} {HTTPStatus(error.status).phrase}", own + headers)
+        headers.append(("WWW-Authenticate", "Bearer"))
+    start_response(f"{error.status} {HTTPStatus(error.status).phrase}", headers)
     return [body]
 
 
@@ -129,5 +132,11 @@ class UserServer(ServingThread):
         listen(addr, port, "--serve").close()  # for its errors: cheroot's lack the reason
         page = read_page()
         door = Door(application_of(service, page), keys, OwnHosts(addr), origins, _STATES | {*page})
-        n_threads = n_streams + N_SPARE_THREADS
+        n_threads = n_streams + MAX_STREAMS + N_SPARE_THREADS
+        self._feed = service.feed
         super().__init__(WebServer(addr, port, door, NO_LIMIT, timeouts=timeouts, n_threads=n_threads), "user-server")
+
+    def close(self) -> None:
+        """End the streams of the ring, which have no end of their own; then as any server."""
+        self._feed.close()
+        super().close()

@@ -20,6 +20,8 @@ from mdi.serve.conversation import described, turn_of
 from mdi.serve.errors import ApiError, context_length_exceeded, queue_full, refusing, unavailable
 from mdi.serve.generation import Choice, Generation
 from mdi.serve.metrics import Metrics
+from mdi.serve.ring_feed import RingFeed
+from mdi.serve.ring_state import OpenSample, ring_json, samples_json
 from mdi.serve.schemas import MAX_CHOICES, Function, Message, Sampling
 from mdi.serve.served_ring import ServedRing
 from mdi.serve.shapes import FREE, Shape
@@ -86,6 +88,7 @@ class Ask:
     continues: bool = False  # the answers go on from their prompts
     logprobs: int | None = None  # how many of the most likely tokens are told, besides each chosen one
     shape: Shape = FREE
+    answer_id: str = ""  # by which the client knows what it gets
 
 
 @dataclass(frozen=True)
@@ -112,12 +115,13 @@ class Service:
         self.model, self._ring, self._max_queue = model, ring, max_queue
         self._numbers = itertools.count()
         self._lock = threading.Condition()
-        self._open: dict[Sample, float] = {}  # since when, by the monotonic clock
+        self._open: dict[Sample, OpenSample] = {}
         self._generations: set[Generation] = set()
         self._constraints = Constraints(model.matchers)
         self._usual_s = 1.0  # that an answer takes, as a moving average
         self._refusal: ApiError | None = None
         self.metrics = Metrics(ring, lambda: self.n_open)
+        self.feed = RingFeed(self.ring_state)
 
     # ---- requests
 
@@ -177,7 +181,8 @@ class Service:
             for sample in [choice.sample for choice in choices] if ask.shape.grammar is not None else []:
                 self._constraints.begin(sample, ask.shape)
                 unless_admitted.callback(self._constraints.end, sample)
-            generation = Generation(choices, sum(map(len, ask.prompts)), self._ring.cancel, self._forget)
+            n_prompt = sum(map(len, ask.prompts))
+            generation = Generation(ask.answer_id, choices, n_prompt, self._ring.cancel, self._forget)
             self._admit(generation)
             unless_admitted.pop_all()
         for sample in generation.samples:
@@ -242,6 +247,20 @@ class Service:
             status = READY if self._refusal is None else "draining"
         return Health(status, condition.seconds, condition.missing)
 
+    def ring_state(self) -> dict[str, Any]:
+        """What `GET /ring` answers."""
+        view, health = self._ring.view(), self.health()
+        with self._lock:
+            samples = list(self._open.values())
+        own = {
+            "model": self.model.name,
+            "state": health.status,
+            "state_s": round(health.seconds, 1),
+            "recoveries": self._ring.condition.n_recoveries,
+        }
+        counted = samples_json(samples, self._ring.n_slots, self._max_queue, time.monotonic())
+        return own | ring_json(view) | counted
+
     def _admit(self, generation: Generation) -> None:
         samples = generation.samples
         with self._lock:
@@ -252,8 +271,8 @@ class Service:
             n_waiting = max(0, len(self._open) - self._ring.n_slots)
             if len(self._open) + len(samples) > self._ring.n_slots + self._max_queue:
                 raise queue_full(n_waiting, self._retry_after_s(n_waiting))
-            now_s = time.monotonic()
-            self._open |= dict.fromkeys(samples, now_s)
+            now_s, answer_id = time.monotonic(), generation.answer_id
+            self._open |= {each: OpenSample(each, answer_id, i, now_s) for i, each in enumerate(samples)}
             self._generations.add(generation)
         self.metrics.begun(samples)
         for sample in samples:
@@ -270,7 +289,7 @@ class Service:
     def _close(self, sample: Sample) -> None:
         """Called from the compute thread."""
         with self._lock:
-            took_s = time.monotonic() - self._open.pop(sample)
+            took_s = time.monotonic() - self._open.pop(sample).since_s
             self._usual_s += 0.1 * (took_s - self._usual_s)
         self._constraints.end(sample)
 

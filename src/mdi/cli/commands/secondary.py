@@ -42,7 +42,8 @@ def main(signals: Signals) -> None:
     options = parse()
     name = "" if options.index is None else options.index
     debug_log = f"logs_secondary{name}.log" if options.debug else None
-    set_up_logging(verbose=options.verbose, quiet=options.quiet, debug_log=debug_log)
+    as_json = options.log_format == "json"
+    set_up_logging(verbose=options.verbose, quiet=options.quiet, as_json=as_json, debug_log=debug_log)
     node = load_node(options.nodes_config, options.index)
     node.access.check(waits=True)
     folder = cache_folder(options)

@@ -126,7 +126,8 @@ def _add_serving(parser: Parser) -> None:
 def main(signals: Signals, kind: type[StarterOptions] = StarterOptions) -> None:
     options = options_from(kind, build_parser(kind).parse_args())
     debug_log = "logs_starter.log" if options.debug else None
-    set_up_logging(verbose=options.verbose, quiet=options.quiet, debug_log=debug_log)
+    as_json = options.log_format == "json"
+    set_up_logging(verbose=options.verbose, quiet=options.quiet, as_json=as_json, debug_log=debug_log)
     network = load_network(options.nodes_config)
     network.starter.access.check()
     check_output_files(options.outputs)
