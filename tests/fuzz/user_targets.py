@@ -21,6 +21,7 @@ from fuzz.raw_http import (
     sound_statuses,
 )
 from fuzz.target import Target
+from mdi.cluster.ring_view import RingView
 from mdi.cluster.supervisor import RingCondition
 from mdi.control.hosts import OwnHosts
 from mdi.control.status import NodeState
@@ -87,6 +88,7 @@ SAYINGS = (
 )  # fmt: skip
 METHODS = (b"GET", b"POST", b"OPTIONS", b"HEAD", b"PUT", b"DELETE", b"TRACE", b"post")
 PATHS = (CHAT, COMPLETION, RESPONSE, b"/", b"/health", b"/metrics", b"/ring", b"/v1/models", b"/v1/models/tiny",
+         b"/ring/events",
          b"/v1/models/org/tiny", b"/v1/models/\xff", b"//v1/models", b"/v1//completions", b"/v1", b"/v1/chat",
          b"/page/", b"/page/x", b"/page/..%2f..%2fetc%2fpasswd", b"/_service", b"/v1/__class__", b"/health/x",
          b"/health?x=1", b"/metrics;x", b"*", b"http://a/b", b"/%00", b"/%ff")  # fmt: skip
@@ -141,6 +143,9 @@ class _Ring:
     def cancel(self, sample: Sample) -> None:
         assert sample.finish_reason is not None
 
+    def view(self) -> RingView:
+        return RingView(epoch=1, n_layers=4, tokens_per_s=0.0, messages=(), nodes=())
+
 
 class _Client(Connection):
     """A connection with a socket that nobody closes, which the routes look at."""
@@ -171,6 +176,7 @@ class UserTarget(Target):
         self._ring = _Ring(tokenizer)
         model = ServedModel("org/tiny", tokenizer, _Template(), (), CONTEXT, N_IDS)  # type: ignore[arg-type]
         self._service = Service(model, self._ring, max_queue=2)
+        self._service.feed.close()  # a stream of the ring ends with its first event
         self._errors = ErrorLog()
         self._socket, self._other_end = socket.socketpair()
         self._open, self._keyed = self._server(), self._server(KEY)
@@ -185,7 +191,10 @@ class UserTarget(Target):
         key = [b"Authorization: Bearer " + KEY.encode()]
         bodies = [(path, json.dumps({"model": "tiny"} | body).encode()) for path in BODIES for body in BODIES[path]]
         requests = [request_of(b"POST", path, key, body) for path, body in bodies]
-        requests += [request_of(b"GET", path, key) for path in (b"/health", b"/v1/models", b"/metrics", b"/")]
+        requests += [
+            request_of(b"GET", path, key)
+            for path in (b"/health", b"/v1/models", b"/metrics", b"/ring", b"/ring/events", b"/")
+        ]
         several = b"".join(requests[:1] + requests[-2:])
         return [bytes((who,)) + request for request in [*requests, several] for who in range(3)]
 
