@@ -35,6 +35,7 @@ def test_another_format_is_refused() -> None:
         SecondaryOptions(log_format="xml")
 
 
+@pytest.mark.slow
 def test_all_that_a_script_says_is_json_to_its_last_word(scripts: Scripts, tmp_path: Path) -> None:
     network = write_network(tmp_path / "two.json", 2)
     missing = tmp_path / "no-such-folder" / "out.jsonl"

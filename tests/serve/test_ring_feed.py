@@ -18,6 +18,7 @@ from mdi.serve.service import Ask, Service
 from support.clocks import ManualClock
 from support.scripts import wait_until
 
+from .browser.ring_snapshots import snapshot
 from .conftest import MAX_QUEUE, N_SLOTS, Engine
 
 ServerOf = Callable[..., UserServer]
@@ -84,6 +85,15 @@ def test_samples_and_how_far_they_are(service: Service, engine: Engine) -> None:
     }  # fmt: skip
     assert (second["id"], second["index"], second["phase"]) == ("cmpl-1", 1, "prompt")
     assert (third["id"], third["slot"], third["phase"]) == ("cmpl-2", None, "waiting")
+
+
+def test_the_page_is_tested_with_what_a_server_tells(service: Service, engine: Engine) -> None:
+    service.begin(Ask([[5]], Sampling(), answer_id="cmpl-1"))
+    engine.messages = [Travelling(3, 2, 0.01, 0.04)]
+    told, tested = service.ring_state(), snapshot()
+    assert told.keys() == tested.keys()
+    for part in ("nodes", "messages", "samples"):
+        assert told[part][0].keys() == tested[part][0].keys()
 
 
 def test_events_come_at_once_and_when_something_changes(
