@@ -11,6 +11,7 @@ typedef float NativeFloats __attribute__((vector_size(32)));
 typedef int32_t NativeInts __attribute__((vector_size(32)));
 
 constexpr int kTileRows = 6;
+constexpr int kFloatGroups = 1;
 constexpr int kQueries = 4;
 constexpr int kAccumulators = 12;
 

@@ -13,6 +13,7 @@ typedef float NativeFloats __attribute__((vector_size(64)));
 typedef int32_t NativeInts __attribute__((vector_size(64)));
 
 constexpr int kTileRows = 8;     // rows that pass one group of weights together
+constexpr int kFloatGroups = 2;  // groups of float weights that they pass at once
 constexpr int kQueries = 8;      // queries that pass one kv head together
 constexpr int kAccumulators = 20;  // registers for sums, beside what they are made of
 

@@ -13,33 +13,44 @@ constexpr int kAhead = 4096;        // bytes of weights that are asked for befor
 constexpr int kPanelGroups = 4;     // groups whose weights stay in the cache while all rows pass
 constexpr int kFloatBlocks = 8;     // blocks whose products are summed before they are added to the rest: less rounding
 
-INLINE void prefetch(const uint8_t *weights, int n_bytes) {
-  for (int i = 0; i < n_bytes; i += 64) __builtin_prefetch(weights + kAhead + i);
+// Asks for weights that come later. The first rows do so for all that pass a panel.
+INLINE void prefetch(int first_row, const uint8_t *weights, int n_bytes) {
+  if (first_row == 0)
+    for (int i = 0; i < n_bytes; i += 64) __builtin_prefetch(weights + kAhead + i);
 }
 
-// One tile: the rows from `first` on, all blocks of one group.
-template <int R, class Number>
-INLINE void multiply(FloatTile<Number>, const uint8_t *tiles, int n_blocks, const Rows &x, int first, Floats (&totals)[R]) {
+// The rows from `first` on, all blocks of G groups. Registers permitting, an input that was spread over the lanes serves
+// several groups: loads would take longer than products otherwise.
+template <int R, int G, class Number>
+INLINE void multiply(FloatTile<Number>, const uint8_t *tiles, int n_blocks, const Rows &x, int first,
+                     Floats (&totals)[G][R]) {
   using Tile = FloatTile<Number>;
+  const int64_t group_bytes = static_cast<int64_t>(n_blocks) * Tile::kBytes;
   for (int begin = 0; begin < n_blocks; begin += kFloatBlocks) {
     const int end = begin + kFloatBlocks < n_blocks ? begin + kFloatBlocks : n_blocks;
-    Floats sums[R];
-    for (int r = 0; r < R; r++) sums[r] = splat(0.0f);
+    Floats sums[G][R];
+    for (int g = 0; g < G; g++)
+      for (int r = 0; r < R; r++) sums[g][r] = splat(0.0f);
     for (int b = begin; b < end; b++, tiles += Tile::kBytes) {
-      prefetch(tiles, Tile::kBytes);
+      for (int g = 0; g < G; g++) prefetch(first, tiles + g * group_bytes, Tile::kBytes);
       const float *row = x.floats + (static_cast<int64_t>(b) * x.n + first) * kBlock;
-      const Number *weights = reinterpret_cast<const Number *>(tiles);
 #pragma GCC unroll 8
       for (int k = 0; k < kBlock; k++) {
-        const Floats w = load(weights + k * kGroup);
+        Floats w[G];
+        for (int g = 0; g < G; g++) w[g] = load(reinterpret_cast<const Number *>(tiles + g * group_bytes) + k * kGroup);
 #pragma GCC unroll 16
         for (int r = 0; r < R; r++) {
-          sums[r] = fma(w, splat(row[r * kBlock + k]), sums[r]);
-          keep(sums[r]);
+          const Floats input = splat(row[r * kBlock + k]);
+#pragma GCC unroll 2
+          for (int g = 0; g < G; g++) {
+            sums[g][r] = fma(w[g], input, sums[g][r]);
+            keep(sums[g][r]);
+          }
         }
       }
     }
-    for (int r = 0; r < R; r++) totals[r] = totals[r] + sums[r];
+    for (int g = 0; g < G; g++)
+      for (int r = 0; r < R; r++) totals[g][r] = totals[g][r] + sums[g][r];
   }
 }
 
@@ -59,9 +70,10 @@ INLINE void block_products(const uint8_t *tile, const Rows &x, int64_t at, Ints 
 }
 
 template <int R>
-INLINE void multiply(Int8Tile, const uint8_t *tiles, int n_blocks, const Rows &x, int first, Floats (&totals)[R]) {
+INLINE void multiply(Int8Tile, const uint8_t *tiles, int n_blocks, const Rows &x, int first, Floats (&all)[1][R]) {
+  Floats(&totals)[R] = all[0];
   for (int b = 0; b < n_blocks; b++, tiles += Int8Tile::kBytes) {
-    prefetch(tiles, Int8Tile::kBytes);
+    prefetch(first, tiles, Int8Tile::kBytes);
     const int64_t at = static_cast<int64_t>(b) * x.n + first;
     Ints products[R];
     block_products<R, Int8Tile>(tiles, x, at, products);
@@ -72,9 +84,10 @@ INLINE void multiply(Int8Tile, const uint8_t *tiles, int n_blocks, const Rows &x
 }
 
 template <int R>
-INLINE void multiply(Int4Tile, const uint8_t *tiles, int n_blocks, const Rows &x, int first, Floats (&totals)[R]) {
+INLINE void multiply(Int4Tile, const uint8_t *tiles, int n_blocks, const Rows &x, int first, Floats (&all)[1][R]) {
+  Floats(&totals)[R] = all[0];
   for (int b = 0; b < n_blocks; b++, tiles += Int4Tile::kBytes) {
-    prefetch(tiles, Int4Tile::kBytes);
+    prefetch(first, tiles, Int4Tile::kBytes);
     const int64_t at = static_cast<int64_t>(b) * x.n + first;
     Ints products[R];
     block_products<R, Int4Tile>(tiles, x, at, products);
@@ -94,16 +107,19 @@ struct Target {
   int stride;
 };
 
-template <int R, class Tile>
+template <int R, int G, class Tile>
 void multiply_tile(const Linear &linear, int group, const Rows &x, int first, const Target &to) {
-  Floats totals[R];
-  for (int r = 0; r < R; r++) totals[r] = splat(0.0f);
+  Floats totals[G][R];
+  for (int g = 0; g < G; g++)
+    for (int r = 0; r < R; r++) totals[g][r] = splat(0.0f);
   const int n_blocks = linear.blocks();
   multiply<R>(Tile{}, linear.tiles + static_cast<int64_t>(group) * n_blocks * Tile::kBytes, n_blocks, x, first, totals);
-  for (int r = 0; r < R; r++) {
-    float *y = to.y + static_cast<int64_t>(first + r) * to.stride + group * kGroup;
-    store(y, linear.bias ? totals[r] + load(linear.bias + group * kGroup) : totals[r]);
-  }
+  for (int g = 0; g < G; g++)
+    for (int r = 0; r < R; r++) {
+      const int output = (group + g) * kGroup;
+      float *y = to.y + static_cast<int64_t>(first + r) * to.stride + output;
+      store(y, linear.bias ? totals[g][r] + load(linear.bias + output) : totals[g][r]);
+    }
 }
 
 // `n_rows` rows from `first` on, up to R, with some groups.
@@ -111,7 +127,11 @@ template <int R, class Tile>
 void multiply_rows(const Linear &linear, int begin, int end, const Rows &x, int first, int n_rows, const Target &to) {
   if constexpr (R > 1)
     if (n_rows < R) return multiply_rows<R - 1, Tile>(linear, begin, end, x, first, n_rows, to);
-  for (int group = begin; group < end; group++) multiply_tile<R, Tile>(linear, group, x, first, to);
+  // A few rows wait for memory, which is faster for one group after the other.
+  constexpr int G = Tile::kQuantized || R < 4 ? 1 : kFloatGroups;
+  int group = begin;
+  for (; group + G <= end; group += G) multiply_tile<R, G, Tile>(linear, group, x, first, to);
+  for (; group < end; group++) multiply_tile<R, 1, Tile>(linear, group, x, first, to);
 }
 
 // The outputs of the groups `begin <= g < end`, for all rows.
