@@ -8,7 +8,7 @@ import pytest
 
 from mdi.cluster.member_setup import PeersTimedOut
 from mdi.errors import ConfigError, ControlError
-from mdi.model.backends.torch_span import TorchSpan
+from mdi.model.stage import Stage
 from support.bench import Bench, once
 from support.logs import before_log
 from support.relay import Fault
@@ -76,14 +76,14 @@ def test_a_node_without_room_for_more_layers_counts_as_missing(
 ) -> None:  # fmt: skip
     """It was to take over the layers of another one; the starter does."""
     bench = make_bench(3)
-    allocate = TorchSpan.allocate
+    allocate = Stage.allocate
 
-    def allocate_little(engine: TorchSpan, n_slots: int, context: int) -> None:
-        if n_slots and len(engine.span) == 4:
+    def allocate_little(stage: Stage, n_slots: int, context: int) -> None:
+        if n_slots and len(stage.engine.span) == 4:
             raise ConfigError(f"out of memory for {n_slots} slots")
-        allocate(engine, n_slots, context)
+        allocate(stage, n_slots, context)
 
-    monkeypatch.setattr(TorchSpan, "allocate", allocate_little)
+    monkeypatch.setattr(Stage, "allocate", allocate_little)
     assert bench.run(tiny, on_token=once(20, bench.machines[1].kill), node_timeout_s=1.0) == expected["greedy"]
     assert bench.starter is not None
     assert bench.starter.status().members == ["starter"]

@@ -9,8 +9,8 @@ import pytest
 
 import mdi.cluster.rendezvous
 from mdi.errors import ConfigError, RingBroken
-from mdi.model.backends.torch_span import TorchSpan
 from mdi.model.span import Span
+from mdi.model.stage import Stage
 from support.bench import STYLES, Bench, once
 from support.logs import whenever_logged
 
@@ -170,14 +170,14 @@ def test_a_starter_that_has_no_room_for_all_layers_ends_the_run(
 ) -> None:
     """Its own failure: there is nobody left who could take over."""
     bench = make_bench(3)
-    allocate = TorchSpan.allocate
+    allocate = Stage.allocate
 
-    def allocate_little(engine: TorchSpan, n_slots: int, context: int) -> None:
-        if n_slots and len(engine.span) > 3:
+    def allocate_little(stage: Stage, n_slots: int, context: int) -> None:
+        if n_slots and len(stage.engine.span) > 3:
             raise ConfigError(f"out of memory for {n_slots} slots")
-        allocate(engine, n_slots, context)
+        allocate(stage, n_slots, context)
 
-    monkeypatch.setattr(TorchSpan, "allocate", allocate_little)
+    monkeypatch.setattr(Stage, "allocate", allocate_little)
     with pytest.raises(ConfigError, match=r"^out of memory for 4 slots"):
         bench.run(tiny, on_token=once(20, bench.machines[1].kill), node_timeout_s=1.0)
     bench.assert_at_rest()

@@ -14,7 +14,7 @@ import torch
 from mdi.cluster.member_setup import PeersTimedOut
 from mdi.control.client import ControlClient
 from mdi.control.status import NodeState, SecondaryStatus
-from mdi.model.backends.torch_span import TorchSpan
+from mdi.model.stage import Stage
 from mdi.ring.link import Link
 from mdi.segments import Segment
 from support.bench import N_TOKENS, PEER_TIMEOUT_S, PROMPTS, TIMEOUTS, Bench, once
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 SUPERVISOR = "mdi.cluster.supervisor"
 WATCHFUL = replace(TIMEOUTS, slack=10.0)
-FORWARD = TorchSpan.forward
+FORWARD = Stage.forward
 
 
 class Freezer:
@@ -57,11 +57,11 @@ class Freezer:
 def freezer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Freezer]:
     freezer = Freezer()
 
-    def forward(engine: TorchSpan, x: torch.Tensor, segments: Sequence[Segment]) -> torch.Tensor:
+    def forward(stage: Stage, x: torch.Tensor, segments: Sequence[Segment]) -> torch.Tensor:
         freezer.pass_through()
-        return FORWARD(engine, x, segments)
+        return FORWARD(stage, x, segments)
 
-    monkeypatch.setattr(TorchSpan, "forward", forward)
+    monkeypatch.setattr(Stage, "forward", forward)
     yield freezer
     freezer.thaw()
 
@@ -139,12 +139,12 @@ def test_a_node_that_is_only_slow_for_a_moment_is_left_alone(
     bench = make_bench(2, WATCHFUL)
     counted = iter(range(1_000_000))
 
-    def forward(engine: TorchSpan, x: torch.Tensor, segments: Sequence[Segment]) -> torch.Tensor:
+    def forward(stage: Stage, x: torch.Tensor, segments: Sequence[Segment]) -> torch.Tensor:
         if threading.current_thread() is bench.machines[1]._thread and next(counted) % 3 == 0:
             time.sleep(PEER_TIMEOUT_S / 8)
-        return FORWARD(engine, x, segments)
+        return FORWARD(stage, x, segments)
 
-    monkeypatch.setattr(TorchSpan, "forward", forward)
+    monkeypatch.setattr(Stage, "forward", forward)
     assert bench.run(tiny, peer_timeout_s=10.0) == expected["greedy"]
     assert bench.n_recoveries == 0
 

@@ -18,6 +18,8 @@ class SpanEngine(Protocol):
     It checks nothing: `Stage` passes only segments that the slots have room for.
     """
 
+    span: Span
+
     @property
     def weights_bytes(self) -> int:
         """What the weights hold."""

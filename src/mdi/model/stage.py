@@ -16,7 +16,7 @@ class Stage:
     """A span engine whose slots are accounted for. Called only from the compute thread."""
 
     def __init__(self, engine: SpanEngine) -> None:
-        self._engine = engine
+        self.engine = engine
         self._ledger = SlotLedger(0, 0)
 
     def begin(self, n_slots: int, context: int) -> None:
@@ -30,7 +30,7 @@ class Stage:
         """Make `n_slots` empty slots of `context` positions each. Earlier slots are forgotten."""
         self._ledger = SlotLedger(0, 0)  # a failed attempt must not look like slots to `begin`
         with memory_errors(f"{n_slots} slots of {context} positions"):
-            self._engine.allocate(n_slots, context)
+            self.engine.allocate(n_slots, context)
         self._ledger = SlotLedger(n_slots, context)
 
     @property
@@ -41,7 +41,7 @@ class Stage:
     @property
     def weights_bytes(self) -> int:
         """What the weights hold."""
-        return self._engine.weights_bytes
+        return self.engine.weights_bytes
 
     def reset(self) -> None:
         """Empty all slots, keeping their memory."""
@@ -50,7 +50,7 @@ class Stage:
     def free(self) -> None:
         """Give the memory of all slots back; the weights stay."""
         self._ledger = SlotLedger(0, 0)
-        self._engine.allocate(0, 0)
+        self.engine.allocate(0, 0)
 
     def forward(self, x: torch.Tensor, segments: Sequence[Segment]) -> torch.Tensor:
         """Hidden states (N, C) of a message's rows -> (N, C) after this span; fills the slots.
@@ -59,12 +59,12 @@ class Stage:
         """
         self._ledger.extend(segments)
         with memory_errors(f"a message of {len(x)} rows"):
-            return self._engine.forward(x, segments)
+            return self.engine.forward(x, segments)
 
     def fork(self, source: int, target: int, n: int) -> None:
         """Let slot `target` begin with the first `n` positions of slot `source`."""
         self._ledger.fork(source, target, n)
-        self._engine.fork(source, target, n)
+        self.engine.fork(source, target, n)
 
 
 def kept_rows(x: torch.Tensor, segments: Sequence[Segment]) -> torch.Tensor:

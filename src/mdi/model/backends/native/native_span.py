@@ -42,7 +42,7 @@ class NativeSpan:
             CheckpointError: a tensor is missing, or of another shape than `config` says.
             ConfigError: out of memory.
         """
-        self.config, self._dtype = config, placement.dtype
+        self.config, self.span, self._dtype = config, span, placement.dtype
         self._library = library = library or native.load_library()
         self._blocks = []
         for layer in range(*span):
