@@ -24,9 +24,17 @@ from mdi.cli.commands import (
     secondary,
     starter,
     status,
+    train,
 )
 from mdi.cli.parser import Parser
-from mdi.config.options import ChatOptions, PrepareDataOptions, PrepareOptions, SampleOptions, StarterOptions
+from mdi.config.options import (
+    ChatOptions,
+    PrepareDataOptions,
+    PrepareOptions,
+    SampleOptions,
+    StarterOptions,
+    TrainOptions,
+)
 from mdi.net.keys import Key, Keys
 from mdi.ring.handshake import mac_input
 from mdi.ring.messages import Activation, Fault, Goodbye, Hello, Ping, Proof, Refuse, Welcome
@@ -56,6 +64,7 @@ PARSERS = {
     "secondary.py": lambda arguments: secondary.build_parser().parse_args(arguments),
     "prepare_data.py": lambda arguments: PrepareDataOptions(**vars(prepare_data.build_parser().parse_args(arguments))),
     "prepare_model.py": lambda arguments: PrepareOptions(**vars(prepare_model.build_parser().parse_args(arguments))),
+    "train.py": lambda arguments: TrainOptions(**vars(train.build_parser().parse_args(arguments))),
     "plot_tok_time.py": lambda arguments: plot_tok_time.build_parser().parse_args(arguments),
     "status.py": lambda arguments: status.build_parser().parse_args(arguments),
     "mem_monitor.py": lambda arguments: mem_monitor.build_parser().parse_args(arguments),

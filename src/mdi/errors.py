@@ -27,6 +27,10 @@ class StorageError(MdiError):
     """A file or folder that cannot be read or written: disk full, quota, permissions, a read-only file system."""
 
 
+class TrainingError(MdiError):
+    """Training came to numbers that it cannot go on with."""
+
+
 class RingError(MdiError):
     """A failure on the ring. The text is for people; what a program decides by stands beside it."""
 

@@ -16,6 +16,7 @@ from mdi.cli.commands import (
     prepare_model,
     secondary,
     starter,
+    train,
 )
 from mdi.cli.parser import Parser
 
@@ -30,6 +31,7 @@ COMMANDS = (
     prepare_model,
     secondary,
     starter,
+    train,
 )
 PARSERS = [module.build_parser() for module in COMMANDS]
 

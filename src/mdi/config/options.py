@@ -6,7 +6,8 @@ A command line is flat, so the options of a script are one dataclass whose field
 """
 
 import math
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +21,30 @@ MAX_BATCH_TOKENS = 65536
 MAX_SAMPLES = 100_000  # of a run; each is held in memory from the start
 MAX_OPEN_REQUESTS = 1024  # of a server, in slots, and again in its queue: each has a thread
 TOKENIZERS = ("character", "bpe", "gpt2")  # of `prepare_data.py`, which also takes the folder of a model
+INITS = ("scratch", "resume", "hf", "finetune")
+STRATEGIES = ("auto", "ddp")
+_COUNTS = (
+    "batch_size",
+    "context",
+    "max_iters",
+    "patience",
+    "ckpt_interval",
+    "log_interval",
+    "grad_acc_steps",
+    "devices",
+    "eval_iters",
+)  # of `TrainOptions`
+_SETTINGS = (
+    "seed",
+    "batch_size",
+    "context",
+    "max_iters",
+    "grad_acc_steps",
+    "lr",
+    "warmup_iters",
+    "weight_decay",
+    "grad_clip",
+)  # of `TrainOptions`
 MIN_BYTE_PAIRS, MAX_BYTE_PAIRS = 257, 1 << 20  # tokens of a byte-pair vocabulary: each byte, and the end of a text
 
 S = TypeVar("S", bound="Section")
@@ -375,6 +400,67 @@ class PrepareDataOptions:
 
 
 @dataclass(frozen=True)
+class TrainOptions(SeedOption):
+    """The options of `train.py`."""
+
+    quiet: bool = False
+    ckpt: Path | None = None
+    dataset: Path | None = None
+    init: str = "scratch"
+    model: str | None = None
+    batch_size: int = 12
+    context: int | None = None
+    max_iters: int = 5000
+    patience: int | None = None
+    ckpt_interval: int = 250
+    log_interval: int = 10
+    grad_acc_steps: int = 1
+    always_update: bool = False
+    force_old: bool = False
+    compile: bool = False
+    device: str | None = None
+    devices: int = 1
+    strategy: str = "auto"
+    dtype: str | None = None
+    lr: float = 6e-4
+    warmup_iters: int = 100
+    weight_decay: float = 0.1
+    grad_clip: float = 1.0
+    eval_iters: int = 20
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dataset is None:
+            raise ConfigError("--dataset: say which tokens to train on, a folder that prepare_data.py made")
+        if self.ckpt is None:
+            raise ConfigError("--ckpt: say which folder the model is to be in")
+        if self.init not in INITS:
+            raise ConfigError(f"--init {self.init}: expected one of {', '.join(INITS)}")
+        if self.init in ("hf", "finetune") and self.model is None:
+            raise ConfigError(f"--init {self.init} needs --model, the folder of a prepared model")
+        if self.strategy not in STRATEGIES:
+            raise ConfigError(f"--strategy {self.strategy}: expected one of {', '.join(STRATEGIES)}")
+        check_dtype(self.dtype)
+        _check_device(self.device)
+        for name in _COUNTS:
+            if (value := getattr(self, name)) is not None:
+                _at_least("--context-length" if name == "context" else _flag(name), value, 1)
+        _at_least("--warmup-iters", self.warmup_iters, 0)
+        _at_least("--weight-decay", self.weight_decay, 0)
+        for name in ("lr", "grad_clip"):
+            Interval(0, excludes_low=True).check(_flag(name), getattr(self, name))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the course of a run, apart from model and data: what `-F` takes from a checkpoint."""
+        return {name: getattr(self, name) for name in _SETTINGS}
+
+    def with_settings(self, values: Mapping[str, Any]) -> "TrainOptions":
+        """These options with settings of an earlier run. Raises `ConfigError` for values that are not allowed."""
+        return replace(self, **{name: values[name] for name in _SETTINGS if name in values})
+
+
+@dataclass(frozen=True)
 class MonitorOptions:
     """The options of `mem_monitor.py`."""
 
@@ -402,6 +488,10 @@ def _check_device(device: str | None) -> None:
 def _check_quantize(mode: str | None) -> None:
     if mode is not None and mode not in MODES:
         raise ConfigError(f"--quantize {mode}: expected one of {', '.join(MODES)}")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _at_least(flag: str, value: float, minimum: float) -> None:

@@ -75,7 +75,7 @@ def make_random(
     """
     if dtype is not None and dtype not in TORCH_DTYPES:
         raise ConfigError(f"unknown dtype {dtype!r}: use one of {', '.join(TORCH_DTYPES)}")
-    config = _config_of(config_name, n_embd, context_length)
+    config = named_config(config_name, n_embd, context_length)
     if config.padded_vocab_size <= _BOS_ID:
         raise ConfigError(f"{config_name} has {config.padded_vocab_size} tokens; bytes and BOS need {_BOS_ID + 1}")
     target = folder / MODEL_FILE
@@ -89,8 +89,8 @@ def make_random(
     write_byte_tokenizer(folder, config.padded_vocab_size)
 
 
-def _config_of(name: str, n_embd: int | None, context_length: int | None) -> Config:
-    """The shape that `--random` names."""
+def named_config(name: str, n_embd: int | None = None, context_length: int | None = None) -> Config:
+    """The shape that a name stands for. Raises `ConfigError` for an unknown one."""
     if name in NANOGPT_LAYERS:
         return _nanogpt(name, n_embd or 384, context_length or 256)
     if (n_embd, context_length) != (None, None):

@@ -11,6 +11,7 @@ import numpy as np
 from mdi.documents import Fields, read_json
 from mdi.errors import ConfigError
 from mdi.files import write_text
+from mdi.strings import one_line
 
 DATASET_FILE = "dataset.json"
 TRAIN_FILE, VAL_FILE = "train.bin", "val.bin"
@@ -67,3 +68,14 @@ def read_info(folder: Path) -> DatasetInfo:
         count("val_tokens"),
         fields.get("format_version", lambda value: value == FORMAT_VERSION, f"{FORMAT_VERSION}"),
     )
+
+
+def read_tokens(path: Path, dtype: str, n_tokens: int) -> np.ndarray:
+    """The tokens of a file, mapped. Raises `ConfigError` where they are not as many as `dataset.json` says."""
+    try:
+        tokens = np.memmap(path, np.dtype(dtype).newbyteorder("<"), mode="r")
+    except (OSError, ValueError) as exc:
+        raise ConfigError(f"{path}: cannot be read: prepare the data again ({one_line(exc)})") from exc
+    if len(tokens) != n_tokens:
+        raise ConfigError(f"{path}: has {len(tokens)} tokens, not {n_tokens}: prepare the data again")
+    return tokens
