@@ -1,6 +1,8 @@
 """Every kind of file and answer that somebody else writes, with a valid one, and what reads it."""
 
+import io
 import json
+import pickle
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +17,7 @@ from safetensors.torch import save
 from mdi.checkpoint.config import CONFIG_FILE, config_from_dict, load_config
 from mdi.checkpoint.digests import read_digests
 from mdi.checkpoint.manifest import MANIFEST_FILE, chunk_name, read_manifest
+from mdi.checkpoint.tensor_file import open_weights
 from mdi.cli.memory_monitor import read_memory_csv
 from mdi.cli.origin import ORIGIN_FILE, Origin, compare_origin
 from mdi.cli.run_statistics import RUN_CSV_HEADER, check_run_csv
@@ -27,6 +30,8 @@ from mdi.convert.gguf.file import open_gguf
 from mdi.convert.hf_configs import resolve_config_name
 from mdi.convert.hub import read_config
 from mdi.convert.huggingface import _indexed
+from mdi.convert.nanogpt import _config_of
+from mdi.convert.nanogpt_tokenizer import _characters, _published_pairs
 from mdi.convert.weight_files import open_weight_file
 from mdi.documents import parse_json
 from mdi.errors import ControlError, MdiError
@@ -82,6 +87,14 @@ def gguf_header() -> bytes:
         return path.read_bytes()
 
 
+def nanogpt_checkpoint() -> bytes:
+    """What nanoGPT saves, of tensors of no size."""
+    buffer = io.BytesIO()
+    arguments = {"n_layer": 2, "n_head": 2, "n_embd": 8, "block_size": 12, "vocab_size": 11, "bias": True}
+    torch.save({"model": {"transformer.wte.weight": torch.ones(1)}, "model_args": arguments}, buffer)
+    return buffer.getvalue()
+
+
 ORIGIN = {"source": "x", "files": {"a": {"n_bytes": 1, "mtime_ns": 2, "digest": "ab"}}}
 MANIFEST = {
     "model_digest": DIGEST, "spans": [[0, 1], [1, 3]], "dtype": "float32", "quantization": "none",
@@ -98,6 +111,8 @@ TOKENIZER_CONFIG = {
     "bos_token": "<s>", "eos_token": {"content": "</s>", "lstrip": False}, "add_bos_token": True,
     "chat_template": [{"name": "default", "template": "{{ messages }}"}],
 }  # fmt: skip
+GPT2_CONFIG = {"model_type": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 8, "n_positions": 12, "vocab_size": 11}
+GPT2_CONFIG |= {"layer_norm_epsilon": 1e-5, "activation_function": "gelu_new", "n_inner": None}
 NETWORK = ROOT / "src" / "settings_distr" / "configuration.json"
 READERS = {
     "network": Reader("net.json", NETWORK.read_bytes(), load_network),
@@ -119,6 +134,17 @@ READERS = {
         "key", b"a key with sixteen characters or more", lambda path: key_from_file(path, "key"), n_ways=10
     ),
     "hugging face configuration": Reader("config.json", as_json(HF_CONFIG), hugging_face_config),
+    "hugging face configuration of GPT-2": Reader("config.json", as_json(GPT2_CONFIG), hugging_face_config),
+    "checkpoint of nanoGPT": Reader(
+        "ckpt.pt", nanogpt_checkpoint(), lambda path: _config_of(path, open_weights(path), "toy"), n_ways=400
+    ),
+    "characters of nanoGPT": Reader(
+        "meta.pkl", pickle.dumps({"vocab_size": 3, "stoi": {"a": 0, "\n": 1, "é": 2}, "itos": {0: "a"}}),
+        lambda path: _characters(path, 3), n_ways=400,
+    ),
+    "published byte pairs": Reader(
+        "merges.bpe", b"116 104 256\n256 101 257\n32 257 258\n", lambda path: _published_pairs(path, 300), n_ways=200
+    ),
     "index of weights": Reader("i.json", as_json({"weight_map": {"a": "1.safetensors", "b": "2.bin"}}), _indexed),
     "safetensors": Reader(
         "m.safetensors", save({"a": torch.ones(2, 3), "b": torch.zeros(4, dtype=torch.bfloat16)}),

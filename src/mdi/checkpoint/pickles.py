@@ -6,6 +6,7 @@ No tensors.
 """
 
 import pickletools
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -70,8 +71,10 @@ def load_pickle(data: bytes) -> Any:
     """
     machine = _Machine()
     try:
-        for opcode, argument, _ in pickletools.genops(data):
-            machine.run(opcode.name, argument)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of escapes in the strings of the oldest protocol
+            for opcode, argument, _ in pickletools.genops(data):
+                machine.run(opcode.name, argument)
         return machine.result()
     except (ValueError, LookupError, TypeError, OverflowError) as exc:  # of `genops`, or a stack that is empty
         raise Damaged(f"its pickle is damaged ({type(exc).__name__})") from exc
