@@ -1,6 +1,7 @@
 """Fixtures of all tests: the real model, and a check that nothing is left behind."""
 
 import fcntl
+import logging
 import os
 import shutil
 import signal
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from mdi.terminal import screen
 from support.leftovers import Inventory
 from support.models import make_model
 from support.paths import GGUF, ROOT
@@ -84,6 +86,19 @@ def cuda_is_at_work() -> None:
 
         if torch.cuda.is_available():
             torch.zeros(1, device="cuda")
+
+
+@pytest.fixture(autouse=True)
+def log_as_it_was() -> Iterator[None]:
+    """A test may call what a script does, which sets up the log of its process."""
+    root, is_quiet = logging.getLogger("mdi"), screen.is_quiet
+    level, handlers = root.level, list(root.handlers)
+    yield
+    root.setLevel(level)
+    for handler in set(root.handlers) - set(handlers):
+        root.removeHandler(handler)
+        handler.close()
+    screen.is_quiet = is_quiet
 
 
 @pytest.fixture(autouse=True)

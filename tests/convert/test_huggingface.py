@@ -584,8 +584,8 @@ def test_a_model_with_an_unknown_name_is_called_after_its_folder(folder: Path) -
 
 
 def test_neither_name_nor_kind_is_known() -> None:
-    with pytest.raises(ConfigError, match=r"me/tinytest.*model_type 'gpt2'.*--model-name; nearest names: .*Tiny-Test"):
-        resolve_config_name("me/tinytest", {"model_type": "gpt2", "n_layer": 12, "hidden_size": 768}, None)
+    with pytest.raises(ConfigError, match=r"me/tinytest.*model_type 'bloom'.*--model-name; nearest names: .*Tiny-Test"):
+        resolve_config_name("me/tinytest", {"model_type": "bloom", "n_layer": 12, "hidden_size": 768}, None)
 
 
 def test_an_unknown_model_name_lists_the_nearest() -> None:
