@@ -109,6 +109,7 @@ def test_a_folder_that_was_trained_further_is_converted_anew(
     assert f"{source} has changed since {folder} was made from it" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_folder_that_was_only_touched_or_moved_is_not_converted_again(source: Path, tmp_path: Path) -> None:
     folder = prepared(source, tmp_path)
     inode = (folder / "lit_model.pth").stat().st_ino
@@ -129,6 +130,7 @@ def test_another_dtype_the_second_time_is_honoured(source: Path, tmp_path: Path)
     assert (folder / "lit_model.pth").stat().st_ino == inode, "nothing else was asked for"
 
 
+@pytest.mark.slow
 def test_a_prepared_model_whose_file_is_damaged_is_made_anew(source: Path, tmp_path: Path) -> None:
     folder = prepared(source, tmp_path)
     before = embedding(folder)
@@ -157,6 +159,7 @@ def test_a_prepared_model_with_bit_rot_is_made_anew(
     assert content_digest(prepared(source, tmp_path, "float32") / "lit_model.pth") == digest
 
 
+@pytest.mark.slow
 def test_weights_that_somebody_else_put_there_are_not_replaced(source: Path, tmp_path: Path) -> None:
     folder = prepared(source, tmp_path, "float32")
     model = rotten(folder)
@@ -198,6 +201,7 @@ def test_a_damaged_chunk_is_written_anew(
     assert content_digest(chunk) == manifest.files[1].digest
 
 
+@pytest.mark.slow
 def test_chunks_whose_manifest_is_damaged_are_written_anew(source: Path, tmp_path: Path) -> None:
     options = PrepareOptions(model=str(source), ckpt_folder=tmp_path / "checkpoints", n_nodes=2)
     folder, manifest = prepare(options)
@@ -222,6 +226,7 @@ def test_a_damaged_record_of_the_source_says_what_to_do(source: Path, tmp_path: 
     assert prepared(source, tmp_path) == folder
 
 
+@pytest.mark.slow
 def test_another_model_of_the_same_name_is_refused(source: Path, tmp_path: Path) -> None:
     folder = prepared(source, tmp_path)
     other = make_hf_folder(tmp_path / "other" / "minute", seed=1)
@@ -229,6 +234,7 @@ def test_another_model_of_the_same_name_is_refused(source: Path, tmp_path: Path)
         prepared(other, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["hub:org/minute", "folder:{source}"])
 def test_a_model_that_an_earlier_version_prepared_is_ready(name: str, source: Path, tmp_path: Path) -> None:
     folder = prepared(source, tmp_path)

@@ -102,6 +102,7 @@ def test_shares_that_the_split_of_the_chunks_overrides_are_reported(tmp_path: Pa
     assert overridden_split(model, (1, 1), OPTIONS) is None
 
 
+@pytest.mark.slow
 def test_a_node_alone_counts_the_weights_that_it_will_load(tmp_path: Path) -> None:
     """The whole model, though quantized chunks of it lie there; those, where they are asked for."""
     folder = make_model(tmp_path / "org" / "tiny")

@@ -203,6 +203,7 @@ def test_shards(folder: Path, suffix: str, index: bool) -> None:
     assert_converted(folder, tensors)
 
 
+@pytest.mark.slow
 def test_biases_of_q_k_v(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     register(monkeypatch, ENTRY | {"name": "Qwen2.5-tiny", "attn_bias": True})
     write_config(folder, model_type="qwen2")
@@ -221,6 +222,7 @@ def test_dtypes(folder: Path, dtype: str) -> None:
     assert_converted(folder, tensors, TORCH_DTYPES[dtype])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])
 def test_a_tied_head_is_stored_once(folder: Path, suffix: str) -> None:
     tensors = llama_tensors(head=False)
@@ -234,6 +236,7 @@ def test_a_tied_head_is_stored_once(folder: Path, suffix: str) -> None:
     assert state["lm_head.weight"].data_ptr() == state["transformer.wte.weight"].data_ptr()
 
 
+@pytest.mark.slow
 def test_views_and_old_formats_of_bin_files(folder: Path) -> None:
     tensors = llama_tensors()
     wide = torch.zeros(V + 4, C, dtype=torch.bfloat16)
@@ -247,6 +250,7 @@ def test_views_and_old_formats_of_bin_files(folder: Path) -> None:
     assert_converted(folder, tensors)
 
 
+@pytest.mark.slow
 def test_interleaved_q_k_v_of_gpt_neox(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     neox = {"mlp_class_name": "GptNeoxMLP", "norm_class_name": "LayerNorm", "bias": True, "attn_bias": True}
     register(monkeypatch, ENTRY | neox | {"name": "neox-tiny", "n_query_groups": H, "parallel_residual": True})
@@ -273,6 +277,7 @@ def test_interleaved_q_k_v_of_gpt_neox(folder: Path, monkeypatch: pytest.MonkeyP
     assert torch.equal(ours, theirs.transpose(0, 1))  # per head q, k, v -> all q, all k, all v
 
 
+@pytest.mark.slow
 def test_the_text_part_of_a_multimodal_gemma_3(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gemma = {"mlp_class_name": "GemmaMLP", "norm_qk": True, "post_attention_norm": True, "post_mlp_norm": True}
     gemma |= {"scale_embeddings": True, "name": "Gemma-3-tiny", "vocab_size": V, "sliding_window_size": 8}
@@ -292,6 +297,7 @@ def test_the_text_part_of_a_multimodal_gemma_3(folder: Path, monkeypatch: pytest
     assert embedding.untyped_storage().nbytes() == embedding.nbytes  # the rows for image tokens are gone
 
 
+@pytest.mark.slow
 def test_what_an_interrupted_attempt_left_is_replaced(folder: Path) -> None:
     tensors = llama_tensors()
     save_file(tensors, folder / "model.safetensors")
@@ -300,6 +306,7 @@ def test_what_an_interrupted_attempt_left_is_replaced(folder: Path) -> None:
     assert_converted(folder, tensors)
 
 
+@pytest.mark.slow
 def test_other_forms_of_the_same_weights_are_left_out(folder: Path) -> None:
     tensors = llama_tensors()
     save_file(tensors, folder / "model.safetensors")
@@ -310,6 +317,7 @@ def test_other_forms_of_the_same_weights_are_left_out(folder: Path) -> None:
     assert_converted(folder, tensors)
 
 
+@pytest.mark.slow
 def test_fused_tensors_do_not_pile_up_in_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """litgpt's own state dict must hold no tensor once a file has been read."""
     seen = []
@@ -332,6 +340,7 @@ class Terminal(io.StringIO):
         return True
 
 
+@pytest.mark.slow
 def test_a_conversion_draws_our_bar_and_no_other(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr("mdi.terminal.REDRAW_S", 0.0)
@@ -347,6 +356,7 @@ def test_a_conversion_draws_our_bar_and_no_other(folder: Path, monkeypatch: pyte
     assert terminal.getvalue().count("\n") == 1
 
 
+@pytest.mark.slow
 def test_what_other_threads_say_during_a_conversion_is_heard(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -455,6 +465,7 @@ def test_a_bin_file_with_an_odd_tensor_is_refused_before_memory_is_taken(
     assert not (folder / "pytorch_model.safetensors").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["model.layers.1.self_attn.k_proj.weight", "model.norm.weight"])
 def test_a_missing_tensor_is_an_error(folder: Path, name: str) -> None:
     """litgpt drops a layer's q, k and v without a word if one of them is missing."""
@@ -476,6 +487,7 @@ def test_a_tensor_that_litgpt_does_not_know(folder: Path) -> None:
     assert "stumbles over the tensor model.layers.{}.extra.weight" in refused(folder)
 
 
+@pytest.mark.slow
 def test_a_tensor_of_another_shape(folder: Path) -> None:
     tensors = llama_tensors()
     tensors["model.layers.2.mlp.up_proj.weight"] = torch.zeros(F + 1, C)
@@ -483,6 +495,7 @@ def test_a_tensor_of_another_shape(folder: Path) -> None:
     assert f"transformer.h.2.mlp.fc_2.weight is ({F + 1}, {C}), Tiny-Test has ({F}, {C})" in refused(folder)
 
 
+@pytest.mark.slow
 def test_quantized_tensors(folder: Path) -> None:
     tensors = llama_tensors()
     tensors["model.layers.2.mlp.up_proj.weight"] = torch.zeros(F, C, dtype=torch.int8)
@@ -573,6 +586,7 @@ def test_names_of_the_hub_become_litgpts_own(name: str, resolved: str) -> None:
     assert resolve_config_name(name, {}, None) == resolved
 
 
+@pytest.mark.slow
 def test_a_model_with_an_unknown_name_is_called_after_its_folder(folder: Path) -> None:
     assert resolve_config_name("me/my-finetune", HF_CONFIG, None) == "my-finetune"
     assert resolve_config_name("me/my-finetune", HF_CONFIG, "Tiny-Test") == "Tiny-Test"
@@ -611,6 +625,7 @@ def test_a_config_that_contradicts_is_refused(folder: Path, change: dict[str, An
         convert_folder(folder, model_name="Tiny-Test")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "fields"),
     [

@@ -273,6 +273,7 @@ class Visitors:
             self.play.return_rows()
 
 
+@pytest.mark.slow
 @few_examples
 @given(
     chance=st.randoms(use_true_random=False),

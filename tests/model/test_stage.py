@@ -288,6 +288,7 @@ def test_compiling_changes_no_result(pays: bool, model: Model, tmp_path: Path, m
         torch.testing.assert_close(compiled.logits(*segments), model.logits(*segments), atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_few_graphs_are_compiled_in_many_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch._dynamo.reset()

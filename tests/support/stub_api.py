@@ -100,8 +100,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(self.api.replies[len(self.api.requests) - 1])
 
     def _send(self, reply: Reply) -> None:
-        self.close_connection = True
         self.send_response(reply.status)
+        self.send_header("Connection", "close")  # which the handler itself obeys
         headers = {"Content-Length": str(len(reply.body))} if reply.events is None else {"Transfer-Encoding": "chunked"}
         for name, value in (headers | reply.headers).items():
             self.send_header(name, value)

@@ -117,6 +117,7 @@ def test_a_trained_model_has_the_files_of_a_prepared_one(config: ModelConfig, da
     assert (folder / "tokenizer.json").read_bytes() == (dataset / "tokenizer.json").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_character_model_learns_the_shipped_text_and_is_tuned_further(dataset: Path, tmp_path: Path) -> None:
     folder = begun(tmp_path / "model", gpt2())
     run(folder, dataset, max_iters=150, batch_size=16, ckpt_interval=75, log_interval=50)
