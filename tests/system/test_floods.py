@@ -132,8 +132,8 @@ def test_a_ring_lives_through_floods_on_all_its_ports(
     undisturbed = Ring(scripts, alone, model, access).start_starter(tmp_path / "undisturbed.jsonl")
     expected = tokens_of(undisturbed, tmp_path / "undisturbed.jsonl")
     secondaries = [ring.start_secondary(index) for index in (0, 1)]
+    before = n_descriptors(secondaries[0])  # without any connection
     ring.print_times(1, "before")
-    before = n_descriptors(secondaries[0])
     began_s = time.monotonic()
     with flooded(network.ports, PER_KIND, encrypted):
         for process in secondaries:

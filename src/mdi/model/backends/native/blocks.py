@@ -99,23 +99,34 @@ class PackedBlock:
         """Raises `CheckpointError` where a tensor is missing or of another shape."""
         architecture = architecture_of(config)
         block: Any = architecture.build_block(config, layer, PointwiseOps())
-        self._builder = ModuleBuilder(weights.below(architecture.block_path.format(layer)), f"layer {layer}", placement)
-        self._library, self._placement = library, placement
+        # Local: who keeps it keeps the file of the weights open.
+        builder = ModuleBuilder(weights.below(architecture.block_path.format(layer)), f"layer {layer}", placement)
         self.parts: list[PackedLinear | PackedNorm] = []
+
+        def linear(path: str, module: nn.Linear) -> native.Linear:
+            packed = pack_linear(library, builder, path, module, placement)
+            self.parts.append(packed)
+            return packed.structure
+
+        def norm(path: str, module: nn.Module | None) -> native.Norm:
+            packed = pack_norm(builder, path, module)
+            self.parts.append(packed)
+            return packed.structure
+
         attention, mlp = block.attn, block.mlp
         gated = hasattr(mlp, "fc_2")
         self.structure = native.Block(
-            norm_1=self._norm("norm_1.", block.norm_1),
-            norm_2=self._norm("norm_2.", block.norm_2),
-            post_attention_norm=self._norm("post_attention_norm.", block.post_attention_norm),
-            post_mlp_norm=self._norm("post_mlp_norm.", block.post_mlp_norm),
-            norm_q=self._norm("attn.norm_q.", attention.norm_q),
-            norm_k=self._norm("attn.norm_k.", attention.norm_k),
-            qkv=self._linear("attn.qkv.", attention.qkv),
-            attention_proj=self._linear("attn.proj.", attention.proj),
-            fc_1=self._linear("mlp.fc_1.", mlp.fc_1) if gated else self._linear("mlp.fc.", mlp.fc),
-            fc_2=self._linear("mlp.fc_2.", mlp.fc_2) if gated else native.Linear(),
-            mlp_proj=self._linear("mlp.proj.", mlp.proj),
+            norm_1=norm("norm_1.", block.norm_1),
+            norm_2=norm("norm_2.", block.norm_2),
+            post_attention_norm=norm("post_attention_norm.", block.post_attention_norm),
+            post_mlp_norm=norm("post_mlp_norm.", block.post_mlp_norm),
+            norm_q=norm("attn.norm_q.", attention.norm_q),
+            norm_k=norm("attn.norm_k.", attention.norm_k),
+            qkv=linear("attn.qkv.", attention.qkv),
+            attention_proj=linear("attn.proj.", attention.proj),
+            fc_1=linear("mlp.fc_1.", mlp.fc_1) if gated else linear("mlp.fc.", mlp.fc),
+            fc_2=linear("mlp.fc_2.", mlp.fc_2) if gated else native.Linear(),
+            mlp_proj=linear("mlp.proj.", mlp.proj),
             window=config.sliding_window_size if attention.apply_sliding_window_attention else 0,
             rotary_table=0 if config.rope_indices is None else config.rope_indices[layer],
         )
@@ -129,16 +140,6 @@ class PackedBlock:
     def is_quantized(self) -> bool:
         """Whether any of its weights is."""
         return any(isinstance(part, PackedLinear) and part.is_quantized for part in self.parts)
-
-    def _linear(self, path: str, linear: nn.Linear) -> native.Linear:
-        packed = pack_linear(self._library, self._builder, path, linear, self._placement)
-        self.parts.append(packed)
-        return packed.structure
-
-    def _norm(self, path: str, norm: nn.Module | None) -> native.Norm:
-        packed = pack_norm(self._builder, path, norm)
-        self.parts.append(packed)
-        return packed.structure
 
 
 def pack_linear(
