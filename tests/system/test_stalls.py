@@ -163,7 +163,7 @@ def test_a_link_that_carries_a_byte_a_second_is_broken(
         hooks = {"on_token": once(N_TOKENS * len(PROMPTS), lambda: relay.strike(Fault.TRICKLE))}
     began_s = time.monotonic()
     assert three.run(tiny, peer_timeout_s=2.5, **hooks) == expected["greedy"]  # longer than a byte takes
-    assert time.monotonic() - began_s < 30.0
+    assert time.monotonic() - began_s < 120.0  # a message would take an hour
     assert relay.struck.is_set(), "the fault did not happen"
     if phase != "end":
         assert three.n_recoveries >= 1
