@@ -19,7 +19,7 @@ from mdi.documents import Fields, read_document, read_json, read_text
 from mdi.errors import CheckpointError
 from mdi.files import write_text
 from mdi.strings import one_line
-from mdi.text.byte_level import GPT2_WORDS, byte_alphabet
+from mdi.text.byte_level import GPT2_WORDS, byte_alphabet, byte_level_tokenizer
 from mdi.text.character_level import character_tokenizer
 
 log = logging.getLogger(__name__)
@@ -140,7 +140,7 @@ def byte_pair_tokenizer(
 
     `words` is the pattern that cuts a text into what is merged on its own.
     """
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import AddedToken, models
 
     character = {byte: char for char, byte in byte_alphabet().items()}
 
@@ -149,13 +149,6 @@ def byte_pair_tokenizer(
 
     vocab: Mapping[str, int] = {written(token): i for i, token in enumerate(tokens)}
     pairs = [(written(first), written(second)) for first, second in merges]
-    tokenizer = Tokenizer(models.BPE(vocab=dict(vocab), merges=pairs))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(words), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer = byte_level_tokenizer(models.BPE(vocab=dict(vocab), merges=pairs), [words])
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     return str(tokenizer.to_str())

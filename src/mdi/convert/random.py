@@ -22,7 +22,7 @@ from mdi.model.gpt2 import gpt2_config
 from mdi.model.litgpt_modules import Config
 from mdi.model.shapes import model_shapes
 from mdi.model.tensors import TORCH_DTYPES, dtype_name, mapped_empty
-from mdi.text.byte_level import byte_alphabet
+from mdi.text.byte_level import byte_alphabet, byte_level_tokenizer
 
 # The model of the published measurements, 304.6 M parameters; litgpt's micro-llama-300M has this shape too.
 NANO_LLAMA = Config(
@@ -163,15 +163,12 @@ def _byte_tokenizer(n_vocab: int) -> str:
     Without merges no text is ever encoded to the ids from 256 on; they exist so that whatever a random
     model generates can be decoded.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import models
 
     vocab = byte_alphabet()
     vocab["<|bos|>"] = _BOS_ID
     vocab.update((f"Ġt{i}", i) for i in range(_BOS_ID + 1, n_vocab))  # Ġ is the space in this alphabet
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return str(tokenizer.to_str())
+    return str(byte_level_tokenizer(models.BPE(vocab=vocab, merges=[]), patterns=()).to_str())
 
 
 def _json(value: dict[str, object]) -> str:

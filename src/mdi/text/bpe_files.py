@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mdi.documents import read_json, read_text
 from mdi.errors import CheckpointError
 from mdi.strings import one_line, quoted
-from mdi.text.byte_level import GPT2_WORDS, QWEN2_WORDS
+from mdi.text.byte_level import GPT2_WORDS, QWEN2_WORDS, byte_level_tokenizer
 from mdi.text.tokenizer_config import MAX_FILE_BYTES, read_tokenizer_config, token_text
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def load_bpe_files(folder: Path) -> "Tokenizer":
 
     Raises `CheckpointError` for a damaged file, or a class of tokenizers that is not known.
     """
-    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from tokenizers import models, normalizers
 
     config = read_tokenizer_config(folder)
     kind = _kind_of(folder, config)
@@ -60,16 +60,9 @@ def load_bpe_files(folder: Path) -> "Tokenizer":
         raise
     except Exception as exc:  # the library raises nothing more specific
         raise CheckpointError(f"{folder / MERGES_FILE}: does not fit {VOCABULARY_FILE}: {one_line(exc)}") from exc
-    tokenizer = Tokenizer(model)
+    tokenizer = byte_level_tokenizer(model, [kind.words])
     if kind.is_composed:
         tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(kind.words), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
     _add_tokens(tokenizer, folder, config)
     return tokenizer
 

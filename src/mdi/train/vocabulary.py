@@ -8,7 +8,7 @@ from pathlib import Path
 from mdi.convert.nanogpt_tokenizer import END_OF_TEXT, gpt2_tokenizer
 from mdi.errors import ConfigError
 from mdi.files import storage_error, write_text
-from mdi.text.byte_level import GPT2_WORDS
+from mdi.text.byte_level import GPT2_WORDS, byte_level_tokenizer
 from mdi.text.character_level import character_tokenizer
 from mdi.text.vocabulary import find_vocabulary
 
@@ -49,16 +49,9 @@ def write_vocabulary(wanted: str, n_tokens: int | None, texts: Iterable[str], fo
 
 def train_byte_pairs(texts: Iterable[str], n_tokens: int) -> str:
     """tokenizer.json of a byte-level BPE vocabulary with at most `n_tokens` tokens, 257 of which need no merging."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import models, pre_tokenizers, trainers
 
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(GPT2_WORDS), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer = byte_level_tokenizer(models.BPE(), [GPT2_WORDS])
     trainer = trainers.BpeTrainer(
         vocab_size=n_tokens,
         special_tokens=[END_OF_TEXT],

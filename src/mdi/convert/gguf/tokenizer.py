@@ -12,13 +12,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 
 from mdi.convert.gguf.file import GgufFile, Metadata
 from mdi.errors import CheckpointError
 from mdi.files import write_text
 from mdi.strings import one_line
-from mdi.text.byte_level import GPT2_WORDS, LLAMA3_WORDS, QWEN2_WORDS, TEKKEN_WORDS
+from mdi.text.byte_level import GPT2_WORDS, LLAMA3_WORDS, QWEN2_WORDS, TEKKEN_WORDS, byte_level_tokenizer
 
 
 @dataclass(frozen=True)
@@ -206,12 +206,8 @@ def _one_per_token(file: GgufFile, name: str, n_tokens: int) -> list[Any] | None
 
 def _byte_level(vocabulary: _Vocabulary, merges: list[str], pre_tokenizer: _PreTokenizer) -> Tokenizer:
     pairs = [_pair(vocabulary.path, merge) for merge in merges]
-    tokenizer = Tokenizer(_bpe(vocabulary, pairs, ignore_merges=pre_tokenizer.ignore_merges))
-    splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in pre_tokenizer.patterns]
-    bytes_as_text = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, bytes_as_text])
-    tokenizer.decoder = decoders.ByteLevel()
-    return tokenizer
+    model = _bpe(vocabulary, pairs, ignore_merges=pre_tokenizer.ignore_merges)
+    return byte_level_tokenizer(model, pre_tokenizer.patterns)
 
 
 def _pair(path: Path, merge: str) -> tuple[str, str]:
