@@ -219,6 +219,11 @@ def misfit(values: Mapping[str, Any], declared: type) -> str | None:
     return None
 
 
+def is_text(value: object) -> bool:
+    """A check of `Fields`."""
+    return isinstance(value, str)
+
+
 class Fields:
     """The fields of an object in somebody else's document, each checked where it is asked for."""
 

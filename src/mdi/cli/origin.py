@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from mdi.checkpoint.digests import file_digest
-from mdi.documents import Fields, misfit, read_json
+from mdi.documents import Fields, is_text, misfit, read_json
 from mdi.errors import CheckpointError, MdiError, StorageError
 from mdi.files import storage_error, write_text
 from mdi.progress import progress_bar
@@ -84,7 +84,7 @@ def _read(folder: Path) -> tuple[str, dict[str, _File]]:
     path = folder / ORIGIN_FILE
     try:
         record = Fields(read_json(path, _MAX_ORIGIN_BYTES, CheckpointError), str(path), CheckpointError)
-        name = record.get("source", lambda value: isinstance(value, str), "a text")
+        name = record.get("source", is_text, "a text")
         files = record.get("files", _are_files, "sizes, times and digests of files", {})
     except CheckpointError as exc:
         raise CheckpointError(f"{exc}; remove it") from exc

@@ -14,8 +14,10 @@ import torch
 
 from mdi.checkpoint.tensor_writer import Stored, TensorWriter
 from mdi.checkpoint.weights import MODEL_FILE, write_errors
+from mdi.convert.hf_numbers import is_small
+from mdi.convert.hf_rotary import is_count
 from mdi.convert.weight_files import open_weight_file
-from mdi.documents import Fields
+from mdi.documents import Fields, is_text
 from mdi.errors import CheckpointError
 from mdi.model.gpt2 import LAYER_NORM_EPS, Gpt2Config, gpt2_config
 from mdi.model.shapes import model_shapes
@@ -71,9 +73,9 @@ def config_of(hf_config: Mapping[str, Any], name: str, what: str) -> Gpt2Config:
 
     def count(field: str, default: int | None = None) -> int:
         given = () if default is None else (default,)
-        return int(fields.get(field, lambda value: type(value) is int and 0 < value < 2**31, "a count", *given))
+        return int(fields.get(field, is_count, "a count", *given))
 
-    activation = fields.get("activation_function", lambda value: isinstance(value, str), "a text", "gelu_new")
+    activation = fields.get("activation_function", is_text, "a text", "gelu_new")
     if activation not in _ACTIVATIONS:
         raise CheckpointError(f"{what}: the activation {activation[:60]!r} is not supported for this kind of model")
     n_embd = count("n_embd", 768)
@@ -86,15 +88,11 @@ def config_of(hf_config: Mapping[str, Any], name: str, what: str) -> Gpt2Config:
             block_size=count("n_positions", count("n_ctx", 1024)),
             vocab_size=count("vocab_size", 50257),
             intermediate_size=count("n_inner", 4 * n_embd),
-            norm_eps=fields.get("layer_norm_epsilon", _is_small, "a number above 0 and below 1", LAYER_NORM_EPS),
+            norm_eps=fields.get("layer_norm_epsilon", is_small, "a number above 0 and below 1", LAYER_NORM_EPS),
             **_ACTIVATIONS[activation],
         )
     except (AssertionError, ValueError) as exc:
         raise CheckpointError(f"{what}: its numbers contradict each other: {one_line(exc)}") from exc
-
-
-def _is_small(value: Any) -> bool:
-    return type(value) is float and 0 < value < 1
 
 
 def run_conversion(folder: Path, config: Gpt2Config, dtype: str | None, *, tied: bool) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 from mdi.checkpoint.config import MAX_VALUES
 from mdi.convert.hf_families import Family
 from mdi.convert.hf_rotary import is_count, is_positive, rotary_fields
-from mdi.documents import Fields, has_type
+from mdi.documents import Fields, has_type, is_text
 from mdi.errors import CheckpointError
 from mdi.strings import quoted
 
@@ -80,10 +80,10 @@ def _count(fields: Fields, names: tuple[str, ...], default: int | None, limit: i
 def _norm_and_activation(fields: Fields, family: Family, known: Mapping[str, Any], what: str) -> dict[str, Any]:
     eps = known.get("norm_eps") or family.eps
     for name in ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon"):
-        eps = fields.get(name, _is_small, "a number above 0 and below 1", eps)
+        eps = fields.get(name, is_small, "a number above 0 and below 1", eps)
     activation = family.activation
     for name in ("activation", "hidden_act", "hidden_activation"):
-        activation = fields.get(name, lambda value: isinstance(value, str), "a text", activation)
+        activation = fields.get(name, is_text, "a text", activation)
     if activation not in family.activations:
         raise CheckpointError(f"{what}: the activation {activation[:60]!r} is not supported for this kind of model")
     return {"norm_eps": float(eps), "gelu_approximate": family.activations[activation]}
@@ -157,5 +157,5 @@ def _is_flag(value: object) -> bool:
     return isinstance(value, bool)
 
 
-def _is_small(value: Any) -> bool:
+def is_small(value: Any) -> bool:
     return has_type(value, float) and 0 < value < 1

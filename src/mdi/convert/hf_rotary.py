@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mdi.documents import Fields, has_type
+from mdi.documents import Fields, has_type, is_text
 from mdi.errors import CheckpointError
 from mdi.model.rotary import KIND, DynamicNtk, LongRope, Scaling, Yarn
 
@@ -78,8 +78,8 @@ class _Layers:
         share = top.get("rotary_pct", _is_share, "a number up to 1", _SHARES.get(model_type, 1.0))
         share = top.get("partial_rotary_factor", _is_share, "a number up to 1", share)
         self.share = float(self.fields.get("partial_rotary_factor", _is_share, "a number up to 1", share))
-        old_kind = self.fields.get("type", _is_text, "a text", "default")
-        kind = self.fields.get(KIND, _is_text, "a text", old_kind)
+        old_kind = self.fields.get("type", is_text, "a text", "default")
+        kind = self.fields.get(KIND, is_text, "a text", old_kind)
         self.kind = "longrope" if kind == "su" or (kind == "yarn" and model_type == "phi3") else str(kind)
         self._what = what
 
@@ -203,10 +203,6 @@ def _optional(fields: Fields, name: str) -> float:
     """A number from 0 on; 0, which transformers takes for none, where it is missing."""
     value = fields.get(name, lambda value: has_type(value, float) and 0 <= value < math.inf, "a number from 0 on", 0)
     return float(value)
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
 
 
 def is_count(value: Any) -> bool:

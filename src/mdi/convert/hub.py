@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from mdi.convert.hub_errors import endpoint, translated
 from mdi.convert.hub_files import Download, HubFile, Repo
-from mdi.documents import Fields, read_json
+from mdi.documents import Fields, is_text, read_json
 from mdi.errors import CheckpointError, ConfigError, StorageError
 from mdi.progress import progress_bar
 from mdi.strings import format_bytes
@@ -87,7 +87,7 @@ def download_small_files(repo_id: str, folder: Path, *, token: str | None = None
 
 def _check_parts(config: object, what: str) -> None:
     fields = Fields(config, what, CheckpointError)
-    fields.get("model_type", lambda value: isinstance(value, str), "a text", None)
+    fields.get("model_type", is_text, "a text", None)
     for part in _PARTS:
         fields.get(part, lambda value: isinstance(value, dict), "an object", None)
 

@@ -18,6 +18,7 @@ from mdi.checkpoint.disk_space import announce_weights
 from mdi.checkpoint.tensor_file import open_weights, read_values
 from mdi.checkpoint.weights import MODEL_FILE
 from mdi.convert.gpt2 import located, our_name, write_model
+from mdi.convert.hf_rotary import is_count
 from mdi.convert.nanogpt_tokenizer import write_tokenizer
 from mdi.documents import Fields
 from mdi.errors import CheckpointError
@@ -85,7 +86,7 @@ def _config_of(source: Path, weights: Weights, name: str) -> Gpt2Config:
     fields = Fields(arguments, f"{source}: model_args", CheckpointError)
 
     def count(field: str) -> int:
-        return int(fields.get(field, lambda value: type(value) is int and 0 < value < 2**31, "a count"))
+        return int(fields.get(field, is_count, "a count"))
 
     kind: Mapping[str, Any] = {"gelu_approximate": "none"}
     if _PUBLISHED in weights:

@@ -3,9 +3,9 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from mdi.documents import Fields, read_json
+from mdi.documents import Fields, is_text, read_json
 from mdi.errors import ConfigError
 from mdi.files import write_text
 
@@ -61,7 +61,7 @@ def load(path: Path) -> Conversation:
     """Read what `save` wrote. Raises `ConfigError` with the file and what is wrong with it."""
     document = Fields(read_json(path, MAX_FILE_BYTES, ConfigError), str(path), ConfigError)
     document.get("format", lambda value: value == FORMAT, repr(FORMAT))
-    system = document.get("system", _is_text, "a text", default=None)
+    system = document.get("system", is_text, "a text", default=None)
     turns = document.get("turns", lambda value: isinstance(value, list) and len(value) % 2 == 0, "a list of pairs")
     return Conversation(system, [_turn(value, f"{path}: turn {i}", i) for i, value in enumerate(turns)])
 
@@ -70,8 +70,4 @@ def _turn(value: object, what: str, index: int) -> Turn:
     fields = Fields(value, what, ConfigError)
     expected = "assistant" if index % 2 else "user"
     role: Role = fields.get("role", lambda role: role == expected, repr(expected))
-    return Turn(role, fields.get("text", _is_text, "a text"))
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
+    return Turn(role, fields.get("text", is_text, "a text"))

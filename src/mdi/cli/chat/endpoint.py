@@ -9,7 +9,7 @@ import httpx
 
 from mdi.cli.chat.events import EventParser, EventTooLarge
 from mdi.convert.hub_environment import check_connection
-from mdi.documents import Fields, parse_json
+from mdi.documents import Fields, is_text, parse_json
 from mdi.errors import ConfigError, MdiError
 from mdi.net.access import is_loopback
 from mdi.strings import one_line
@@ -58,7 +58,7 @@ class Endpoint:
             answer = _body(response)
         try:
             models = Fields(parse_json(answer, "", RequestFailed), "", RequestFailed).get("data", _is_list, "a list")
-            return [Fields(model, "", RequestFailed).get("id", _is_text, "a text") for model in models]
+            return [Fields(model, "", RequestFailed).get("id", is_text, "a text") for model in models]
         except RequestFailed as exc:
             raise RequestFailed(f"{self.url} does not list models as a server of OpenAI's API does") from exc
 
@@ -164,7 +164,3 @@ def _told(answer: Any) -> tuple[str, str | None]:
 
 def _is_list(value: Any) -> bool:
     return isinstance(value, list)
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
