@@ -20,7 +20,9 @@ from support.scripts import free_ports, wait_until
 PROMPTS = [list(range(5, 65)), [9], list(range(40, 80)), [7, 8]]
 N_TOKENS = 16
 # Of a ring that is checked for faults of another kind: on a busy machine a thread may pause for many messages' time.
-TIMEOUTS = Timeouts(handshake_s=0.5, answer_s=2.0, request_read_s=4.0, retry_s=0.1, ready_check_s=0.3, slack=100.0)
+TIMEOUTS = Timeouts(
+    handshake_s=0.5, answer_s=5.0, status_s=5.0, request_read_s=4.0, retry_s=0.1, ready_check_s=0.3, slack=100.0
+)
 PEER_TIMEOUT_S = 0.8  # shorter than a stall of the relay
 GREEDY = {"temperature": 0.0}
 SEEDED = {"temperature": 0.9, "seed": 7}
