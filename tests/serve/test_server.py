@@ -10,11 +10,12 @@ import pytest
 from mdi.control.status import NodeState
 from mdi.engine.sample import Sample
 from mdi.serve import answering
+from mdi.serve.schemas import Sampling
 from mdi.serve.server import UserServer
-from mdi.serve.service import Service
+from mdi.serve.service import Ask, Service
 from support.scripts import wait_until
 
-from .conftest import Engine
+from .conftest import MAX_QUEUE, N_SLOTS, Engine
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]}
 COMPLETION = {"model": "tiny", "prompt": "Hi"}
@@ -170,6 +171,23 @@ def test_a_full_queue_says_when_to_come_again(server_of: ServerOf, service: Serv
     status, headers, _ = call(server_of(), "POST", "/v1/chat/completions", CHAT)
     assert status == 503
     assert int(headers["Retry-After"]) >= 1
+
+
+def test_what_is_refused_is_not_encoded_first(
+    server_of: ServerOf, service: Service, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that has too much to do must not work for those whom it sends away."""
+
+    def encode(text: str) -> list[int]:
+        raise AssertionError("encoded")
+
+    for _ in range(N_SLOTS + MAX_QUEUE):
+        service.begin(Ask([[5]], Sampling()))
+    monkeypatch.setattr(service.model.tokenizer, "encode", encode)
+    server = server_of()
+    for path, body in (("chat/completions", CHAT), ("completions", COMPLETION), ("responses", RESPONSE)):
+        status, headers, _ = call(server, "POST", f"/v1/{path}", body)
+        assert (status, int(headers["Retry-After"]) >= 1) == (429, True)
 
 
 def test_counters_are_told_to_whoever_has_the_key(server_of: ServerOf, hello: None) -> None:

@@ -157,6 +157,7 @@ def _answered(service: Service, kind: type[Request], form: Callable[[Request, Se
         request = parse(kind, _read_json())
         record.model = request.model
         service.check_model(request.model)
+        service.check_takes()
         asked = form(request, service)
         record.generation = service.begin(asked.ask())
         body = answer(asked, record.generation, _is_gone())

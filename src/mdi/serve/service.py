@@ -261,16 +261,24 @@ class Service:
         counted = samples_json(samples, self._ring.n_slots, self._max_queue, time.monotonic())
         return own | ring_json(view) | counted
 
-    def _admit(self, generation: Generation) -> None:
-        samples = generation.samples
+    def check_takes(self, n_samples: int = 1) -> None:
+        """Raises `ApiError` where so many more samples would be refused now.
+
+        Asked before a text is encoded too: a server that has too much to do must not work for those whom it sends away.
+        """
         with self._lock:
             if self._refusal is not None:
                 raise self._refusal
             if not (condition := self._ring.condition).is_running:
                 raise unavailable(f"the ring is {condition.state.value}")
             n_waiting = max(0, len(self._open) - self._ring.n_slots)
-            if len(self._open) + len(samples) > self._ring.n_slots + self._max_queue:
+            if len(self._open) + n_samples > self._ring.n_slots + self._max_queue:
                 raise queue_full(n_waiting, self._retry_after_s(n_waiting))
+
+    def _admit(self, generation: Generation) -> None:
+        samples = generation.samples
+        with self._lock:
+            self.check_takes(len(samples))
             now_s, answer_id = time.monotonic(), generation.answer_id
             self._open |= {each: OpenSample(each, answer_id, i, now_s) for i, each in enumerate(samples)}
             self._generations.add(generation)
