@@ -7,7 +7,6 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from mdi.engine.sample import Outcome, Sample
-from mdi.machine import peak_memory_bytes
 from mdi.serve.node_metrics import NodeMetrics
 from mdi.serve.served_ring import ServedRing
 
@@ -48,7 +47,6 @@ class Metrics:
             ("mdi_ring_ready", "Whether the ring runs", lambda: ring.condition.is_running),
             ("mdi_missing_nodes", "Nodes that it is waited for", lambda: len(ring.condition.missing)),
             ("mdi_recoveries", "How often the ring was formed anew", lambda: ring.condition.n_recoveries),
-            ("mdi_peak_memory_bytes", "The most memory that the starter has had", peak_memory_bytes),
         ):
             Gauge(name, what, registry=self.registry).set_function(value)
 
