@@ -104,6 +104,14 @@ def test_text_that_goes_elsewhere_leaves_the_log_alone(screen: Screen) -> None:
     assert screen.shown == ["a line", ""]
 
 
+def test_a_terminal_does_not_act_upon_text_and_a_file_has_it_as_it_is(screen: Screen) -> None:
+    text, file = "a\x1b[2J\rb\x9b\tc\n", io.StringIO()
+    for out in (screen, file):
+        Terminal(screen).write_text(text, out)
+    assert screen.getvalue() == "a\\x1b[2J\\rb\\x9b\tc\n"
+    assert file.getvalue() == text
+
+
 def test_a_line_that_nobody_reads_is_lost() -> None:
     closed = io.StringIO()
     closed.close()

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TextIO
 
-from mdi.strings import format_bytes
+from mdi.strings import format_bytes, without_controls
 
 REDRAW_S = 0.1
 
@@ -71,12 +71,16 @@ class Terminal:
         return self._given_err or sys.stderr
 
     def write_text(self, text: str, out: TextIO) -> None:
-        """Write to `out`, which is stdout but in tests; raises `OSError` as it does."""
+        """Write to `out`, which is stdout but in tests; raises `OSError` as it does.
+
+        A terminal is shown what it would act upon: the text is a model's, or comes from another program.
+        """
+        is_terminal = _is_terminal(out)
         with self._lock:
             self._erase()
-            out.write(text)
+            out.write(without_controls(text) if is_terminal else text)
             out.flush()
-            if text and _is_terminal(out):
+            if text and is_terminal:
                 self._is_line_open = not text.endswith("\n")
             self._draw()
 

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Protocol, TextIO
 
-from mdi.strings import without_controls
 from mdi.terminal import screen
 
 Add = Callable[[str], None]  # shows more of an answer
@@ -21,8 +20,8 @@ class Display(Protocol):
 class Plain:
     """The text itself, ended by a newline."""
 
-    def __init__(self, out: TextIO, *, is_terminal: bool = False) -> None:
-        self._out, self._is_terminal = out, is_terminal
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
 
     @contextlib.contextmanager
     def answer(self) -> Iterator[Add]:
@@ -30,7 +29,7 @@ class Plain:
 
         def add(text: str) -> None:
             nonlocal last
-            screen.write_text(without_controls(text) if self._is_terminal else text, self._out)
+            screen.write_text(text, self._out)
             last = text[-1:] or last
 
         try:

@@ -69,10 +69,8 @@ def _keyboard(inbox: Inbox) -> Keyboard:
 
 
 def _display() -> Display:
-    if not sys.stdout.isatty():
+    if not sys.stdout.isatty() or os.environ.get("TERM") in (None, "dumb"):
         return Plain(sys.stdout)
-    if os.environ.get("TERM") in (None, "dumb"):
-        return Plain(sys.stdout, is_terminal=True)
     from mdi.cli.chat.markdown import MarkdownDisplay
 
     return MarkdownDisplay()
