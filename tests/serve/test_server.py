@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from mdi import __version__
 from mdi.control.status import NodeState
 from mdi.engine.sample import Sample
 from mdi.serve import answering
@@ -152,6 +153,12 @@ def test_errors_have_the_shape_of_the_api(method: str, path: str, body: Any, sta
     assert found == status
     assert set(error["error"]) == {"message", "type", "param", "code"}
     assert error["error"]["message"]
+
+
+@pytest.mark.parametrize(("path", "status"), [("/live", 200), ("/nothing", 404), ("/ring?x=1", 404)])
+def test_all_answers_name_the_program(path: str, status: int, server_of: ServerOf) -> None:
+    found, headers, _ = call(server_of(), "GET", path)
+    assert (found, headers.get_all("Server")) == (status, [f"mdi-llm/{__version__}"])
 
 
 def test_a_body_that_is_too_large_is_refused_before_it_comes(server_of: ServerOf) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import cherrypy
 
 from mdi.control.protocol import JSON
+from mdi.control.server import SERVER_NAME
 
 # cherrypy finds a handler by walking attributes: `/_node/cache` would be looked up on our object, `/__class__` too.
 # With every punctuation mark of a path read as `-`, which no attribute has in its name, only the exposed methods are
@@ -36,6 +37,8 @@ def application_with(
         "request.show_tracebacks": False,
         "error_page.default": error_page,
         "response.stream": True,
+        "tools.response_headers.on": True,  # the server tells its own name and version, not CherryPy's
+        "tools.response_headers.headers": [("Server", SERVER_NAME)],
         "tools.encode.on": False,  # it would wrap streams, and not pass on that they are closed
         "tools.trailing_slash.on": False,
     }

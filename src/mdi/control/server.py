@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 MAX_IGNORED_BYTES = 1 << 20  # of a refused body that is received, so that the client reads the refusal
 N_THREADS = 8
+SERVER_NAME = f"mdi-llm/{__version__}"  # in answers
 CONNECTION = "mdi.connection"  # in the environ: whose request it is
 _VERSION = re.compile(rb"HTTP/\d\.\d")
 
@@ -98,7 +99,7 @@ class WebServer(wsgi.Server):
             (addr, port),
             application,
             numthreads=n_threads,
-            server_name=f"mdi-llm/{__version__}",
+            server_name=SERVER_NAME,
             request_queue_size=BACKLOG,
             shutdown_timeout=timeouts.server_stop_s,  # type: ignore[arg-type]  # its stubs say int, its code takes both
         )
