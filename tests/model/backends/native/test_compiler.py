@@ -11,10 +11,11 @@ import pytest
 import torch
 from litgpt.config import Config
 
+from mdi.cluster.rendezvous import in_background
 from mdi.errors import StorageError
 from mdi.model.backends import select
 from mdi.model.backends.native import compiler, library, prebuild
-from mdi.model.backends.native.compiler import NoCompilerError, find_compiler, library_for
+from mdi.model.backends.native.compiler import NoCompilerError, find_compiler, flags_for, library_for
 from mdi.model.backends.native.instruction_sets import INSTRUCTION_SETS, PORTABLE, cpu_features, usable_here
 from mdi.model.backends.native.library import UnavailableError, load
 from mdi.model.backends.torch_span import TorchSpan
@@ -52,6 +53,14 @@ def test_a_library_is_compiled_once(folder: Path, tmp_path: Path, monkeypatch: p
     assert (tmp_path / "calls").read_text() == "called\n"
     assert folder.stat().st_mode & 0o777 == 0o700
     assert library_for(INSTRUCTION_SETS[0]) != first
+
+
+def test_whoever_compiles_another_library_is_not_waited_for(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_compiler(tmp_path / "cc", f'{OUTPUT} echo library > "$2"', monkeypatch)
+    with compiler._locked(folder / "of-another-version.so"):
+        assert in_background(library_for, PORTABLE).result(60).is_file()
 
 
 def test_what_was_compiled_into_the_installation_needs_no_compiler(
@@ -95,7 +104,9 @@ def test_what_a_compiler_left_behind_when_it_failed_is_no_library(
     )
     with pytest.raises(NoCompilerError, match=r"cc: x\.cpp:1: error: no such type"):
         library_for(PORTABLE)
-    assert [path.name for path in folder.iterdir()] == ["lock"]
+    assert [path.name for path in folder.iterdir()] == [
+        f"{PORTABLE.name}-{compiler._key(find_compiler(), flags_for(PORTABLE))}.lock"
+    ]
 
 
 def test_a_folder_that_others_may_write_to_is_refused(folder: Path) -> None:

@@ -58,7 +58,7 @@ def library_for(instruction_set: InstructionSet, folder: Path | None = None) -> 
     folder = folder or native_cache_dir()
     compiler, flags = find_compiler(), flags_for(instruction_set)
     library = folder / f"{instruction_set.name}-{_key(compiler, flags)}.so"
-    with _locked(folder):
+    with _locked(library):
         if not library.is_file():
             log.warning("compiling the kernels for %s, once for this machine", instruction_set.name)
             with atomic_path(library) as partial:
@@ -103,14 +103,15 @@ def _key(compiler: Sequence[str], flags: Sequence[str]) -> str:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _locked(library: Path) -> Iterator[None]:
     """Keeps two processes from compiling the same. Raises `StorageError` for a folder that others may write to."""
+    folder = library.parent
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = folder.lstat()
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
             raise StorageError(f"{folder}: others may write to it, so no library is loaded from there")
-        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        lock = os.open(library.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as exc:
         raise storage_error(folder, exc) from exc
     try:
