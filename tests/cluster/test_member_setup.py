@@ -62,7 +62,7 @@ def recovering_again() -> Recovery:
 
 def taking_over() -> Recovery:
     decisions = recovering()
-    decisions.expired([NodeId(2)])
+    decisions.expired(0.0, [NodeId(2)])
     return decisions
 
 

@@ -48,7 +48,7 @@ def test_a_node_is_waited_for_from_when_it_was_missed_first() -> None:
     assert (decisions.deadline_s(1, 40.0), decisions.deadline_s(2, 40.0)) == (70.0, 90.0)
     decisions.broke(50.0, silent=[2], suspect=2, progressed=False)
     assert decisions.deadline_s(1, 50.0) == 110.0  # it was back meanwhile
-    assert decisions.expired([2]) == GoOnWithout((2,), "did not come back within 60 s (--node-timeout)")
+    assert decisions.expired(110.0, [2]) == GoOnWithout((2,), "did not come back within 60 s (--node-timeout)")
     assert decisions.members == (0, 1)
     decisions.formed()
     assert (decisions.state, decisions.n_recoveries) == (RunState.RUNNING, 1)
@@ -56,12 +56,49 @@ def test_a_node_is_waited_for_from_when_it_was_missed_first() -> None:
 
 def test_before_the_run_has_begun_nobody_is_left_out() -> None:
     decisions = Recovery(3, 60.0)
-    assert isinstance(decisions.expired([1]), GiveUp)
+    assert isinstance(decisions.expired(60.0, [1]), GiveUp)
     assert decisions.state is RunState.FAILED
     decisions = Recovery(3, 60.0)
     for _ in range(2):
         assert decisions.broke(0.0, silent=[], suspect=2, progressed=False) == Retry()
     assert isinstance(decisions.broke(0.0, silent=[], suspect=2, progressed=False), GiveUp)
+
+
+def test_a_node_that_was_left_out_may_return_at_once_and_after_failures_in_ten_minutes() -> None:
+    decisions = recovery()
+    decisions.broke(0.0, silent=[1], suspect=1, progressed=True)
+    decisions.expired(60.0, [1])
+    decisions.formed()
+    assert decisions.may_return(60.0) == (1,)
+    for _ in range(3):
+        decisions.broke(70.0, silent=[], suspect=2, progressed=False)
+    decisions.formed()
+    assert (decisions.members, decisions.may_return(70.0), decisions.may_return(670.0)) == ((0,), (1,), (1, 2))
+
+
+def test_a_node_that_returns_takes_its_place_and_is_not_waited_for_long() -> None:
+    decisions = recovery()
+    decisions.broke(0.0, silent=[1], suspect=1, progressed=True)
+    decisions.expired(60.0, [1])
+    decisions.formed()
+    decisions.returned([1])
+    assert (decisions.state, decisions.members) == (RunState.RECOVERING, (0, 1, 2))
+    assert (decisions.deadline_s(1, 100.0), decisions.deadline_s(2, 100.0)) == (110.0, 160.0)
+    decisions.broke(100.0, silent=[1], suspect=None, progressed=False)
+    assert decisions.expired(110.0, [1]) == GoOnWithout((1,), "did not get ready after all")
+    decisions.formed()
+    assert (decisions.may_return(110.0), decisions.may_return(710.0)) == ((), (1,))
+
+
+def test_a_node_that_has_returned_is_like_the_others() -> None:
+    decisions = recovery()
+    decisions.broke(0.0, silent=[1], suspect=1, progressed=True)
+    decisions.expired(60.0, [1])
+    decisions.formed()
+    decisions.returned([1])
+    decisions.formed()
+    assert (decisions.deadline_s(1, 100.0), decisions.may_return(100.0)) == (160.0, ())
+    assert decisions.n_recoveries == 2
 
 
 def test_every_way_through_a_recovery_ends() -> None:
@@ -74,5 +111,5 @@ def test_every_way_through_a_recovery_ends() -> None:
             here = [node for node in silent if node in decisions.members]
             suspect = lost if lost in decisions.members else None
             if isinstance(decisions.broke(0.0, silent=here, suspect=suspect, progressed=False), Retry) and here:
-                decisions.expired(here)
+                decisions.expired(0.0, here)
         assert decisions.members == (0,)

@@ -1,22 +1,28 @@
 """Whichever nodes are lost, the text is that of an undisturbed run, or the error names the node."""
 
+import random
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+import mdi.cluster.recovery
 import mdi.cluster.rendezvous
 from mdi.errors import ConfigError, RingBroken
 from mdi.model.span import Span
 from mdi.model.stage import Stage
-from support.bench import STYLES, Bench, once
-from support.logs import whenever_logged
+from support.bench import STYLES, TIMEOUTS, Bench, once
+from support.logs import before_log, whenever_logged
+from support.rings import Machine
+from support.scripts import wait_until
 
 pytestmark = pytest.mark.slow
 
 SUPERVISOR = "mdi.cluster.supervisor"
+RETURNING = replace(TIMEOUTS, return_check_s=0.1)
 
 
 @pytest.mark.parametrize(
@@ -81,6 +87,70 @@ def test_the_other_nodes_take_over_down_to_the_starter_alone(
     assert said[0].startswith(f"going on without secondary 0, {gone}: layers 0 to ")
     assert said[0].endswith("to 5 on secondary 1")
     assert said[1] == f"going on without secondary 1, {gone}: layers 0 to 5 on starter"
+
+
+def returning(bench: Bench, plays: dict[int, Callable[[], object]]) -> Callable[[int], None]:
+    """Plays at numbers of tokens, each of which lasts until the nodes that it starts are ready to be taken back."""
+
+    def play(n_tokens: int) -> None:
+        if n_tokens in plays and plays[n_tokens]() is not None:
+            wait_until(lambda: bench.starter and bench.starter._supervisor.has_returns, 60, "a node can be taken back")
+
+    return play
+
+
+def start_all(*machines: Machine) -> bool:
+    for machine in machines:
+        machine.start()
+    return True
+
+
+@pytest.mark.parametrize("style", ["greedy", "seeded"])
+def test_nodes_that_were_left_out_are_taken_back(
+    style: str, make_bench: Callable[..., Bench], tiny: Path, expected: dict[str, list[list[int]]],
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    bench = make_bench(3, RETURNING)
+    one, other = bench.machines[1], bench.machines[2]
+    play = returning(bench, {9: one.kill, 20: other.kill, 34: lambda: start_all(one, other)})
+    assert bench.run(tiny, on_token=play, node_timeout_s=1.0, **STYLES[style]) == expected[style]
+    assert bench.starter is not None
+    assert bench.starter.status().members == ["starter", "secondary 0", "secondary 1"]
+    assert bench.n_recoveries in (3, 4), "both at once, or one after the other"
+    assert "can take part again: layer 0 on starter, layers 1 to 2 on secondary 0" in caplog.text
+    assert bench.starter.incidents[-1].text.endswith("back")
+    bench.assert_at_rest()
+
+
+def test_a_node_that_is_taken_back_and_lost_at_once_does_no_harm(
+    make_bench: Callable[..., Bench], tiny: Path, expected: dict[str, list[list[int]]],
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    bench = make_bench(3, RETURNING)
+    machine = bench.machines[1]
+    play = returning(bench, {9: machine.kill, 34: lambda: start_all(machine)})
+    with before_log(SUPERVISOR, "can take part again", machine.kill):
+        assert bench.run(tiny, on_token=play, node_timeout_s=1.0) == expected["greedy"]
+    assert "going on without secondary 0, which did not get ready after all: layers" in caplog.text
+
+
+def test_ten_nodes_leave_and_come_back_at_random(
+    make_bench: Callable[..., Bench], tiny: Path, expected: dict[str, list[list[int]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mdi.cluster.recovery, "MAX_FAILURES", 100)
+    bench, chance = make_bench(3, RETURNING), random.Random(5)
+    gone: list[Machine] = []
+
+    def turn() -> object:
+        if not gone or (len(gone) == 1 and chance.random() < 0.3):
+            gone.append(chance.choice([machine for machine in bench.machines.values() if machine not in gone]))
+            return gone[-1].kill()
+        back, gone[:] = gone[:], []
+        return start_all(*back)
+
+    play = returning(bench, dict.fromkeys(range(4, 64, 6), turn))
+    assert bench.run(tiny, on_token=play, node_timeout_s=1.0) == expected["greedy"]
+    assert bench.n_recoveries >= 8
 
 
 def test_two_nodes_that_vanish_at_once(

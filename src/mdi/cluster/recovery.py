@@ -2,7 +2,8 @@
 
 A node is its index in the network file; the starter is 0 and is never left out. A run that has begun
 goes from *running* to *recovering* and back, as often as it takes; every way through *recovering* ends, because a
-missing node has a deadline and a ring that breaks again without a new token is blamed on one of its nodes.
+missing node has a deadline and a ring that breaks again without a new token is blamed on one of its nodes. A node that
+was left out may come back, but not at once after it failed to.
 """
 
 import enum
@@ -15,6 +16,7 @@ from mdi.ids import NodeId
 
 MAX_FAILURES = 3  # of one node within `WINDOW_S`; then it is left out
 WINDOW_S = 600.0
+RETURN_TIMEOUT_S = 10.0  # for a node that comes back to a ring that runs without it
 
 
 class RunState(enum.Enum):
@@ -32,6 +34,7 @@ class RunEvent(enum.Enum):
     FORMED = enum.auto()  # the ring is closed
     BROKE = enum.auto()  # the ring broke, or did not close
     LEFT_OUT = enum.auto()  # the deadline of a node has passed, or its failure budget is used up
+    RETURNED = enum.auto()  # a node that was left out is ready to take part again
     HOPELESS = enum.auto()
 
 
@@ -41,6 +44,7 @@ _TABLE = {
     (RunState.STARTING, RunEvent.LEFT_OUT): RunState.FAILED,  # only the user can say which nodes there are
     (RunState.STARTING, RunEvent.HOPELESS): RunState.FAILED,
     (RunState.RUNNING, RunEvent.BROKE): RunState.RECOVERING,
+    (RunState.RUNNING, RunEvent.RETURNED): RunState.RECOVERING,
     (RunState.RECOVERING, RunEvent.FORMED): RunState.RUNNING,
     (RunState.RECOVERING, RunEvent.BROKE): RunState.RECOVERING,
     (RunState.RECOVERING, RunEvent.LEFT_OUT): RunState.RECOVERING,
@@ -79,13 +83,16 @@ class Recovery:
         self.state = RunState.STARTING
         self.members: tuple[NodeId, ...] = tuple(map(NodeId, range(n_nodes)))
         self.n_recoveries = 0
-        self._node_timeout_s = node_timeout_s
+        self._n_nodes, self._node_timeout_s = n_nodes, node_timeout_s
         self._missing_since_s: dict[NodeId, float] = {}
+        self._returning: frozenset[NodeId] = frozenset()  # taken back, and in no ring yet
+        self._barred_until_s: dict[NodeId, float] = {}  # nodes that are not taken back before
         self._failures_s: dict[NodeId, list[float]] = {}  # when each node failed
 
     def deadline_s(self, node: NodeId, now_s: float) -> float:
         """When waiting for `node` ends."""
-        return self._missing_since_s.get(node, now_s) + self._node_timeout_s
+        waited_s = min(RETURN_TIMEOUT_S, self._node_timeout_s) if node in self._returning else self._node_timeout_s
+        return self._missing_since_s.get(node, now_s) + waited_s
 
     def is_missing(self, node: NodeId) -> bool:
         """Whether `node` gave no answer when the nodes were asked last."""
@@ -103,6 +110,7 @@ class Recovery:
         """All members are in a closed ring."""
         self.n_recoveries += self.state is RunState.RECOVERING
         self._missing_since_s.clear()
+        self._returning = frozenset()
         self._move(RunEvent.FORMED)
 
     def broke(self, now_s: float, *, silent: Collection[NodeId], suspect: NodeId | None, progressed: bool) -> Decision:
@@ -124,23 +132,39 @@ class Recovery:
         exhausted = tuple(node for node in blamed if self._n_recent_failures(node, now_s) >= MAX_FAILURES)
         if not exhausted:
             return Retry()
-        return self._leave_out(exhausted, f"failed {MAX_FAILURES} times in {WINDOW_S / 60:g} minutes")
+        return self._leave_out(exhausted, f"failed {MAX_FAILURES} times in {WINDOW_S / 60:g} minutes", now_s)
 
-    def expired(self, nodes: Collection[NodeId]) -> Decision:
+    def expired(self, now_s: float, nodes: Collection[NodeId]) -> Decision:
         """These members are still missing at their deadlines."""
-        return self._leave_out(tuple(nodes), f"did not come back within {self._node_timeout_s:g} s (--node-timeout)")
+        if self._returning.issuperset(nodes):
+            return self._leave_out(tuple(nodes), "did not get ready after all", now_s)
+        why = f"did not come back within {self._node_timeout_s:g} s (--node-timeout)"
+        return self._leave_out(tuple(nodes), why, now_s)
+
+    def may_return(self, now_s: float) -> tuple[NodeId, ...]:
+        """Nodes that were left out, and would be taken back if they were there."""
+        left_out = (NodeId(node) for node in range(self._n_nodes) if node not in self.members)
+        return tuple(node for node in left_out if now_s >= self._barred_until_s.get(node, now_s))
+
+    def returned(self, nodes: Collection[NodeId]) -> None:
+        """These nodes, which were left out, take part in the next ring."""
+        self._move(RunEvent.RETURNED)
+        self._returning = frozenset(nodes)
+        self.members = tuple(sorted({*self.members, *nodes}))
 
     def give_up(self) -> None:
         """What was decided cannot be done."""
         self._move(RunEvent.HOPELESS)
 
-    def _leave_out(self, nodes: Sequence[NodeId], why: str) -> Decision:
+    def _leave_out(self, nodes: Sequence[NodeId], why: str, now_s: float) -> Decision:
         self._move(RunEvent.LEFT_OUT)
         if self.state is RunState.FAILED:
             return GiveUp(why)
         self.members = tuple(node for node in self.members if node not in nodes)
         for node in nodes:
             self._missing_since_s.pop(node, None)
+            has_failed = node in self._returning or self._n_recent_failures(node, now_s) >= MAX_FAILURES
+            self._barred_until_s[node] = now_s + WINDOW_S if has_failed else now_s
         return GoOnWithout(tuple(nodes), why)
 
     def _blame(self, suspect: NodeId | None) -> NodeId:
@@ -154,7 +178,7 @@ class Recovery:
         return suspect or self.members[1]
 
     def _n_recent_failures(self, node: NodeId, now_s: float) -> int:
-        return sum(now_s - failed_s <= WINDOW_S for failed_s in self._failures_s[node])
+        return sum(now_s - failed_s <= WINDOW_S for failed_s in self._failures_s.get(node, ()))
 
     def _move(self, event: RunEvent) -> None:
         self.state = _TABLE[self.state, event]

@@ -77,6 +77,7 @@ class Rendezvous:
         }
         self._asked: set[NodeId] = set()  # secondaries that may be in our session
         self._undamaged: set[Path] = set()  # chunks that were read whole in this run
+        self._sent_to: set[NodeId] = set()  # secondaries that were sent chunks in this run
         self._closing = threading.Event()
 
     def wait_until_up(self, nodes: Sequence[NodeId], patience: Patience) -> Statuses:
@@ -151,6 +152,16 @@ class Rendezvous:
         found = [call.future.result() for call in calls]
         return [NodeTimeline(node_name(0), self._timeline.events), *filter(None, found)]
 
+    def send_ahead(self, plan: Plan, model: ModelFolder) -> None:
+        """Send the chunks of a plan to those of its nodes that needed one before. They may be in a ring meanwhile.
+
+        Called from a thread of its own. Raises `MdiError`.
+        """
+        for rank, node in enumerate(plan.members):
+            if node in self._sent_to:
+                path, digest = self._chunk(self.clients[node], model, len(plan.members), Rank(rank))
+                self.clients[node].send_chunk(path, digest)
+
     def drop_members(self, nodes: Sequence[NodeId]) -> None:
         """Tell nodes that are left out, if they can hear it, that no ring will be closed over them."""
         for node in nodes:
@@ -213,21 +224,31 @@ class Rendezvous:
             return None
 
     def _configure(self, plan: Plan, model: ModelFolder, rank: Rank, epoch: int, setup: MemberSetup) -> None:
-        spec, client = self.spec(plan, model, rank, epoch), self.clients[plan.members[rank]]
+        node = plan.members[rank]
+        spec, client = self.spec(plan, model, rank, epoch), self.clients[node]
+
+        def send_chunk() -> None:
+            self._sent_to.add(node)
+            self._send_chunk(client, *self._chunk(client, model, len(plan.members), rank))
+
         weights_bytes = held_bytes(stage_shapes(model.config, spec.span), torch.float32, "none", "cpu")
-        ready = setup.configure(spec, weights_bytes, lambda: self._send_chunk(client, model, len(plan.members), rank))
+        ready = setup.configure(spec, weights_bytes, send_chunk)
         status = ready.status
         log.info("%s is ready: %s; memory: %s", client.name, status.computes, status.memory)
 
-    def _send_chunk(self, client: ControlClient, model: ModelFolder, n_nodes: int, rank: Rank) -> None:
+    def _chunk(self, client: ControlClient, model: ModelFolder, n_nodes: int, rank: Rank) -> tuple[Path, str]:
+        """A chunk that is not damaged, and its digest."""
         path, manifest = model.chunk(n_nodes, rank), model.ring_manifest(n_nodes)
         if manifest is None or not path.is_file():
             raise ControlError(f"{client.name} at {client.url} has no chunk and neither has this machine ({path})")
         if path not in self._undamaged:  # once: a transfer that breaks is resumed again and again
             self._undamaged.add(model.undamaged_chunk(n_nodes, rank))
+        return path, manifest.files[rank].digest
+
+    def _send_chunk(self, client: ControlClient, path: Path, digest: str) -> None:
         log.info("sending %s to %s", path.name, client.name)
         with progress_bar(path.stat().st_size, f"chunk for {client.name}", "B") as advance:
-            client.send_chunk(path, manifest.files[rank].digest, advance)
+            client.send_chunk(path, digest, advance)
 
 
 def describe(statuses: Statuses) -> str:

@@ -8,7 +8,7 @@ import logging
 import queue
 import secrets
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from mdi.checkpoint.folder import ModelFolder
@@ -17,6 +17,7 @@ from mdi.cluster.member_setup import Patience, PeersTimedOut
 from mdi.cluster.plan import Member, Plan, PlanOptions, overridden_split, plan
 from mdi.cluster.recovery import Decision, GiveUp, GoOnWithout, Recovery, RunState
 from mdi.cluster.rendezvous import Call, Rendezvous, Statuses, describe
+from mdi.cluster.returns import Return, ReturnWatch
 from mdi.cluster.stall import Traffic, locate
 from mdi.config.network import NetworkConfig, node_name
 from mdi.config.options import RingOptions
@@ -24,6 +25,7 @@ from mdi.control.client import ControlClient
 from mdi.control.protocol import NoAnswer, NodeBusy, is_silent
 from mdi.control.session import FIRST_EPOCH
 from mdi.control.status import NodeState, NodeStatus, SecondaryStatus
+from mdi.engine.engine import Wake
 from mdi.engine.ring import LocalRing, Ring
 from mdi.errors import (
     CheckpointError,
@@ -120,13 +122,17 @@ class RingSupervisor:
         )
         self._recovery = Recovery(len(network.nodes), options.node_timeout_s)
         self._failure: Failure | None = None
+        self._returns: ReturnWatch | None = None  # while a ring runs that is not of all nodes
+        self._own_status: NodeStatus | None = None
         self._timeouts = timeouts
         self._changed_s = timeouts.clock()  # when the ring began to be as it is
         self.incidents: list[Incident] = []
         # Secondaries that the user knows to be missing, and whether he knows that something else answers there.
         self._reported_missing: dict[NodeId, bool] = {}
         self.model = model
-        self.plan = plan(model, self._members({}, None), plan_options)  # nothing is known of anybody's memory yet
+        self.plan = plan(
+            model, self._members(self._recovery.members, {}, None), plan_options
+        )  # nothing is known of anybody's memory yet
 
     @property
     def state(self) -> NodeState:
@@ -164,6 +170,7 @@ class RingSupervisor:
             own_status: what this node says of itself.
             n_to_replay: samples that are sent anew, for the user.
         """
+        self._own_status = own_status
         if self._failure is not None:
             self._recover(self._failure, own_status)
         elif self.epoch < FIRST_EPOCH:
@@ -187,12 +194,32 @@ class RingSupervisor:
         self.ring = self._rendezvous.close_ring(attempt.plan, attempt.model, attempt.epoch, self._listener)
         self._recovery.formed()
         self._failure, self._changed_s = None, self._timeouts.clock()
+        if len(attempt.plan.members) < len(self._network.nodes):
+            self._returns = self._watch_for_returns()
         return self.ring
+
+    @property
+    def has_returns(self) -> bool:
+        """Whether nodes that the ring runs without are back, and ready to take part: see `take_back`."""
+        return self._returns is not None and self._returns.found is not None
+
+    def take_back(self) -> None:
+        """Give up the ring for one with the nodes that are back. To be followed by an `attempt`."""
+        found = self._stop_watching()
+        if found is None:
+            return
+        self.ring.close()
+        self._recovery.returned(found.nodes)
+        self.plan, self.model, self._changed_s = found.plan, found.model, self._timeouts.clock()
+        names = " and ".join(map(node_name, found.nodes))
+        self._note(f"{names} back")
+        log.warning("%s can take part again: %s", names, self.plan)
 
     def report_failure(self, error: MdiError, *, progressed: bool) -> None:
         """The ring broke, or could not be formed. `progressed`: a token was generated since it had been formed."""
         if isinstance(error, RingStalled):
             error = self._located(error)  # while the nodes are still in the session, and know what they counted in it
+        self._stop_watching()
         self.ring.close()
         if self._failure is None:
             self._changed_s = self._timeouts.clock()
@@ -204,6 +231,7 @@ class RingSupervisor:
 
     def close(self) -> None:
         """Give up the ring."""
+        self._stop_watching()
         self.ring.close()
 
     # ---- planning
@@ -220,17 +248,17 @@ class RingSupervisor:
         try:
             statuses = self._rendezvous.wait_until_up(self.plan.members[1:], self._patience())
         except PeersTimedOut as exc:
-            self._recovery.expired(exc.nodes)
+            self._recovery.expired(self._timeouts.clock(), exc.nodes)
             raise
-        self._adopt(self._members(statuses, own_status), self._plan_options)
+        self._adopt(self._members(self._recovery.members, statuses, own_status), self._plan_options)
 
     def _can_resplit(self) -> bool:
         """Whether the layers can be spread over one node less: from the whole model, or as chunks that lie ready."""
         return self.model.has_weights or len(self.plan.members) - 1 in self.model.manifests
 
-    def _members(self, statuses: Statuses, own_status: NodeStatus | None) -> list[Member]:
+    def _members(self, members: Sequence[NodeId], statuses: Statuses, own_status: NodeStatus | None) -> list[Member]:
         nodes = self._network.nodes
-        return [Member(i, nodes[i], statuses.get(i) if i else own_status) for i in self._recovery.members]
+        return [Member(i, nodes[i], statuses.get(i) if i else own_status) for i in members]
 
     def _adopt(self, members: Sequence[Member], options: PlanOptions) -> None:
         """Plan for these members, and write the chunks that the plan needs."""
@@ -249,6 +277,35 @@ class RingSupervisor:
             on_missing=self._report_missing,
         )
 
+    # ---- nodes that are back
+
+    def _watch_for_returns(self) -> ReturnWatch:
+        def absent() -> Sequence[NodeId]:
+            return self._recovery.may_return(self._timeouts.clock())
+
+        def wake() -> None:
+            self._inbox.post(Wake())
+
+        return ReturnWatch(absent, self._rendezvous.statuses, self._prepare_return, wake, self._timeouts)
+
+    def _stop_watching(self) -> Return | None:
+        watch, self._returns = self._returns, None
+        if watch is None:
+            return None
+        watch.close()
+        return watch.found
+
+    def _prepare_return(self, nodes: Sequence[NodeId], tick: Callable[[], None]) -> Return:
+        """Plan a ring with these nodes too, and send ahead what it will load. Called from the watch's thread."""
+        members = tuple(sorted({*self._recovery.members, *nodes}))
+        statuses = self._rendezvous.statuses(members[1:])
+        is_whole = len(members) == len(self._network.nodes)
+        options = self._plan_options if is_whole else replace(self._plan_options, split="auto")
+        new_plan = plan(self.model, self._members(members, statuses, self._own_status), options)
+        model = self.model.with_chunks(list(new_plan.spans), options.quantize, tick)
+        self._rendezvous.send_ahead(new_plan, model)
+        return Return(tuple(nodes), new_plan, model)
+
     # ---- recovery
 
     def _recover(self, failure: Failure, own_status: NodeStatus) -> None:
@@ -265,7 +322,7 @@ class RingSupervisor:
     def _decide(self, failure: Failure) -> Decision:
         error = failure.error
         if isinstance(error, PeersTimedOut):
-            return self._recovery.expired(error.nodes)
+            return self._recovery.expired(self._timeouts.clock(), error.nodes)
         statuses = self._rendezvous.statuses(self.plan.members[1:])
         silent = [node for node, status in statuses.items() if status is None]
         decision = self._recovery.broke(
@@ -308,7 +365,7 @@ class RingSupervisor:
         try:
             statuses = self._rendezvous.statuses(self._recovery.members[1:])
             options = replace(self._plan_options, split="auto", n_slots=self.plan.n_slots)
-            self._adopt(self._members(statuses, own_status), options)
+            self._adopt(self._members(self._recovery.members, statuses, own_status), options)
             self._check_chunks()
         except (CheckpointError, ConfigError, StorageError) as impossible:
             self._recovery.give_up()

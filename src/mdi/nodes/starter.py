@@ -267,11 +267,15 @@ class Starter:
         while not is_over():
             n_before = engine.scheduler.n_generated
             try:
-                while not is_over():
+                while not is_over() and not supervisor.has_returns:
                     engine.step()
             except RECOVERABLE as exc:
                 supervisor.report_failure(exc, progressed=engine.scheduler.n_generated > n_before)
                 self._form_ring()
+            else:
+                if not is_over():
+                    supervisor.take_back()
+                    self._form_ring()
         try:
             supervisor.ring.close_gracefully()
         except RECOVERABLE as exc:  # everything is generated; the nodes notice by themselves that the session is over
