@@ -23,6 +23,7 @@ from mdi.model.build import Placement
 from mdi.model.shapes import stage_shapes
 from mdi.model.span import Span
 from support.models import BASE
+from support.scripts import wait_until
 
 
 @pytest.fixture
@@ -61,6 +62,20 @@ def test_whoever_compiles_another_library_is_not_waited_for(
     fake_compiler(tmp_path / "cc", f'{OUTPUT} echo library > "$2"', monkeypatch)
     with compiler._locked(folder / "of-another-version.so"):
         assert in_background(library_for, PORTABLE).result(60).is_file()
+
+
+def test_whoever_compiles_the_same_library_is_waited_for_and_that_is_said(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake_compiler(tmp_path / "cc", f'echo called >> {tmp_path}/calls; {OUTPUT} echo library > "$2"', monkeypatch)
+    library = library_for(PORTABLE)
+    library.unlink()
+    with compiler._locked(library):
+        other = in_background(library_for, PORTABLE)
+        wait_until(lambda: "waiting for another program that compiles" in caplog.text, 60, "it says that it waits")
+        library.write_text("of the first one")
+    assert other.result(60).read_text() == "of the first one"
+    assert (tmp_path / "calls").read_text() == "called\n"
 
 
 def test_what_was_compiled_into_the_installation_needs_no_compiler(

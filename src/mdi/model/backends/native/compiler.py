@@ -115,7 +115,11 @@ def _locked(library: Path) -> Iterator[None]:
     except OSError as exc:
         raise storage_error(folder, exc) from exc
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.warning("waiting for another program that compiles the same kernels")
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield
     finally:
         os.close(lock)
