@@ -13,20 +13,15 @@ import argparse
 import datetime
 import platform
 import signal
-import subprocess
 import sys
-from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import psutil
-
-BUSY_INTERVAL_S = 2.0
-MOST_BUSY = 10.0  # percent
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
+from benchmarks.machine import busy, commit, processor  # noqa: E402
 from benchmarks.measures import LARGE_SHAPE, MEASURES, QUICK, USUAL, Bench  # noqa: E402
 from benchmarks.peers import LlamaCpp  # noqa: E402
 from benchmarks.report import Series, markdown, plot, slug, write_json  # noqa: E402
@@ -64,36 +59,14 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def processor() -> str:
-    """What the machine computes with, as far as the system tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def busy(cores: Sequence[int]) -> str:
-    """What share of the cores other programs use before we begin."""
-    shares = psutil.cpu_percent(interval=BUSY_INTERVAL_S, percpu=True)
-    share = max(shares[core] for core in cores)
-    if share > MOST_BUSY:
-        print(f"warning: other programs use {share:.0f}% of a core: figures will be low and noisy", file=sys.stderr)
-    return f"{share:.0f}%"
-
-
 def describe(bench: Bench, machine: str) -> dict[str, Any]:
     """What the figures were taken on, and with which versions."""
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
     return {
         "date": f"{datetime.date.today()}",
         "machine": machine,
         "cores": f"{len(bench.cores)} of {len(own_cores())}",
         "busy before": busy(bench.cores),
-        "commit": git.stdout.strip() or "unknown",
+        "commit": commit(),
         "python": platform.python_version(),
         "torch": version("torch"),
         "litgpt": version("litgpt"),

@@ -101,7 +101,7 @@ def markdown(machine: Mapping[str, Any], series: Sequence[Series]) -> str:
         if cells := [item for item in items if item.row]:
             parts.append(_cross_table(measure, cells))
         rows = [_row(item) for item in items if not item.row]
-        parts.append(_table([f"{measure}", "unit", "median (min-max)"], rows))
+        parts.append(table([f"{measure}", "unit", "median (min-max)"], rows))
     parts.append(verdict_table(series))
     return "\n\n".join(parts) + "\n"
 
@@ -119,7 +119,7 @@ def verdict_table(series: Iterable[Series]) -> str:
         else:
             result, verdict = spread(item.values) + unit, target.judge(item.values)
         rows.append([target.text, f"{target.floor:g}{unit}", f"{target.stretch:g}{unit}", result, verdict])
-    return _table(["measure", "floor", "stretch", "reached, median (min-max)", "verdict"], rows)
+    return table(["measure", "floor", "stretch", "reached, median (min-max)", "verdict"], rows)
 
 
 def _row(item: Series) -> list[str]:
@@ -135,10 +135,11 @@ def _cross_table(measure: str, cells: Sequence[Series]) -> str:
         [row, *(texts.get((row, label), "") for label, _ in columns)]
         for row in dict.fromkeys(cell.row for cell in cells)
     ]
-    return _table([measure, *(f"{label}, {unit}" for label, unit in columns)], rows)
+    return table([measure, *(f"{label}, {unit}" for label, unit in columns)], rows)
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
