@@ -12,7 +12,7 @@ LLAMA_PYTHON ?= $(BIN)/python
 LLAMA_SERVER ?= llama-server
 MODEL := $(CHECKPOINTS)/local/SmolLM2-135M-Instruct
 
-.PHONY: help demo chat demo-compare certs renew-certs test test-quick lint types pytest resolve clients soak soak-serve chaos browser deploy-check floods fuzz native-check bench bench-quick bench-serve recording reference venv model clean
+.PHONY: help demo chat demo-compare certs renew-certs test test-quick lint types pytest resolve clients soak soak-serve chaos browser deploy-check floods fuzz native-check bench bench-quick bench-serve published recording reference venv model clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := demo
 
@@ -73,6 +73,10 @@ bench: $(MODEL)/model_config.yaml  ## measure this machine, beside llama.cpp whe
 
 bench-quick: $(MODEL)/model_config.yaml  ## the same with fewer settings
 	$(BIN)/python benchmarks/bench.py --quick --ckpt $(MODEL) --llama-python $(LLAMA_PYTHON)
+
+# PUBLISHED says what else, such as PUBLISHED='--model gpt2-large' or PUBLISHED=--quick.
+published: | $(VENV)/.installed  ## run the published experiments with random weights, and draw them beside what was published
+	$(BIN)/python benchmarks/published.py $(PUBLISHED)
 
 clients: $(VENV)/.clients $(GGUF)  ## other people's clients against a ring that serves: llm, LangChain
 	$(BIN)/python -m pytest -m clients tests/serve/test_clients.py
