@@ -99,6 +99,25 @@ def test_a_larger_ring_is_not_quantized_unasked(model: Path, caplog: pytest.LogC
     assert caplog.messages == []
 
 
+def test_a_whole_model_in_the_mode_asked_for_is_split_where_chunks_are_in_floating_point(
+    model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A GGUF file's own blocks, perhaps, which quantizing those chunks would not give back."""
+    split_model(model, SPANS)
+    split_model(model, spans_of([2, 2, 2]))
+    whole = split_model(model, spans_of([6]), quantization="int8").folder / "model_starter.pth"
+    whole.rename(model / "lit_model.int8.pth")
+    folder = open_folder(model, 2, "int8").with_chunks(SPANS, "int8")
+    assert kind(folder.ring_manifest(2)) == ("2nodes-int8", "float32", "int8")
+    assert caplog.messages == [f"{model}: 2nodes holds float32 weights; splitting it anew, as stored, int8"]
+    assert folder.starter_weights(SPANS, "int8").parent.name == "2nodes-int8"
+    assert folder.with_chunks(SPANS, "int8") is folder
+    others = (open_folder(model, 2, mode).with_chunks(SPANS, mode) for mode in (None, "none", "int4"))
+    assert [kind(other.ring_manifest(2)) for other in others] == [("2nodes", "float32", "none")] * 3
+    smaller = open_folder(model, 3, "int8").with_chunks(spans_of([3, 3]), "int8")
+    assert kind(smaller.ring_manifest(2)) == ("2nodes-int8", "float32", "int8")
+
+
 def make_former(manifest: Manifest) -> None:
     """Let chunks be of the version before this one."""
     path = manifest.folder / "manifest.json"

@@ -77,7 +77,12 @@ class ModelFolder:
         manifest = self.manifests.get(n_nodes)
         if n_nodes == 1 or not self.has_weights:
             return self
-        if manifest is not None and serves(manifest, spans, quantize) and is_fresh(self.path, manifest, tick):
+        if (
+            manifest is not None
+            and serves(manifest, spans, quantize)
+            and not self._has_better(manifest, quantize)
+            and is_fresh(self.path, manifest, tick)
+        ):
             return self
         cast, mode = self._kind_of_new_chunks(n_nodes, quantize)
         is_expected = manifest is None or list(manifest.spans) != spans  # another split was asked for
@@ -92,11 +97,12 @@ class ModelFolder:
         The chunks of a ring that has lost nodes replace those of the larger ring. Others are as the whole model is.
         Raises `ConfigError` where that is quantized, and otherwise than was asked for.
         """
-        replaced = min((n for n in self.manifests if n >= n_nodes), default=None)
-        if replaced is None or not _may_be(self.manifests[replaced].quantization, quantize):
+        smallest = min((n for n in self.manifests if n >= n_nodes), default=None)
+        replaced = None if smallest is None else self.manifests[smallest]
+        if replaced is None or not _may_be(replaced.quantization, quantize) or self._has_better(replaced, quantize):
             stored = mode_of_file(model := whole_model(self.path, quantize))
             return None, "none" if stored == "none" else resolve(stored, quantize, str(model))
-        return cast_of(self.path, self.manifests[replaced]), self.manifests[replaced].quantization
+        return cast_of(self.path, replaced), replaced.quantization
 
     def starter_weights(self, spans: Sequence[Span], quantize: Mode | None) -> Path:
         """The file with the starter's tensors: its chunk, unless that is of another split, or else the whole model.
@@ -152,6 +158,12 @@ class ModelFolder:
         log.warning("%s; making it anew from %s", problem, model.name)
         remake_chunk(self.path, manifest, rank, tick)
 
+    def _has_better(self, manifest: Manifest, quantize: Mode | None) -> bool:
+        """Whether the chunks would have to be quantized, and the whole model is there in that mode: perhaps a file's
+        own blocks, which rounding would not give back.
+        """
+        return manifest.quantization == "none" != quantize == mode_of_file(whole_model(self.path, quantize))
+
     def _is_quantized(self, mode: Mode | None) -> bool:
         """Whether a chunk of the whole model has the quantization that was asked for."""
         manifest = self.manifests.get(1) if mode not in (None, "none") else None
@@ -174,7 +186,8 @@ def _reason(manifest: Manifest | None, spans: list[Span], mode: Mode) -> str:
     if list(manifest.spans) != spans:
         return f"{manifest.folder.name} has another split"
     if manifest.quantization != mode:
-        return f"{manifest.folder.name} holds {manifest.quantization} weights"
+        stored = manifest.quantization if manifest.quantization != "none" else manifest.dtype
+        return f"{manifest.folder.name} holds {stored} weights"
     if not manifest.is_readable:
         return f"{manifest.folder.name} was quantized by an earlier version, in another format"
     return f"{manifest.folder.name} lacks a file, or was made from other weights"
