@@ -16,14 +16,13 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
-from mdi.cluster.budget import SPARE, Need, need_of  # noqa: E402
-from mdi.cluster.partition import Load, split  # noqa: E402
+from mdi.cluster.budget import SPARE, Need, NodeFacts, need_of, roomiest_split  # noqa: E402
 from mdi.convert.hf_configs import config_by_name  # noqa: E402
 from mdi.convert.known_models import KNOWN_MODELS  # noqa: E402
 from mdi.formats import Mode  # noqa: E402
 from mdi.model.architecture import ModelConfig, architecture_of  # noqa: E402
 from mdi.model.quant import held_bytes  # noqa: E402
-from mdi.model.shapes import head_weight, layer_weights, model_shapes  # noqa: E402
+from mdi.model.shapes import model_shapes  # noqa: E402
 
 # Of a node without weights and slots: 0.28 to 0.43 GB were measured on CPUs. What CUDA takes of a GPU is not free.
 PROCESS_BYTES = {"cpu": 0.4e9, "cuda": 0.0}
@@ -119,21 +118,18 @@ def cache_bytes(name: str, dtype: torch.dtype, positions: int) -> int:
 def free_bytes_needed(name: str, held: HeldAs, n_nodes: int) -> float:
     """What has to be free on the node that needs most, with as many samples as nodes."""
     config = config_of(name)
-    spans = split("auto", Load(layer_weights(config), head_weight(config), [1.0] * n_nodes))
+    nodes = nodes_of(held, n_nodes)
+    spans = roomiest_split(nodes, config, context=CONTEXT, n_slots=n_nodes)
     needs = [
-        need_of(
-            config,
-            span,
-            has_ends=number == 0,
-            device=held.device,
-            dtype=held.dtype,
-            mode=held.mode,
-            context=CONTEXT,
-            max_rows=MAX_ROWS,
-        )
-        for number, span in enumerate(spans)
+        need_of(node, config, span, has_ends=number == 0, context=CONTEXT, max_rows=MAX_ROWS)
+        for number, (node, span) in enumerate(zip(nodes, spans, strict=True))
     ]
     return PROCESS_BYTES[held.device] + max(_taken(need, n_nodes) for need in needs) / (1 - SPARE)
+
+
+def nodes_of(held: HeldAs, n_nodes: int, free_bytes: int | None = None) -> list[NodeFacts]:
+    """Equal machines, each of which has so much memory free."""
+    return [NodeFacts(str(i), str(i), held.device, held.dtype, held.mode, free_bytes) for i in range(n_nodes)]
 
 
 def _taken(need: Need, n_slots: int) -> int:

@@ -1,16 +1,13 @@
 """docs/sizing.md holds what the code computes, which is what a starter plans with."""
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
-import torch
 
 from benchmarks import sizing
-from mdi.cluster.budget import NodeFacts, budgets_of, fit_slots
-from mdi.cluster.partition import Load, split
+from mdi.cluster.budget import budgets_of, fit_slots, roomiest_split
 from mdi.convert.known_models import KNOWN_MODELS
-from mdi.model.shapes import head_weight, layer_weights
+from mdi.errors import ConfigError
 from support.paths import ROOT
 
 PAGE = ROOT / "docs" / "sizing.md"
@@ -31,9 +28,16 @@ def test_every_model_with_a_short_name_has_its_row(make: Callable[[], str]) -> N
 def test_a_starter_finds_enough_what_the_page_says_and_too_little_below(n_nodes: int) -> None:
     config, int8 = sizing.config_of("tinyllama"), sizing.FORMATS["int8"]
     free_bytes = int(sizing.free_bytes_needed("tinyllama", int8, n_nodes) - sizing.PROCESS_BYTES["cpu"]) + 10
-    spans = split("auto", Load(layer_weights(config), head_weight(config), [1.0] * n_nodes))
-    nodes = [NodeFacts(str(i), str(i), "cpu", torch.float32, "int8", free_bytes) for i in range(n_nodes)]
     session = {"context": sizing.CONTEXT, "max_rows": sizing.MAX_ROWS}
-    assert fit_slots(budgets_of(nodes, config, spans, **session), n_nodes, fixed=True) == n_nodes
-    less = [replace(node, free_bytes=free_bytes - 100) for node in nodes]
-    assert min(budget.max_slots for budget in budgets_of(less, config, spans, **session)) == n_nodes - 1
+
+    def n_slots(free_bytes: int) -> int:
+        nodes = sizing.nodes_of(int8, n_nodes, free_bytes)
+        spans = roomiest_split(nodes, config, context=sizing.CONTEXT, n_slots=n_nodes)
+        return fit_slots(budgets_of(nodes, config, spans, **session), n_nodes, fixed=False)
+
+    assert n_slots(free_bytes) == n_nodes
+    if n_nodes > 1:
+        assert n_slots(free_bytes - 100) == n_nodes - 1
+    else:
+        with pytest.raises(ConfigError):
+            n_slots(free_bytes - 100)

@@ -9,7 +9,16 @@ import torch
 from mdi.checkpoint.chunks import split_model
 from mdi.checkpoint.config import load_config
 from mdi.checkpoint.tensor_file import open_weights
-from mdi.cluster.budget import Budget, Need, budgets_of, facts_of, fit_slots, need_of
+from mdi.cluster.budget import (
+    Budget,
+    Need,
+    NodeFacts,
+    budgets_of,
+    facts_of,
+    fit_slots,
+    need_of,
+    roomiest_split,
+)
 from mdi.control.status import NodeStatus
 from mdi.errors import ConfigError
 from mdi.formats import Mode
@@ -28,6 +37,10 @@ def budget(free: int | None, *, weights: int = 10 * MB, slot: int = MB, name: st
     return Budget(name, Need(weights, slot, 0), free)
 
 
+def facts(mode: Mode = "none", *, name: str = "starter", free: int | None = None) -> NodeFacts:
+    return NodeFacts(name, name, "cpu", torch.float32, mode, free)
+
+
 @pytest.mark.parametrize("mode", ["none", "int8", "int4"])
 def test_the_weights_are_those_of_the_chunk(mode: Mode, tmp_path: Path) -> None:
     make_model(tmp_path, n_embd=64, intermediate_size=64)
@@ -35,9 +48,9 @@ def test_the_weights_are_those_of_the_chunk(mode: Mode, tmp_path: Path) -> None:
     spans = [Span(0, 2), Span(2, 6)]
     chunks = split_model(tmp_path, spans, quantization=mode).folder
     for node, name in enumerate(("model_starter.pth", "model_secondary0.pth")):
-        session = {"dtype": torch.float32, "mode": mode, "context": 10, "max_rows": 1}
-        need = need_of(config, spans[node], has_ends=node == 0, device="cpu", **session)
-        on_a_gpu = need_of(config, spans[node], has_ends=node == 0, device="cuda:1", **session)
+        session = {"has_ends": node == 0, "context": 10, "max_rows": 1}
+        need = need_of(facts(mode), config, spans[node], **session)
+        on_a_gpu = need_of(replace(facts(mode), device="cuda:1"), config, spans[node], **session)
         weights = open_weights(chunks / name)
         assert need.weights == pytest.approx(sum(tensor.nbytes for tensor in weights.values()), rel=0.05)
         assert need.weights - on_a_gpu.weights == (config.padded_vocab_size * 64 * 4 if node == 0 else 0)
@@ -58,6 +71,27 @@ def test_a_shortage_is_reported_with_numbers_and_advice() -> None:
         fit_slots([budget(5 * MB)], 100, fixed=False)
 
 
+def test_the_roomiest_split_leaves_most_to_the_node_that_has_least(tmp_path: Path) -> None:
+    make_model(tmp_path, n_layer=8, padded_vocab_size=4096)
+    config = load_config(tmp_path)
+    session = {"context": 10, "n_slots": 2}
+
+    def counts(*free: int | None, place: str | None = None) -> list[int]:
+        nodes = [replace(facts(name=str(i), free=room), place=place or str(i)) for i, room in enumerate(free)]
+        return [len(span) for span in roomiest_split(nodes, config, **session)]
+
+    def left(n_layers: int, free: int, *, has_ends: bool) -> float:
+        need = need_of(facts(), config, Span(0, n_layers), has_ends=has_ends, context=10, max_rows=1)
+        return (need.weights + 2 * need.slot) / free
+
+    for starter, secondary in ((MB, MB), (4 * MB, MB), (MB, 9 * MB)):
+        fullest = {
+            n: max(left(n, starter, has_ends=True), left(8 - n, secondary, has_ends=False)) for n in range(1, 8)
+        }
+        assert counts(starter, secondary)[0] == min(fullest, key=lambda n: fullest[n])
+    assert counts(MB, None) == counts(None, None) == counts(MB, MB, place="one machine") == counts(MB, MB)
+
+
 def test_nodes_of_one_machine_share_its_memory(tmp_path: Path) -> None:
     make_model(tmp_path)
     config = load_config(tmp_path)
@@ -75,8 +109,8 @@ def test_nodes_of_one_machine_share_its_memory(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("status", [None, IDLE])
 def test_a_node_that_tells_nothing_is_no_obstacle(status: NodeStatus | None) -> None:
-    facts = facts_of("secondary 0", "x", status, "int8", None)
-    assert (facts.free_bytes, facts.mode, facts.dtype) == (None, "int8", torch.float32)
+    known = facts_of("secondary 0", "x", status, "int8", None)
+    assert (known.free_bytes, known.mode, known.dtype) == (None, "int8", torch.float32)
 
 
 def test_a_node_counts_in_the_dtype_that_it_will_compute_in() -> None:
@@ -97,10 +131,10 @@ def test_samples_wait_where_memory_is_short(
 ) -> None:
     prompts = [[1, 2, 3], [4, 5], [6], [7, 8, 9, 10], [11]]
     config = load_config(model)
-    facts = [facts_of(name, "here", None, "none", None) for name in ("starter", "secondary 0")]
+    nodes = [facts_of(name, "here", None, "none", None) for name in ("starter", "secondary 0")]
     with ring_of(2, tmp_path / "cache") as ring:
         wanted = ring.generate(model, prompts, split="2,4")
-        (both,) = budgets_of(facts, config, [Span(0, 2), Span(2, 6)], context=16, max_rows=128)
+        (both,) = budgets_of(nodes, config, [Span(0, 2), Span(2, 6)], context=16, max_rows=128)
         free = int((both.need.weights + both.need.message + (n_fitting + 0.5) * both.need.slot) / 0.9)
         monkeypatch.setattr("mdi.model.runner.free_memory_bytes", lambda device: free)
         ring.secondaries[0]._runner.unload()  # its memory would count as free
@@ -130,6 +164,5 @@ def test_what_is_held_for_the_last_session_is_counted_as_weights(model: Path) ->
     spec = StageSpec(config, Span(0, 2), has_head=True, weights_id=0, dtype="float32", quantize="int8", rows=1)
     runner.load(spec, weights, "the model")
     assert runner.holds(spec)
-    session = {"dtype": torch.float32, "mode": "int8", "context": 10, "max_rows": 1}
-    need = need_of(config, Span(0, 2), has_ends=True, device="cpu", **session)
+    need = need_of(facts("int8"), config, Span(0, 2), has_ends=True, context=10, max_rows=1)
     assert need.weights <= runner.weights_bytes < 1.05 * need.weights  # native kernels fill up their tiles

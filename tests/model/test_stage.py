@@ -21,7 +21,7 @@ from mdi.model.build import Placement
 from mdi.model.devices import memory_errors
 from mdi.model.head import EmbeddingAndHead
 from mdi.model.ops import rms_norm
-from mdi.model.shapes import head_shapes, layer_weights, stage_shapes
+from mdi.model.shapes import head_shapes, layer_shapes, stage_shapes
 from mdi.model.span import Span
 from mdi.model.stage import Stage, kept_rows
 from mdi.model.tensors import from_buffer
@@ -264,13 +264,14 @@ def test_out_of_memory_is_an_error_with_advice(model: Model) -> None:
         raise RuntimeError("something else")
 
 
-def test_shapes_and_weights_of_a_model() -> None:
+def test_the_shapes_of_a_model() -> None:
     config = Config(**{**BASE, **TRAITS["mixture of experts, grouped router"]})
     model = GPT(config)
     shapes = stage_shapes(config, Span(0, config.n_layer)) | head_shapes(config)
     assert shapes == {name: tensor.shape for name, tensor in model.state_dict().items()}
-    for weight, block in zip(layer_weights(config), model.transformer.h, strict=True):
-        assert weight == sum(tensor.numel() for tensor in block.state_dict().values())
+    for layer, (own, block) in enumerate(zip(layer_shapes(config), model.transformer.h, strict=True)):
+        path = f"transformer.h.{layer}."
+        assert own == {path + name: tensor.shape for name, tensor in block.state_dict().items()}
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from mdi.files import write_text
 from mdi.installation import program_name
 from mdi.model import architecture
 from mdi.model.architecture import ModelConfig, architecture_of
-from mdi.model.shapes import head_shapes, layer_weights
+from mdi.model.shapes import head_shapes, layer_shapes
 from mdi.strings import one_line
 
 CONFIG_FILE = "model_config.yaml"
@@ -72,7 +72,7 @@ def config_to_dict(config: ModelConfig) -> dict[str, Any]:
 
 def _build_parts(config: ModelConfig) -> None:
     """Build what a stage will: litgpt checks a configuration only where it uses it, with errors of any type."""
-    layer_weights(config)
+    layer_shapes(config)
     head_shapes(config)
     architecture_of(config).rotary_tables(config, 1, torch.device("cpu"))
 

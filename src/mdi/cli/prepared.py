@@ -11,12 +11,12 @@ from mdi.checkpoint.manifest import Manifest, chunks_folders, kind_of, read_mani
 from mdi.checkpoint.tensor_file import open_weights
 from mdi.checkpoint.weights import mode_of_file, model_file, whole_model, whole_models
 from mdi.cli.origin import Match, Origin, compare_origin, name_of_origin
-from mdi.cluster.partition import Load, split
+from mdi.cluster.costs import load_of
+from mdi.cluster.partition import split
 from mdi.config.network import load_network
 from mdi.config.options import PrepareOptions
 from mdi.errors import CheckpointError, ConfigError
 from mdi.formats import Mode
-from mdi.model.shapes import head_weight, layer_weights
 from mdi.model.span import Span
 from mdi.progress import progress_bar
 from mdi.strings import one_line
@@ -31,12 +31,14 @@ def asked_spans(folder: Path, options: PrepareOptions) -> list[Span] | None:
     shares = _shares(options)
     if shares is None:
         return None
-    config = load_config(folder)
-    return split(options.split, Load(layer_weights(config), head_weight(config), shares))
+    return split(options.split, load_of(load_config(folder), _asked_mode(folder, options), shares))
 
 
 def existing_chunks(folder: Path, spans: list[Span], options: PrepareOptions) -> Manifest | None:
-    """The chunks of that split and kind, if they are there and were made from the model that is there."""
+    """The chunks of that split and kind, if they are there and were made from the model that is there.
+
+    Where neither `--split` nor unequal nodes ask for a split, any that is there will do: a starter uses it too.
+    """
     for files in chunks_folders(folder, len(spans)):
         try:
             manifest = read_manifest(files)
@@ -49,11 +51,15 @@ def existing_chunks(folder: Path, spans: list[Span], options: PrepareOptions) ->
 
 
 def _is_asked_for(manifest: Manifest, spans: list[Span], options: PrepareOptions) -> bool:
-    mode = options.quantize
-    if mode == "none":  # as the model is
-        mode = mode_of_file(whole_model(manifest.folder.parents[1]))
+    mode = _asked_mode(manifest.folder.parents[1], options)
     same_format = options.dtype in (None, manifest.dtype) and mode == manifest.quantization
-    return manifest.is_readable and list(manifest.spans) == spans and same_format
+    takes_any_split = options.split == "auto" and len(set(_shares(options) or ())) == 1
+    return manifest.is_readable and (takes_any_split or list(manifest.spans) == spans) and same_format
+
+
+def _asked_mode(folder: Path, options: PrepareOptions) -> Mode:
+    """What the chunks of a model will be: as the model is, unless that was asked for."""
+    return mode_of_file(whole_model(folder)) if options.quantize == "none" else options.quantize
 
 
 def _shares(options: PrepareOptions) -> list[float] | None:

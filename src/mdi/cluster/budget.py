@@ -3,17 +3,19 @@
 import functools
 import math
 import operator
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from mdi.cluster.partition import Load, balanced
 from mdi.control.status import NodeStatus
 from mdi.errors import ConfigError
 from mdi.formats import Mode
 from mdi.model.architecture import ModelConfig
 from mdi.model.quant import held_bytes
-from mdi.model.shapes import head_shapes, stage_shapes
+from mdi.model.shapes import head_shapes, layer_shapes, stage_shapes
 from mdi.model.span import Span
 from mdi.model.tensors import TORCH_DTYPES
 from mdi.strings import format_bytes
@@ -45,6 +47,19 @@ class NodeFacts:
     mode: Mode
     free_bytes: int | None  # None: it cannot tell
 
+    def weights_bytes(self, shapes: Mapping[str, torch.Size]) -> int:
+        """What tensors of a model with these shapes take."""
+        return held_bytes(shapes, self.dtype, self.mode, self.device.partition(":")[0])
+
+    def slot_bytes(self, config: ModelConfig, n_layers: int, context: int) -> int:
+        """What the keys and values of one sample take."""
+        return int(n_layers * 2 * config.n_query_groups * config.head_size * context * self.dtype.itemsize)
+
+    def message_bytes(self, config: ModelConfig, n_rows: int) -> int:
+        """What lies between the steps of a message, at most."""
+        qkv = (config.n_head + 2 * config.n_query_groups) * config.head_size
+        return int(4 * n_rows * max(config.n_embd, 2 * config.intermediate_size, qkv) * self.dtype.itemsize)
+
 
 def facts_of(
     name: str, host: str, status: NodeStatus | None, stored: Mode, wanted: Mode | None, wanted_dtype: str | None = None
@@ -73,16 +88,7 @@ def budgets_of(
     """The budget of each memory that the nodes of a ring draw on; the first node is the starter."""
     shared: dict[str, list[tuple[NodeFacts, Need]]] = {}
     for number, (node, span) in enumerate(zip(nodes, spans, strict=True)):
-        need = need_of(
-            config,
-            span,
-            has_ends=number == 0,
-            device=node.device,
-            dtype=node.dtype,
-            mode=node.mode,
-            context=context,
-            max_rows=max_rows,
-        )
+        need = need_of(node, config, span, has_ends=number == 0, context=context, max_rows=max_rows)
         shared.setdefault(node.place, []).append((node, need))
     return [
         Budget(
@@ -115,24 +121,27 @@ class Budget:
 
 
 def need_of(
-    config: ModelConfig,
-    span: Span,
-    *,
-    has_ends: bool,
-    device: str,
-    dtype: torch.dtype,
-    mode: Mode,
-    context: int,
-    max_rows: int,
+    node: NodeFacts, config: ModelConfig, span: Span, *, has_ends: bool, context: int, max_rows: int
 ) -> Need:
     """What the layers of `span` take on one node, with the head where `has_ends`."""
     shapes = stage_shapes(config, span) | (head_shapes(config) if has_ends else {})
-    weights = held_bytes(shapes, dtype, mode, device.partition(":")[0])
-    slot = len(span) * 2 * config.n_query_groups * config.head_size * context * dtype.itemsize
-    widest = max(
-        config.n_embd, 2 * config.intermediate_size, (config.n_head + 2 * config.n_query_groups) * config.head_size
-    )
-    return Need(weights, slot, 4 * max_rows * widest * dtype.itemsize)
+    slot = node.slot_bytes(config, len(span), context)
+    return Need(node.weights_bytes(shapes), slot, node.message_bytes(config, max_rows))
+
+
+def roomiest_split(nodes: Sequence[NodeFacts], config: ModelConfig, *, context: int, n_slots: int) -> list[Span]:
+    """The split that takes least of the memory of the node that has least left."""
+    starter, n_at = nodes[0], Counter(node.place for node in nodes)
+    slots = n_slots * starter.slot_bytes(config, 1, context)
+    layers = [starter.weights_bytes(shapes) + slots for shapes in layer_shapes(config)]
+    free = [node.free_bytes / n_at[node.place] for node in nodes if node.free_bytes]
+    room = free if len(free) == len(nodes) else [1.0] * len(nodes)  # one of them cannot tell
+    return balanced(Load(layers, starter.weights_bytes(head_shapes(config)), room))
+
+
+def slots_of(budgets: Sequence[Budget]) -> float:
+    """How many samples all nodes have room for; below 0 where not even the weights fit."""
+    return min(budget.max_slots for budget in budgets)
 
 
 def fit_slots(budgets: Sequence[Budget], wanted: int, *, fixed: bool) -> int:
@@ -140,9 +149,9 @@ def fit_slots(budgets: Sequence[Budget], wanted: int, *, fixed: bool) -> int:
 
     Raises `ConfigError` with the numbers of the nodes that have too little memory.
     """
-    tightest = min(budgets, key=lambda budget: budget.max_slots)
-    n_slots = min(wanted, tightest.max_slots)
+    n_slots = min(wanted, slots_of(budgets))
     if n_slots < (wanted if fixed else 1):
+        tightest = min(budgets, key=lambda budget: budget.max_slots)
         raise ConfigError(_shortage(tightest, wanted if fixed else 1))
     return int(n_slots)
 

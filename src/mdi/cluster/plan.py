@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 from mdi.checkpoint.folder import ModelFolder, serves
 from mdi.checkpoint.weights import MODEL_FILE
-from mdi.cluster.budget import budgets_of, facts_of, fit_slots
+from mdi.cluster.budget import budgets_of, facts_of, fit_slots, roomiest_split, slots_of
+from mdi.cluster.costs import load_of
 from mdi.cluster.partition import Load, split
 from mdi.config.network import NodeConfig, node_name
 from mdi.control.status import NodeStatus
 from mdi.errors import CheckpointError
 from mdi.formats import Mode
 from mdi.ids import NodeId
-from mdi.model.shapes import head_weight, layer_weights
 from mdi.model.span import Span
 
 
@@ -67,20 +67,27 @@ class Plan:
 def plan(model: ModelFolder, members: Sequence[Member], options: PlanOptions) -> Plan:
     """Divide the layers over the members, and fit slots into the memory that they report.
 
+    Where `auto` may choose the split, and the fastest one has no room for all slots, it is one that has room for more.
     Raises `ConfigError` for a split that does not exist, or with the numbers where the memory is too small;
     `CheckpointError` where the split needs chunks that are not there and cannot be made.
     """
     spans = choose_spans(model, [member.config.share for member in members], options)
     stored = model.stored_mode(len(members), options.quantize)
     nodes = [facts_of(m.name, m.config.host, m.status, stored, options.quantize, options.dtype) for m in members]
-    budgets = budgets_of(nodes, model.config, spans, context=options.context, max_rows=options.max_batch_tokens)
+    session = {"context": options.context, "max_rows": options.max_batch_tokens}
+    budgets = budgets_of(nodes, model.config, spans, **session)
+    if slots_of(budgets) < options.n_slots and _is_free_to_choose(model, len(members), options):
+        roomiest = roomiest_split(nodes, model.config, context=options.context, n_slots=options.n_slots)
+        roomier = budgets_of(nodes, model.config, roomiest, **session)
+        if slots_of(roomier) > slots_of(budgets):
+            spans, budgets = roomiest, roomier
     n_slots = fit_slots(budgets, options.n_slots, fixed=options.is_fixed)
     return Plan(tuple(member.node for member in members), tuple(spans), n_slots, options.context)
 
 
 def choose_spans(model: ModelFolder, shares: Sequence[float], options: PlanOptions) -> list[Span]:
     """The split that was asked for; `auto` takes that of the chunks where there are some."""
-    load = Load(layer_weights(model.config), head_weight(model.config), shares)
+    load = _load(model, shares, options)
     manifest = model.ring_manifest(len(shares))
     if manifest is None:
         return split(options.split, load)
@@ -99,13 +106,23 @@ def overridden_split(model: ModelFolder, shares: Sequence[float], options: PlanO
     manifest = model.ring_manifest(len(shares))
     if manifest is None or options.split != "auto" or len(set(shares)) == 1:
         return None
-    wanted = split("auto", Load(layer_weights(model.config), head_weight(model.config), shares))
+    wanted = split("auto", _load(model, shares, options))
     if list(manifest.spans) == wanted:
         return None
     return (
         f'the split {_counts(manifest.spans)} of {manifest.folder} is used, though each node\'s "share" asks for'
         f" {_counts(wanted)}: --split {_counts(wanted)} changes it"
     )
+
+
+def _is_free_to_choose(model: ModelFolder, n_nodes: int, options: PlanOptions) -> bool:
+    """Whether neither the user nor the chunks that are there say which split is used."""
+    return options.split == "auto" and model.ring_manifest(n_nodes) is None
+
+
+def _load(model: ModelFolder, shares: Sequence[float], options: PlanOptions) -> Load:
+    stored = model.stored_mode(len(shares), options.quantize)
+    return load_of(model.config, stored if stored != "none" else options.quantize or "none", shares)
 
 
 def _counts(spans: Sequence[Span]) -> str:

@@ -1,6 +1,4 @@
-"""The names and shapes of a model's tensors, and what they weigh."""
-
-from collections.abc import Sequence
+"""The names and shapes of a model's tensors."""
 
 import torch
 
@@ -9,25 +7,26 @@ from mdi.model.ops import PointwiseOps
 from mdi.model.span import Span
 
 
-def layer_weights(config: ModelConfig) -> list[int]:
-    """The number of parameters of each layer."""
-    layers = _block_shapes(config, range(config.n_layer))
-    return [sum(shape.numel() for shape in shapes.values()) for shapes in layers]
+def layer_shapes(config: ModelConfig, span: Span | None = None) -> list[dict[str, torch.Size]]:
+    """Global name -> shape of every tensor, for each layer of `span`, or of the model.
 
-
-def head_weight(config: ModelConfig) -> int:
-    """The number of parameters of the head; the embedding is looked up, not multiplied."""
-    return int(config.padded_vocab_size * config.n_embd)
+    Each kind of layer is built once.
+    """
+    architecture = architecture_of(config)
+    kinds: dict[object, dict[str, torch.Size]] = {}
+    layers = []
+    for layer in range(*(span or Span(0, config.n_layer))):
+        if (kind := architecture.kind_of_layer(config, layer)) not in kinds:
+            state = architecture.build_block(config, layer, PointwiseOps()).state_dict()
+            kinds[kind] = {name: tensor.shape for name, tensor in state.items()}
+        path = architecture.block_path.format(layer)
+        layers.append({path + name: shape for name, shape in kinds[kind].items()})
+    return layers
 
 
 def stage_shapes(config: ModelConfig, span: Span) -> dict[str, torch.Size]:
     """Global name -> shape of every tensor that a stage over `span` holds."""
-    layers, path = range(*span), architecture_of(config).block_path
-    return {
-        path.format(layer) + name: shape
-        for layer, shapes in zip(layers, _block_shapes(config, layers), strict=True)
-        for name, shape in shapes.items()
-    }
+    return {name: shape for shapes in layer_shapes(config, span) for name, shape in shapes.items()}
 
 
 def head_shapes(config: ModelConfig) -> dict[str, torch.Size]:
@@ -45,14 +44,3 @@ def head_shapes(config: ModelConfig) -> dict[str, torch.Size]:
 def model_shapes(config: ModelConfig) -> dict[str, torch.Size]:
     """Global name -> shape of every tensor of the whole model."""
     return stage_shapes(config, Span(0, config.n_layer)) | head_shapes(config)
-
-
-def _block_shapes(config: ModelConfig, layers: Sequence[int]) -> list[dict[str, torch.Size]]:
-    """Name -> shape of every tensor of each layer. Each kind of layer is built once."""
-    architecture = architecture_of(config)
-    kinds: dict[object, dict[str, torch.Size]] = {}
-    for layer in layers:
-        if (kind := architecture.kind_of_layer(config, layer)) not in kinds:
-            state = architecture.build_block(config, layer, PointwiseOps()).state_dict()
-            kinds[kind] = {name: tensor.shape for name, tensor in state.items()}
-    return [kinds[architecture.kind_of_layer(config, layer)] for layer in layers]

@@ -1,0 +1,56 @@
+"""What a split is balanced by: the costs of a layer and of the head, as they were measured."""
+
+import pytest
+
+from mdi.cluster.costs import load_of
+from mdi.cluster.partition import split
+from mdi.convert.hf_configs import config_by_name
+from mdi.formats import Mode
+from mdi.model.architecture import ModelConfig
+
+# Microseconds of 16 rows in a layer of SmolLM2-135M and in one of TinyLlama-1.1B, and milliseconds of all of SmolLM2.
+MEASURED: dict[Mode, tuple[float, float, float]] = {
+    "int8": (409, 3417, 14.36),
+    "int4": (387, 2997, 13.56),
+    "none": (1151, 11857, 42.55),
+}
+
+
+@pytest.fixture(scope="module")
+def small() -> ModelConfig:
+    return config_by_name("HuggingFaceTB/SmolLM2-135M-Instruct")
+
+
+@pytest.fixture(scope="module")
+def large() -> ModelConfig:
+    return config_by_name("TinyLlama/TinyLlama-1.1B-Chat-v1.0")
+
+
+@pytest.mark.parametrize("mode", MEASURED)
+def test_costs_are_in_proportion_to_what_was_measured(mode: Mode, small: ModelConfig, large: ModelConfig) -> None:
+    small_us, large_us, step_ms = MEASURED[mode]
+    load, larger = load_of(small, mode, [1.0]), load_of(large, mode, [1.0])
+    assert len(load.layers) == small.n_layer == 30
+    assert larger.layers[0] / load.layers[0] == pytest.approx(large_us / small_us, rel=0.06)
+    head_us = step_ms * 1000 - small.n_layer * small_us
+    assert load.head / load.layers[0] == pytest.approx(head_us / small_us, rel=0.2)
+
+
+def test_the_head_of_an_int4_model_counts_as_int8(small: ModelConfig) -> None:
+    loads = {mode: load_of(small, mode, [1.0]) for mode in MEASURED}
+    assert loads["int4"].head == loads["int8"].head < loads["none"].head
+    assert loads["int4"].layers[0] < loads["int8"].layers[0] < loads["none"].layers[0]
+
+
+@pytest.mark.parametrize(
+    ("mode", "n_nodes", "counts"), [("int8", 2, [13, 17]), ("int8", 3, [7, 11, 12]), ("none", 2, [12, 18])]
+)
+def test_a_starter_gets_as_many_layers_as_its_head_leaves_time_for(
+    mode: Mode, n_nodes: int, counts: list[int], small: ModelConfig
+) -> None:
+    assert [len(span) for span in split("auto", load_of(small, mode, [1.0] * n_nodes))] == counts
+
+
+def test_the_published_split_of_a_published_model_stays(large: ModelConfig) -> None:
+    for mode in MEASURED:
+        assert [len(span) for span in split("auto", load_of(large, mode, [1.0, 1.0]))] == [10, 12]
