@@ -16,6 +16,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
+from mdi.checkpoint.chunks import StoredForm  # noqa: E402
 from mdi.cluster.budget import SPARE, Need, NodeFacts, need_of, roomiest_split  # noqa: E402
 from mdi.convert.hf_configs import config_by_name  # noqa: E402
 from mdi.convert.known_models import KNOWN_MODELS  # noqa: E402
@@ -27,6 +28,7 @@ from mdi.model.shapes import model_shapes  # noqa: E402
 # Of a node without weights and slots: 0.28 to 0.43 GB were measured on CPUs. What CUDA takes of a GPU is not free.
 PROCESS_BYTES = {"cpu": 0.4e9, "cuda": 0.0}
 CONTEXT, MAX_ROWS = 2048, 128  # positions of a slot, all of them filled; rows of the largest message
+STORED = StoredForm("bfloat16")  # as nearly all models are published
 NODES = (1, 2, 3, 4)
 
 
@@ -119,9 +121,9 @@ def free_bytes_needed(name: str, held: HeldAs, n_nodes: int) -> float:
     """What has to be free on the node that needs most, with as many samples as nodes."""
     config = config_of(name)
     nodes = nodes_of(held, n_nodes)
-    spans = roomiest_split(nodes, config, context=CONTEXT, n_slots=n_nodes)
+    spans = roomiest_split(nodes, config, context=CONTEXT, n_slots=n_nodes, stored=STORED)
     needs = [
-        need_of(node, config, span, has_ends=number == 0, context=CONTEXT, max_rows=MAX_ROWS)
+        need_of(node, config, span, has_ends=number == 0, context=CONTEXT, max_rows=MAX_ROWS, stored=STORED)
         for number, (node, span) in enumerate(zip(nodes, spans, strict=True))
     ]
     return PROCESS_BYTES[held.device] + max(_taken(need, n_nodes) for need in needs) / (1 - SPARE)
@@ -129,7 +131,10 @@ def free_bytes_needed(name: str, held: HeldAs, n_nodes: int) -> float:
 
 def nodes_of(held: HeldAs, n_nodes: int, free_bytes: int | None = None) -> list[NodeFacts]:
     """Equal machines, each of which has so much memory free."""
-    return [NodeFacts(str(i), str(i), held.device, held.dtype, held.mode, free_bytes) for i in range(n_nodes)]
+    return [
+        NodeFacts(str(i), str(i), held.device, held.dtype, held.mode, free_bytes, has_kernels=held.device == "cpu")
+        for i in range(n_nodes)
+    ]
 
 
 def _taken(need: Need, n_slots: int) -> int:

@@ -28,11 +28,11 @@ def test_every_model_with_a_short_name_has_its_row(make: Callable[[], str]) -> N
 def test_a_starter_finds_enough_what_the_page_says_and_too_little_below(n_nodes: int) -> None:
     config, int8 = sizing.config_of("tinyllama"), sizing.FORMATS["int8"]
     free_bytes = int(sizing.free_bytes_needed("tinyllama", int8, n_nodes) - sizing.PROCESS_BYTES["cpu"]) + 10
-    session = {"context": sizing.CONTEXT, "max_rows": sizing.MAX_ROWS}
+    session = {"context": sizing.CONTEXT, "max_rows": sizing.MAX_ROWS, "stored": sizing.STORED}
 
     def n_slots(free_bytes: int) -> int:
         nodes = sizing.nodes_of(int8, n_nodes, free_bytes)
-        spans = roomiest_split(nodes, config, context=sizing.CONTEXT, n_slots=n_nodes)
+        spans = roomiest_split(nodes, config, context=sizing.CONTEXT, n_slots=n_nodes, stored=sizing.STORED)
         return fit_slots(budgets_of(nodes, config, spans, **session), n_nodes, fixed=False)
 
     assert n_slots(free_bytes) == n_nodes

@@ -1,5 +1,6 @@
 """Preparing a model: from which source, under which name, and when it is prepared already."""
 
+import json
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ from mdi.checkpoint.manifest import chunks_folder
 from mdi.checkpoint.tensor_file import open_weights
 from mdi.cli.prepare import prepare
 from mdi.config.options import PrepareOptions
+from mdi.config.paths import SETTINGS_DIR
 from mdi.errors import CheckpointError, ConfigError, StorageError
 from support.damage import flip_signs
 from support.gguf_files import byte_level_tokenizer, hyperparameters, tensors, tiny_model, write_parts
@@ -79,6 +81,23 @@ def test_chunks_of_several_kinds_lie_side_by_side(tmp_path: Path) -> None:
     before = {path: path.stat().st_ino for path in folder.rglob("*.pth")}
     assert [manifest for _, manifest in map(prepare, kinds)] == manifests, "they are there already"
     assert {path: path.stat().st_ino for path in folder.rglob("*.pth")} == before
+
+
+def test_chunks_of_any_split_will_do_unless_one_is_asked_for(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "org" / "model")
+    options = PrepareOptions(model=str(folder), n_nodes=2, split="1,5")
+    first = prepare(options)
+    assert prepare(replace(options, split="auto")) == first
+    network = json.loads((SETTINGS_DIR / "configuration_2.json").read_text())
+    network["nodes"]["starter"]["share"] = 100
+    (tmp_path / "network.json").write_text(json.dumps(network))
+    for asked in (
+        replace(options, split="5,1"),
+        replace(options, n_nodes=None, nodes_config=tmp_path / "network.json", split="auto"),
+    ):
+        _, manifest = prepare(asked)
+        assert manifest is not None and [len(span) for span in manifest.spans] == [5, 1]
+        prepare(options)
 
 
 def test_a_tokenizer_that_cannot_be_used_is_told_before_anything_is_converted(tmp_path: Path) -> None:

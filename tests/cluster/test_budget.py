@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mdi.checkpoint.chunks import split_model
+from mdi.checkpoint.chunks import StoredForm, split_model
 from mdi.checkpoint.config import load_config
+from mdi.checkpoint.folder import open_folder
 from mdi.checkpoint.tensor_file import open_weights
 from mdi.cluster.budget import (
     Budget,
@@ -22,15 +23,19 @@ from mdi.cluster.budget import (
 from mdi.control.status import NodeStatus
 from mdi.errors import ConfigError
 from mdi.formats import Mode
-from mdi.model.backends.select import make_head, make_span_engine
+from mdi.model.backends.native.native_span import NativeSpan
+from mdi.model.backends.select import make_head, make_span_engine, prepare
 from mdi.model.runner import StageRunner, StageSpec
 from mdi.model.span import Span
+from mdi.model.tensors import dtype_name
+from mdi.model.weights import Weights
 from mdi.strings import count
 from support.models import make_model
 from support.rings import ring_of
 from support.statuses import IDLE
 
 MB = 1_000_000
+CPU = torch.device("cpu")
 
 
 def budget(free: int | None, *, weights: int = 10 * MB, slot: int = MB, name: str = "starter") -> Budget:
@@ -55,6 +60,57 @@ def test_the_weights_are_those_of_the_chunk(mode: Mode, tmp_path: Path) -> None:
         assert need.weights == pytest.approx(sum(tensor.nbytes for tensor in weights.values()), rel=0.05)
         assert need.weights - on_a_gpu.weights == (config.padded_vocab_size * 64 * 4 if node == 0 else 0)
         assert need.slot == len(spans[node]) * 2 * 2 * 16 * 10 * 4  # layers, keys and values, groups, head size, ...
+
+
+KINDS = [
+    (torch.float32, "none", torch.float32),
+    (torch.float32, "none", torch.bfloat16),
+    (torch.bfloat16, "none", torch.float32),
+    (torch.float32, "int8", torch.float32),
+    (torch.bfloat16, "int4", torch.bfloat16),
+]
+
+
+@pytest.mark.parametrize(("dtype", "mode", "stored"), KINDS)
+@pytest.mark.parametrize("is_tied", [False, True])
+def test_what_is_counted_for_kernels_is_what_they_allocate(
+    dtype: torch.dtype, mode: Mode, stored: torch.dtype, is_tied: bool, tmp_path: Path
+) -> None:
+    """In sizes that no tile divides; but int4 divides one of the widths."""
+    if not prepare(CPU, "native"):
+        pytest.skip("no C++ compiler is installed")
+    make_model(tmp_path, n_embd=72, n_head=3, head_size=12, n_query_groups=3, intermediate_size=96, attn_bias=True)
+    config = load_config(tmp_path)
+    weights = {name: tensor.to(stored) for name, tensor in open_weights(tmp_path / "lit_model.pth").items()}
+    if is_tied:
+        weights["lm_head.weight"] = weights["transformer.wte.weight"]
+    runner = StageRunner(CPU, make_span_engine, make_head, backend="native")
+    runner.load(StageSpec(config, Span(0, 2), True, 0, dtype_name(dtype), mode, rows=1), Weights.of(weights), "it")
+    runner.begin(3, 21)
+    node = replace(facts(mode), dtype=dtype, has_kernels=True)
+    session = {"has_ends": True, "context": 21, "max_rows": 1}
+    need = need_of(node, config, Span(0, 2), **session, stored=StoredForm(dtype_name(stored), is_tied))
+    norms = 4 * 96 * 5  # two in each layer and the last one, which a node does not count among its weights
+    assert need.weights == runner.weights_bytes + norms
+    engine = runner._loaded_stage.engine
+    assert isinstance(engine, NativeSpan)
+    assert 3 * need.slot == sum(tensor.nbytes for tensor in engine._slots)
+
+
+def test_kernels_take_less_than_torch_where_they_compute(tmp_path: Path) -> None:
+    make_model(tmp_path / "a", n_embd=64, head_size=16)
+    make_model(tmp_path / "b", n_embd=64, head_size=16, rotary_percentage=0.0625)  # which they do not compute
+    supported, other = (load_config(tmp_path / name) for name in "ab")
+    session = {"has_ends": False, "context": 16, "max_rows": 4}
+    torch_node, native_node = replace(facts("int8")), replace(facts("int8"), has_kernels=True)
+    on_torch, on_kernels = (need_of(node, supported, Span(0, 2), **session) for node in (torch_node, native_node))
+    assert on_torch.slot == 2 * on_kernels.slot
+    assert need_of(native_node, other, Span(0, 2), **session) == need_of(torch_node, other, Span(0, 2), **session)
+    on_gpu = replace(native_node, device="cuda:0", dtype=torch.bfloat16)
+    assert need_of(on_gpu, supported, Span(0, 2), **session).slot == on_kernels.slot
+    halves = replace(torch_node, dtype=torch.bfloat16), replace(native_node, dtype=torch.bfloat16)
+    messages = [need_of(node, supported, Span(0, 2), **session).message for node in halves]
+    assert messages[1] == 2 * messages[0], "kernels compute in float32"
 
 
 def test_slots_are_as_many_as_the_tightest_node_holds() -> None:
@@ -85,9 +141,7 @@ def test_the_roomiest_split_leaves_most_to_the_node_that_has_least(tmp_path: Pat
         return (need.weights + 2 * need.slot) / free
 
     for starter, secondary in ((MB, MB), (4 * MB, MB), (MB, 9 * MB)):
-        fullest = {
-            n: max(left(n, starter, has_ends=True), left(8 - n, secondary, has_ends=False)) for n in range(1, 8)
-        }
+        fullest = {n: max(left(n, starter, has_ends=True), left(8 - n, secondary, has_ends=False)) for n in range(1, 8)}
         assert counts(starter, secondary)[0] == min(fullest, key=lambda n: fullest[n])
     assert counts(MB, None) == counts(None, None) == counts(MB, MB, place="one machine") == counts(MB, MB)
 
@@ -131,10 +185,12 @@ def test_samples_wait_where_memory_is_short(
 ) -> None:
     prompts = [[1, 2, 3], [4, 5], [6], [7, 8, 9, 10], [11]]
     config = load_config(model)
-    nodes = [facts_of(name, "here", None, "none", None) for name in ("starter", "secondary 0")]
+    status = replace(IDLE, has_kernels=prepare(CPU, "auto"))
+    nodes = [facts_of(name, "here", status, "none", None, "float32") for name in ("starter", "secondary 0")]
+    stored = open_folder(model, 2).stored(2)
     with ring_of(2, tmp_path / "cache") as ring:
         wanted = ring.generate(model, prompts, split="2,4")
-        (both,) = budgets_of(nodes, config, [Span(0, 2), Span(2, 6)], context=16, max_rows=128)
+        (both,) = budgets_of(nodes, config, [Span(0, 2), Span(2, 6)], context=16, max_rows=128, stored=stored)
         free = int((both.need.weights + both.need.message + (n_fitting + 0.5) * both.need.slot) / 0.9)
         monkeypatch.setattr("mdi.model.runner.free_memory_bytes", lambda device: free)
         ring.secondaries[0]._runner.unload()  # its memory would count as free
@@ -159,7 +215,7 @@ def test_too_little_memory_is_reported_before_anything_is_loaded(
 def test_what_is_held_for_the_last_session_is_counted_as_weights(model: Path) -> None:
     """So a node that is asked before its next session can say what that would find free."""
     config, weights = load_config(model), open_weights(model / "lit_model.pth")
-    runner = StageRunner(torch.device("cpu"), make_span_engine, make_head)
+    runner = StageRunner(CPU, make_span_engine, make_head)
     assert runner.weights_bytes == 0
     spec = StageSpec(config, Span(0, 2), has_head=True, weights_id=0, dtype="float32", quantize="int8", rows=1)
     runner.load(spec, weights, "the model")

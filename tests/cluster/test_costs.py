@@ -31,7 +31,7 @@ def test_costs_are_in_proportion_to_what_was_measured(mode: Mode, small: ModelCo
     small_us, large_us, step_ms = MEASURED[mode]
     load, larger = load_of(small, mode, [1.0]), load_of(large, mode, [1.0])
     assert len(load.layers) == small.n_layer == 30
-    assert larger.layers[0] / load.layers[0] == pytest.approx(large_us / small_us, rel=0.06)
+    assert larger.layers[0] / load.layers[0] == pytest.approx(large_us / small_us, rel=0.07)
     head_us = step_ms * 1000 - small.n_layer * small_us
     assert load.head / load.layers[0] == pytest.approx(head_us / small_us, rel=0.2)
 

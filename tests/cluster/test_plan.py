@@ -13,7 +13,7 @@ from mdi.config.network import NodeConfig
 from mdi.errors import CheckpointError, ConfigError
 from mdi.formats import Mode
 from mdi.ids import NodeId
-from mdi.model.span import Span
+from mdi.model.span import Span, spans_of
 from support.models import make_model
 from support.statuses import IDLE
 
@@ -65,6 +65,22 @@ def test_slots_fit_into_the_memory_that_the_nodes_report(folder: Path) -> None:
     assert 1 <= plan(model, members(1, 1, free_bytes=needed), OPTIONS).n_slots < 4
     with pytest.raises(ConfigError, match="4 slots of"):
         plan(model, members(1, 1, free_bytes=needed), replace(OPTIONS, is_fixed=True))
+
+
+def test_where_the_fastest_split_has_no_room_it_is_the_one_with_most(tmp_path: Path) -> None:
+    """The starter has a large head and embedding, of which the second takes memory and no time."""
+    folder = make_model(tmp_path / "org" / "tiny", n_layer=8, padded_vocab_size=4096)
+    model = open_folder(folder, 2)
+    fastest = counts(plan(model, members(1, 1), OPTIONS))
+    assert fastest[0] > 1
+    needed = next(free for free in range(10**6, 10**7, 10_000) if fits(model, free))
+    tight = members(1, 1, free_bytes=needed)
+    assert counts(plan(model, tight, OPTIONS)) == [1, 7]
+    with pytest.raises(ConfigError, match="starter: the weights take"):
+        plan(model, tight, replace(OPTIONS, split=",".join(map(str, fastest))))
+    split_model(folder, spans_of(fastest))
+    with pytest.raises(ConfigError, match="starter: the weights take"):  # the chunks say which split it is
+        plan(open_folder(folder, 2), tight, OPTIONS)
 
 
 def test_a_plan_after_a_loss_covers_all_layers_with_those_who_are_left(folder: Path) -> None:

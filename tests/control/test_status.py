@@ -90,6 +90,7 @@ BAD_VALUES: dict[str, list[Any]] = {
     "quantize": ["", "int2", 8, ["int8"], {}],
     "weights": ["", "int2", 8, ["int8"], {}],
     "weights_bytes": BAD_SIZES,
+    "has_kernels": [None, 0, 1, "true", [True]],
     "run": BAD_NUMBERS,
     "epoch": BAD_NUMBERS,
     "model": BAD_STRINGS,

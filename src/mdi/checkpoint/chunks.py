@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -27,6 +28,7 @@ from mdi.errors import CheckpointError, StorageError
 from mdi.files import atomic_path, storage_error
 from mdi.formats import Mode
 from mdi.liveness import no_tick
+from mdi.model.architecture import ModelConfig, architecture_of
 from mdi.model.quant import is_quantized_part, mode_for, mode_of, quantize, resolve, weight_bytes
 from mdi.model.span import Span
 from mdi.model.tensors import TORCH_DTYPES, dtype_name, mapped_empty
@@ -35,6 +37,16 @@ from mdi.progress import progress_bar
 from mdi.strings import count, one_line
 
 log = logging.getLogger(__name__)
+
+
+class StoredForm(NamedTuple):
+    """How a model's weights lie in a file, where they are not quantized."""
+
+    dtype: str | None = None  # None: unknown
+    is_tied: bool = False  # the embedding is the head's weight
+
+
+UNKNOWN_FORM = StoredForm()
 
 
 def split_model(
@@ -181,6 +193,13 @@ def _cast_of(manifest: Manifest, weights: Weights) -> str | None:
 def dtype_of(path: Path) -> str:
     """The dtype of the model in a file: that of its first tensor which is not quantized. Raises `CheckpointError`."""
     return _dtype_of(open_weights(path))
+
+
+def stored_as(path: Path, config: ModelConfig) -> StoredForm:
+    """How the model in a file, which has its ends, lies there. Raises `CheckpointError`."""
+    weights, architecture = open_weights(path), architecture_of(config)
+    embedding, head = (weights.meta.get(name) for name in (architecture.embedding, f"{architecture.head_path}weight"))
+    return StoredForm(_dtype_of(weights), is_tied=embedding is not None and embedding is head)
 
 
 def _dtype_of(weights: Weights) -> str:

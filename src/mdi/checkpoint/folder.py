@@ -6,7 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from mdi.checkpoint.chunks import cast_of, is_fresh, remake_chunk, write_chunks
+from mdi.checkpoint.chunks import (
+    UNKNOWN_FORM,
+    StoredForm,
+    cast_of,
+    is_fresh,
+    remake_chunk,
+    stored_as,
+    write_chunks,
+)
 from mdi.checkpoint.config import CONFIG_FILE, find_models, load_config
 from mdi.checkpoint.digests import Check, content_digest, expect_digest, expect_lines, read_digests
 from mdi.checkpoint.manifest import (
@@ -21,7 +29,7 @@ from mdi.checkpoint.manifest import (
 from mdi.checkpoint.tensor_file import Advance, no_progress
 from mdi.checkpoint.weights import MODEL_FILE, mode_of_file, source_of, whole_model, whole_models
 from mdi.config.paths import CHECKPOINTS_DIR
-from mdi.errors import CheckpointError, ConfigError
+from mdi.errors import CheckpointError, ConfigError, StorageError
 from mdi.formats import Mode
 from mdi.installation import program_name
 from mdi.liveness import no_tick
@@ -41,6 +49,7 @@ class ModelFolder:
     config: ModelConfig
     has_weights: bool  # the whole model is there, so its layers can be split anew
     manifests: Mapping[int, Manifest] = field(default_factory=dict)  # by number of nodes
+    own_form: StoredForm = UNKNOWN_FORM  # of the whole model, or of a starter's chunk
 
     @property
     def name(self) -> str:
@@ -59,6 +68,11 @@ class ModelFolder:
         if (manifest := self.ring_manifest(n_nodes)) is not None:
             return manifest.quantization
         return mode_of_file(whole_model(self.path, quantize))
+
+    def stored(self, n_nodes: int) -> StoredForm:
+        """How weights lie in what a ring of so many nodes loads."""
+        manifest = self.ring_manifest(n_nodes)
+        return self.own_form if manifest is None else self.own_form._replace(dtype=manifest.dtype)
 
     def chunk(self, n_nodes: int, rank: int) -> Path:
         """The chunk file of one node, where this machine has it."""
@@ -210,7 +224,17 @@ def open_folder(path: Path, n_nodes: int, quantize: Mode | None = None, dtype: s
                 if len(sets) > 1 and n == n_nodes > 1:
                     others = ", ".join(manifest.folder.name for manifest in sets if manifest != manifests[n])
                     log.warning("%s: using the chunks in %s, not those in %s", path, manifests[n].folder.name, others)
-    return ModelFolder(path, config, bool(whole_models(path)), manifests)
+    own_form = _own_form(path, config, manifests.get(n_nodes))
+    return ModelFolder(path, config, bool(whole_models(path)), manifests, own_form)
+
+
+def _own_form(path: Path, config: ModelConfig, manifest: Manifest | None) -> StoredForm:
+    """How the whole model lies there, or else the starter's chunk. What cannot be read is told when it is loaded."""
+    files = whole_models(path) if manifest is None else [*whole_models(path), manifest.folder / chunk_name(0)]
+    try:
+        return stored_as(files[0], config) if files else UNKNOWN_FORM
+    except (CheckpointError, StorageError):
+        return UNKNOWN_FORM
 
 
 def _read_manifests(path: Path, n_nodes: int, n_layer: int) -> list[Manifest]:

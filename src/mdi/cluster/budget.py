@@ -9,11 +9,15 @@ from dataclasses import dataclass
 
 import torch
 
+from mdi.checkpoint.chunks import UNKNOWN_FORM, StoredForm
 from mdi.cluster.partition import Load, balanced
 from mdi.control.status import NodeStatus
 from mdi.errors import ConfigError
 from mdi.formats import Mode
 from mdi.model.architecture import ModelConfig
+from mdi.model.backends.native import memory as native
+from mdi.model.backends.native.blocks import unsupported
+from mdi.model.build import Placement
 from mdi.model.quant import held_bytes
 from mdi.model.shapes import head_shapes, layer_shapes, stage_shapes
 from mdi.model.span import Span
@@ -46,19 +50,34 @@ class NodeFacts:
     dtype: torch.dtype
     mode: Mode
     free_bytes: int | None  # None: it cannot tell
+    has_kernels: bool = False  # native ones, for what they support
 
-    def weights_bytes(self, shapes: Mapping[str, torch.Size]) -> int:
-        """What tensors of a model with these shapes take."""
-        return held_bytes(shapes, self.dtype, self.mode, self.device.partition(":")[0])
+    def computes_natively(self, config: ModelConfig) -> bool:
+        """Whether its kernels compute the model."""
+        if not (self.has_kernels and self.device == "cpu"):
+            return False
+        return unsupported(config, Placement(torch.device("cpu"), self.dtype, self.mode)) is None
+
+    def weights_bytes(self, config: ModelConfig, shapes: Mapping[str, torch.Size], stored: StoredForm) -> int:
+        """What tensors of the model with these shapes take."""
+        if not self.computes_natively(config):
+            return held_bytes(shapes, self.dtype, self.mode, self.device.partition(":")[0])
+        own_dtype = TORCH_DTYPES.get(stored.dtype or "", self.dtype)
+        smaller = min(own_dtype, self.dtype, key=lambda dtype: dtype.itemsize)
+        return native.weights_bytes(config, shapes, smaller, self.mode, is_tied=stored.is_tied)
 
     def slot_bytes(self, config: ModelConfig, n_layers: int, context: int) -> int:
         """What the keys and values of one sample take."""
+        if self.computes_natively(config):
+            item_bytes = native.cache_item_bytes(self.dtype, is_quantized=self.mode != "none")
+            return n_layers * sum(native.cache_bytes(config, context, item_bytes))
         return int(n_layers * 2 * config.n_query_groups * config.head_size * context * self.dtype.itemsize)
 
     def message_bytes(self, config: ModelConfig, n_rows: int) -> int:
-        """What lies between the steps of a message, at most."""
+        """What lies between the steps of a message, at most: in float32 where kernels compute."""
         qkv = (config.n_head + 2 * config.n_query_groups) * config.head_size
-        return int(4 * n_rows * max(config.n_embd, 2 * config.intermediate_size, qkv) * self.dtype.itemsize)
+        item_bytes = 4 if self.computes_natively(config) else self.dtype.itemsize
+        return int(4 * n_rows * max(config.n_embd, 2 * config.intermediate_size, qkv) * item_bytes)
 
 
 def facts_of(
@@ -79,16 +98,23 @@ def facts_of(
         dtype=TORCH_DTYPES[dtype],
         mode=stored if stored != "none" else mode,
         free_bytes=status.free_memory_bytes if status else None,
+        has_kernels=status is not None and status.has_kernels,
     )
 
 
 def budgets_of(
-    nodes: Sequence[NodeFacts], config: ModelConfig, spans: Sequence[Span], *, context: int, max_rows: int
+    nodes: Sequence[NodeFacts],
+    config: ModelConfig,
+    spans: Sequence[Span],
+    *,
+    context: int,
+    max_rows: int,
+    stored: StoredForm = UNKNOWN_FORM,
 ) -> list["Budget"]:
     """The budget of each memory that the nodes of a ring draw on; the first node is the starter."""
     shared: dict[str, list[tuple[NodeFacts, Need]]] = {}
     for number, (node, span) in enumerate(zip(nodes, spans, strict=True)):
-        need = need_of(node, config, span, has_ends=number == 0, context=context, max_rows=max_rows)
+        need = need_of(node, config, span, has_ends=number == 0, context=context, max_rows=max_rows, stored=stored)
         shared.setdefault(node.place, []).append((node, need))
     return [
         Budget(
@@ -121,22 +147,32 @@ class Budget:
 
 
 def need_of(
-    node: NodeFacts, config: ModelConfig, span: Span, *, has_ends: bool, context: int, max_rows: int
+    node: NodeFacts,
+    config: ModelConfig,
+    span: Span,
+    *,
+    has_ends: bool,
+    context: int,
+    max_rows: int,
+    stored: StoredForm = UNKNOWN_FORM,
 ) -> Need:
     """What the layers of `span` take on one node, with the head where `has_ends`."""
     shapes = stage_shapes(config, span) | (head_shapes(config) if has_ends else {})
-    slot = node.slot_bytes(config, len(span), context)
-    return Need(node.weights_bytes(shapes), slot, node.message_bytes(config, max_rows))
+    weights, slot = node.weights_bytes(config, shapes, stored), node.slot_bytes(config, len(span), context)
+    return Need(weights, slot, node.message_bytes(config, max_rows))
 
 
-def roomiest_split(nodes: Sequence[NodeFacts], config: ModelConfig, *, context: int, n_slots: int) -> list[Span]:
+def roomiest_split(
+    nodes: Sequence[NodeFacts], config: ModelConfig, *, context: int, n_slots: int, stored: StoredForm = UNKNOWN_FORM
+) -> list[Span]:
     """The split that takes least of the memory of the node that has least left."""
     starter, n_at = nodes[0], Counter(node.place for node in nodes)
     slots = n_slots * starter.slot_bytes(config, 1, context)
-    layers = [starter.weights_bytes(shapes) + slots for shapes in layer_shapes(config)]
+    layers = [starter.weights_bytes(config, shapes, stored) + slots for shapes in layer_shapes(config)]
+    ends = starter.weights_bytes(config, head_shapes(config), stored)
     free = [node.free_bytes / n_at[node.place] for node in nodes if node.free_bytes]
     room = free if len(free) == len(nodes) else [1.0] * len(nodes)  # one of them cannot tell
-    return balanced(Load(layers, starter.weights_bytes(head_shapes(config)), room))
+    return balanced(Load(layers, ends, room))
 
 
 def slots_of(budgets: Sequence[Budget]) -> float:

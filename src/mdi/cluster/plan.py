@@ -3,6 +3,7 @@
 It is called when the nodes have been asked, and again after a loss. Chunks are written after it, never before.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -72,14 +73,15 @@ def plan(model: ModelFolder, members: Sequence[Member], options: PlanOptions) ->
     `CheckpointError` where the split needs chunks that are not there and cannot be made.
     """
     spans = choose_spans(model, [member.config.share for member in members], options)
-    stored = model.stored_mode(len(members), options.quantize)
-    nodes = [facts_of(m.name, m.config.host, m.status, stored, options.quantize, options.dtype) for m in members]
-    session = {"context": options.context, "max_rows": options.max_batch_tokens}
-    budgets = budgets_of(nodes, model.config, spans, **session)
+    mode, stored = model.stored_mode(len(members), options.quantize), model.stored(len(members))
+    nodes = [facts_of(m.name, m.config.host, m.status, mode, options.quantize, options.dtype) for m in members]
+    budgets_with = functools.partial(
+        budgets_of, nodes, model.config, context=options.context, max_rows=options.max_batch_tokens, stored=stored
+    )
+    budgets = budgets_with(spans)
     if slots_of(budgets) < options.n_slots and _is_free_to_choose(model, len(members), options):
-        roomiest = roomiest_split(nodes, model.config, context=options.context, n_slots=options.n_slots)
-        roomier = budgets_of(nodes, model.config, roomiest, **session)
-        if slots_of(roomier) > slots_of(budgets):
+        roomiest = roomiest_split(nodes, model.config, context=options.context, n_slots=options.n_slots, stored=stored)
+        if slots_of(roomier := budgets_with(roomiest)) > slots_of(budgets):
             spans, budgets = roomiest, roomier
     n_slots = fit_slots(budgets, options.n_slots, fixed=options.is_fixed)
     return Plan(tuple(member.node for member in members), tuple(spans), n_slots, options.context)
@@ -116,8 +118,8 @@ def overridden_split(model: ModelFolder, shares: Sequence[float], options: PlanO
 
 
 def _is_free_to_choose(model: ModelFolder, n_nodes: int, options: PlanOptions) -> bool:
-    """Whether neither the user nor the chunks that are there say which split is used."""
-    return options.split == "auto" and model.ring_manifest(n_nodes) is None
+    """Whether there are several splits, and neither the user nor the chunks that are there say which is used."""
+    return n_nodes > 1 and options.split == "auto" and model.ring_manifest(n_nodes) is None
 
 
 def _load(model: ModelFolder, shares: Sequence[float], options: PlanOptions) -> Load:

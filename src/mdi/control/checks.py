@@ -43,6 +43,10 @@ def is_name(value: Any) -> bool:
     return is_string(value) and value.isprintable()
 
 
+def is_flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
 def is_seconds(value: Any) -> bool:
     """A duration; NaN is none."""
     return type(value) in (int, float) and 0 <= value < 1e9

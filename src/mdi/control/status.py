@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from mdi.control.checks import (
     Check,
     is_dtype,
+    is_flag,
     is_mode,
     is_seconds,
     is_span,
@@ -60,6 +61,7 @@ class NodeStatus:
     quantize: Mode | None  # that it was started with; None: as the starter or the chunk has it
     weights: Mode | None = None  # how the weights that it has loaded are held; None: it has loaded none
     weights_bytes: int = 0
+    has_kernels: bool = False  # for its CPU, to compute the models with that they support
     run: int | None
     epoch: int | None
     model: str | None
@@ -125,6 +127,7 @@ _NODE_CHECKS: dict[str, Check] = {
     "quantize": optional(is_mode),
     "weights": optional(is_mode),
     "weights_bytes": _SIZE,
+    "has_kernels": is_flag,
     "run": _RUN_NUMBER,
     "epoch": _RUN_NUMBER,
     "model": optional(is_string),

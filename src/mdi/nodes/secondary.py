@@ -102,7 +102,7 @@ class Secondary:
         self._sources, self._own_dtype, self._quantize, self._timeouts = sources, dtype, quantize, timeouts
         torch_device = pick_device(device or config.device)
         self._default_dtype = dtype_name(pick_dtype(dtype, torch_device))
-        prepare(torch_device, backend)
+        self._has_kernels = prepare(torch_device, backend)
         self._steps, self._inbox = StepCounter(), Inbox()
         self._runner = StageRunner(
             torch_device,
@@ -180,6 +180,7 @@ class Secondary:
             quantize=self._quantize,
             weights=runner.quantization,
             weights_bytes=runner.weights_bytes,
+            has_kernels=self._has_kernels,
             starter=f"{spec.starter.addr}:{spec.starter.port}" if spec else None,
             run=spec.run if spec else None,
             epoch=spec.epoch if spec else None,

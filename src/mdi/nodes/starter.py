@@ -83,7 +83,7 @@ class Starter:
         )
         device = pick_device(options.device or network.starter.device)
         self._dtype = dtype_name(pick_dtype(options.dtype, device))
-        prepare(device, options.backend)
+        self._has_kernels = prepare(device, options.backend)
         self._inbox = Inbox()
         self._runner = StageRunner(
             device,
@@ -197,6 +197,7 @@ class Starter:
             quantize=self._options.quantize,
             weights=runner.quantization,
             weights_bytes=runner.weights_bytes,
+            has_kernels=self._has_kernels,
             run=supervisor.run,
             epoch=supervisor.epoch,
             model=self._model.name,

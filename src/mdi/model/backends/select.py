@@ -1,6 +1,5 @@
 """The backends, and the choice of the first that supports a model on a device."""
 
-import contextlib
 import functools
 import logging
 from collections.abc import Callable
@@ -40,11 +39,18 @@ BACKENDS = (  # the fastest first
 )
 
 
-def prepare(device: torch.device, backend: BackendChoice) -> None:
-    """Compile the kernels where they are not yet, before anybody waits for this node. What fails is said later."""
-    if device.type == "cpu" and backend != "torch":
-        with contextlib.suppress(UnavailableError):
-            load_library()
+def prepare(device: torch.device, backend: BackendChoice) -> bool:
+    """Compile the kernels where they are not yet, before anybody waits for this node. What fails is said later.
+
+    Returns whether there are kernels for the models that they support.
+    """
+    if device.type != "cpu" or backend == "torch":
+        return False
+    try:
+        load_library()
+    except UnavailableError:
+        return False
+    return True
 
 
 def make_span_engine(config: ModelConfig, span: Span, weights: Weights, placement: Placement) -> SpanEngine:

@@ -13,14 +13,13 @@ from mdi.errors import LocalProtocolError
 from mdi.model.architecture import ModelConfig, architecture_of
 from mdi.model.backends.native import library as native
 from mdi.model.backends.native.blocks import PackedBlock, shape_of, unsupported
+from mdi.model.backends.native.memory import POSITIONS, cache_bytes, cache_item_bytes, filled_up
 from mdi.model.build import Placement
 from mdi.model.devices import memory_errors
 from mdi.model.span import Span
 from mdi.model.tensors import mapped_empty
 from mdi.model.weights import Weights
 from mdi.segments import Segment, check_segments, rows_of
-
-POSITIONS = 16  # of a slot's keys, side by side: the kernels' contexts are multiples
 
 
 class NativeSpan:
@@ -49,13 +48,12 @@ class NativeSpan:
             with memory_errors(f"the weights of layer {layer}"):
                 self._blocks.append(PackedBlock(library, config, layer, Weights.of(weights), placement))
         self._n_slots = self._context = 0
-        # Keys and values are as exact as the weights that they are made with.
-        has_half_cache = placement.dtype != torch.float32 or any(block.is_quantized for block in self._blocks)
-        self._item_bytes = 2 if has_half_cache else 4
+        is_quantized = any(block.is_quantized for block in self._blocks)
+        self._item_bytes = cache_item_bytes(placement.dtype, is_quantized=is_quantized)
         self._slots: list[torch.Tensor] = []  # keys and values of each layer
         self._tables: list[torch.Tensor] = []  # cosines and sines of each kind of layer
         structures = (native.Block * len(span))(*(block.structure for block in self._blocks))
-        self._span = library.mdi_span_new(ctypes.byref(shape_of(config, has_half_cache)), structures, len(span))
+        self._span = library.mdi_span_new(ctypes.byref(shape_of(config, self._item_bytes == 2)), structures, len(span))
         weakref.finalize(self, library.mdi_span_delete, self._span)
 
     @staticmethod
@@ -76,17 +74,15 @@ class NativeSpan:
 
     def allocate(self, n_slots: int, context: int) -> None:
         """Make `n_slots` slots of `context` positions each. Earlier slots are forgotten; 0 slots free their memory."""
-        config, padded_context = self.config, -(-context // POSITIONS) * POSITIONS
         self._n_slots = self._context = 0
         self._slots.clear()
-        per_element = n_slots * config.n_query_groups * padded_context * self._item_bytes
-        value_size = -(-config.head_size // POSITIONS) * POSITIONS
         self._slots = [
-            mapped_empty(torch.Size([per_element * size]), torch.uint8)
-            for size in (config.head_size, value_size)
+            mapped_empty(torch.Size([n_slots * n_bytes]), torch.uint8)
+            for n_bytes in cache_bytes(self.config, context, self._item_bytes)
             for _ in self._blocks
         ]
-        self._tables = _rotary_tables(config, padded_context)
+        padded_context = filled_up(context, POSITIONS)
+        self._tables = _rotary_tables(self.config, padded_context)
         n_layers = len(self._blocks)
         if self._library.mdi_span_set_slots(
             self._span,
