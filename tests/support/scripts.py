@@ -5,6 +5,7 @@ an interpreter that has imported them, with its own descriptors, arguments, sign
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import random
@@ -15,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
@@ -29,22 +31,32 @@ KILL_TIMEOUT_S = 60.0
 # ---- networks
 
 _taken: set[int] = set()
-# Workers of one run draw from ports of their own, because a port is free again until its node listens.
-_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-_N_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+# A byte for each port: whoever has reserved the port has locked it.
+_RESERVATIONS = os.open(
+    Path(tempfile.gettempdir()) / f"mdi-ports-of-tests-{os.getuid()}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
+)
 
 
 def free_ports(n: int) -> list[int]:
     """Ports of loopback that nothing uses, below those that the kernel gives to outgoing connections."""
     ports: list[int] = []
     while len(ports) < n:
-        port = random.SystemRandom().randrange(10_000 + _WORKER, 30_000, _N_WORKERS)
+        port = random.SystemRandom().randrange(10_000, 30_000)
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             if port not in _taken:
+                _reserve(port)
                 _taken.add(port)
                 ports.append(port)
     return ports
+
+
+def _reserve(port: int) -> None:
+    """Keep a port from all other processes of tests until this one ends: it is free again until its node listens.
+
+    Raises `OSError` where another one has it.
+    """
+    fcntl.lockf(_RESERVATIONS, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
 
 
 def node_object(**changes: Any) -> dict[str, Any]:
