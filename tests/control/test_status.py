@@ -98,6 +98,7 @@ BAD_VALUES: dict[str, list[Any]] = {
     "peak_memory_bytes": BAD_SIZES,
     "free_memory_bytes": BAD_SIZES[1:],
     "memory_bytes": BAD_SIZES[1:],
+    "numerics": BAD_STRINGS,
     "waiting": BAD_SIZES[1:],
     "work": [
         5,

@@ -71,6 +71,7 @@ RUNNING_STARTER = replace(
     weights="none",
     weights_bytes=1 << 20,
     memory_bytes=1 << 29,
+    numerics="native-1:float32",
     waiting=2,
     work=Work(compute_s=3.0, transfer_s=0.5, idle_s=1.5, rows=600),
 )

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import logging
 import os
 import shutil
 import socket
@@ -14,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from mdi.checkpoint.cache import ChunkCache
 from mdi.checkpoint.chunks import split_model
@@ -28,6 +30,7 @@ from mdi.control.status import NodeState
 from mdi.engine.sample import Outcome, Sample, Sink, discard
 from mdi.errors import CheckpointError, ControlError, RingBroken
 from mdi.ids import Rank
+from mdi.model.backends.native.library import UnavailableError, load_library
 from mdi.model.span import spans_of
 from mdi.net.access import THIS_MACHINE
 from mdi.nodes.secondary import Secondary
@@ -88,6 +91,23 @@ def test_a_nodes_own_dtype_wins_over_the_starters(tiny: Path, tmp_path: Path) ->
         status = ring.secondaries[0].status()
         assert (status.dtype, status.own_dtype, status.wire_dtype) == ("float16", "float16", "float32")
         starter.run()
+
+
+def test_nodes_that_compute_differently_are_named_in_one_warning(
+    tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    try:
+        load_library()
+    except UnavailableError as exc:
+        pytest.skip(str(exc))
+    with ring_of(2, tmp_path, backend="torch") as ring:
+        ring.generate(tiny, [[1, 2]])
+        assert "compute differently" not in caplog.text
+        ring.generate(tiny, [[1, 2]], backend="native")
+        (told,) = (record for record in caplog.records if "compute differently" in record.getMessage())
+        version = ".".join(torch.__version__.split(".")[:2])
+        assert f"(starter: native-1:float32; secondary 0: torch-{version}:float32)" in told.getMessage()
+        assert told.levelno == logging.WARNING
 
 
 @pytest.fixture(scope="module")

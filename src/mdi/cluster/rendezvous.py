@@ -86,8 +86,8 @@ class Rendezvous:
         self.await_all(list(pending.values()))
         return {node: call.future.result() for node, call in pending.items()}
 
-    def initialize(self, plan: Plan, model: ModelFolder, epoch: int, patience: Patience) -> list[Call[None]]:
-        """Begin to configure all secondaries of the plan, each in a thread of its own."""
+    def initialize(self, plan: Plan, model: ModelFolder, epoch: int, patience: Patience) -> list[Call[SecondaryStatus]]:
+        """Begin to configure all secondaries of the plan, each in a thread of its own until it is ready."""
         self._asked.update(plan.members[1:])  # from now on they may be loading for us, whatever becomes of it
         return [
             self._call(self._configure, plan, model, Rank(rank), epoch, self._setup(node, patience))
@@ -223,7 +223,7 @@ class Rendezvous:
             log.warning("the timeline lacks %s: %s", node_name(node), exc)
             return None
 
-    def _configure(self, plan: Plan, model: ModelFolder, rank: Rank, epoch: int, setup: MemberSetup) -> None:
+    def _configure(self, plan: Plan, model: ModelFolder, rank: Rank, epoch: int, setup: MemberSetup) -> SecondaryStatus:
         node = plan.members[rank]
         spec, client = self.spec(plan, model, rank, epoch), self.clients[node]
 
@@ -235,6 +235,7 @@ class Rendezvous:
         ready = setup.configure(spec, weights_bytes, send_chunk)
         status = ready.status
         log.info("%s is ready: %s; memory: %s", client.name, status.computes, status.memory)
+        return status
 
     def _chunk(self, client: ControlClient, model: ModelFolder, n_nodes: int, rank: Rank) -> tuple[Path, str]:
         """A chunk that is not damaged, and its digest."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from mdi.checkpoint.folder import ModelFolder
 from mdi.checkpoint.weights import MODEL_FILE
 from mdi.cluster.member_setup import Patience, PeersTimedOut
+from mdi.cluster.numerics import differing_numerics
 from mdi.cluster.plan import Member, Plan, PlanOptions, overridden_split, plan
 from mdi.cluster.recovery import Decision, GiveUp, GoOnWithout, Recovery, RunState
 from mdi.cluster.rendezvous import Call, Rendezvous, Statuses, describe
@@ -57,7 +58,7 @@ class Attempt:
     plan: Plan
     model: ModelFolder  # with the chunks of the plan
     epoch: int
-    calls: Sequence[Call[None]]
+    calls: Sequence[Call[SecondaryStatus]]  # by rank, without the starter
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,7 @@ class RingSupervisor:
         self.incidents: list[Incident] = []
         # Secondaries that the user knows to be missing, and whether he knows that something else answers there.
         self._reported_missing: dict[NodeId, bool] = {}
+        self._reported_difference: str | None = None
         self.model = model
         self.plan = plan(
             model, self._members(self._recovery.members, {}, None), plan_options
@@ -188,9 +190,10 @@ class RingSupervisor:
                 self._note(f"{node_name(node)} back")
             self._reported_missing.clear()
 
-    def close_ring(self, attempt: Attempt) -> Ring:
+    def close_ring(self, attempt: Attempt, own_numerics: str | None) -> Ring:
         """Wait until all members are ready, then connect them. Raises `RECOVERABLE` errors and others."""
         self._rendezvous.await_all(attempt.calls)
+        self._compare(attempt, own_numerics)
         self.ring = self._rendezvous.close_ring(attempt.plan, attempt.model, attempt.epoch, self._listener)
         self._recovery.formed()
         self._failure, self._changed_s = None, self._timeouts.clock()
@@ -214,6 +217,14 @@ class RingSupervisor:
         names = " and ".join(map(node_name, found.nodes))
         self._note(f"{names} back")
         log.warning("%s can take part again: %s", names, self.plan)
+
+    def _compare(self, attempt: Attempt, own_numerics: str | None) -> None:
+        """Tell the user, once, of members that compute differently."""
+        told = [own_numerics, *(call.future.result().numerics for call in attempt.calls)]
+        difference = differing_numerics(dict(zip(attempt.plan.names, told, strict=True)))
+        if difference not in (None, self._reported_difference):
+            log.warning("%s", difference)
+            self._reported_difference = difference
 
     def report_failure(self, error: MdiError, *, progressed: bool) -> None:
         """The ring broke, or could not be formed. `progressed`: a token was generated since it had been formed."""

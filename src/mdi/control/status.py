@@ -69,6 +69,7 @@ class NodeStatus:
     peak_memory_bytes: int
     free_memory_bytes: int | None  # for a session; None: unknown
     memory_bytes: int | None = None  # resident now. What is None here and below, an earlier version does not tell
+    numerics: str | None = None  # the name of its arithmetic; None also where it has loaded nothing
     waiting: int | None = None  # messages that have arrived and are not computed, or are computed and not sent
     work: Work | None = None  # since it was started
 
@@ -135,6 +136,7 @@ _NODE_CHECKS: dict[str, Check] = {
     "peak_memory_bytes": _SIZE,
     "free_memory_bytes": optional(_SIZE),
     "memory_bytes": optional(_SIZE),
+    "numerics": optional(is_string),
     "waiting": optional(_SIZE),
     "work": optional(_is_work),
 }

@@ -152,6 +152,17 @@ class StageRunner:
         return None if self._stage is None else self._mode
 
     @property
+    def numerics(self) -> str | None:
+        """What decides about every bit of a result, such as `native-1:float32` or `torch-2.13:bfloat16, int8 weights`.
+
+        Two nodes with the same one compute the same from the same rows. None while nothing is loaded.
+        """
+        if self._stage is None or self._spec is None:
+            return None
+        weights = "" if self._mode == "none" else f", {self._mode} weights"
+        return f"{self._stage.numerics}:{self._spec.dtype}{weights}"
+
+    @property
     def weights_bytes(self) -> int:
         """What the loaded weights hold."""
         return sum(part.weights_bytes for part in (self._stage, self._head) if part is not None)

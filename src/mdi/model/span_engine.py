@@ -24,6 +24,10 @@ class SpanEngine(Protocol):
     def weights_bytes(self) -> int:
         """What the weights hold."""
 
+    @property
+    def numerics(self) -> str:
+        """The name of its arithmetic: two engines with one name give the same numbers for the same weights."""
+
     def allocate(self, n_slots: int, context: int) -> None:
         """Make `n_slots` slots of `context` positions each. Earlier slots are forgotten; 0 slots free their memory."""
 

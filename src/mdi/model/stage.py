@@ -43,6 +43,11 @@ class Stage:
         """What the weights hold."""
         return self.engine.weights_bytes
 
+    @property
+    def numerics(self) -> str:
+        """The name of the engine's arithmetic."""
+        return self.engine.numerics
+
     def reset(self) -> None:
         """Empty all slots, keeping their memory."""
         self._ledger = SlotLedger(self._ledger.n_slots, self._ledger.context)

@@ -181,6 +181,7 @@ class Secondary:
             weights=runner.quantization,
             weights_bytes=runner.weights_bytes,
             has_kernels=self._has_kernels,
+            numerics=runner.numerics,
             starter=f"{spec.starter.addr}:{spec.starter.port}" if spec else None,
             run=spec.run if spec else None,
             epoch=spec.epoch if spec else None,

@@ -198,6 +198,7 @@ class Starter:
             weights=runner.quantization,
             weights_bytes=runner.weights_bytes,
             has_kernels=self._has_kernels,
+            numerics=runner.numerics,
             run=supervisor.run,
             epoch=supervisor.epoch,
             model=self._model.name,
@@ -295,7 +296,7 @@ class Starter:
         while not formed:
             with supervisor.attempt(self.status(), n_running) as attempt:
                 self._load(attempt.plan, attempt.model)
-                ring = supervisor.close_ring(attempt)
+                ring = supervisor.close_ring(attempt, self._runner.numerics)
                 self.engine.begin(ring, len(attempt.plan.members), attempt.plan.n_slots)
                 formed = True
 

@@ -52,6 +52,12 @@ class TorchSpan:
         """Why the model cannot be computed there; None if it can."""
         return None if config.latent_attention is None else "latent attention is not supported"
 
+    @property
+    def numerics(self) -> str:
+        """`torch-2.13`, or `torch-2.13-cuda`: another version may add in another order."""
+        version = ".".join(torch.__version__.split(".")[:2])
+        return f"torch-{version}" if self.device.type == "cpu" else f"torch-{version}-{self.device.type}"
+
     def allocate(self, n_slots: int, context: int) -> None:
         """Make `n_slots` slots of `context` positions each. Earlier slots are forgotten."""
         for block in self.blocks.values():

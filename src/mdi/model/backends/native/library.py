@@ -13,6 +13,9 @@ from mdi.model.backends.native.compiler import NoCompilerError, library_for
 from mdi.model.backends.native.instruction_sets import usable_here
 from mdi.strings import one_line
 
+# The name of the arithmetic, which nodes compare. It changes where a kernel gives other bits, on any CPU.
+NUMERICS = "native-1"
+
 FLOAT32, BFLOAT16, FLOAT16, INT8, INT4 = range(5)  # enum Type
 NO_NORM, RMS_NORM, LAYER_NORM = range(3)  # enum Norm::Kind
 SILU, GELU, GELU_TANH, RELU = range(4)  # enum Activation

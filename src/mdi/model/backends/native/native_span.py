@@ -72,6 +72,11 @@ class NativeSpan:
         """What the weights hold."""
         return sum(block.n_bytes for block in self._blocks)
 
+    @property
+    def numerics(self) -> str:
+        """The name of the kernels' arithmetic, on whatever CPU."""
+        return native.NUMERICS
+
     def allocate(self, n_slots: int, context: int) -> None:
         """Make `n_slots` slots of `context` positions each. Earlier slots are forgotten; 0 slots free their memory."""
         self._n_slots = self._context = 0
