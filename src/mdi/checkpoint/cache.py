@@ -7,21 +7,18 @@ Of the chunk <digest> there is at most one of `<digest>.partial`, `.received` (c
 import contextlib
 import fcntl
 import os
-import shutil
-import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from mdi.checkpoint.cache_folder import DEFAULT_LIMIT_BYTES, CacheFolder, is_file, opened
 from mdi.checkpoint.tensor_file import Advance, no_progress
 from mdi.errors import CheckpointError, ChunkBusy, ControlError, StorageError
 from mdi.files import storage_error
 from mdi.formats import DIGEST
 from mdi.strings import format_bytes
 
-DEFAULT_LIMIT_BYTES = 64 * 2**30
 _BLOCK_BYTES = 1 << 20
-_NO_LINK = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # nor does a pipe of that name block
 
 
 class ChunkCache:
@@ -37,7 +34,7 @@ class ChunkCache:
             digest_of: computes the digest of a finished file's content; calls what it is given with the bytes it read.
             limit_bytes: the least recently used chunks are removed to stay below this.
         """
-        self._folder, self._digest_of, self._limit_bytes = folder, digest_of, limit_bytes
+        self._folder, self._digest_of = CacheFolder(folder, limit_bytes), digest_of
 
     def find(self, digest: str, advance: Advance = no_progress) -> Path | None:
         """The file that holds the chunk `digest`, or None. What was read when it arrived may have been damaged since.
@@ -47,20 +44,20 @@ class ChunkCache:
         """
         path = self._path(digest)
         try:
-            if not self._folder.exists():
+            if not self._folder.path.exists():
                 return None
-            self._check_folder()
-            if not _is_file(path) and not self._verify(digest, advance):
+            self._folder.check()
+            if not is_file(path) and not self._verify(digest, advance):
                 return None
         except OSError as exc:
-            raise storage_error(self._folder, exc) from exc
+            raise storage_error(self._folder.path, exc) from exc
         with contextlib.suppress(OSError):
             os.utime(path, follow_symlinks=False)  # recently used
         return path
 
     def holds(self, digest: str) -> bool:
         """Whether the chunk is here under its name, so that `find` does not have to verify it."""
-        return _is_file(self._path(digest))
+        return is_file(self._path(digest))
 
     def discard(self, digest: str) -> None:
         """Remove a chunk that turned out to be damaged. Raises `StorageError` where it cannot be removed."""
@@ -101,12 +98,12 @@ class ChunkCache:
                     self._complete(digest)
                 return held
         except OSError as exc:
-            raise storage_error(self._folder, exc) from exc
+            raise storage_error(self._folder.path, exc) from exc
 
     def _check_total(self, digest: str, start: int, total_bytes: int, lock: BinaryIO) -> None:
         """Hold a part against the size that the first one declared, which the lock file keeps."""
         partial, declared = self._partial(digest), lock.read(20)
-        if _is_file(partial) and declared.isdigit() and int(declared) != total_bytes:
+        if is_file(partial) and declared.isdigit() and int(declared) != total_bytes:
             partial.unlink()  # of another file with the same content, or of nobody who means it
             if start:
                 raise ControlError(f"the chunk had {int(declared)} bytes at first, now {total_bytes}: send it again")
@@ -117,9 +114,9 @@ class ChunkCache:
 
     def _write(self, digest: str, start: int, stop: int, source: BinaryIO) -> int:
         held, path = start, self._partial(digest)
-        with _opened(path, os.O_WRONLY | os.O_APPEND) as file:
+        with opened(path, os.O_WRONLY | os.O_APPEND) as file:
             while held < stop and (block := source.read(min(_BLOCK_BYTES, stop - held))):
-                self._make_room(len(block), path)
+                self._folder.make_room(len(block), path)
                 file.write(block)
                 held += len(block)
             file.flush()
@@ -145,12 +142,12 @@ class ChunkCache:
             except (FileNotFoundError, CheckpointError, StorageError) as exc:
                 if self.holds(digest):
                     return True
-                if not (isinstance(exc, FileNotFoundError) and _is_file(self._received(digest))):
+                if not (isinstance(exc, FileNotFoundError) and is_file(self._received(digest))):
                     raise
 
     def _verify_received(self, digest: str, advance: Advance) -> bool:
         received = self._received(digest)
-        if not _is_file(received):
+        if not is_file(received):
             return self._adopt_partial(digest, advance)
         try:
             actual = self._digest_of(received, advance)
@@ -167,104 +164,43 @@ class ChunkCache:
         """A node that was killed before it could rename a complete file has it still as a partial one."""
         partial = self._partial(digest)
         with contextlib.suppress(CheckpointError, StorageError):
-            if _is_file(partial) and self._digest_of(partial, advance) == digest:
+            if is_file(partial) and self._digest_of(partial, advance) == digest:
                 partial.rename(self._path(digest))
                 return True
         return False
 
     def _check_room(self, total_bytes: int, held: int) -> None:
         """Refuse a chunk that would not fit if all others were removed; none is for what is only declared."""
-        if total_bytes > self._limit_bytes:
+        folder = self._folder
+        if total_bytes > folder.limit_bytes:
             raise StorageError(
-                f"{self._folder}: the chunk takes {format_bytes(total_bytes)} and the cache may hold"
-                f" {format_bytes(self._limit_bytes)}"
+                f"{folder.path}: the chunk takes {format_bytes(total_bytes)} and the cache may hold"
+                f" {format_bytes(folder.limit_bytes)}"
             )
-        others = sum(n_bytes for _, n_bytes, _ in self._files()) - held
-        if total_bytes - held > (free_bytes := shutil.disk_usage(self._folder).free) + others:
+        others = sum(n_bytes for _, n_bytes, _ in folder.files()) - held
+        if total_bytes - held > (free_bytes := folder.free_bytes) + others:
             raise StorageError(
-                f"{self._folder}: the chunk takes {format_bytes(total_bytes)} and {format_bytes(free_bytes)} are free:"
+                f"{folder.path}: the chunk takes {format_bytes(total_bytes)} and {format_bytes(free_bytes)} are free:"
                 " free some space or choose another folder with --cache-dir"
             )
 
-    def _make_room(self, n_bytes: int, growing: Path) -> None:
-        """Remove the least recently used chunks until the file `growing` can take `n_bytes` more."""
-        files = self._files()
-        excess = sum(n for _, n, _ in files) + n_bytes - self._limit_bytes
-        excess = max(excess, n_bytes - shutil.disk_usage(self._folder).free)
-        for _, n_held, path in files:
-            if excess <= 0:
-                break
-            if path != growing:
-                excess -= n_held
-                path.unlink(missing_ok=True)  # whoever loads it has it open
-
-    def _files(self) -> list[tuple[float, int, Path]]:
-        """(time of last use, bytes, path) of all chunks, whole or not, the least recently used first.
-
-        Another node may share the folder, so a file can be renamed or gone at any moment.
-        """
-        found = []
-        for path in self._folder.iterdir():
-            if path.suffix in (".pth", ".received", ".partial"):
-                with contextlib.suppress(FileNotFoundError):
-                    status = path.lstat()
-                    found.append((status.st_mtime, status.st_size, path))
-        return sorted(found)
-
     @contextlib.contextmanager
     def _locked(self, digest: str) -> Iterator[BinaryIO]:
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._check_folder()
-        with _opened(self._path(digest).with_suffix(".lock"), os.O_RDWR) as file:
+        self._folder.make()
+        with opened(self._path(digest).with_suffix(".lock"), os.O_RDWR) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as exc:
                 raise ChunkBusy("another starter is sending this chunk right now") from exc
             yield file
 
-    def _check_folder(self) -> None:
-        """Raise `StorageError` where other users could put files into the folder, or have put it there."""
-        status = self._folder.stat()
-        if not stat.S_ISDIR(status.st_mode):
-            raise StorageError(f"{self._folder}: not a folder: choose another one with --cache-dir")
-        if status.st_uid != os.geteuid():
-            raise StorageError(f"{self._folder} belongs to another user: choose another folder with --cache-dir")
-        writers = stat.S_IWOTH | (stat.S_IWGRP if self._folder.is_symlink() else 0)
-        if status.st_mode & writers:
-            raise StorageError(
-                f"{self._folder} can be written to by other users: choose another folder with --cache-dir, or"
-                f" chmod go-w {self._folder.resolve()}"
-            )
-
     def _path(self, digest: str) -> Path:
         if not DIGEST.fullmatch(digest):
             raise ControlError(f"{digest!r} is not a digest: 64 hexadecimal digits are")
-        return self._folder / f"{digest}.pth"
+        return self._folder.path / f"{digest}.pth"
 
     def _partial(self, digest: str) -> Path:
         return self._path(digest).with_suffix(".partial")
 
     def _received(self, digest: str) -> Path:
         return self._path(digest).with_suffix(".received")
-
-
-def _is_file(path: Path) -> bool:
-    """Whether there is a file, not a link to one."""
-    try:
-        return stat.S_ISREG(path.lstat().st_mode)
-    except FileNotFoundError:
-        return False
-
-
-@contextlib.contextmanager
-def _opened(path: Path, flags: int) -> Iterator[BinaryIO]:
-    """Open or create a file that is none but ours. Raises `StorageError` for a link or a pipe of that name."""
-    try:
-        fd = os.open(path, flags | os.O_CREAT | _NO_LINK, 0o600)
-    except OSError as exc:
-        raise storage_error(path, exc) from exc
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise StorageError(f"{path}: not a file")
-    with open(fd, "ab" if flags & os.O_APPEND else "r+b") as file:
-        yield file
