@@ -103,7 +103,7 @@ V1 = "sys/fs/cgroup/memory/docker/1"
             | {
                 f"{V2}/memory.max": 2 * GB,
                 f"{V2}/memory.current": 2 * GB,
-                f"{V2}/memory.stat": f"anon 5\ninactive_file {GB}\nslab 7",
+                f"{V2}/memory.stat": f"anon 5\ninactive_file {GB // 2}\nactive_file {GB // 2}\nslab 7",
             },
             GB,
         ),

@@ -71,15 +71,24 @@ def _ratio(quota_us: str, period_us: str) -> Iterator[float]:
 
 
 def _memory_limits(root: Path) -> Iterator[int]:
-    """What is left of each limit of memory, in bytes. Cached files count as used, and are given up when memory is."""
+    """What is left of each limit of memory, in bytes. Cached files count as used, and are given up when memory is.
+
+    The active ones, such as weights that are mapped, count as available in the whole system too.
+    """
     for controller, limit, usage, cached in (
-        ("", "memory.max", "memory.current", "inactive_file"),
-        ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        ("", "memory.max", "memory.current", ("inactive_file", "active_file")),
+        (
+            "memory",
+            "memory.limit_in_bytes",
+            "memory.usage_in_bytes",
+            ("total_inactive_file", "total_active_file"),
+        ),
     ):
         for group in _groups(root, controller):
             limit_bytes, used_bytes = _read(group / limit), _read(group / usage)
             if limit_bytes.isdecimal() and used_bytes.isdecimal() and int(limit_bytes) < _UNLIMITED:
-                yield int(limit_bytes) - int(used_bytes) + _statistic(group / "memory.stat", cached)
+                statistics = group / "memory.stat"
+                yield int(limit_bytes) - int(used_bytes) + sum(_statistic(statistics, name) for name in cached)
 
 
 def _groups(root: Path, controller: str) -> Iterator[Path]:

@@ -15,6 +15,7 @@ from mdi.config.network import NetworkConfig, NodeConfig
 from mdi.config.options import StarterOptions
 from mdi.engine.sample import Sample, Sink, discard
 from mdi.formats import BackendChoice
+from mdi.model.packed import IN_MEMORY, PackedFiles
 from mdi.net.access import THIS_MACHINE, Access
 from mdi.net.timeouts import DEFAULT_TIMEOUTS, Timeouts
 from mdi.nodes.secondary import Secondary
@@ -30,21 +31,29 @@ ANY_PORT = NodeConfig("127.0.0.1", 0, 0, 0)
 class Ring:
     """A network whose secondaries run; `generate` plays the starter."""
 
-    def __init__(self, network: NetworkConfig, secondaries: list[Secondary], backend: BackendChoice = "auto") -> None:
-        self.network, self.secondaries, self._backend = network, secondaries, backend
+    def __init__(
+        self,
+        network: NetworkConfig,
+        secondaries: list[Secondary],
+        backend: BackendChoice = "auto",
+        packed_files: PackedFiles = IN_MEMORY,
+    ) -> None:
+        self.network, self.secondaries, self._backend, self._packed_files = network, secondaries, backend, packed_files
 
     def generate(
         self,
         folder: Path,
         prompts: Sequence[Sequence[int]] | None = None,
         stops: StopSequences | None = None,
+        sink: Sink = discard,
         **options: Any,
     ) -> list[list[int]]:
         """The tokens of each sample. Greedy in float32 and without stopping early, unless `options` say otherwise."""
         values = {"temperature": 0.0, "dtype": "float32", "ignore_eos": True, "keep_nodes": True, "n_tokens": 12}
         values["backend"] = self._backend
         arguments = StarterOptions(ckpt=folder, **{**values, **options})
-        with starter_for(self.network, arguments, prompts, stops) as (starter, samples):
+        files = self._packed_files
+        with starter_for(self.network, arguments, prompts, stops, sink, packed_files=files) as (starter, samples):
             starter.prepare()
             starter.run()
             if arguments.timeline is not None:
@@ -61,6 +70,7 @@ def starter_for(
     stops: StopSequences | None = None,
     sink: Sink = discard,
     timeouts: Timeouts = DEFAULT_TIMEOUTS,
+    packed_files: PackedFiles = IN_MEMORY,
 ) -> Iterator[tuple[Starter, list[Sample]]]:
     """A starter with its samples queued: those of the options, or of prompts given as token ids."""
     assert options.ckpt is not None
@@ -74,7 +84,9 @@ def starter_for(
         needed = max(map(len, prompts)) + options.n_tokens
         context = options.sequence_length or min(needed, model.config.block_size)
     n_slots = len(samples)
-    with Starter(network, model, options, context=context, n_slots=n_slots, timeouts=timeouts) as starter:
+    with Starter(
+        network, model, options, context=context, n_slots=n_slots, timeouts=timeouts, packed_files=packed_files
+    ) as starter:
         for sample in samples:
             sample.sink = sink
             starter.add(sample)
@@ -90,6 +102,7 @@ def ring_of(
     starter_access: Access | None = None,
     dtype: str | None = "float32",
     backend: BackendChoice = "auto",
+    packed_files: PackedFiles = IN_MEMORY,
 ) -> Iterator[Ring]:
     """A ring with `n_nodes - 1` secondaries, each serving in a thread of its own, with one chunk cache.
 
@@ -101,8 +114,9 @@ def ring_of(
     with contextlib.ExitStack() as stack:
         secondaries, nodes = [], []
         for share in shares[1:]:
+            sources = WeightSources(ChunkCache(cache_dir, content_digest))
             secondary = stack.enter_context(
-                Secondary(any_port, WeightSources(ChunkCache(cache_dir, content_digest)), dtype=dtype, backend=backend)
+                Secondary(any_port, sources, dtype=dtype, backend=backend, packed_files=packed_files)
             )
             thread = threading.Thread(target=secondary.serve, name="secondary")
             thread.start()
@@ -114,7 +128,7 @@ def ring_of(
         starter = replace(
             ANY_PORT, http_port=http_port, port_in=port_in, share=shares[0], access=starter_access or access
         )
-        yield Ring(NetworkConfig(starter, tuple(nodes)), secondaries, backend)
+        yield Ring(NetworkConfig(starter, tuple(nodes)), secondaries, backend, packed_files)
 
 
 class Machine:

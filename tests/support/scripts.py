@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "src"
+STARTERS = ("starter.py", "sample.py")
 ERROR_LINE = re.compile(r"(?:[\w.]+: )?error: .+")
 KILL_TIMEOUT_S = 60.0
 
@@ -180,7 +181,8 @@ class Scripts:
         """Start a script; `stdout` is a descriptor to be used instead of a file."""
         folder = self._folder / f"process{len(self._processes)}"
         folder.mkdir(parents=True)
-        command = [str(SCRIPTS / name), *map(str, arguments)]
+        own_cache = ("--cache-dir", self._folder / "cache") if name in STARTERS else ()  # unless another one follows
+        command = [str(SCRIPTS / name), *map(str, (*own_cache, *arguments))]
         environment = os.environ | {"OMP_NUM_THREADS": "1"} | dict(env or {})
         with (folder / "stdout").open("wb") as out, (folder / "stderr").open("wb") as err:
             target = out.fileno() if stdout is None else stdout

@@ -61,6 +61,8 @@ def test_bit_rot_in_a_cached_chunk_does_not_change_the_text(scripts: Scripts, mo
     chunk = cached_chunk(cache)
     flip_signs(chunk, a_matrix(chunk))
     assert content_digest(chunk) != chunk.stem
+    for packed in cache.glob("*.packed"):  # with which the node would not read the chunk
+        packed.unlink()
     second, secondary = run()
     assert second == first
     assert f"{chunk}: damaged" in secondary.stderr and "the starter sends it again" in secondary.stderr

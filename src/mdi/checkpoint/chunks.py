@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from mdi.checkpoint.config import load_config
-from mdi.checkpoint.digests import checked, digest_of_lines, expect_lines, lines_of, read_digests, tensor_line
+from mdi.checkpoint.digests import Check, checked, digest_of_lines, expect_lines, lines_of, read_digests, tensor_line
 from mdi.checkpoint.disk_space import require_space
 from mdi.checkpoint.manifest import (
     MANIFEST_FILE,
@@ -82,12 +82,12 @@ def split_model(
     def check(read: Mapping[str, str]) -> None:
         source_lines.update(read)
         if known is not None:
-            known(read)
+            known.compare(read)
 
     files = []
     for node, part in enumerate(parts):
         path = target / chunk_name(node)
-        own_lines = _write_chunk(path, checked(part, check), dtype, quantization)
+        own_lines = _write_chunk(path, checked(part, Check(check)), dtype, quantization)
         files.append(ChunkFile(path.name, path.stat().st_size, digest_of_lines(own_lines)))
         lines |= own_lines
     source = Source(digest_of_lines(source_lines), stat.st_size, stat.st_mtime_ns)

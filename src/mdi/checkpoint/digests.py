@@ -11,6 +11,7 @@ where SHA-256 took half as long again as loading itself.
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -27,7 +28,13 @@ FORMAT_VERSION = 2
 _MAX_DIGESTS_BYTES = 400 * MAX_TENSORS
 _BLOCK_BYTES = 1 << 20
 
-Check = Callable[[Mapping[str, str]], None]  # raises `CheckpointError` for the lines of tensors, by name
+
+@dataclass(frozen=True)
+class Check:
+    """What is known of some tensors before they are read."""
+
+    compare: Callable[[Mapping[str, str]], None]  # raises `CheckpointError` for the lines of tensors, by name
+    digest: str = ""  # of all of them; empty where only their lines are known
 
 
 def tensor_line(tensor: torch.Tensor) -> str:
@@ -77,7 +84,8 @@ class _HashedWeights(Weights):
     """Weights that are hashed as they are read, while the processor's cache still holds much of them."""
 
     def __init__(self, weights: Weights, check: Check | None = None) -> None:
-        super().__init__(weights.meta, weights.__getitem__)
+        known = "" if check is None else check.digest
+        super().__init__(weights.meta, weights.__getitem__, known or weights.identity)
         self._check = check
         self._lines: dict[int, str] = {}  # by the stored tensor
 
@@ -96,7 +104,7 @@ class _HashedWeights(Weights):
 
     def verify(self) -> None:
         if self._check is not None:
-            self._check(self.lines())
+            self._check.compare(self.lines())
 
 
 def checked(weights: Weights, check: Check | None) -> Weights:
@@ -111,7 +119,7 @@ def expect_digest(digest: str, otherwise: str) -> Check | None:
         if digest_of_lines(lines) != digest:
             raise CheckpointError(otherwise)
 
-    return check if digest else None
+    return Check(check, digest) if digest else None
 
 
 # ---- of a whole model
@@ -160,4 +168,4 @@ def expect_lines(path: Path, known: Mapping[str, str] | None) -> Check | None:
                     f" replaced on purpose, remove {file}"
                 )
 
-    return check
+    return Check(check)

@@ -91,6 +91,13 @@ class TensorFile:
             raise storage_error(path, exc) from exc
         self._in_use: weakref.WeakValueDictionary[StoredTensor, torch.Tensor] = weakref.WeakValueDictionary()
 
+    @property
+    def identity(self) -> str:
+        """Another one after every write. The date of a change, unlike that of a write, cannot be set."""
+        status = os.fstat(self._file.fileno())
+        numbers = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        return f"file {' '.join(map(str, numbers))}"
+
     def read(self, name: str, advance: Advance = no_progress) -> torch.Tensor:
         """The tensor `name`; the same object for two names of one tensor, as long as somebody holds it.
 
@@ -292,4 +299,4 @@ def open_weights(path: Path, advance: Advance = no_progress, format: Format = TO
     file = TensorFile(path, format)
     unique = {stored: torch.empty(stored.shape, dtype=stored.dtype, device="meta") for stored in file.tensors.values()}
     meta = {name: unique[stored] for name, stored in file.tensors.items()}
-    return Weights(meta, lambda name: file.read(name, advance))
+    return Weights(meta, lambda name: file.read(name, advance), file.identity)

@@ -93,7 +93,7 @@ def select(weights: Mapping[str, torch.Tensor], config: ModelConfig, node: int, 
         tensor = source[stored[name]]
         return qkv_reassemble(tensor, config) if ".attn.attn." in stored[name] else tensor
 
-    return Weights({name: meta[name] for name in (*wanted, *scales)}, read)
+    return Weights({name: meta[name] for name in (*wanted, *scales)}, read, source.identity)
 
 
 def _shape(named: Mapping[str, torch.Tensor], name: str) -> torch.Size:

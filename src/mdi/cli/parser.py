@@ -126,6 +126,7 @@ def add_node_options(parser: Parser) -> None:
     parser.section("this node")
     parser.option("--ckpt", type=Path, metavar="DIR", help="the model's folder")
     parser.option("--chunk", type=Path, metavar="FILE", help="this node's chunk of the model")
+    parser.option("--cache-dir", type=Path, metavar="DIR", help="where received chunks and packed weights are kept")
     devices = ("cpu", "mps", "cuda")
     parser.option("--device", help="cpu, mps, cuda or cuda:N (default: the best there is)", values=devices)
     parser.option(

@@ -10,6 +10,7 @@ from pathlib import Path
 from mdi.checkpoint.cache import ChunkCache
 from mdi.checkpoint.digests import content_digest
 from mdi.checkpoint.folder import find_folder, open_folder
+from mdi.checkpoint.packed_cache import packed_files
 from mdi.cli.plots import Mark, plot_token_times
 from mdi.cli.requests import load_requests
 from mdi.cli.run_statistics import RunStats, append_run_csv
@@ -46,7 +47,8 @@ def run_starter(options: StarterOptions, network: NetworkConfig, signals: Signal
         writer = stack.enter_context(SampleWriter(options.output)) if options.output else None
         transcript = Transcript(requests, stream=stream, bare=options.quiet, writer=writer)
         n_slots = len(requests.samples)
-        starter = Starter(network, model, options, context=requests.context, n_slots=n_slots)
+        files = packed_files(options.cache_dir)
+        starter = Starter(network, model, options, context=requests.context, n_slots=n_slots, packed_files=files)
         stack.enter_context(signals.passed_to(starter.interrupt))  # the node's own end included
         stack.enter_context(starter)
         for sample in requests.samples:
@@ -124,6 +126,7 @@ def run_secondary(options: SecondaryOptions, config: NodeConfig, cache_folder: P
         quantize=options.quantize,
         backend=options.backend,
         compile_stage=options.compile,
+        packed_files=packed_files(cache_folder),
     )
     with signals.passed_to(secondary.interrupt), secondary:
         starter = f" at {config.starter_addr}" if config.starter_addr else ""

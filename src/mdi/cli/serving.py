@@ -7,6 +7,7 @@ import signal
 import time
 
 from mdi.checkpoint.folder import ModelFolder, find_folder, open_folder
+from mdi.checkpoint.packed_cache import packed_files
 from mdi.cli.requests import context_of
 from mdi.cli.serve_options import SERVING, site_url
 from mdi.cli.signals import GRACE_S, Signals
@@ -47,7 +48,8 @@ def run_server(
     model = open_folder(folder, len(network.nodes), options.quantize, options.dtype)
     context = context_of(options, model.config.block_size, DEFAULT_CONTEXT)
     served = _served_model(model, worker, context)
-    starter = Starter(network, model, options, context=context, n_slots=options.max_slots or DEFAULT_SLOTS)
+    n_slots, files = options.max_slots or DEFAULT_SLOTS, packed_files(options.cache_dir)
+    starter = Starter(network, model, options, context=context, n_slots=n_slots, packed_files=files)
     service = Service(served, starter, options.max_queue)
     drain = Drain(service, starter, signals, options.drain_timeout_s, options.drain_delay_s)
     signals.grace_s = options.drain_timeout_s + GRACE_S
@@ -60,7 +62,7 @@ def run_server(
             port,
             service,
             keys=keys,
-            n_streams=(options.max_slots or DEFAULT_SLOTS) + options.max_queue,
+            n_streams=n_slots + options.max_queue,
             origins=options.cors,
         )
         stack.callback(server.close)

@@ -112,6 +112,7 @@ class NodeOptions(Section):
     compile: bool = False
     backend: BackendChoice = "auto"
     device: str | None = None
+    cache_dir: Path | None = None
     nodes_config: Path = SETTINGS_DIR / "configuration.json"
 
     def __post_init__(self) -> None:
@@ -224,7 +225,6 @@ class SecondaryOptions(NodeOptions, ModelOptions, PrecisionOptions, SeedOption):
     """The options of `secondary.py`."""
 
     index: int | None = None
-    cache_dir: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from mdi.liveness import no_tick
 from mdi.model.linear import make_linear
 from mdi.model.litgpt_modules import LLaMAMLP, LLaMAMoE, RMSNorm
 from mdi.model.ops import PointwiseOps
+from mdi.model.packed import IN_MEMORY, PackedWeights
 from mdi.model.quant import Weight, join, load_weight, mode_for, quantize
 from mdi.model.weights import Weights
 from mdi.strings import one_line
@@ -38,6 +39,7 @@ class Placement:
     compile_ops: bool = False  # where that makes a step faster
     backend: BackendChoice = "auto"
     tick: Callable[[], None] = no_tick  # called for each tensor: loading gets on
+    packed: PackedWeights = IN_MEMORY  # where a backend finds what it laid out before
     ops: PointwiseOps = field(default_factory=PointwiseOps)
 
 
@@ -142,7 +144,7 @@ class ModuleBuilder:
 
     def is_tied(self, name: str, other: str) -> bool:
         """Whether two names stand for one stored tensor."""
-        return self._weights.meta[name] is self._weights.meta[other]
+        return self._weights.meta.get(name) is self._weights.meta.get(other)
 
     def _mismatch_error(self, problem: str) -> CheckpointError:
         return CheckpointError(f"the weights of {self._what} do not fit this model: {problem}")

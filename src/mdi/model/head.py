@@ -20,6 +20,8 @@ from mdi.model.shapes import head_shapes
 class EmbeddingAndHead:
     """What the starter has besides its stage: the embedding before the first block, the head after the last."""
 
+    mapped_bytes = 0
+
     def __init__(
         self,
         config: ModelConfig,

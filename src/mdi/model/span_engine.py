@@ -15,7 +15,8 @@ from mdi.segments import Segment
 class SpanEngine(Protocol):
     """Computes the blocks of one span and owns their KV slots. The layout of the slots is its own.
 
-    It checks nothing: `Stage` passes only segments that the slots have room for.
+    It checks nothing: `Stage` passes only segments that the slots have room for. `forward` raises `StorageError` where
+    weights in a mapped file cannot be read any more.
     """
 
     span: Span
@@ -23,6 +24,10 @@ class SpanEngine(Protocol):
     @property
     def weights_bytes(self) -> int:
         """What the weights hold."""
+
+    @property
+    def mapped_bytes(self) -> int:
+        """Of these, what lies in files that are mapped: the system can take that memory, and read them again."""
 
     @property
     def numerics(self) -> str:
@@ -44,6 +49,10 @@ class Head(Protocol):
     @property
     def weights_bytes(self) -> int:
         """What the weights hold."""
+
+    @property
+    def mapped_bytes(self) -> int:
+        """Of these, what lies in files that are mapped: the system can take that memory, and read them again."""
 
     def embed(self, ids: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
         """Token ids (N), each at a position of its sequence -> hidden states (N, n_embd)."""

@@ -44,6 +44,11 @@ class Stage:
         return self.engine.weights_bytes
 
     @property
+    def mapped_bytes(self) -> int:
+        """Of these, what lies in files that are mapped."""
+        return self.engine.mapped_bytes
+
+    @property
     def numerics(self) -> str:
         """The name of the engine's arithmetic."""
         return self.engine.numerics

@@ -12,8 +12,14 @@ class Weights(Mapping[str, torch.Tensor]):
     names, both have the same object there.
     """
 
-    def __init__(self, meta: Mapping[str, torch.Tensor], read: Callable[[str], torch.Tensor]) -> None:
-        self.meta, self._read = meta, read
+    def __init__(
+        self, meta: Mapping[str, torch.Tensor], read: Callable[[str], torch.Tensor], identity: str = ""
+    ) -> None:
+        """
+        Args:
+            identity: equal only for equal tensors of equal names; empty where nothing tells.
+        """
+        self.meta, self._read, self.identity = meta, read, identity
 
     @classmethod
     def of(cls, tensors: Mapping[str, torch.Tensor]) -> "Weights":

@@ -31,6 +31,7 @@ from mdi.liveness import StepCounter
 from mdi.machine import memory_bytes, peak_memory_bytes
 from mdi.model.backends.select import make_head, make_span_engine, prepare
 from mdi.model.devices import pick_device, pick_dtype
+from mdi.model.packed import IN_MEMORY, PackedFiles
 from mdi.model.runner import StageRunner, StageSpec
 from mdi.model.stage import kept_rows
 from mdi.model.tensors import dtype_name, from_buffer, to_buffer
@@ -96,8 +97,13 @@ class Secondary:
         backend: BackendChoice = "auto",
         compile_stage: bool = False,
         timeouts: Timeouts = DEFAULT_TIMEOUTS,
+        packed_files: PackedFiles = IN_MEMORY,
     ) -> None:
-        """Raises `ConfigError` where a port is taken or the device is not there."""
+        """Raises `ConfigError` where a port is taken or the device is not there.
+
+        Args:
+            packed_files: where packed weights are kept for the next start.
+        """
         self.config = config
         self._sources, self._own_dtype, self._quantize, self._timeouts = sources, dtype, quantize, timeouts
         torch_device = pick_device(device or config.device)
@@ -111,6 +117,7 @@ class Secondary:
             backend=backend,
             compile_ops=compile_stage,
             tick=self._tick,
+            packed_files=packed_files,
         )
         self._timeline = Timeline()
         self._session = Session()

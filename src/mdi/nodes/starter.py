@@ -33,6 +33,7 @@ from mdi.inbox import Inbox
 from mdi.machine import memory_bytes, peak_memory_bytes
 from mdi.model.backends.select import make_head, make_span_engine, prepare
 from mdi.model.devices import pick_device, pick_dtype
+from mdi.model.packed import IN_MEMORY, PackedFiles
 from mdi.model.runner import StageRunner, StageSpec
 from mdi.model.tensors import dtype_name
 from mdi.model.threads import CoreShare
@@ -63,11 +64,13 @@ class Starter:
         context: int,
         n_slots: int,
         timeouts: Timeouts = DEFAULT_TIMEOUTS,
+        packed_files: PackedFiles = IN_MEMORY,
     ) -> None:
         """
         Args:
             context: positions per sample.
             n_slots: samples that are to be in the ring at once, as far as memory allows.
+            packed_files: where packed weights are kept for the next start.
 
         Raises `ConfigError` where the device is not there.
         """
@@ -92,6 +95,7 @@ class Starter:
             backend=options.backend,
             compile_ops=options.compile,
             tick=self._inbox.check,
+            packed_files=packed_files,
         )
         self._timeline = Timeline()
         self._timeline.begin(options.timeline is not None)

@@ -21,7 +21,6 @@ def build_parser() -> Parser:
         help="the network and which of its secondaries this is, from 0; or a file with this node alone",
     )
     parser.stray_advice = "; the index of a secondary follows the file: --nodes-config FILE INDEX"
-    parser.option("--cache-dir", type=Path, metavar="DIR", help="where received chunks are kept")
     return parser
 
 

@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 class TorchSpan:
     """A `SpanEngine` of litgpt blocks whose attention keeps the slots."""
 
+    mapped_bytes = 0
+
     def __init__(
         self, config: ModelConfig, span: Span, weights: Mapping[str, torch.Tensor], placement: Placement
     ) -> None:

@@ -1,20 +1,23 @@
 """litgpt's blocks as the kernels take them: which are supported, and what describes them."""
 
 import ctypes
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from mdi.model.architecture import ModelConfig, architecture_of
 from mdi.model.backends.native import library as native
-from mdi.model.backends.native.packing import PackedLinear
+from mdi.model.backends.native.packing import FILL, PackedLinear, pack
 from mdi.model.build import ModuleBuilder, Placement
 from mdi.model.gpt2 import ReluMLP
 from mdi.model.litgpt_modules import GemmaMLP, GptNeoxMLP, LLaMAMLP, RMSNorm
 from mdi.model.ops import PointwiseOps
+from mdi.model.packed import Make, PackedPart
 from mdi.model.weights import Weights
 
 _GELUS = {"none": native.GELU, "tanh": native.GELU_TANH}
@@ -70,16 +73,13 @@ def shape_of(config: ModelConfig, has_half_cache: bool) -> native.Shape:
 class PackedNorm:
     """One normalization, and the structure that describes it."""
 
-    def __init__(self, norm: nn.Module | None, weights: Mapping[str, torch.Tensor]) -> None:
+    def __init__(self, norm: nn.Module | None, parameters: Mapping[str, torch.Tensor]) -> None:
         """
         Args:
             norm: litgpt's module, without memory; None, or `nn.Identity`: there is none.
-            weights: of its parameters, by name.
+            parameters: by name, in float32, as they are multiplied with and added.
         """
-        self.weight = weights["weight"].float() if "weight" in weights else None
-        self.bias = weights["bias"].float() if "bias" in weights else None
-        if isinstance(norm, RMSNorm) and norm.add_unit_offset and self.weight is not None:
-            self.weight = 1 + self.weight
+        self.weight, self.bias = parameters.get("weight"), parameters.get("bias")
         pointers = [None if tensor is None else tensor.data_ptr() for tensor in (self.weight, self.bias)]
         self.structure = native.Norm(_kind_of(norm), getattr(norm, "eps", 0.0), *pointers)
 
@@ -94,22 +94,29 @@ class PackedBlock:
     """The weights of one block, and the structure that describes it."""
 
     def __init__(
-        self, library: ctypes.CDLL, config: ModelConfig, layer: int, weights: Weights, placement: Placement
+        self,
+        library: ctypes.CDLL,
+        config: ModelConfig,
+        layer: int,
+        weights: Weights,
+        placement: Placement,
+        kept: PackedPart,
     ) -> None:
         """Raises `CheckpointError` where a tensor is missing or of another shape."""
         architecture = architecture_of(config)
         block: Any = architecture.build_block(config, layer, PointwiseOps())
+        own = architecture.block_path.format(layer)
         # Local: who keeps it keeps the file of the weights open.
-        builder = ModuleBuilder(weights.below(architecture.block_path.format(layer)), f"layer {layer}", placement)
+        packer = Packer(library, ModuleBuilder(weights.below(own), f"layer {layer}", placement), placement, kept, own)
         self.parts: list[PackedLinear | PackedNorm] = []
 
         def linear(path: str, module: nn.Linear) -> native.Linear:
-            packed = pack_linear(library, builder, path, module, placement)
+            packed = packer.linear(path, module)
             self.parts.append(packed)
             return packed.structure
 
         def norm(path: str, module: nn.Module | None) -> native.Norm:
-            packed = pack_norm(builder, path, module)
+            packed = packer.norm(path, module)
             self.parts.append(packed)
             return packed.structure
 
@@ -142,17 +149,52 @@ class PackedBlock:
         return any(isinstance(part, PackedLinear) and part.is_quantized for part in self.parts)
 
 
-def pack_linear(
-    library: ctypes.CDLL, builder: ModuleBuilder, path: str, linear: nn.Linear, placement: Placement
-) -> PackedLinear:
-    """The layer `linear`, whose tensors have names below `path`. Raises `CheckpointError` as `PackedBlock` does."""
-    bias = None if linear.bias is None else builder.find(f"{path}bias", linear.bias.shape)
-    packed = PackedLinear(library, builder.weight(f"{path}weight", linear), bias, placement.dtype)
-    placement.tick()
-    return packed
+class Packer:
+    """Lays out the layers of one module, or finds them where they were laid out before."""
 
+    def __init__(
+        self, library: ctypes.CDLL, builder: ModuleBuilder, placement: Placement, kept: PackedPart, prefix: str = ""
+    ) -> None:
+        """
+        Args:
+            builder: knows the weights of the module.
+            prefix: of the names in `kept`.
+        """
+        self._library, self._builder, self._placement, self._kept = library, builder, placement, kept
+        self._prefix = prefix
 
-def pack_norm(builder: ModuleBuilder, path: str, norm: nn.Module | None) -> PackedNorm:
-    """The normalization `norm`, whose tensors have names below `path`."""
-    parameters = {} if norm is None else dict(norm.named_parameters())
-    return PackedNorm(norm, {name: builder.find(path + name, empty.shape) for name, empty in parameters.items()})
+    def linear(self, path: str, linear: nn.Linear) -> PackedLinear:
+        """The layer `linear`, whose tensors have names below `path`. Raises `CheckpointError` as `PackedBlock` does."""
+        shape, bias = linear.weight.shape, None
+        weight = self.tensor(f"{path}weight", lambda: self._tiles(f"{path}weight", linear))
+        if linear.bias is not None:
+            bias = self.tensor(f"{path}bias", lambda: self._filled(f"{path}bias", linear.bias.shape))
+        self._placement.tick()
+        return PackedLinear(self._library, weight, bias, shape)
+
+    def norm(self, path: str, norm: nn.Module | None) -> PackedNorm:
+        """The normalization `norm`, whose tensors have names below `path`."""
+        parameters = {} if norm is None else dict(norm.named_parameters())
+        offset = 1 if isinstance(norm, RMSNorm) and norm.add_unit_offset else 0
+
+        def parameter(name: str, shape: torch.Size) -> torch.Tensor:
+            own = self._builder.find(path + name, shape).float()
+            return offset + own if offset and name == "weight" else own
+
+        return PackedNorm(
+            norm,
+            {
+                name: self.tensor(path + name, functools.partial(parameter, name, empty.shape))
+                for name, empty in parameters.items()
+            },
+        )
+
+    def tensor(self, name: str, make: Make) -> torch.Tensor:
+        """A tensor of the module: kept under that name, or made."""
+        return self._kept.tensor(self._prefix + name, make)
+
+    def _tiles(self, name: str, linear: nn.Linear) -> torch.Tensor:
+        return pack(self._library, self._builder.weight(name, linear), self._placement.dtype)
+
+    def _filled(self, name: str, shape: torch.Size) -> torch.Tensor:
+        return F.pad(self._builder.find(name, shape).float(), (0, -shape.numel() % FILL))

@@ -97,6 +97,11 @@ _SIGNATURES = {
     "mdi_head_delete": (None, [c_void_p]),
     "mdi_head_logits": (c_int, [c_void_p, c_void_p, c_void_p, c_int, c_int]),
     "mdi_head_embed": (None, [c_void_p, c_void_p, c_int, c_void_p]),
+    "mdi_map": (c_void_p, [c_int, c_int64, c_int64]),
+    "mdi_mapped_data": (c_void_p, [c_void_p]),
+    "mdi_mapping_is_lost": (c_int, [c_void_p]),
+    "mdi_unmap": (None, [c_void_p]),
+    "mdi_n_lost_mappings": (c_int, []),
 }
 
 

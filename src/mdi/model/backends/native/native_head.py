@@ -13,11 +13,12 @@ import torch
 from mdi.errors import LocalProtocolError
 from mdi.model.architecture import ModelConfig, architecture_of
 from mdi.model.backends.native import library as native
-from mdi.model.backends.native.blocks import pack_linear, pack_norm
-from mdi.model.backends.native.packing import FILL
+from mdi.model.backends.native.blocks import Packer
+from mdi.model.backends.native.mapping import FileMapper
+from mdi.model.backends.native.packing import FILL, layout_of
 from mdi.model.build import ModuleBuilder, Placement
 from mdi.model.devices import memory_errors
-from mdi.model.embedding import hidden_states, kept_table, position_table
+from mdi.model.embedding import hidden_states, kept_table
 from mdi.model.litgpt_modules import do_softcapping
 
 
@@ -42,21 +43,29 @@ class NativeHead:
         empty: Any = architecture.build_ends(config)
         with memory_errors("the weights of the head"):
             builder = ModuleBuilder(weights, "the embedding and the head", placement)
-            self._norm = pack_norm(builder, architecture.norm_path, empty["norm"])
-            self._packed = pack_linear(library, builder, architecture.head_path, empty["head"], placement)
-            self._table = self._own_table(builder, empty["embedding"].weight.shape)
-            self._positions = position_table(config, builder, empty, self._dtype)
+            self._kept = placement.packed.part("head", layout_of(library), FileMapper(library))
+            packer = Packer(library, builder, placement, self._kept)
+            self._norm = packer.norm(architecture.norm_path, empty["norm"])
+            self._packed = packer.linear(architecture.head_path, empty["head"])
+            self._table = self._own_table(builder, packer, empty["embedding"].weight.shape)
+            self._positions = self._own_positions(builder, packer, empty)
         pointers = ctypes.byref(self._norm.structure), ctypes.byref(self._packed.structure)
         self._head = library.mdi_head_new(*pointers)
         weakref.finalize(self, library.mdi_head_delete, self._head)
 
-    def _own_table(self, builder: ModuleBuilder, shape: torch.Size) -> torch.Tensor | None:
+    def _own_table(self, builder: ModuleBuilder, packer: Packer, shape: torch.Size) -> torch.Tensor | None:
         """The embedding in the smaller dtype; None where the packed head is the same weight in floating point."""
-        table = builder.find(self._architecture.embedding, shape)
-        is_tied = builder.is_tied(self._architecture.embedding, f"{self._architecture.head_path}weight")
-        if is_tied and not self._packed.is_quantized:
+        name = self._architecture.embedding
+        if builder.is_tied(name, f"{self._architecture.head_path}weight") and not self._packed.is_quantized:
             return None
-        return kept_table(table, self._dtype)
+        return packer.tensor(name, lambda: kept_table(builder.find(name, shape), self._dtype))
+
+    def _own_positions(self, builder: ModuleBuilder, packer: Packer, empty: Any) -> torch.Tensor | None:
+        """The learned positions; None where the model has none."""
+        if (name := self._architecture.positions) is None:
+            return None
+        shape = empty["positions"].weight.shape
+        return packer.tensor(name, lambda: kept_table(builder.find(name, shape), self._dtype))
 
     @property
     def weights_bytes(self) -> int:
@@ -64,10 +73,17 @@ class NativeHead:
         tables = [table for table in (self._table, self._positions) if table is not None]
         return self._packed.n_bytes + sum(table.nbytes for table in tables)
 
+    @property
+    def mapped_bytes(self) -> int:
+        """Of these, what lies in a file that is mapped."""
+        return self._kept.mapped_bytes
+
     @torch.inference_mode()
     def embed(self, ids: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
         """Token ids (N), each at a position of its sequence -> hidden states (N, C)."""
-        return hidden_states(self._rows(ids).to(self._dtype), positions, self._positions, self.config)
+        x = hidden_states(self._rows(ids).to(self._dtype), positions, self._positions, self.config)
+        self._kept.check()
+        return x
 
     def _rows(self, ids: Sequence[int]) -> torch.Tensor:
         if self._table is not None:
@@ -90,6 +106,7 @@ class NativeHead:
             n_threads = torch.get_num_threads()
             if self._library.mdi_head_logits(self._head, x.data_ptr(), y.data_ptr(), len(x), n_threads):
                 raise RuntimeError("out of memory for the logits")
+            self._kept.check()
             y = y[:, :n_vocabulary]
             return y if self.config.final_logit_softcapping is None else self._capped(y)
 

@@ -13,7 +13,9 @@ from mdi.errors import LocalProtocolError
 from mdi.model.architecture import ModelConfig, architecture_of
 from mdi.model.backends.native import library as native
 from mdi.model.backends.native.blocks import PackedBlock, shape_of, unsupported
+from mdi.model.backends.native.mapping import FileMapper
 from mdi.model.backends.native.memory import POSITIONS, cache_bytes, cache_item_bytes, filled_up
+from mdi.model.backends.native.packing import layout_of
 from mdi.model.build import Placement
 from mdi.model.devices import memory_errors
 from mdi.model.span import Span
@@ -43,10 +45,11 @@ class NativeSpan:
         """
         self.config, self.span, self._dtype = config, span, placement.dtype
         self._library = library = library or native.load_library()
+        self._kept = placement.packed.part("blocks", layout_of(library), FileMapper(library))
         self._blocks = []
         for layer in range(*span):
             with memory_errors(f"the weights of layer {layer}"):
-                self._blocks.append(PackedBlock(library, config, layer, Weights.of(weights), placement))
+                self._blocks.append(PackedBlock(library, config, layer, Weights.of(weights), placement, self._kept))
         self._n_slots = self._context = 0
         is_quantized = any(block.is_quantized for block in self._blocks)
         self._item_bytes = cache_item_bytes(placement.dtype, is_quantized=is_quantized)
@@ -71,6 +74,11 @@ class NativeSpan:
     def weights_bytes(self) -> int:
         """What the weights hold."""
         return sum(block.n_bytes for block in self._blocks)
+
+    @property
+    def mapped_bytes(self) -> int:
+        """Of these, what lies in a file that is mapped."""
+        return self._kept.mapped_bytes
 
     @property
     def numerics(self) -> str:
@@ -112,6 +120,7 @@ class NativeSpan:
         places = (native.Segment * len(segments))(*(native.Segment(s.slot, s.start, s.n) for s in segments))
         if self._library.mdi_span_forward(self._span, x.data_ptr(), y.data_ptr(), places, len(segments)):
             raise RuntimeError("out of memory for a message")
+        self._kept.check()
         return y.to(self._dtype)
 
     def fork(self, source: int, target: int, n: int) -> None:

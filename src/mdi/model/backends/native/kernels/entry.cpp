@@ -1,6 +1,7 @@
 // The functions that Python calls: a plain C interface, which knows neither Python nor torch.
 //
 // They check nothing but memory: mdi.model.backends.native does. Each returns 0, or 1 where memory ran out.
+#include "mapping.hpp"
 #include "span.hpp"
 
 #define API extern "C" __attribute__((visibility("default")))
@@ -53,3 +54,10 @@ API int mdi_head_logits(Head *head, const float *x, float *y, int n_rows, int n_
   return within_memory([&] { head->logits(x, y, n_rows, n_threads); });
 }
 API void mdi_head_embed(const Head *head, const int32_t *ids, int n, float *y) { head->embed(ids, n, y); }
+
+// Null where the bytes cannot be mapped.
+API Mapping *mdi_map(int file, int64_t start, int64_t n_bytes) { return Mappings::map(file, start, n_bytes); }
+API const void *mdi_mapped_data(const Mapping *mapping) { return mapping->data(); }
+API int mdi_mapping_is_lost(const Mapping *mapping) { return mapping->lost; }
+API void mdi_unmap(Mapping *mapping) { Mappings::unmap(mapping); }
+API int mdi_n_lost_mappings() { return Mappings::n_lost(); }
