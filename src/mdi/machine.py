@@ -43,6 +43,11 @@ def peak_memory_bytes() -> int:
     return max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit_bytes, memory_bytes())
 
 
+def boot_id(root: Path = ROOT) -> str | None:
+    """What Linux calls this machine from one start to the next; None elsewhere. Machines of one image differ in it."""
+    return _read(root / "proc/sys/kernel/random/boot_id") or None
+
+
 def _physical_cores(root: Path) -> int:
     """Cores of which this process may use at least one thread."""
     affinity = getattr(os, "sched_getaffinity", None)  # not on macOS

@@ -20,14 +20,15 @@ from mdi.control.routes import ControlServer
 from mdi.control.signatures import SCHEME, Challenge
 from mdi.net.access import THIS_MACHINE, Access
 from mdi.net.keys import Key, Keys
-from support.control import CHUNK, DIGEST, HOST, SPEC, FakeNode, sha256_of, type_of
+from support.control import CHUNK, DIGEST, ENDS, HOST, SPEC, FakeNode, sha256_of, type_of
 from support.relay import Relay
 from support.statuses import IDLE, READY
 
 KEY = Keys(Key("a key of more than sixteen characters", "test"))
 ACCESSES = [pytest.param(THIS_MACHINE, id="no key"), pytest.param(Access(KEY), id="key")]
-ROUTES = [("GET", "/"), ("GET", "/timeline"), ("POST", "/init"), ("PUT", "/release"), ("PUT", "/stop"),
-          ("HEAD", f"/chunks/{DIGEST}"), ("PUT", f"/chunks/{DIGEST}"), ("GET", "/nothing")]  # fmt: skip
+ROUTES = [("GET", "/"), ("GET", "/timeline"), ("POST", "/reach"), ("POST", "/init"), ("PUT", "/release"),
+          ("PUT", "/stop"), ("HEAD", f"/chunks/{DIGEST}"), ("PUT", f"/chunks/{DIGEST}"),
+          ("GET", "/nothing")]  # fmt: skip
 
 
 # ---- names
@@ -168,7 +169,7 @@ def test_a_person_may_look_at_the_status(node: FakeNode) -> None:
     """By the address bar of a browser, or by curl on this machine."""
     with serving(node, THIS_MACHINE) as server:
         for headers in ({"Sec-Fetch-Site": "none"}, {"Host": f"localhost:{server.port}"}):
-            assert json.loads(ask(server, "GET", "/", headers)[2]) == IDLE.to_json()
+            assert json.loads(ask(server, "GET", "/", headers)[2]) == IDLE.to_json() | ENDS
         stopped = ask(server, "PUT", "/stop", {"Content-Type": "Application/JSON; charset=utf-8"})
         assert json.loads(stopped[2]) == {"stopping": True}
     assert node.asked == ["stop"]

@@ -23,6 +23,7 @@ from mdi.net.sockets import Peer, listen
 from support.statuses import IDLE
 
 HOST = "127.0.0.1"
+ENDS = {"caller": HOST, "called": HOST}  # of a call, as a status tells them
 Answer = tuple[int, str, bytes]
 CHUNK = bytes(range(256)) * 20
 DIGEST = hashlib.sha256(CHUNK).hexdigest()

@@ -7,6 +7,7 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from mdi.control.client import ControlClient
 from mdi.control.protocol import UPLOAD_BYTES, NoAnswer, NodeBusy, is_silent
@@ -18,6 +19,7 @@ from mdi.installation import program_name
 from mdi.net.timeouts import Timeouts
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 MIN_LOAD_BYTES_S = 4e6  # of float32 weights; a node that loads more slowly counts as missing
 
@@ -52,6 +54,7 @@ class MemberSetup:
         self._deadline_s = patience.deadline_s(node)
         self._pause_s = timeouts.retry_s
         self._was_busy = False  # when it was asked before
+        self._was_there = False
 
     def await_status(self) -> NodeStatus | None:
         """What it says of itself, once it is up; None if that is no status. Raises `PeersTimedOut`."""
@@ -63,6 +66,22 @@ class MemberSetup:
             except ControlError:  # whatever is wrong there, the answer to /init will say it
                 return None
 
+    def ask(self, question: Callable[[], T]) -> T:
+        """The answer to a question; the member is waited for like one that is configured.
+
+        Raises `PeersTimedOut` where it is still missing at its deadline, and what is not to be waited for.
+        """
+        while True:
+            try:
+                answer = question()
+            except ControlError as exc:
+                if not self._patience.waits_for(exc):
+                    raise
+                self._wait_or_give_up(exc)
+            else:
+                self._was_there = True
+                return answer
+
     def configure(self, spec: SessionSpec, weights_bytes: int, send_chunk: Callable[[], None]) -> Ready:
         """Have it load its part of a session.
 
@@ -73,6 +92,8 @@ class MemberSetup:
         Raises `PeersTimedOut` where it is still missing at its deadline, and what is not to be waited for.
         """
         most_held = -UPLOAD_BYTES
+        if self._was_there:  # what has passed since then was spent on waiting for its neighbours
+            self._deadline_s = max(self._deadline_s, self._timeouts.deadline_s(self._patience.node_timeout_s))
         load_s = weights_bytes / MIN_LOAD_BYTES_S
         limit_s = self._deadline_s + load_s
         while True:

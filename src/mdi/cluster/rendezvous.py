@@ -17,6 +17,7 @@ import torch
 
 from mdi.checkpoint.config import config_to_dict
 from mdi.checkpoint.folder import ModelFolder
+from mdi.cluster.locations import Location, Locations, location_in
 from mdi.cluster.member_setup import MemberSetup, Patience, PeersTimedOut
 from mdi.cluster.plan import Plan
 from mdi.config.network import NetworkConfig, NodeConfig, node_name
@@ -31,7 +32,6 @@ from mdi.inbox import Inbox
 from mdi.model.quant import held_bytes
 from mdi.model.shapes import stage_shapes
 from mdi.net.refusals import RefusalLog
-from mdi.net.sockets import Peer
 from mdi.net.timeouts import Timeouts
 from mdi.progress import progress_bar
 from mdi.ring.link import Link
@@ -70,12 +70,18 @@ class Rendezvous:
         self._run, self._wire_dtype = run, wire_dtype
         self.clients = {
             NodeId(node): ControlClient(
-                node_name(node), config.addr, config.http_port, network.starter.access, timeouts
+                node_name(node),
+                config.addr,
+                config.http_port,
+                network.starter.access,
+                timeouts,
+                by_address=config.is_called_by_address,
             )
             for node, config in enumerate(network.nodes)
             if node
         }
         self._asked: set[NodeId] = set()  # secondaries that may be in our session
+        self._locations = Locations(network)
         self._undamaged: set[Path] = set()  # chunks that were read whole in this run
         self._sent_to: set[NodeId] = set()  # secondaries that were sent chunks in this run
         self._closing = threading.Event()
@@ -89,8 +95,9 @@ class Rendezvous:
     def initialize(self, plan: Plan, model: ModelFolder, epoch: int, patience: Patience) -> list[Call[SecondaryStatus]]:
         """Begin to configure all secondaries of the plan, each in a thread of its own until it is ready."""
         self._asked.update(plan.members[1:])  # from now on they may be loading for us, whatever becomes of it
+        self._locations = locations = Locations(self._network)
         return [
-            self._call(self._configure, plan, model, Rank(rank), epoch, self._setup(node, patience))
+            self._call(self._configure, plan, model, Rank(rank), epoch, self._setup(node, patience), locations)
             for rank, node in enumerate(plan.members)
             if rank
         ]
@@ -116,7 +123,8 @@ class Rendezvous:
             except PeersTimedOut as exc:
                 missing.append(exc)
         if missing:
-            raise PeersTimedOut(str(missing[0]), [node for exc in missing for node in exc.nodes])
+            nodes = dict.fromkeys(node for exc in missing for node in exc.nodes)  # others wait to learn where one is
+            raise PeersTimedOut(str(missing[0]), list(nodes))
 
     def close_ring(self, plan: Plan, model: ModelFolder, epoch: int, listener: socket.socket | None) -> Ring:
         """Connect the members, which are all ready. Raises `RingBroken`."""
@@ -172,9 +180,13 @@ class Rendezvous:
         self._closing.set()
         wait([in_background(action, self.clients[node], self._run) for node in self._asked], timeout_s)
 
-    def spec(self, plan: Plan, model: ModelFolder, rank: Rank, epoch: int) -> SessionSpec:
-        """The part of one member in a session."""
+    def spec(
+        self, plan: Plan, model: ModelFolder, rank: Rank, epoch: int, locations: Locations | None = None
+    ) -> SessionSpec:
+        """The part of one member in a session. Waits until it is known where it and its neighbours are."""
         nodes = [self._network.nodes[node] for node in plan.members]
+        before, own, after = (plan.members[(rank + step) % len(nodes)] for step in (-1, 0, 1))
+        locations = locations or self._locations
         manifest = model.ring_manifest(len(nodes))
         return SessionSpec(
             run=self._run,
@@ -182,7 +194,7 @@ class Rendezvous:
             rank=rank,
             n_nodes=len(nodes),
             names=plan.names,
-            starter=Peer("starter", nodes[0].addr, nodes[0].http_port),
+            starter=locations.starter(seen_from=own),
             model=model.name,
             model_digest=manifest.model_digest if manifest else "",
             config=config_to_dict(model.config),
@@ -197,14 +209,9 @@ class Rendezvous:
             peer_timeout_s=self._options.peer_timeout_s,
             timeline=self._timeline.on,
             nodes_on_host=nodes_on_host(self._network, nodes[rank]),
-            predecessor=self._ring_peer(plan, rank - 1),
-            successor=self._ring_peer(plan, rank + 1),
+            predecessor=locations.ring_peer(before, seen_from=own),
+            successor=locations.ring_peer(after, seen_from=own),
         )
-
-    def _ring_peer(self, plan: Plan, rank: int) -> Peer:
-        node = plan.members[rank % len(plan.members)]
-        config = self._network.nodes[node]
-        return Peer(node_name(node), config.addr, config.port_in)
 
     def _call(self, action: Callable[..., T], *arguments: Any) -> Call[T]:
         """Run `action` in a thread of its own; the inbox is told when it is finished."""
@@ -223,9 +230,16 @@ class Rendezvous:
             log.warning("the timeline lacks %s: %s", node_name(node), exc)
             return None
 
-    def _configure(self, plan: Plan, model: ModelFolder, rank: Rank, epoch: int, setup: MemberSetup) -> SecondaryStatus:
+    def _locate(self, node: NodeId) -> Location:
+        config, client = self._network.nodes[node], self.clients[node]
+        return location_in(client.status(), client, config, self._network.starter.addr)
+
+    def _configure(
+        self, plan: Plan, model: ModelFolder, rank: Rank, epoch: int, setup: MemberSetup, locations: Locations
+    ) -> SecondaryStatus:
         node = plan.members[rank]
-        spec, client = self.spec(plan, model, rank, epoch), self.clients[node]
+        locations.locate(node, lambda: setup.ask(lambda: self._locate(node)))
+        spec, client = self.spec(plan, model, rank, epoch, locations), self.clients[node]
 
         def send_chunk() -> None:
             self._sent_to.add(node)

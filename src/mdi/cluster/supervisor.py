@@ -261,7 +261,17 @@ class RingSupervisor:
         except PeersTimedOut as exc:
             self._recovery.expired(self._timeouts.clock(), exc.nodes)
             raise
+        self._refuse_twins(statuses)
         self._adopt(self._members(self._recovery.members, statuses, own_status), self._plan_options)
+
+    def _refuse_twins(self, statuses: Statuses) -> None:
+        """Raise `ConfigError` where two addresses of the network are those of one node, which would wait for itself."""
+        urls: dict[str, str] = {}
+        for node, status in statuses.items():
+            if status is not None and status.process is not None:
+                url = self._rendezvous.clients[node].url
+                if (other := urls.setdefault(status.process, url)) != url:
+                    raise ConfigError(f"{other} and {url} are one node: give each node once")
 
     def _can_resplit(self) -> bool:
         """Whether the layers can be spread over one node less: from the whole model, or as chunks that lie ready."""
@@ -412,7 +422,7 @@ class RingSupervisor:
             return
         self._reported_missing[node] = answers
         config, name = self._network.nodes[node], node_name(node)
-        who = f"{name} ({config.addr}:{config.port_in})"
+        who = f"{name} ({config.addr}:{config.port_in or config.http_port})"
         if self._recovery.state is RunState.STARTING:
             reason = "" if is_silent(error) else f": {error}"
             log.warning("waiting for %s at %s%s", name, self._rendezvous.clients[node].url, reason)

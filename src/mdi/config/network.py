@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mdi.config.addresses import MAX_PORT, address_problem
 from mdi.config.paths import SETTINGS_DIR
 from mdi.documents import read_json
 from mdi.errors import ConfigError
 from mdi.formats import DEVICE
 from mdi.installation import program_name
-from mdi.net.access import THIS_MACHINE, Access, parse_ip
+from mdi.net.access import THIS_MACHINE, Access
 from mdi.net.key_sources import key_from_file, key_from_text, keys_from, warn_if_readable_by_others
 from mdi.net.keys import Key
 from mdi.net.tls import Tls
@@ -31,9 +32,6 @@ _NAMES = {"nodes", "starter", "secondary", "addr", "listen", "communication", "i
 _NAMES |= {"port", "starter_addr", "known_as", "port_in", "port_out"}
 LOOPBACK = ("localhost", "127.", "::1")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+):[0-9]{1,5}")
-_WITH_PORT = re.compile(r"(\[.*\]|[^:\[\]]+):[0-9]*")
-_NAME = re.compile(r"[^\W_]([\w-]*\w)?(\.[^\W_]([\w-]*\w)?)*\.?")  # of a machine, in any script
-_NUMBERS = re.compile(r"[0-9.]+")
 
 
 @dataclass(frozen=True)
@@ -55,6 +53,19 @@ class NodeConfig:
     def listen_addr(self) -> str:
         """The address that its ports are bound to."""
         return self.listen or self.addr
+
+    @property
+    def tells_ring_port(self) -> bool:
+        """Whether it listens for its predecessor on any free port: others ask it for that port."""
+        return self.port_in == 0
+
+    @property
+    def is_called_by_address(self) -> bool:
+        """Whether others call it by the address that its name has where they are, and not by the name.
+
+        A node without a file knows its addresses and not what it is called. TLS needs the name of the certificate.
+        """
+        return self.tells_ring_port and self.access.tls is None
 
     @property
     def hosts(self) -> tuple[str, ...]:
@@ -82,6 +93,12 @@ class NetworkConfig:
     @property
     def shares(self) -> list[float]:
         return [node.share for node in self.nodes]
+
+    def with_starter_ports(self, http_port: int, port_in: int) -> "NetworkConfig":
+        """The same, with the starter's ports where it was to take any free ones."""
+        starter = self.starter
+        with_ports = replace(starter, http_port=starter.http_port or http_port, port_in=starter.port_in or port_in)
+        return replace(self, starter=with_ports)
 
 
 def node_name(index: int) -> str:
@@ -190,8 +207,8 @@ class _Reader:
 
     def port(self, key: str) -> int:
         port = self.take(key, int, "a port number")
-        if not 0 <= port <= 65535:
-            raise self.error(key, f"{port} is not a port number (0 to 65535)")
+        if not 0 <= port <= MAX_PORT:
+            raise self.error(key, f"{port} is not a port number (0 to {MAX_PORT})")
         return int(port)
 
     def string(self, key: str) -> str:
@@ -208,7 +225,7 @@ class _Reader:
     def address(self, key: str) -> str:
         """An IP address, or the name of a machine; nothing else of what stands in a URL."""
         value = self.string(key)
-        if problem := _wrong_address(value):
+        if problem := address_problem(value):
             raise self.error(key, f"{quoted(value)} {problem}")
         return value
 
@@ -291,23 +308,6 @@ def _read_node(reader: _Reader) -> NodeConfig:
     share = reader.share() if reader.has("share") else 1.0
     reader.finish()
     return NodeConfig(addr, http_port, port_in, port_out, device, share, starter_addr, known_as=known_as, listen=listen)
-
-
-def _wrong_address(value: str) -> str | None:
-    """What is wrong with the address of a machine, as the predicate of a sentence; None: nothing is seen."""
-    if "://" in value or "/" in value:
-        return "is a URL: an address or a name alone is expected, such as 192.168.1.5"
-    if any(character.isspace() for character in value):
-        return "holds a blank"
-    if value.startswith("[") and value.endswith("]"):
-        return f"stands in brackets: write {value[1:-1]}"
-    if parse_ip(value) is not None:
-        return None
-    if _WITH_PORT.fullmatch(value):
-        return "has a port: an address alone is expected, ports are keys of their own"
-    if ":" in value or _NUMBERS.fullmatch(value) or not _NAME.fullmatch(value):
-        return "is neither an address nor the name of a machine"
-    return None
 
 
 def _refuse_shared_ports(path: Path, nodes: Iterable[NodeConfig]) -> None:

@@ -81,8 +81,11 @@ class Caller:
     and only its reason is kept, before its head has shown that the node has the key.
     """
 
-    def __init__(self, name: str, addr: str, port: int, access: Access, timeouts: Timeouts) -> None:
-        self.name = name
+    def __init__(
+        self, name: str, addr: str, port: int, access: Access, timeouts: Timeouts, *, by_address: bool = False
+    ) -> None:
+        """`by_address`: call it by the address that it was reached at, which may be one of those of its name."""
+        self.name, self._by_address = name, by_address
         self._addr, self._port, self._access, self._timeouts = addr, port, access, timeouts
         scheme = "https" if access.tls else "http"
         self.url = f"{scheme}://{f'[{addr}]' if ':' in addr else addr}:{port}"
@@ -106,7 +109,8 @@ class Caller:
     def exchange(self, request: Request, bounds: Bounds) -> Answer:
         """The answer to a request that was accepted."""
         with self._connected(bounds) as connection:
-            keys, host = self._access.keys, host_of(self._addr, self._port)
+            addr = connection.peer_address if self._by_address else self._addr
+            keys, host = self._access.keys, host_of(addr, self._port)
             headers = {"Host": host, "Content-Length": str(len(request.body)), **request.headers}
             if keys is None:
                 answer = self._ask(connection, request, headers, bounds)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ from mdi.control.protocol import (
     UPLOAD_BYTES,
     NotANode,
 )
+from mdi.control.reach import Reach, Target
 from mdi.control.session import SessionSpec
 from mdi.control.status import InitAnswer, NodeStatus, init_answer_from_json
 from mdi.errors import ControlError
@@ -34,9 +36,17 @@ class ControlClient:
     """One node as seen from another one. Every call ends, and every failure is a `ControlError` that names the node."""
 
     def __init__(
-        self, name: str, addr: str, port: int, access: Access = THIS_MACHINE, timeouts: Timeouts = DEFAULT_TIMEOUTS
+        self,
+        name: str,
+        addr: str,
+        port: int,
+        access: Access = THIS_MACHINE,
+        timeouts: Timeouts = DEFAULT_TIMEOUTS,
+        *,
+        by_address: bool = False,
     ) -> None:
-        self._caller, self._timeouts = Caller(name, addr, port, access, timeouts), timeouts
+        """`by_address`: see `Caller`."""
+        self._caller, self._timeouts = Caller(name, addr, port, access, timeouts, by_address=by_address), timeouts
         self.name, self.url = name, self._caller.url
 
     def status(self) -> NodeStatus:
@@ -64,6 +74,11 @@ class ControlClient:
         bounds = self._bounds(MAX_INIT_BYTES, answer_timeout_s, within_s)
         request = json_request("POST", "/init", spec.to_json())
         return self._checked(init_answer_from_json, self._caller.call(request, bounds))
+
+    def reach(self, target: Target) -> Reach:
+        """Whether the node reaches another one, which it tries now."""
+        request = json_request("POST", "/reach", asdict(target))
+        return self._checked(Reach.from_json, self._caller.call(request, self._bounds()))
 
     def release(self, run: int) -> None:
         """Give up a session that never ran."""

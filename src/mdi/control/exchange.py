@@ -14,6 +14,7 @@ import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from mdi.net.access import plain_address
 from mdi.net.sockets import configure
 from mdi.net.timeouts import Timeouts
 from mdi.net.tls import Tls, host_name
@@ -59,6 +60,12 @@ class Connection:
         step_s = min(self._timeouts.connect_s, self._step_s())
         self._sock = socket.create_connection((self._addr, self._port), timeout=step_s)
         configure(self._sock, step_s)
+
+    @property
+    def peer_address(self) -> str:
+        """The address that was reached; of a connection that is open."""
+        assert self._sock is not None, "called after `connect`"
+        return plain_address(self._sock.getpeername()[0])
 
     def ask(
         self, method: str, target: str, headers: Mapping[str, str], body: bytes | memoryview = b""

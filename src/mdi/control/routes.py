@@ -2,6 +2,7 @@
 
     GET  /                 status
     GET  /timeline         what the node did when
+    POST /reach            try whether the node reaches another one
     POST /init             configure a secondary for a session
     PUT  /release          give up a session that never ran
     PUT  /stop             end the node
@@ -27,15 +28,17 @@ import cherrypy
 
 from mdi.checkpoint.cache import ChunkCache
 from mdi.control.application import application_with
+from mdi.control.attempts import MAX_ATTEMPTS, attempt, check_target
 from mdi.control.auth import STREAMED, AuthMiddleware
-from mdi.control.hosts import OwnHosts
+from mdi.control.hosts import LOCAL_ADDRESS, OwnHosts
 from mdi.control.protocol import HELD_BYTES, JSON, MAX_JSON_BYTES, UPLOAD_BYTES, NodeBusy, code_of
+from mdi.control.reach import Target
 from mdi.control.server import ServingThread, WebServer, marking
 from mdi.control.session import SessionSpec
 from mdi.control.status import InitAnswer, NodeStatus, init_answer_to_json
 from mdi.documents import parse_json
 from mdi.errors import ControlError, MdiError
-from mdi.net.access import THIS_MACHINE, Access, is_loopback
+from mdi.net.access import THIS_MACHINE, Access, is_loopback, plain_address
 from mdi.net.refusals import RefusalLog
 from mdi.net.sockets import listen
 from mdi.net.timeouts import DEFAULT_TIMEOUTS, Timeouts
@@ -92,7 +95,7 @@ class ControlServer(ServingThread):
         _warn_if_unauthenticated(addr, access)
         self._closing = threading.Event()
         refusals = refusals or RefusalLog()
-        application = marking(application_of(node, self._closing, timeouts))
+        application = marking(application_of(node, self._closing, timeouts, access))
         middleware = AuthMiddleware(application, access, local, UPLOAD_BYTES, OwnHosts(addr, known_as), refusals)
         server = WebServer(addr, port, middleware, 2 * UPLOAD_BYTES, access, timeouts, refusals)
         super().__init__(server, "http-server")
@@ -109,29 +112,49 @@ def _warn_if_unauthenticated(addr: str, access: Access) -> None:
         log.warning("this ring has no key: %s may use this node, see docs/running.md", clients)
 
 
-def application_of(node: Node, closing: threading.Event, timeouts: Timeouts = DEFAULT_TIMEOUTS) -> cherrypy.Application:
+def application_of(
+    node: Node, closing: threading.Event, timeouts: Timeouts = DEFAULT_TIMEOUTS, access: Access = THIS_MACHINE
+) -> cherrypy.Application:
     """The routes as a WSGI application; what they still have to answer ends when `closing` is set."""
-    routes = _Routes(node, closing, timeouts)
+    routes = _Routes(node, closing, timeouts, access)
     return application_with(routes, lambda status, message: {"error": message}, log)
 
 
 class _Routes:
     """One exposed method for each path. Called from HTTP threads."""
 
-    def __init__(self, node: Node, closing: threading.Event, timeouts: Timeouts) -> None:
-        self._node, self._closing, self._timeouts = node, closing, timeouts
+    def __init__(self, node: Node, closing: threading.Event, timeouts: Timeouts, access: Access) -> None:
+        self._node, self._closing, self._timeouts, self._access = node, closing, timeouts, access
+        self._attempts = threading.BoundedSemaphore(MAX_ATTEMPTS)
 
     @cherrypy.expose  # type: ignore[untyped-decorator]
     @cherrypy.tools.allow(methods=["GET"])  # type: ignore[untyped-decorator]
     def index(self) -> bytes:
         if cherrypy.request.path_info.strip("/"):  # `/index`
             raise cherrypy.NotFound()
-        return _json(self._node.status().to_json())
+        caller, (called, _) = cherrypy.request.remote.ip, cherrypy.request.wsgi_environ[LOCAL_ADDRESS]
+        ends = {"caller": plain_address(caller), "called": plain_address(called)}
+        return _json(self._node.status().to_json() | ends)
 
     @cherrypy.expose  # type: ignore[untyped-decorator]
     @cherrypy.tools.allow(methods=["GET"])  # type: ignore[untyped-decorator]
     def timeline(self) -> bytes:
         return _json(self._node.timeline())
+
+    @cherrypy.expose  # type: ignore[untyped-decorator]
+    @cherrypy.tools.allow(methods=["POST"])  # type: ignore[untyped-decorator]
+    def reach(self) -> bytes:
+        try:
+            target = Target.from_json(_read_json())
+            check_target(target, cherrypy.request.remote.ip, self._access)
+        except ControlError as exc:
+            return _refused(exc, 400)
+        if not self._attempts.acquire(blocking=False):
+            return _refused(NodeBusy(f"{MAX_ATTEMPTS} attempts are under way"), 409)
+        try:
+            return _json(attempt(target, self._access, self._timeouts).to_json())
+        finally:
+            self._attempts.release()
 
     @cherrypy.expose  # type: ignore[untyped-decorator]
     @cherrypy.tools.allow(methods=["POST"])  # type: ignore[untyped-decorator]

@@ -5,7 +5,7 @@ Keys that are not known here are ignored, so a newer node can be asked; a known 
 
 import enum
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, ClassVar
 
 from mdi.control.checks import (
@@ -13,6 +13,7 @@ from mdi.control.checks import (
     is_dtype,
     is_flag,
     is_mode,
+    is_name,
     is_seconds,
     is_span,
     is_string,
@@ -29,6 +30,7 @@ from mdi.strings import format_bytes
 from mdi.work import Work
 
 MAX_ERROR_CHARACTERS = 4096
+_MAX_TIME_S = 1e12
 
 
 class NodeState(enum.Enum):
@@ -72,6 +74,14 @@ class NodeStatus:
     numerics: str | None = None  # the name of its arithmetic; None also where it has loaded nothing
     waiting: int | None = None  # messages that have arrived and are not computed, or are computed and not sent
     work: Work | None = None  # since it was started
+    name: str | None = None  # of its machine
+    boot: str | None = None  # what tells its machine from others of that name, since it was switched on
+    process: str | None = None  # a random name of this process, by which it is known at whatever address
+    ring_port: int | None = None  # that it listens on for its predecessor
+    time_s: float | None = None  # by its clock, since 1970
+    # Of the request: the address of whoever asks, as the node sees it, and the one by which it was reached.
+    caller: str | None = field(default=None, compare=False)
+    called: str | None = field(default=None, compare=False)
 
     @property
     def computes(self) -> str:
@@ -139,6 +149,13 @@ _NODE_CHECKS: dict[str, Check] = {
     "numerics": optional(is_string),
     "waiting": optional(_SIZE),
     "work": optional(_is_work),
+    "name": optional(is_string),
+    "boot": optional(is_string),
+    "process": optional(is_string),
+    "ring_port": optional(whole(1, 65535)),
+    "time_s": optional(lambda value: type(value) in (int, float) and abs(value) < _MAX_TIME_S),
+    "caller": optional(is_name),
+    "called": optional(is_name),
 }
 
 

@@ -11,6 +11,8 @@ from mdi.net.keys import Keys
 from mdi.net.timeouts import Clock
 from mdi.net.tls import Tls
 
+IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+
 RESOLVED_S = 10.0  # how long the addresses of a name are believed
 ASK_AGAIN_S = 1.0  # how long an address is refused without asking: the machine behind a name may have got a new one
 
@@ -85,7 +87,13 @@ def is_loopback(addr: str) -> bool:
     return bool(ips) and all(ip is not None and ip.is_loopback for ip in ips)
 
 
-def parse_ip(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+def plain_address(address: str) -> str:
+    """An address of a socket as people write it: IPv4 also where a dual-stack socket shows it as ::ffff:10.0.0.1."""
+    ip = parse_ip(address)
+    return str(ip) if ip is not None and ip.version == 4 else address
+
+
+def parse_ip(address: str) -> IpAddress | None:
     """The address, in any spelling and without its zone; None where it is a name."""
     try:
         ip = ipaddress.ip_address(address.partition("%")[0])

@@ -11,6 +11,8 @@ from mdi.errors import ConfigError
 
 BACKLOG = 1024  # connections that the system holds until we accept them; a full backlog keeps everyone out
 
+_DISCARD_PORT = 9  # RFC 863: of any number that a datagram could be for
+_ANY_IPV6 = "::"
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER on, for 0 s
 
 
@@ -74,6 +76,26 @@ class Peer:
     port: int
 
 
+def any_address() -> str:
+    """What a node listens on to be reached by all addresses of its machine, those of IPv6 too where there are any."""
+    try:
+        listen(_ANY_IPV6, 0).close()
+    except ConfigError:
+        return "0.0.0.0"
+    return _ANY_IPV6
+
+
+def own_address_towards(addr: str) -> str | None:
+    """The address that this machine would call `addr` from; None where it knows no way there. Nothing is sent."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(addr, _DISCARD_PORT, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind, protocol) as sock:
+            sock.connect(address)
+            return str(sock.getsockname()[0])
+    except (OSError, UnicodeError):
+        return None
+
+
 def listen(addr: str, port: int, flag: str | None = None) -> socket.socket:
     """A socket that listens on `addr`:`port` (0: any free port), also right after another one did.
 
@@ -86,6 +108,8 @@ def listen(addr: str, port: int, flag: str | None = None) -> socket.socket:
         sock = socket.socket(family, kind, protocol)
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if address[0] == _ANY_IPV6:  # and any of IPv4, as cheroot does it
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
             sock.bind(address)
             sock.listen(BACKLOG)
         except OSError:

@@ -7,7 +7,10 @@ import contextlib
 import functools
 import logging
 import queue
+import secrets
 import signal
+import socket
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -28,7 +31,7 @@ from mdi.formats import BackendChoice, Mode
 from mdi.ids import Rank
 from mdi.inbox import Inbox, Stopped
 from mdi.liveness import StepCounter
-from mdi.machine import memory_bytes, peak_memory_bytes
+from mdi.machine import boot_id, memory_bytes, peak_memory_bytes
 from mdi.model.backends.select import make_head, make_span_engine, prepare
 from mdi.model.devices import pick_device, pick_dtype
 from mdi.model.packed import IN_MEMORY, PackedFiles
@@ -121,6 +124,7 @@ class Secondary:
         )
         self._timeline = Timeline()
         self._session = Session()
+        self._process_name = secrets.token_hex(8)
         self._link: Link | None = None
         self._n_refusals = 0  # in a row, by a starter that was asked whether it wants this node
         self._n_messages = 0  # computed since it was started
@@ -207,6 +211,11 @@ class Secondary:
             free_memory_bytes=runner.free_memory_bytes(),
             waiting=max(0, link.n_received - link.n_sent - (since_s is not None)) if link else 0,
             work=self._timeline.meter.total,
+            name=socket.gethostname(),
+            boot=boot_id(),
+            process=self._process_name,
+            ring_port=self.port_in,
+            time_s=time.time(),
         )
 
     def request_init(self, spec: SessionSpec) -> "Future[InitAnswer]":

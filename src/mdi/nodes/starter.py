@@ -2,7 +2,10 @@
 
 import contextlib
 import logging
+import secrets
 import signal
+import socket
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -30,7 +33,7 @@ from mdi.engine.scheduler import Scheduler
 from mdi.errors import CheckpointError, ControlError
 from mdi.ids import NodeId, Rank
 from mdi.inbox import Inbox
-from mdi.machine import memory_bytes, peak_memory_bytes
+from mdi.machine import boot_id, memory_bytes, peak_memory_bytes
 from mdi.model.backends.select import make_head, make_span_engine, prepare
 from mdi.model.devices import pick_device, pick_dtype
 from mdi.model.packed import IN_MEMORY, PackedFiles
@@ -88,6 +91,7 @@ class Starter:
         self._dtype = dtype_name(pick_dtype(options.dtype, device))
         self._has_kernels = prepare(device, options.backend)
         self._inbox = Inbox()
+        self._process_name = secrets.token_hex(8)
         self._runner = StageRunner(
             device,
             make_span_engine,
@@ -108,9 +112,12 @@ class Starter:
         starter = self._network.starter
         refusals = RefusalLog()
         with contextlib.ExitStack() as stack:
-            listener = None
+            listener = control = None
             if self._network.secondaries:
                 listener = stack.enter_context(listen(starter.listen_addr, starter.port_in))
+                control = self._control_server(refusals)
+                stack.callback(control.close)
+                self._network = self._network.with_starter_ports(control.port, listener.getsockname()[1])
             self._supervisor = RingSupervisor(
                 self._network,
                 self._model,
@@ -123,24 +130,26 @@ class Starter:
                 refusals=refusals,
                 timeouts=self._timeouts,
             )
-            if self._network.secondaries:
-                control = ControlServer(
-                    starter.listen_addr,
-                    starter.http_port,
-                    self,
-                    starter.access,
-                    self._timeouts,
-                    refusals,
-                    starter.hosts,
-                )
-                stack.callback(control.close)
-                control.start()
             stack.callback(self._supervisor.close)
+            if control is not None:
+                control.start()
             statuses = {node: client.status for node, client in self._supervisor.clients.items()}
             self._watch = NodeWatch({NodeId(0): self.status, **statuses}, self._timeouts)
             stack.callback(self._watch.close)
             self._resources = stack.pop_all()
         return self
+
+    def _control_server(self, refusals: RefusalLog) -> ControlServer:
+        starter = self._network.starter
+        return ControlServer(
+            starter.listen_addr,
+            starter.http_port,
+            self,
+            starter.access,
+            self._timeouts,
+            refusals,
+            starter.hosts,
+        )
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: object) -> None:
         failed = isinstance(exc, Exception) and not isinstance(exc, BrokenPipeError)
@@ -216,6 +225,11 @@ class Starter:
             free_memory_bytes=runner.free_memory_bytes(),
             waiting=supervisor.ring.n_waiting,
             work=self._timeline.meter.total,
+            name=socket.gethostname(),
+            boot=boot_id(),
+            process=self._process_name,
+            ring_port=self._network.starter.port_in if self._network.secondaries else None,
+            time_s=time.time(),
         )
 
     def request_init(self, spec: SessionSpec) -> "Future[InitAnswer]":
