@@ -18,6 +18,7 @@ from mdi.cli.commands import (
     chat,
     launch,
     mem_monitor,
+    nodes,
     plot_tok_time,
     prepare_data,
     prepare_model,
@@ -29,6 +30,7 @@ from mdi.cli.commands import (
 from mdi.cli.parser import Parser
 from mdi.config.options import (
     ChatOptions,
+    NetworkOptions,
     PrepareDataOptions,
     PrepareOptions,
     SampleOptions,
@@ -66,6 +68,7 @@ PARSERS = {
     "prepare_model.py": lambda arguments: PrepareOptions(**vars(prepare_model.build_parser().parse_args(arguments))),
     "train.py": lambda arguments: TrainOptions(**vars(train.build_parser().parse_args(arguments))),
     "plot_tok_time.py": lambda arguments: plot_tok_time.build_parser().parse_args(arguments),
+    "nodes.py": lambda arguments: NetworkOptions(**vars(nodes.build_parser().parse_args(arguments))),
     "status.py": lambda arguments: status.build_parser().parse_args(arguments),
     "mem_monitor.py": lambda arguments: mem_monitor.build_parser().parse_args(arguments),
 }

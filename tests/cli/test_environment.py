@@ -140,11 +140,7 @@ def test_an_own_name_that_means_this_machine_alone_is_warned_of(
 ) -> None:
     """Debian and Raspberry Pi OS write such a line."""
     with_hosts(monkeypatch, {"raspberrypi": "127.0.1.1", "box": "10.0.0.5", "localhost": "127.0.0.1"})
-    monkeypatch.setattr(environment, "_own_addresses", lambda: ["192.168.1.7"])
+    monkeypatch.setattr(environment, "shared_addresses", lambda: ["192.168.1.7"])
     with caplog.at_level(logging.WARNING):
         warn_of_loopback_name(NodeConfig(addr, 1, 2, 3, listen=listen))
     assert ("/etc/hosts" in caplog.text and "192.168.1.7" in caplog.text) is is_told
-
-
-def test_own_addresses_are_those_that_others_could_use() -> None:
-    assert not {"127.0.0.1", "::1"} & set(environment._own_addresses())

@@ -20,6 +20,7 @@ SLOW = {
     "cherrypy",
     "requests",
     "httpx",
+    "zeroconf",
     "rich",
     "prompt_toolkit",
     "huggingface_hub",
@@ -54,10 +55,7 @@ DEFAULTS = {
         "--split": "auto",
         "--nodes-config": str(SRC / "settings_distr" / "configuration.json"),
     },
-    "secondary.py": {
-        "--seed": "10137",
-        "--nodes-config": str(SRC / "settings_distr" / "configuration.json"),
-    },
+    "secondary.py": {"--seed": "10137", "--port": "8088"},
     "prepare_model.py": {
         "--ckpt-folder": str(SRC / "checkpoints"),
         "--device": "cpu",

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from mdi.cli import local_ring
+from mdi.cli.chat import own_server
 from mdi.cli.commands import launch
 from mdi.cli.local_ring import check_ports, local_nodes
 from mdi.cli.node_log import MergedLog
@@ -24,7 +25,7 @@ from mdi.config.options import NodeOptions
 from mdi.errors import ConfigError
 from mdi.net.sockets import listen
 from support.paths import SRC
-from support.scripts import wait_until, write_network
+from support.scripts import free_ports, wait_until, write_network
 
 END_S = 60.0
 ELSEWHERE = "192.0.2.1"  # of a network that is in documents alone (RFC 5737)
@@ -34,12 +35,14 @@ import sys
 sys.path.insert(0, {src!r})
 from pathlib import Path
 from mdi.cli import local_ring
+from mdi.cli.chat import own_server
 from mdi.cli.script import run_script
 
 local_ring.command = lambda name, *options: [sys.executable, "-c", Path({node!r}).read_text(), name, *options]
 
 def main(signals):
-    raise SystemExit(local_ring.run_nodes(signals, Path("net.json"), ["--of-starter"], ["-v"], {nodes}))
+    flags = local_ring.flags_of_file(Path("net.json"))
+    raise SystemExit(local_ring.run_nodes(signals, flags, ["--of-starter"], ["-v"], {nodes}))
 
 run_script(main, grace_s=600)
 """
@@ -222,7 +225,7 @@ def node(addr: str, listen_on: str | None = None) -> NodeConfig:
 
 
 def test_local_nodes_are_those_with_an_address_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local_ring, "interface_addresses", lambda: ["127.0.0.1", "10.1.2.3", "fe80::1%eth0"])
+    monkeypatch.setattr(local_ring, "all_addresses", lambda: ["127.0.0.1", "10.1.2.3", "fe80::1%eth0"])
     nodes = [
         node(ELSEWHERE),
         node("127.0.0.1"),
@@ -240,7 +243,7 @@ def test_local_nodes_are_those_with_an_address_of_this_machine(monkeypatch: pyte
 def test_a_network_of_other_machines_is_refused_with_our_addresses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch, "interface_addresses", lambda: ["127.0.0.1", "10.1.2.3"])
+    monkeypatch.setattr(launch, "all_addresses", lambda: ["127.0.0.1", "10.1.2.3"])
     network = write_network(tmp_path / "two.json", 2)
     network.path.write_text(network.path.read_text().replace("127.0.0.1", ELSEWHERE))
     monkeypatch.setattr(sys, "argv", ["launch.py", "--nodes-config", str(network.path)])
@@ -281,8 +284,31 @@ def test_the_starter_gets_the_command_line_and_the_grace_of_a_server(
     with pytest.raises(SystemExit) as ended:
         launch.main(signals)
     assert ended.value.code == 5
-    assert ran == [network, arguments, ["-v"], [0, 1]]
+    flags, *rest = ran
+    assert rest == [arguments, ["-v"], [0, 1]]
+    assert callable(flags) and flags(1) == ["--nodes-config", str(network), "0"]
     assert signals.grace_s > 90
+
+
+def test_nodes_without_a_file_are_started_where_their_addresses_are_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    (port,) = free_ports(1)
+    arguments = ["--nodes", f"127.0.0.1:{port}", "--ckpt", "m"]
+    ran: list[object] = []
+    monkeypatch.setenv("MDI_KEY", "correct horse battery staple")
+    monkeypatch.setattr(sys, "argv", ["launch.py", *arguments])
+    monkeypatch.setattr(launch, "run_nodes", lambda signals, *rest: ran.extend(rest) or 0)
+    with pytest.raises(SystemExit, match="0"):
+        launch.main(Signals())
+    flags, starter, _, nodes = ran
+    assert (starter, nodes) == (arguments, [0, 1])
+    assert callable(flags) and [list(flags(node)) for node in (0, 1)] == [arguments[:2], ["--port", str(port)]]
+
+
+def test_a_chat_beside_nodes_without_a_file_starts_its_starter_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MDI_KEY", "correct horse battery staple")
+    nodes, flags = own_server._nodes_beside("192.0.2.5,192.0.2.6")
+    assert nodes == [0]
+    assert list(flags(0)) == ["--nodes", "192.0.2.5,192.0.2.6", "--keep-nodes"]
 
 
 # ---- the log

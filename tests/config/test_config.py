@@ -15,6 +15,7 @@ from mdi.config.bounds import check_biased_tokens
 from mdi.config.network import NetworkConfig, NodeConfig, load_network, load_node, node_name
 from mdi.config.options import (
     ModelOptions,
+    NetworkOptions,
     NodeOptions,
     OutputOptions,
     PrepareOptions,
@@ -415,7 +416,8 @@ def test_a_section_is_the_part_of_the_options_that_it_names() -> None:
 
 def test_every_starter_option_belongs_to_one_section() -> None:
     sections = (
-        NodeOptions, ModelOptions, PromptOptions, SamplingOptions, RingOptions, OutputOptions, ServeOptions,
+        NodeOptions, NetworkOptions, ModelOptions, PromptOptions, SamplingOptions, RingOptions, OutputOptions,
+        ServeOptions,
     )  # fmt: skip
     names = [item.name for section in sections for item in dataclasses.fields(section)]
     assert sorted(names) == sorted(item.name for item in dataclasses.fields(StarterOptions))

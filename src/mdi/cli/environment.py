@@ -3,7 +3,6 @@
 import errno
 import logging
 import os
-import socket
 from pathlib import Path
 
 from mdi.config.network import NodeConfig
@@ -11,6 +10,7 @@ from mdi.config.options import SecondaryOptions
 from mdi.config.paths import chunk_cache_dir
 from mdi.errors import ConfigError
 from mdi.net.access import is_loopback, parse_ip
+from mdi.net.interfaces import shared_addresses
 
 log = logging.getLogger(__name__)
 
@@ -62,23 +62,10 @@ def warn_of_loopback_name(node: NodeConfig) -> None:
     is_meant = parse_ip(addr) is not None or addr.partition(".")[0].startswith("localhost")
     if is_meant or not is_loopback(addr):
         return
-    own = ", ".join(_own_addresses()) or "its address in your network"
+    own = ", ".join(shared_addresses()) or "its address in your network"
     log.warning(
         "%s is a loopback address on this machine (see /etc/hosts), where no other can reach it: set `listen`, or "
         "`addr`, in the nodes configuration to one of this machine's own addresses: %s",
         addr,
         own,
     )
-
-
-def interface_addresses() -> list[str]:
-    """The addresses of this machine's interfaces, loopback too."""
-    import psutil
-
-    kinds = (socket.AF_INET, socket.AF_INET6)
-    return [item.address for items in psutil.net_if_addrs().values() for item in items if item.family in kinds]
-
-
-def _own_addresses() -> list[str]:
-    ips = [(text, ip) for text in interface_addresses() if (ip := parse_ip(text)) is not None]
-    return [text for text, ip in ips if not ip.is_loopback and not ip.is_link_local]

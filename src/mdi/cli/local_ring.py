@@ -7,11 +7,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-from mdi.cli.environment import interface_addresses
 from mdi.cli.lifeline import Lifeline
 from mdi.cli.node_log import MergedLog, Watcher
 from mdi.cli.signals import Signals
@@ -20,6 +19,7 @@ from mdi.config.paths import SOURCE_DIR
 from mdi.files import storage_error
 from mdi.installation import IS_INSTALLED
 from mdi.net.access import parse_ip, resolved
+from mdi.net.interfaces import all_addresses
 from mdi.net.sockets import listen
 
 STOP_TIMEOUT_S = 10.0  # for a node to end in order; a node that is asked ends by itself within 8 s
@@ -39,7 +39,7 @@ def command(name: str, *options: str) -> list[str]:
 
 def local_nodes(network: NetworkConfig) -> list[int]:
     """The nodes of a network whose address is one of this machine's, by their index: 0 is the starter."""
-    own = {parse_ip(address) for address in interface_addresses()}
+    own = {parse_ip(address) for address in all_addresses()}
     return [index for index, node in enumerate(network.nodes) if _is_local(node, own)]
 
 
@@ -64,6 +64,19 @@ def check_ports(network: NetworkConfig, nodes: Iterable[int]) -> None:
 
 # ---- their processes
 
+NodeFlags = Callable[[int], Sequence[str]]  # the options that say which node of which network one is, by its index
+
+
+def flags_of_file(nodes_config: Path) -> NodeFlags:
+    """For the nodes of a file."""
+    where = ["--nodes-config", str(nodes_config)]
+    return lambda index: where if index == 0 else [*where, str(index - 1)]
+
+
+def flags_of_addresses(nodes: str, network: NetworkConfig) -> NodeFlags:
+    """For nodes without a file: `network` is the one of `--nodes`."""
+    return lambda index: ["--nodes", nodes] if index == 0 else ["--port", str(network.nodes[index].http_port)]
+
 
 class LocalRing:
     """Nodes as child processes. Use it as a context: none is left on exit.
@@ -72,8 +85,8 @@ class LocalRing:
     order, and then the others. They end with this program whatever ends it.
     """
 
-    def __init__(self, nodes_config: Path, watcher: Watcher) -> None:
-        self._nodes_config, self._watcher = nodes_config, watcher
+    def __init__(self, flags: NodeFlags, watcher: Watcher) -> None:
+        self._flags, self._watcher = flags, watcher
         self._lifeline = Lifeline()
         self._starter: _Node | None = None
         self._secondaries: list[_Node] = []
@@ -86,12 +99,11 @@ class LocalRing:
         self.close()
 
     def start(self, index: int, options: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
-        """Start a node: with `options` besides the nodes configuration, and variables besides this process's."""
-        where = ["--nodes-config", str(self._nodes_config)]
+        """Start a node: with `options` besides its flags, and variables besides this process's."""
+        program = command("secondary" if index else "starter", *options, *self._flags(index))
         if index == 0:
-            self._starter = self._node(0, command("starter", *options, *where), environment or {})
+            self._starter = self._node(0, program, environment or {})
         else:
-            program = command("secondary", *options, *where, str(index - 1))
             self._secondaries.append(self._node(index, program, environment or {}))
 
     def _node(self, index: int, program: Sequence[str], environment: Mapping[str, str]) -> "_Node":
@@ -211,13 +223,14 @@ def stream_as_here() -> list[str]:
 
 
 def run_nodes(
-    signals: Signals, nodes_config: Path, starter: Sequence[str], secondary: Sequence[str], nodes: Sequence[int]
+    signals: Signals, flags: NodeFlags, starter: Sequence[str], secondary: Sequence[str], nodes: Sequence[int]
 ) -> int:
     """Run `nodes` of a network to the end of the starter, with one log; its exit status.
 
-    `starter` and `secondary` are the options of these nodes. Each signal to this program is passed on to the starter.
+    `starter` and `secondary` are the options of these nodes, besides their `flags`. Each signal to this program is
+    passed on to the starter.
     """
-    ring = LocalRing(nodes_config, MergedLog([node_name(index) for index in nodes]))
+    ring = LocalRing(flags, MergedLog([node_name(index) for index in nodes]))
     is_complete, n_passed_on = False, 0
 
     def pass_on(number: signal.Signals) -> None:  # called again and again

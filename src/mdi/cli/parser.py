@@ -12,10 +12,12 @@ from mdi.cli.utf8 import is_text
 from mdi.config.options import LOG_FORMATS, defaults_of
 from mdi.config.paths import LOGS_DIR
 from mdi.formats import BACKEND_CHOICES, DTYPES, MODES
-from mdi.net.key_sources import KEY_FILE_VARIABLE, make_key_file
+from mdi.net.key_sources import KEY_FILE_VARIABLE, make_key_file, new_key
 from mdi.strings import did_you_mean, quoted
 
 Options = TypeVar("Options")
+
+DISCOVER_S = 3.0  # a node that hears the question answers within a second
 
 
 class _HelpFormatter(argparse.HelpFormatter):
@@ -101,11 +103,14 @@ class _PrintCompletion(argparse.Action):
 
 
 class _MakeKey(argparse.Action):
-    """`--make-key FILE`: write a key instead of running, as `--help` prints a text."""
+    """`--make-key [FILE]`: print or write a key instead of running, as `--help` prints a text."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: object, values: Any, option: object = None) -> None:
-        make_key_file(Path(values))
-        print(f"{values}: a new key; copy it to every node and name it there in {KEY_FILE_VARIABLE} or key_file")
+        if values is None:
+            print(new_key())
+        else:
+            make_key_file(Path(values))
+            print(f"{values}: a new key; copy it to every node and name it there in {KEY_FILE_VARIABLE} or key_file")
         parser.exit()
 
 
@@ -120,8 +125,9 @@ def add_node_options(parser: Parser) -> None:
         action=_MakeKey,
         dest=argparse.SUPPRESS,
         default=argparse.SUPPRESS,
+        nargs="?",
         metavar="FILE",
-        help="write a new key for the ring to FILE and exit",
+        help="print a new key for the ring, or write it to FILE, and exit",
     )
     parser.section("this node")
     parser.option("--ckpt", type=Path, metavar="DIR", help="the model's folder")
@@ -148,6 +154,18 @@ def add_node_options(parser: Parser) -> None:
         "-c", "--compile", action="store_true", help="compile the torch backend's operations with torch.compile"
     )
     parser.option("--seed", type=int, help="seed of the random choices")
+
+
+def add_discover(parser: Parser) -> None:
+    """`--discover [S]`."""
+    parser.option(
+        "--discover",
+        nargs="?",
+        const=DISCOVER_S,
+        type=float,
+        metavar="S",
+        help=f"find secondaries on the local network, within S seconds, {DISCOVER_S:g} if not given; needs a key",
+    )
 
 
 def options_from(kind: type[Options], arguments: argparse.Namespace) -> Options:

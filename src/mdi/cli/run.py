@@ -11,6 +11,7 @@ from mdi.checkpoint.cache import ChunkCache
 from mdi.checkpoint.digests import content_digest
 from mdi.checkpoint.folder import find_folder, open_folder
 from mdi.checkpoint.packed_cache import packed_files
+from mdi.cli.networks import advice_for_starter, save_nodes
 from mdi.cli.plots import Mark, plot_token_times
 from mdi.cli.requests import load_requests
 from mdi.cli.run_statistics import RunStats, append_run_csv
@@ -25,6 +26,7 @@ from mdi.config.paths import IMAGES_DIR, LOGS_DIR
 from mdi.control.status import StarterStatus
 from mdi.errors import MdiError
 from mdi.inbox import Stopped
+from mdi.net.discovery import Announcement
 from mdi.nodes.secondary import Secondary
 from mdi.nodes.sources import WeightSources
 from mdi.nodes.starter import Starter
@@ -55,6 +57,7 @@ def run_starter(options: StarterOptions, network: NetworkConfig, signals: Signal
             sample.sink = transcript.update
             starter.add(sample)
         starter.prepare()
+        save_nodes(options, network)
         transcript.start()
         try:
             starter.run()
@@ -129,6 +132,19 @@ def run_secondary(options: SecondaryOptions, config: NodeConfig, cache_folder: P
         packed_files=packed_files(cache_folder),
     )
     with signals.passed_to(secondary.interrupt), secondary:
-        starter = f" at {config.starter_addr}" if config.starter_addr else ""
-        log.warning("waiting for a starter%s, on http://%s:%d", starter, config.addr, secondary.http_port)
-        secondary.serve()
+        if options.nodes_config is None:
+            log.warning("waiting for a starter, %s --ckpt MODEL", advice_for_starter(secondary.http_port))
+        else:
+            starter = f" at {config.starter_addr}" if config.starter_addr else ""
+            log.warning("waiting for a starter%s, on http://%s:%d", starter, config.addr, secondary.http_port)
+        with announcement(options, secondary):
+            secondary.serve()
+
+
+def announcement(options: SecondaryOptions, secondary: Secondary) -> contextlib.AbstractContextManager[object]:
+    """The entry of a node without a file for `--discover`, if there is to be one."""
+    keys, status = secondary.config.access.keys, secondary.status()
+    if options.nodes_config is not None or not options.announce or keys is None:
+        return contextlib.nullcontext()
+    name, process = status.name or "node", status.process or ""
+    return Announcement(name, process, secondary.http_port, status.version, keys.current.fingerprint)

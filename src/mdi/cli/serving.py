@@ -8,6 +8,7 @@ import time
 
 from mdi.checkpoint.folder import ModelFolder, find_folder, open_folder
 from mdi.checkpoint.packed_cache import packed_files
+from mdi.cli.networks import save_nodes
 from mdi.cli.requests import context_of
 from mdi.cli.serve_options import SERVING, site_url
 from mdi.cli.signals import GRACE_S, Signals
@@ -69,6 +70,7 @@ def run_server(
         server.start()  # /health tells that the ring is starting
         try:
             starter.prepare()
+            save_nodes(options, network)
             site = site_url(host, server.port)
             log.warning(SERVING, served.name, f"{site}/v1", site)
             starter.serve(drain.is_over)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from mdi.config.addresses import DEFAULT_HTTP_PORT, MAX_PORT
 from mdi.config.bounds import SAMPLING_BOUNDS, Interval, LogitBias, check_sampling
 from mdi.config.paths import CHECKPOINTS_DIR, SETTINGS_DIR
 from mdi.errors import ConfigError
@@ -46,6 +47,9 @@ _SETTINGS = (
     "grad_clip",
 )  # of `TrainOptions`
 MIN_BYTE_PAIRS, MAX_BYTE_PAIRS = 257, 1 << 20  # tokens of a byte-pair vocabulary: each byte, and the end of a text
+
+MAX_DISCOVER_S = 600.0
+TWO_NETWORKS = "--nodes, --discover and --nodes-config each say which nodes there are: give one of them"
 
 S = TypeVar("S", bound="Section")
 
@@ -113,7 +117,6 @@ class NodeOptions(Section):
     backend: BackendChoice = "auto"
     device: str | None = None
     cache_dir: Path | None = None
-    nodes_config: Path = SETTINGS_DIR / "configuration.json"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -124,6 +127,36 @@ class NodeOptions(Section):
             raise ConfigError(f"--backend {self.backend}: expected one of {', '.join(BACKEND_CHOICES)}")
         if self.log_format not in LOG_FORMATS:
             raise ConfigError(f"--log-format {self.log_format}: expected one of {', '.join(LOG_FORMATS)}")
+
+
+@dataclass(frozen=True)
+class NetworkOptions(Section):
+    """Which nodes there are, and where the starter listens if no file says it."""
+
+    nodes_config: Path = SETTINGS_DIR / "configuration.json"
+    nodes: str | None = None
+    discover: float | None = None
+    save_nodes: Path | None = None
+    port: int = 0
+    ring_port: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_port("--port", self.port)
+        _check_port("--ring-port", self.ring_port)
+        has_file = self.nodes_config != type(self).nodes_config
+        if [self.nodes is not None, self.discover is not None, has_file].count(True) > 1:
+            raise ConfigError(TWO_NETWORKS)
+        if self.discover is not None:
+            Interval(0.1, MAX_DISCOVER_S).check("--discover", self.discover)
+        for flag, value in (("--save-nodes", self.save_nodes), ("--port", self.port), ("--ring-port", self.ring_port)):
+            if value and self.is_of_file:
+                raise ConfigError(f"{flag} {value}: is for --nodes and --discover; the file of --nodes-config has it")
+
+    @property
+    def is_of_file(self) -> bool:
+        """Whether a nodes configuration says which nodes there are."""
+        return self.nodes is None and self.discover is None
 
 
 @dataclass(frozen=True)
@@ -224,12 +257,23 @@ class ServeOptions(Section):
 class SecondaryOptions(NodeOptions, ModelOptions, PrecisionOptions, SeedOption):
     """The options of `secondary.py`."""
 
+    nodes_config: Path | None = None
     index: int | None = None
+    port: int = DEFAULT_HTTP_PORT
+    ring_port: int = 0
+    announce: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for flag, value, default in (("--port", self.port, DEFAULT_HTTP_PORT), ("--ring-port", self.ring_port, 0)):
+            _check_port(flag, value)
+            if value != default and self.nodes_config is not None:
+                raise ConfigError(f"{flag} {value}: {self.nodes_config} has the ports of this node")
 
 
 @dataclass(frozen=True)
 class StarterOptions(
-    NodeOptions, ModelOptions, PromptOptions, SamplingOptions, RingOptions, OutputOptions, ServeOptions
+    NodeOptions, NetworkOptions, ModelOptions, PromptOptions, SamplingOptions, RingOptions, OutputOptions, ServeOptions
 ):
     """The options of `starter.py`."""
 
@@ -294,11 +338,14 @@ class ChatOptions(PrecisionOptions):
     seed: int | None = None
     ckpt: Path | None = None
     nodes_config: Path | None = None
+    nodes: str | None = None
     device: str | None = None
     compile: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.nodes is not None and self.nodes_config is not None:
+            raise ConfigError(TWO_NETWORKS)
         if self.n_tokens is not None:
             _at_least("--n-tokens", self.n_tokens, 1)
         for name in ("temperature", "top_k", "top_p"):
@@ -314,13 +361,14 @@ class ChatOptions(PrecisionOptions):
     @property
     def starts_server(self) -> bool:
         """Whether the chat starts a server for itself."""
-        return self.ckpt is not None or self.nodes_config is not None
+        return any(value is not None for value in (self.ckpt, self.nodes_config, self.nodes))
 
     @property
     def _of_own_server(self) -> dict[str, object]:
         return {
             "--ckpt": self.ckpt,
             "--nodes-config": self.nodes_config,
+            "--nodes": self.nodes,
             "--device": self.device,
             "--compile": self.compile,
             "--dtype": self.dtype,
@@ -478,6 +526,11 @@ def check_dtype(dtype: str | None) -> None:
     """Raise `ConfigError` unless `dtype` is None or one of `DTYPES`."""
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"--dtype {dtype}: expected one of {', '.join(DTYPES)}")
+
+
+def _check_port(flag: str, port: int) -> None:
+    if not 0 <= port <= MAX_PORT:
+        raise ConfigError(f"{flag} {port}: must be from 0 to {MAX_PORT}, where 0 is any free port")
 
 
 def _check_device(device: str | None) -> None:

@@ -1,1 +1,1 @@
-"""Keys, certificates, sockets, which peers are authorized, and limits on those that are not."""
+"""Keys, certificates, sockets, addresses, which peers are authorized, and limits on those that are not."""

@@ -109,6 +109,11 @@ def warn_if_readable_by_others(path: Path) -> None:
         log.warning("%s holds a secret and other users of this machine may read it: chmod 600 %s", path, path)
 
 
+def new_key() -> str:
+    """A random key, fit for a line of text."""
+    return secrets.token_hex(NEW_KEY_BYTES)
+
+
 def make_key_file(path: Path) -> None:
     """Write a new random key to `path`, for its owner alone; an existing file is left as it is."""
     try:
@@ -119,7 +124,7 @@ def make_key_file(path: Path) -> None:
         raise ConfigError(f"{path} cannot be written: {getattr(exc, 'strerror', None) or 'not a path'}") from exc
     try:
         with open(descriptor, "w", encoding="ascii") as file:
-            file.write(f"{secrets.token_hex(NEW_KEY_BYTES)}\n")
+            file.write(f"{new_key()}\n")
     except OSError as exc:
         path.unlink(missing_ok=True)
         raise storage_error(path, exc) from exc

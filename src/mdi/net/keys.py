@@ -45,6 +45,11 @@ class Key:
     def __hash__(self) -> int:
         return hash(self.mac(b"hash"))
 
+    @property
+    def fingerprint(self) -> str:
+        """Enough to tell the keys of two rings apart, and too little to be sure of a guess at one: 16 bits."""
+        return self.mac(b"mdi fingerprint")[:2].hex()
+
     def mac(self, *parts: bytes) -> bytes:
         """The proof of knowing the key, over `parts` and their lengths: other parts that join to the same differ."""
         digest = hmac.new(self._secret, digestmod=hashlib.sha256)
@@ -82,6 +87,11 @@ class Keys:
 
     current: Key
     old: Key | None = None
+
+    @property
+    def fingerprints(self) -> list[str]:
+        """See `Key.fingerprint`."""
+        return [key.fingerprint for key in (self.current, self.old) if key is not None]
 
     def prove(self, *parts: bytes) -> bytes:
         """A proof of each key, the current one's first: the peer may know only one of them.

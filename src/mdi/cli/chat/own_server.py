@@ -3,12 +3,14 @@
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from mdi.cli.local_ring import LocalRing, check_ports, local_nodes
+from mdi.cli.local_ring import LocalRing, NodeFlags, check_ports, flags_of_addresses, flags_of_file, local_nodes
+from mdi.cli.networks import network_of
 from mdi.cli.node_log import MergedLog, ending
 from mdi.cli.serve_options import KEY_VARIABLE, served_url
 from mdi.config.network import load_network, node_name
-from mdi.config.options import ChatOptions
+from mdi.config.options import ChatOptions, NetworkOptions
 from mdi.config.paths import SETTINGS_DIR
 from mdi.errors import ConfigError, ControlError
 from mdi.inbox import Inbox
@@ -37,16 +39,9 @@ class OwnServer:
     def __init__(self, options: ChatOptions, inbox: Inbox) -> None:
         """Raises `ConfigError` where the network has no starter on this machine, or its ports are taken."""
         self._options, self._inbox = options, inbox
-        self._nodes_config = options.nodes_config or SETTINGS_DIR / "standalone.json"
-        network = load_network(self._nodes_config)
-        self._nodes = local_nodes(network)
-        if 0 not in self._nodes:
-            raise ConfigError(
-                f"{self._nodes_config}: its starter is on {network.starter.addr}: chat there, or by --url"
-            )
-        check_ports(network, self._nodes)
+        self._nodes, flags = _nodes_beside(options.nodes) if options.nodes else _nodes_here(options.nodes_config)
         self.key = secrets.token_urlsafe()
-        self._ring = LocalRing(self._nodes_config, _Log(inbox, self._nodes, is_shown=options.verbose))
+        self._ring = LocalRing(flags, _Log(inbox, self._nodes, is_shown=options.verbose))
 
     def __enter__(self) -> "OwnServer":
         return self
@@ -77,6 +72,24 @@ class OwnServer:
         options = self._options
         device = [] if options.device is None else ["--device", options.device]
         return ["-v"] * options.verbose + ["-c"] * options.compile + device
+
+
+def _nodes_here(nodes_config: Path | None) -> tuple[list[int], NodeFlags]:
+    """The nodes to start of a file's, and how."""
+    path = nodes_config or SETTINGS_DIR / "standalone.json"
+    network = load_network(path)
+    nodes = local_nodes(network)
+    if 0 not in nodes:
+        raise ConfigError(f"{path}: its starter is on {network.starter.addr}: chat there, or by --url")
+    check_ports(network, nodes)
+    return nodes, flags_of_file(path)
+
+
+def _nodes_beside(nodes: str) -> tuple[list[int], NodeFlags]:
+    """The starter alone: the others run already, and go on for the next chat."""
+    network = network_of(NetworkOptions(nodes=nodes))
+    flags = flags_of_addresses(nodes, network)
+    return [0], lambda index: [*flags(index), "--keep-nodes"]
 
 
 class _Log:

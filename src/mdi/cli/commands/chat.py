@@ -42,6 +42,7 @@ def _add_own_server(parser: Parser) -> None:
     option = parser.option
     option("--ckpt", type=Path, metavar="DIR", help="the model's folder")
     option("--nodes-config", type=Path, metavar="FILE", help="the network (default: this machine alone)")
+    option("--nodes", metavar="A,B:PORT", help="secondaries that run without a file, and go on afterwards")
     option("--device", help="cpu, mps, cuda or cuda:N", values=("cpu", "mps", "cuda"))
     option("--dtype", help="float32, float16 or bfloat16", values=DTYPES)
     option("--quantize", metavar="MODE", help="none, int8 or int4 weights", values=MODES)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import NoReturn
 
-from mdi.cli.local_ring import check_ports, command, run_nodes, run_to_end, stream_as_here
+from mdi.cli.local_ring import check_ports, command, flags_of_file, run_nodes, run_to_end, stream_as_here
 from mdi.cli.parser import Parser
 from mdi.cli.script import run_script
 from mdi.cli.signals import Signals
@@ -64,7 +64,7 @@ def run_ring(signals: Signals, n_nodes: int, ckpt: Path, n_tokens: str, *options
     """Run one ring to its end. A signal ends the starter, and then the secondaries."""
     starter = ["-v", "-p", "--ckpt", str(ckpt), "--n-samples", "3", "--prompt", f"FILE:{PROMPTS}"]
     starter += ["--n-tokens", n_tokens, *options, *stream_as_here()]
-    status = run_nodes(signals, SETTINGS_DIR / CONFIGS[n_nodes], starter, ["-v"], range(n_nodes))
+    status = run_nodes(signals, flags_of_file(SETTINGS_DIR / CONFIGS[n_nodes]), starter, ["-v"], range(n_nodes))
     signals.check()
     if status:
         raise SystemExit(status)

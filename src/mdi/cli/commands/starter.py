@@ -5,15 +5,15 @@ from pathlib import Path
 from typing import NoReturn
 
 from mdi.cli.environment import forget_foreign_variables, sleep_at_barriers, warn_of_loopback_name
+from mdi.cli.networks import describe, network_of
 from mdi.cli.output_files import check_output_files
-from mdi.cli.parser import Parser, Repeated, add_node_options, options_from
+from mdi.cli.parser import Parser, Repeated, add_discover, add_node_options, options_from
 from mdi.cli.script import announce, run_script, set_up_logging
 from mdi.cli.serve_options import DEFAULT_ADDRESS, api_keys, check_serving, serve_address
 from mdi.cli.signals import Signals
-from mdi.config.network import load_network
 from mdi.config.options import SampleOptions, StarterOptions
 from mdi.serve.api_keys import ApiKeys
-from mdi.strings import count, quoted
+from mdi.strings import quoted
 from mdi.text.worker_process import TextWorker
 
 
@@ -79,6 +79,11 @@ def _add_ring(parser: Parser) -> None:
     parser.section("the ring")
     option = parser.option
     option("--nodes-config", type=Path, metavar="FILE", help="the network")
+    option("--nodes", metavar="A,B:PORT", help="addresses of secondaries that run without a file; needs a key")
+    add_discover(parser)
+    option("--save-nodes", type=Path, metavar="FILE", help="write the network, for --nodes-config next time")
+    option("--port", type=int, metavar="N", help="where it answers HTTP, without a file; 0: any free port")
+    option("--ring-port", type=int, metavar="N", help="where its predecessor connects to; 0: any free port")
     option("--split", metavar="SPLIT", help="auto, table, or layers per node such as 6,8,8", values=("auto", "table"))
     option("--max-slots", type=int, metavar="N", help="samples in the ring at once (default: as memory allows)")
     option(
@@ -128,7 +133,7 @@ def main(signals: Signals, kind: type[StarterOptions] = StarterOptions) -> None:
     debug_log = "logs_starter.log" if options.debug else None
     as_json = options.log_format == "json"
     set_up_logging(verbose=options.verbose, quiet=options.quiet, as_json=as_json, debug_log=debug_log)
-    network = load_network(options.nodes_config)
+    network = network_of(options)
     network.starter.access.check()
     check_output_files(options.outputs)
     keys, address = ApiKeys(()), None
@@ -136,7 +141,7 @@ def main(signals: Signals, kind: type[StarterOptions] = StarterOptions) -> None:
         check_serving(options)
         keys = ApiKeys(api_keys(options.serving))
         address = serve_address(options.serving, has_keys=bool(keys))
-    announce(f"starter of {count(len(network.nodes), 'node')}, from {options.nodes_config}")
+    announce(describe(options, network))
     if network.secondaries:
         warn_of_loopback_name(network.starter)
     forget_foreign_variables()

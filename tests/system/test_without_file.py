@@ -1,0 +1,138 @@
+"""Nodes without a nodes configuration: they share a key, and the starter is told their addresses."""
+
+import re
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mdi.config.addresses import NodeAddress
+from mdi.config.keyed_network import network_at
+from mdi.config.options import StarterOptions
+from mdi.engine.sample import Outcome, Sample
+from mdi.net.access import Access
+from mdi.net.keys import Key, Keys
+from support.bench import TIMEOUTS
+from support.logs import whenever_logged
+from support.rings import Machine, ring_of, starter_for
+from support.scripts import Network, Process, Result, Scripts, WarmPython, free_ports, one_line_error, samples_of
+
+pytestmark = pytest.mark.slow
+
+SECRET = "correct horse battery staple"
+KEYED = {"MDI_KEY": SECRET}
+GREEDY = ("--temperature", 0, "--dtype", "float32", "--n-tokens", 3, "--n-samples", 3)
+
+
+@dataclass(frozen=True)
+class Running:
+    """Two secondaries without a file."""
+
+    scripts: Scripts
+    ports: list[int]
+    processes: list[Process]
+
+    @property
+    def addresses(self) -> list[str]:
+        return [f"127.0.0.1:{port}" for port in self.ports]
+
+    def starter(self, model: Path, *options: object, env: dict[str, str] = KEYED) -> Result:
+        options = ("--ckpt", model, "--keep-nodes", "--node-timeout", 1, "--n-tokens", 3, *options)
+        return self.scripts.run("starter.py", *options, env=env)
+
+
+@pytest.fixture(scope="module")
+def running(warm: WarmPython, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    folder = tmp_path_factory.mktemp("nodes")
+    with Scripts(folder / "processes", warm) as scripts:
+        ports = free_ports(2)
+        flags = ("--cache-dir", folder / "cache", "--no-announce", "--port")
+        processes = [scripts.start("secondary.py", *flags, port, env=KEYED) for port in ports]
+        for process in processes:
+            process.wait_for("waiting for a starter")
+        yield Running(scripts, ports, processes)
+
+
+def test_a_ring_of_addresses_says_what_one_node_does_and_its_saved_file_too(
+    running: Running, alone: Network, tiny: Path, tmp_path: Path
+) -> None:
+    saved = tmp_path / "saved.json"
+    one = running.scripts.start("sample.py", "--nodes-config", alone.path, "--ckpt", tiny, *GREEDY)
+    nodes = running.starter(tiny, "--nodes", ",".join(running.addresses), "--save-nodes", saved, *GREEDY)
+    assert nodes.code == 0, nodes.stderr
+    assert SECRET not in saved.read_text()
+    file = running.starter(tiny, "--nodes-config", saved, *GREEDY)
+    assert file.code == 0, file.stderr
+    assert samples_of(nodes.stdout) == samples_of(file.stdout) == samples_of(one.result().stdout) != ""
+
+
+def test_a_node_says_what_to_type_on_the_starter(running: Running) -> None:
+    said = running.processes[0].stderr
+    assert re.search(rf"waiting for a starter, at \S+ port {running.ports[0]}", said), said
+    assert re.search(rf"on the starter: starter\.py --nodes \S+:{running.ports[0]} --ckpt MODEL", said), said
+
+
+def test_the_nodes_are_listed_and_reach_each_other(running: Running) -> None:
+    result = running.scripts.run("nodes.py", "--nodes", ",".join(running.addresses), env=KEYED)
+    assert result.code == 0, result.stdout + result.stderr
+    heading, *lines = result.stdout.splitlines()
+    assert heading.split() == ["node", "address", "device", "memory", "version", "state", "model"]
+    assert [line.split()[:2] for line in lines] == [[socket.gethostname(), where] for where in running.addresses]
+
+
+def test_what_is_wrong_with_a_node_is_one_line(running: Running, tiny: Path) -> None:
+    """All starters at once: each waits for its deadline."""
+    (nobody,) = free_ports(1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent_port = silent.getsockname()[1]
+        cases = {
+            "no-such-machine.invalid": r"no-such-machine\.invalid:8088 cannot be reached: no machine is known by",
+            f"127.0.0.1:{nobody}": rf"127\.0\.0\.1:{nobody} cannot be reached: is secondary\.py running there\?",
+            f"127.0.0.1:{silent_port}": rf"127\.0\.0\.1:{silent_port} did not answer: silent for",
+            f"{running.addresses[0]},localhost:{running.ports[0]}": r"are one node: give each node once",
+        }
+        options = ("--ckpt", tiny, "--node-timeout", 1, "--n-tokens", 3, "--nodes")
+        started = [running.scripts.start("starter.py", *options, nodes, env=KEYED) for nodes in cases]
+        for process, pattern in zip(started, cases.values(), strict=True):
+            result = process.result()
+            one_line_error(result, result.code, pattern, after="waiting for secondary|no other can take")
+            assert result.code in (1, 2)
+    other = {"MDI_KEY": "another horse, another staple"}
+    refused = running.starter(tiny, "--nodes", running.addresses[0], env=other)
+    one_line_error(refused, 1, "secondary 0 at .* did not show that it has this ring's key: .* different keys")
+
+
+def test_a_node_that_comes_back_on_another_ring_port_is_asked_for_it(tiny: Path, tmp_path: Path) -> None:
+    access, n_tokens, prompts = Access(Keys(Key(SECRET, "test")), addrs=None), 12, [list(range(5, 25)), [9]]
+    machines = [Machine(tmp_path / "cache", TIMEOUTS, access) for _ in range(2)]
+    ring_ports: list[int] = []
+    for machine in machines:
+        machine.node = replace(machine.node, port_in=0)
+        machine.start()
+        ring_ports.append(machine.secondary.port_in)
+
+    def lose(sample: Sample, outcome: Outcome) -> None:
+        if sample.number == 0 and len(sample.tokens) == n_tokens // 2:
+            machines[0].kill()
+
+    def restart() -> None:
+        with socket.create_server(("127.0.0.1", ring_ports[0])):  # so that it cannot be the same
+            machines[0].start()
+
+    options: dict[str, Any] = {"dtype": "float32", "temperature": 0.0, "ignore_eos": True, "n_tokens": n_tokens}
+    network = network_at([NodeAddress("127.0.0.1", m.node.http_port) for m in machines], "127.0.0.1", access)
+    arguments = StarterOptions(ckpt=tiny, node_timeout_s=60.0, **options)
+    run = starter_for(network, arguments, prompts, sink=lose, timeouts=TIMEOUTS)
+    try:
+        with whenever_logged("mdi.cluster.supervisor", "is lost: ", restart), run as (starter, samples):
+            starter.prepare()
+            starter.run()
+    finally:
+        for machine in machines:
+            machine.kill()
+    assert starter.n_recoveries == 1
+    with ring_of(1, tmp_path / "none") as one:
+        assert [sample.tokens for sample in samples] == one.generate(tiny, prompts, n_tokens=n_tokens)
