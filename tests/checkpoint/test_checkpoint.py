@@ -361,6 +361,24 @@ def test_a_configuration_that_would_take_all_memory_is_refused(changes: dict[str
         config_from_dict(BASE | {"mlp_class_name": "LLaMAMoE", "n_expert_per_token": 2, "n_expert": 4} | changes)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"n_expert": 0},
+        {"n_expert_per_token": 0},
+        {"n_expert_per_token": 5},
+        {"n_topk_groups": 3},
+        {"n_topk_groups": None},
+        {"n_topk_scores_per_group": 0},
+    ],
+)
+def test_a_router_that_chooses_more_than_there_is_is_refused(changes: dict[str, Any]) -> None:
+    fields = BASE | TRAITS["mixture of experts, grouped router"]
+    assert config_from_dict(fields).n_expert == 4
+    with pytest.raises(CheckpointError, match="not a configuration that litgpt can run"):
+        config_from_dict(fields | changes)
+
+
 def test_latent_attention_is_refused_by_name(tmp_path: Path) -> None:
     latent = {"q_lora_rank": 4, "kv_lora_rank": 4, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 4}
     values = {**BASE, "n_query_groups": 4, "latent_attention": latent}

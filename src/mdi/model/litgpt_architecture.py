@@ -40,6 +40,7 @@ class LitgptArchitecture:
         config = Config(**values)
         if n_rotated not in (None, config.rope_n_elem):
             raise ValueError(f"rope_n_elem is {quoted(n_rotated)}, but the other fields make {config.rope_n_elem}")
+        _check_router(config)
         return config
 
     def config_to_dict(self, config: Config) -> dict[str, Any]:
@@ -86,6 +87,18 @@ class LitgptArchitecture:
             cos, sin = (table.to(device) for table in rotary.tables(scaling, n_elem, base, context, local))
         sin[:, : sin.size(1) - sin.size(1) // 2].neg_()
         return cos, sin
+
+
+def _check_router(config: Config) -> None:
+    """Raise `ValueError` where more is to be chosen than there is, which litgpt finds out when it computes."""
+    if config.mlp_class_name != "LLaMAMoE":
+        return
+    limits = {"n_expert_per_token": config.n_expert}
+    if (n_groups := config.n_expert_groups) is not None:
+        limits |= {"n_topk_groups": n_groups, "n_topk_scores_per_group": config.n_expert // n_groups}
+    for name, limit in limits.items():
+        if not 0 < (getattr(config, name) or 0) <= limit:
+            raise ValueError(f"{name} is {getattr(config, name)}, not within 1 and {limit}")
 
 
 def _current_fields(values: Mapping[str, Any]) -> dict[str, Any]:
