@@ -61,14 +61,12 @@ def test_every_family_trait_equals_litgpt(
     folder = make_model(tmp_path / "org" / "model", **TRAITS[trait])
     model = reference_model(folder)
     prompts = PROMPTS[:3]
-    outputs = rings[3].generate(folder, prompts, n_tokens=24)
-    if "mlp_class_name" not in TRAITS[trait] or "MoE" not in TRAITS[trait]["mlp_class_name"]:  # else it is torch's
-        outputs, prompts = outputs + torch_rings[3].generate(folder, prompts, n_tokens=24), prompts * 2
+    outputs = [tokens for nodes in (rings, torch_rings) for tokens in nodes[3].generate(folder, prompts, n_tokens=24)]
     # litgpt's cached generate is wrong for these two: the cache of a sliding window is circular and its mask is
     # not, and with softcapping a boolean mask is added to the scores. Its uncached forward is right.
     cache_is_wrong = {"sliding_window_size", "attention_logit_softcapping"} & set(TRAITS[trait])
     generate = generate_uncached if cache_is_wrong else generate_cached
-    for prompt, tokens in zip(prompts, outputs, strict=True):
+    for prompt, tokens in zip(prompts * 2, outputs, strict=True):
         assert_same_tokens(model, prompt, tokens, generate(model, prompt, 24))
 
 

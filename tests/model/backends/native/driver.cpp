@@ -54,20 +54,51 @@ uint64_t hash_of(const std::vector<float> &rows, uint64_t hash) {
   return hash;
 }
 
-// `rich`: with everything that the plain one lacks.
-uint64_t run(Type type, bool rich, int n_threads) {
+// What blocks have: the least; everything but experts; experts; a dense block, and one with experts in groups and a shared one.
+enum Kind { kPlain, kRich, kExperts, kGroupedExperts };
+
+// The experts of a block, and the memory behind them.
+struct Expertise {
+  std::vector<Layer> layers;
+  std::vector<float> correction;
+  std::vector<Mlp> mlps;
+  Experts experts;
+
+  Expertise(Type type, const Routing &routing, int n_embd, int n_hidden, Random &random) {
+    correction = random.numbers(padded(routing.n_experts), 0.2f);
+    layers.reserve(3 * routing.n_experts + 1);
+    const auto made = [&](Type kind, int outputs, int inputs, bool with_bias) {
+      return layers.emplace_back(kind, outputs, inputs, with_bias, random).linear;
+    };
+    for (int i = 0; i < routing.n_experts; i++) {
+      const Linear fc_1 = made(type, n_hidden, n_embd, false), fc_2 = made(type, n_hidden, n_embd, false);
+      mlps.push_back({fc_1, fc_2, made(type, n_embd, n_hidden, true)});
+    }
+    experts = {made(Type::kFloat32, routing.n_experts, n_embd, false), correction.data(), mlps.data()};
+  }
+};
+
+uint64_t run(Type type, Kind kind, int n_threads) {
+  const bool rich = kind == kRich, grouped = kind == kGroupedExperts;
   constexpr int C = 40, H = 6, G = 2, D = 12, F = 72, kRotary = 8, kContext = 48, kSlots = 3;
   Random random;
-  const Shape shape{C, H, G, D, kRotary, F, rich, 0, rich, 0, type != Type::kFloat32,
-                    rich ? Activation::kGelu : Activation::kSilu, {0.3f, rich ? 5.0f : 0.0f}};
+  const Routing routing = grouped ? Routing{20, 3, 4, 2, 2, 1, 1.5f} : Routing{7, 2, 0, 0, 0, 0, 1.0f};
+  const Shape shape{C, H, G, D, kRotary, rich, 0, rich, 0, type != Type::kFloat32,
+                    rich ? Activation::kGelu : Activation::kSilu, {0.3f, rich ? 5.0f : 0.0f}, routing};
   const std::vector<float> weight = random.numbers(C), bias = random.numbers(C), head_weight = random.numbers(D);
   const Norm norm{rich ? Norm::Kind::kLayer : Norm::Kind::kRms, 1e-5f, weight.data(), rich ? bias.data() : nullptr};
   const Norm none{}, head_norm{rich ? Norm::Kind::kRms : Norm::Kind::kNone, 1e-5f, head_weight.data(), nullptr};
   const Layer qkv(type, (H + 2 * G) * D, C, rich, random), proj(type, C, H * D, rich, random);
   const Layer fc_1(type, F, C, rich, random), fc_2(type, F, C, false, random), mlp_proj(type, C, F, rich, random);
-  Block block{norm, norm, rich ? norm : none, none, head_norm, head_norm, qkv.linear, proj.linear, fc_1.linear,
-              rich ? Linear{} : fc_2.linear, mlp_proj.linear, rich ? 7 : 0, 0, nullptr, nullptr};
-  const Block blocks[] = {block, block};
+  const Mlp mlp{fc_1.linear, rich ? Linear{} : fc_2.linear, mlp_proj.linear};
+  const Block block{norm, norm, rich ? norm : none, none, head_norm, head_norm, qkv.linear, proj.linear, mlp,
+                    Experts{}, rich ? 7 : 0, 0, nullptr, nullptr};
+  Block blocks[] = {block, block};
+  Random own{static_cast<uint32_t>(kind)};
+  const Expertise expertise(type, routing, C, 24, own);
+  if (kind == kExperts)
+    for (Block &one : blocks) one.mlp = Mlp{}, one.experts = expertise.experts;
+  if (grouped) blocks[1].experts = expertise.experts;
   Span span(shape, blocks, 2);
 
   const size_t bytes = static_cast<size_t>(kSlots) * G * kContext * 16 * sizeof(float);
@@ -101,6 +132,6 @@ uint64_t run(Type type, bool rich, int n_threads) {
 int main(int argc, char **) {
   const int n_threads = argc > 1 ? 3 : 1;
   for (int type = 0; type <= static_cast<int>(Type::kInt4); type++)
-    for (bool rich : {false, true})
-      std::printf("%d %d %016llx\n", type, rich, static_cast<unsigned long long>(run(static_cast<Type>(type), rich, n_threads)));
+    for (Kind kind : {kPlain, kRich, kExperts, kGroupedExperts})
+      std::printf("%d %d %016llx\n", type, kind, static_cast<unsigned long long>(run(static_cast<Type>(type), kind, n_threads)));
 }

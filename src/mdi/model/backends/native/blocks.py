@@ -10,18 +10,25 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mdi.errors import CheckpointError
 from mdi.model.architecture import ModelConfig, architecture_of
 from mdi.model.backends.native import library as native
 from mdi.model.backends.native.packing import FILL, PackedLinear, pack
 from mdi.model.build import ModuleBuilder, Placement
 from mdi.model.gpt2 import ReluMLP
-from mdi.model.litgpt_modules import GemmaMLP, GptNeoxMLP, LLaMAMLP, RMSNorm
+from mdi.model.litgpt_modules import GemmaMLP, GptNeoxMLP, LLaMAMLP, LLaMAMoE, RMSNorm
 from mdi.model.ops import PointwiseOps
 from mdi.model.packed import Make, PackedPart
 from mdi.model.weights import Weights
 
 _GELUS = {"none": native.GELU, "tanh": native.GELU_TANH}
-_ACTIVATIONS: dict[type, int | None] = {LLaMAMLP: native.SILU, ReluMLP: native.RELU, GptNeoxMLP: None, GemmaMLP: None}
+_ACTIVATIONS: dict[type, int | None] = {
+    LLaMAMLP: native.SILU,
+    LLaMAMoE: native.SILU,
+    ReluMLP: native.RELU,
+    GptNeoxMLP: None,
+    GemmaMLP: None,
+}
 
 
 def unsupported(config: ModelConfig, placement: Placement) -> str | None:
@@ -30,8 +37,8 @@ def unsupported(config: ModelConfig, placement: Placement) -> str | None:
         return f"{placement.device} is not a CPU"
     if config.latent_attention is not None:
         return "latent attention"
-    if config.n_expert or config.mlp_class not in _ACTIVATIONS:
-        return "mixture of experts" if config.n_expert else f"{config.mlp_class_name}"
+    if config.mlp_class not in _ACTIVATIONS:
+        return f"{config.mlp_class_name}"
     if config.rope_n_elem % 2:
         return "an odd number of rotary elements"
     if _activation(config) is None:
@@ -58,7 +65,6 @@ def shape_of(config: ModelConfig, has_half_cache: bool) -> native.Shape:
         n_groups=config.n_query_groups,
         head_size=config.head_size,
         n_rotary=config.rope_n_elem,
-        n_hidden=config.intermediate_size,
         parallel_residual=config.parallel_residual,
         shared_norm=config.shared_attention_norm,
         rotates_neighbours=config.rope_interleave,
@@ -67,6 +73,20 @@ def shape_of(config: ModelConfig, has_half_cache: bool) -> native.Shape:
         activation=_activation(config),
         scale=attention.mscale**2 / math.sqrt(config.attention_scores_scalar or config.head_size),
         cap=config.attention_logit_softcapping or 0.0,
+        routing=_routing_of(config),
+    )
+
+
+def _routing_of(config: ModelConfig) -> native.Routing:
+    """How a row's experts are chosen. litgpt looks at some of it only where they are in groups."""
+    return native.Routing(
+        n_experts=config.n_expert,
+        n_chosen=config.n_expert_per_token,
+        n_groups=config.n_expert_groups or 0,
+        n_chosen_groups=config.n_topk_groups or 0,
+        n_group_scores=config.n_topk_scores_per_group or 0,
+        normalizes=config.norm_topk_prob,
+        scale=config.routed_scaling_factor,
     )
 
 
@@ -107,46 +127,75 @@ class PackedBlock:
         block: Any = architecture.build_block(config, layer, PointwiseOps())
         own = architecture.block_path.format(layer)
         # Local: who keeps it keeps the file of the weights open.
-        packer = Packer(library, ModuleBuilder(weights.below(own), f"layer {layer}", placement), placement, kept, own)
-        self.parts: list[PackedLinear | PackedNorm] = []
-
-        def linear(path: str, module: nn.Linear) -> native.Linear:
-            packed = packer.linear(path, module)
-            self.parts.append(packed)
-            return packed.structure
-
-        def norm(path: str, module: nn.Module | None) -> native.Norm:
-            packed = packer.norm(path, module)
-            self.parts.append(packed)
-            return packed.structure
-
-        attention, mlp = block.attn, block.mlp
-        gated = hasattr(mlp, "fc_2")
+        builder = ModuleBuilder(weights.below(own), f"layer {layer}", placement)
+        parts = _Parts(Packer(library, builder, placement, kept, own))
+        attention = block.attn
         self.structure = native.Block(
-            norm_1=norm("norm_1.", block.norm_1),
-            norm_2=norm("norm_2.", block.norm_2),
-            post_attention_norm=norm("post_attention_norm.", block.post_attention_norm),
-            post_mlp_norm=norm("post_mlp_norm.", block.post_mlp_norm),
-            norm_q=norm("attn.norm_q.", attention.norm_q),
-            norm_k=norm("attn.norm_k.", attention.norm_k),
-            qkv=linear("attn.qkv.", attention.qkv),
-            attention_proj=linear("attn.proj.", attention.proj),
-            fc_1=linear("mlp.fc_1.", mlp.fc_1) if gated else linear("mlp.fc.", mlp.fc),
-            fc_2=linear("mlp.fc_2.", mlp.fc_2) if gated else native.Linear(),
-            mlp_proj=linear("mlp.proj.", mlp.proj),
+            norm_1=parts.norm("norm_1.", block.norm_1),
+            norm_2=parts.norm("norm_2.", block.norm_2),
+            post_attention_norm=parts.norm("post_attention_norm.", block.post_attention_norm),
+            post_mlp_norm=parts.norm("post_mlp_norm.", block.post_mlp_norm),
+            norm_q=parts.norm("attn.norm_q.", attention.norm_q),
+            norm_k=parts.norm("attn.norm_k.", attention.norm_k),
+            qkv=parts.linear("attn.qkv.", attention.qkv),
+            attention_proj=parts.linear("attn.proj.", attention.proj),
             window=config.sliding_window_size if attention.apply_sliding_window_attention else 0,
             rotary_table=0 if config.rope_indices is None else config.rope_indices[layer],
         )
+        if isinstance(block.mlp, LLaMAMoE):
+            self.structure.experts = parts.experts("mlp.", block.mlp)
+            if config.n_shared_expert:
+                self.structure.mlp = parts.mlp("mlp.shared_experts.", block.mlp.shared_experts)
+        else:
+            self.structure.mlp = parts.mlp("mlp.", block.mlp)
+        self._linears, self._others = parts.linears, parts.others
 
     @property
     def n_bytes(self) -> int:
         """What its linear layers hold."""
-        return sum(part.n_bytes for part in self.parts if isinstance(part, PackedLinear))
+        return sum(part.n_bytes for part in self._linears)
 
     @property
     def is_quantized(self) -> bool:
         """Whether any of its weights is."""
-        return any(isinstance(part, PackedLinear) and part.is_quantized for part in self.parts)
+        return any(part.is_quantized for part in self._linears)
+
+
+class _Parts:
+    """The structures of a block's parts, and what they point at."""
+
+    def __init__(self, packer: "Packer") -> None:
+        self._packer = packer
+        self.linears: list[PackedLinear] = []
+        self.others: list[object] = []
+
+    def linear(self, path: str, module: Any) -> native.Linear:
+        """Of an `nn.Linear`, or a module with a weight like one."""
+        packed = self._packer.linear(path, module)
+        self.linears.append(packed)
+        return packed.structure
+
+    def norm(self, path: str, module: nn.Module | None) -> native.Norm:
+        packed = self._packer.norm(path, module)
+        self.others.append(packed)
+        return packed.structure
+
+    def mlp(self, path: str, module: Any) -> native.Mlp:
+        if not hasattr(module, "fc_2"):
+            return native.Mlp(fc_1=self.linear(f"{path}fc.", module.fc), proj=self.linear(f"{path}proj.", module.proj))
+        return native.Mlp(*(self.linear(f"{path}{name}.", getattr(module, name)) for name in ("fc_1", "fc_2", "proj")))
+
+    def experts(self, path: str, module: Any) -> native.Experts:
+        """Of a `LLaMAMoE`, without the MLP that all rows share."""
+        mlps = [self.mlp(f"{path}experts.{i}.", expert) for i, expert in enumerate(module.experts)]
+        array = (native.Mlp * len(mlps))(*mlps)
+        correction = self._packer.correction(f"{path}gate.", module.gate)
+        self.others += [array, correction]
+        return native.Experts(
+            router=self.linear(f"{path}gate.", module.gate),
+            correction=None if correction is None else correction.data_ptr(),
+            mlps=array,
+        )
 
 
 class Packer:
@@ -163,11 +212,11 @@ class Packer:
         self._library, self._builder, self._placement, self._kept = library, builder, placement, kept
         self._prefix = prefix
 
-    def linear(self, path: str, linear: nn.Linear) -> PackedLinear:
+    def linear(self, path: str, linear: Any) -> PackedLinear:
         """The layer `linear`, whose tensors have names below `path`. Raises `CheckpointError` as `PackedBlock` does."""
         shape, bias = linear.weight.shape, None
         weight = self.tensor(f"{path}weight", lambda: self._tiles(f"{path}weight", linear))
-        if linear.bias is not None:
+        if getattr(linear, "bias", None) is not None:  # a `GroupedTopkRouter` has no such attribute
             bias = self.tensor(f"{path}bias", lambda: self._filled(f"{path}bias", linear.bias.shape))
         self._placement.tick()
         return PackedLinear(self._library, weight, bias, shape)
@@ -188,6 +237,17 @@ class Packer:
                 for name, empty in parameters.items()
             },
         )
+
+    def correction(self, path: str, gate: nn.Module) -> torch.Tensor | None:
+        """What litgpt's `GroupedTopkRouter` adds to the scores that experts are chosen by; other routers have none."""
+        name, buffers = "e_score_correction_bias", dict(gate.named_buffers())
+        if name not in buffers:
+            return None
+        shape = buffers[name].shape
+        correction = self.tensor(path + name, lambda: self._filled(path + name, shape))
+        if correction.dtype != torch.float32 or correction.numel() < shape.numel():
+            raise CheckpointError(f"{path}{name} has {correction.numel()} elements for {shape.numel()} experts")
+        return correction
 
     def tensor(self, name: str, make: Make) -> torch.Tensor:
         """A tensor of the module: kept under that name, or made."""

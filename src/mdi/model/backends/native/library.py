@@ -39,6 +39,30 @@ class Linear(ctypes.Structure):
     ]
 
 
+class Mlp(ctypes.Structure):
+    """struct Mlp of mlp.hpp."""
+
+    _fields_ = [(name, Linear) for name in ("fc_1", "fc_2", "proj")]
+
+
+class Routing(ctypes.Structure):
+    """struct Routing of router.hpp."""
+
+    _fields_ = [
+        *(
+            (name, c_int32)
+            for name in ("n_experts", "n_chosen", "n_groups", "n_chosen_groups", "n_group_scores", "normalizes")
+        ),
+        ("scale", c_float),
+    ]
+
+
+class Experts(ctypes.Structure):
+    """struct Experts of mixture.hpp."""
+
+    _fields_ = [("router", Linear), ("correction", c_void_p), ("mlps", POINTER(Mlp))]
+
+
 class Shape(ctypes.Structure):
     """struct Shape of span.hpp."""
 
@@ -51,7 +75,6 @@ class Shape(ctypes.Structure):
                 "n_groups",
                 "head_size",
                 "n_rotary",
-                "n_hidden",
                 "parallel_residual",
                 "shared_norm",
                 "rotates_neighbours",
@@ -62,6 +85,7 @@ class Shape(ctypes.Structure):
         ),
         ("scale", c_float),
         ("cap", c_float),
+        ("routing", Routing),
     ]
 
 
@@ -70,7 +94,9 @@ class Block(ctypes.Structure):
 
     _fields_ = [
         *((name, Norm) for name in ("norm_1", "norm_2", "post_attention_norm", "post_mlp_norm", "norm_q", "norm_k")),
-        *((name, Linear) for name in ("qkv", "attention_proj", "fc_1", "fc_2", "mlp_proj")),
+        *((name, Linear) for name in ("qkv", "attention_proj")),
+        ("mlp", Mlp),
+        ("experts", Experts),
         ("window", c_int32),
         ("rotary_table", c_int32),
         ("keys", c_void_p),

@@ -20,6 +20,12 @@ struct Rows {
     else return shorts;
   }
 
+  // `count` rows of `n_blocks` blocks that lie apart from others, after `first` rows of the same size.
+  Rows part(int first, int count, int n_blocks) const {
+    const int64_t block = static_cast<int64_t>(first) * n_blocks, input = block * kBlock;
+    return {count, floats + input, bytes + input, shorts + input, scales + block, sums + block};
+  }
+
   // Fills in row `r` from `x`, which has a multiple of 32 elements.
   void put_floats(int r, const float *x, int n_blocks) const {
     for (int b = 0; b < n_blocks; b++) memcpy(floats + (static_cast<int64_t>(b) * n + r) * kBlock, x + b * kBlock, kBlock * sizeof(float));

@@ -1,17 +1,14 @@
 // A span of decoder blocks: the rows of a message through all of them.
 //
-// C embedding size, H query heads, G kv heads, D head size, F size of the MLP. Rows in between have padded sizes; what is
-// beyond the real size is zero.
+// C embedding size, H query heads, G kv heads, D head size, F size of the widest MLP. Rows in between have padded sizes;
+// what is beyond the real size is zero.
 #pragma once
 
 #include <memory>
 #include <vector>
 
 #include "attention.hpp"
-#include "norms.hpp"
-#include "pool.hpp"
-#include "products.hpp"
-#include "workspace.hpp"
+#include "mixture.hpp"
 
 namespace mdi {
 
@@ -22,7 +19,7 @@ struct Segment {
 
 // What the blocks of a span have in common.
 struct Shape {
-  int32_t n_embd, n_head, n_groups, head_size, n_rotary, n_hidden;
+  int32_t n_embd, n_head, n_groups, head_size, n_rotary;
   int32_t parallel_residual;  // the MLP reads what attention reads
   int32_t shared_norm;        // and the same normalization of it
   int32_t rotates_neighbours;
@@ -30,22 +27,31 @@ struct Shape {
   int32_t half_cache;       // keys and values in 16 bits
   Activation activation;
   Scaling scaling;
+  Routing routing;  // where blocks have experts
 };
 
 struct Block {
   Norm norm_1, norm_2, post_attention_norm, post_mlp_norm, norm_q, norm_k;
   Linear qkv, attention_proj;
-  Linear fc_1, fc_2, mlp_proj;  // without fc_2 the MLP is not gated
-  int32_t window;               // positions that a row sees at most; 0: all
+  Mlp mlp;  // for every row; beside experts it is the one that they share, and need not be there
+  Experts experts;
+  int32_t window;  // positions that a row sees at most; 0: all
   int32_t rotary_table;
   void *keys, *values;  // of all slots
 
-  bool gated() const { return fc_2.tiles != nullptr; }
+  bool is_mixture() const { return experts.mlps != nullptr; }
 };
 
 class Span {
  public:
-  Span(const Shape &shape, const Block *blocks, int n_blocks) : shape_(shape), blocks_(blocks, blocks + n_blocks) {}
+  Span(const Shape &shape, const Block *blocks, int n_blocks)
+      : shape_(shape), blocks_(blocks, blocks + n_blocks), mixture_(shape.routing, shape.activation, shape.n_embd) {
+    for (const Block &block : blocks_) {
+      n_hidden_ = std::max(n_hidden_, block.mlp.fc_1.outputs);
+      for (int e = 0; block.is_mixture() && e < shape.routing.n_experts; e++)
+        n_expert_hidden_ = std::max(n_expert_hidden_, block.experts.mlps[e].fc_1.outputs);
+    }
+  }
 
   // `context` is a multiple of 16. The tables are (context, rotary elements), one for each kind of layer.
   void set_slots(int n_threads, int context, void *const *keys, void *const *values, const float *const *cos,
@@ -99,11 +105,12 @@ class Span {
   int heads_size() const { return shape_.n_head * shape_.head_size; }
   int qkv_size() const { return (shape_.n_head + 2 * shape_.n_groups) * shape_.head_size; }
   float *hidden(int r) const { return hidden_ + static_cast<int64_t>(r) * padded(shape_.n_embd); }
+  float *normed(int r) const { return normed_ + static_cast<int64_t>(r) * padded(shape_.n_embd); }
   float *branch(int r) const { return branch_ + static_cast<int64_t>(r) * padded(shape_.n_embd); }
   float *qkv(int r) const { return qkv_ + static_cast<int64_t>(r) * padded(qkv_size()); }
   float *heads(int r) const { return heads_ + static_cast<int64_t>(r) * padded(heads_size()); }
-  float *gate(int r) const { return gate_ + static_cast<int64_t>(r) * padded(shape_.n_hidden); }
-  float *value(int r) const { return value_ + static_cast<int64_t>(r) * padded(shape_.n_hidden); }
+  float *gate(int r) const { return gate_ + static_cast<int64_t>(r) * padded(n_hidden_); }
+  float *value(int r) const { return value_ + static_cast<int64_t>(r) * padded(n_hidden_); }
 
   template <class F> void each_row(const F &f) {
     pool_->run(rows_.n, [&](int r, int) { f(r); });
@@ -129,8 +136,8 @@ class Span {
 
   void reserve(int n_rows) {
     const int64_t n = n_rows;
-    const int widest = std::max({shape_.n_embd, heads_size(), shape_.n_hidden});
-    const int sizes[] = {shape_.n_embd, shape_.n_embd, shape_.n_embd, qkv_size(), heads_size(), shape_.n_hidden, shape_.n_hidden};
+    const int widest = std::max({shape_.n_embd, heads_size(), n_hidden_});
+    const int sizes[] = {shape_.n_embd, shape_.n_embd, shape_.n_embd, qkv_size(), heads_size(), n_hidden_, n_hidden_};
     size_t n_bytes = row_bytes(n, widest) + pool_->n_threads() * thread_bytes();
     for (int size : sizes) n_bytes += Memory::bytes<float>(n * padded(size));
     memory_.renew(n_bytes);
@@ -143,6 +150,7 @@ class Span {
       own.scores = memory_.take<float>(static_cast<int64_t>(kQueries) * context_);
       own.results = memory_.take<float>(kQueries * lane_multiple(shape_.head_size));
     }
+    if (n_expert_hidden_ > 0) mixture_.reserve(n_rows, n_expert_hidden_, pool_->n_threads());
     capacity_ = n_rows;
   }
   size_t thread_bytes() const {
@@ -150,11 +158,11 @@ class Span {
            Memory::bytes<float>(kQueries * lane_multiple(shape_.head_size));
   }
 
-  // The row as a norm leaves it.
+  // The row as a norm leaves it. It stays until the next norm.
   const float *normed(int r, const Norm &norm) {
-    if (norm.kind == Norm::Kind::kNone) return hidden(r);
-    float *y = normed_ + static_cast<int64_t>(r) * padded(shape_.n_embd);
-    normalize(norm, hidden(r), shape_.n_embd, y);
+    float *y = normed(r);
+    if (norm.kind == Norm::Kind::kNone) memcpy(y, hidden(r), shape_.n_embd * sizeof(float));
+    else normalize(norm, hidden(r), shape_.n_embd, y);
     return y;
   }
   void add_branch(int r, const Norm &post) {
@@ -220,36 +228,34 @@ class Span {
     return group * per_group + query % per_group;
   }
 
-  // Adds what attention has found, and lays out what the MLP reads.
+  // Adds what attention has found, and lays out what the MLP and the router read.
   void enter_mlp(int r, const Block &block) {
-    const float *x = normed_ + static_cast<int64_t>(r) * padded(shape_.n_embd);
-    if (!shape_.parallel_residual) {
-      add_branch(r, block.post_attention_norm);
-      x = normed(r, block.norm_2);
-    } else if (!shape_.shared_norm) {
-      x = normed(r, block.norm_2);
-    }
-    put_row(rows_, r, x, block.fc_1);
-    if (block.gated() && block.fc_2.quantized() != block.fc_1.quantized()) put_row(rows_, r, x, block.fc_2);
+    if (!shape_.parallel_residual) add_branch(r, block.post_attention_norm);
+    const float *x = shape_.parallel_residual && shape_.shared_norm ? normed(r) : normed(r, block.norm_2);
+    if (block.mlp.exists()) put_row(rows_, r, x, block.mlp);
+    if (block.is_mixture()) put_row(rows_, r, x, block.experts.router);
     if (shape_.parallel_residual) add_branch(r, block.post_attention_norm);
   }
 
   void run_mlp(const Block &block) {
-    const int size = padded(shape_.n_hidden);
-    multiply(*pool_, block.fc_1, rows_, {gate_, size});
-    if (block.gated()) multiply(*pool_, block.fc_2, rows_, {value_, size});
-    each_row([&](int r) {
-      for (int i = 0; i < size; i += kLanes) {
-        const Floats y = activated(shape_.activation, load(gate(r) + i));
-        store(gate(r) + i, block.gated() ? y * load(value(r) + i) : y);
-      }
-      put_row(rows_, r, gate(r), block.mlp_proj);
-    });
-    multiply(*pool_, block.mlp_proj, rows_, {branch_, padded(shape_.n_embd)});
+    const Mlp &mlp = block.mlp;
+    if (block.is_mixture()) mixture_.route(*pool_, block.experts, rows_);  // before others use `rows_`
+    if (mlp.exists()) {
+      const int size = padded(n_hidden_);
+      multiply(*pool_, mlp.fc_1, rows_, {gate_, size});
+      if (mlp.gated()) multiply(*pool_, mlp.fc_2, rows_, {value_, size});
+      each_row([&](int r) {
+        activate(mlp, shape_.activation, gate(r), value(r));
+        put_row(rows_, r, gate(r), mlp.proj);
+      });
+      multiply(*pool_, mlp.proj, rows_, {branch_, padded(shape_.n_embd)});
+    }
+    if (block.is_mixture()) mixture_.run(*pool_, block.experts, rows_.n, normed_, branch_, mlp.exists());
   }
 
   const Shape shape_;
   std::vector<Block> blocks_;
+  int n_hidden_ = 0, n_expert_hidden_ = 0;  // of the widest MLP and the widest expert
   int context_ = 0;
   const float *cos_[2] = {}, *sin_[2] = {};
   std::unique_ptr<Pool> pool_;
@@ -262,6 +268,7 @@ class Span {
   float *hidden_, *normed_, *branch_, *qkv_, *heads_, *gate_, *value_;
   Rows rows_;
   std::vector<AttentionMemory> attention_;
+  Mixture mixture_;
 };
 
 // What comes after the last block: a norm, and a product with many outputs.

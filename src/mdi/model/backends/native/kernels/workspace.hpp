@@ -4,7 +4,8 @@
 #include <cstdlib>
 #include <new>
 
-#include "rows.hpp"
+#include "pool.hpp"
+#include "products.hpp"
 
 namespace mdi {
 
@@ -52,9 +53,10 @@ inline Rows take_rows(Memory &memory, int64_t n_rows, int width) {
   return rows;
 }
 
+constexpr int kTasksPerThread = 4;  // so that a thread that comes late costs little
+
 // All outputs of a linear layer, by the threads of a pool.
-template <class Pool> void multiply(Pool &pool, const Linear &linear, const Rows &x, const Target &to) {
-  constexpr int kTasksPerThread = 4;  // so that a thread that comes late costs little
+inline void multiply(Pool &pool, const Linear &linear, const Rows &x, const Target &to) {
   const int groups = linear.groups();
   const int n_tasks = pool.n_threads() == 1 ? 1 : std::min(groups, pool.n_threads() * kTasksPerThread);
   pool.run(n_tasks, [&](int i, int) { multiply(linear, groups * i / n_tasks, groups * (i + 1) / n_tasks, x, to); });
