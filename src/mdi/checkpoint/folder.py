@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from mdi.checkpoint.adapters import refuse_adapters
 from mdi.checkpoint.chunks import (
     UNKNOWN_FORM,
     StoredForm,
@@ -275,6 +276,8 @@ def find_folder(ckpt: Path | None, chunk: Path | None = None) -> Path:
         return ckpt
     if ckpt is not None and (CHECKPOINTS_DIR / ckpt / CONFIG_FILE).is_file():
         return CHECKPOINTS_DIR / ckpt
+    if ckpt is not None:
+        refuse_adapters(ckpt)
     root = ckpt if ckpt is not None and ckpt.is_dir() else CHECKPOINTS_DIR
     models = find_models(root)
     if len(models) == 1 and ckpt is None and chunk is None:

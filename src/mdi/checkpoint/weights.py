@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from mdi.checkpoint.tensor_file import open_weights
 from mdi.errors import CheckpointError, StorageError
 from mdi.files import storage_error
 from mdi.formats import MODES, Mode
@@ -52,6 +53,19 @@ def whole_model(folder: Path, mode: Mode | None = None) -> Path:
     """The file that a node alone loads which is to compute in a mode; `MODEL_FILE` where there is none."""
     source = source_of(folder, mode or "none")
     return source if source.is_file() else next(iter(whole_models(folder)), source)
+
+
+def open_whole_model(folder: Path, config: ModelConfig) -> Weights:
+    """The tensors of a folder's whole model in floating point, checked against `config`; none is read yet.
+
+    Raises `CheckpointError` where it has no such model.
+    """
+    path = whole_model(folder)
+    if not path.is_file():
+        raise CheckpointError(f"{folder}: no {MODEL_FILE} here: prepare the model again, without --chunks-only")
+    if (mode := mode_of_file(path)) != "none":
+        raise CheckpointError(f"{path}: holds {mode} weights: prepare the model again, without --quantize")
+    return select(open_weights(path), config, 0, Span(0, config.n_layer))
 
 
 @contextlib.contextmanager

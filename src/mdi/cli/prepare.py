@@ -5,9 +5,11 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
+from mdi.checkpoint.adapters import ADAPTERS_FILE, FACTS_FILE, check_adapters, refuse_adapters
 from mdi.checkpoint.chunks import chunks_bytes, write_chunks
 from mdi.checkpoint.config import CONFIG_FILE
 from mdi.checkpoint.digests import digests_file, record_digests
+from mdi.checkpoint.folder import find_folder
 from mdi.checkpoint.manifest import Manifest
 from mdi.checkpoint.weights import MODEL_FILE, model_file, whole_models
 from mdi.cli.origin import ORIGIN_FILE, Match, Origin, compare_origin, record_origin
@@ -33,6 +35,7 @@ from mdi.convert.huggingface import (
     remove_download_records,
 )
 from mdi.convert.known_models import HubName, choose_gguf, parse_hub_name
+from mdi.convert.lora import merge_adapters, suggested_lora_name
 from mdi.convert.random import make_random
 from mdi.convert.sources import LocalSource, check_present, check_source, find_cached, local_source
 from mdi.errors import CheckpointError, ConfigError
@@ -102,6 +105,8 @@ def _remove_whole_model(folder: Path) -> None:
 
 
 def _prepare_folder(options: PrepareOptions) -> Path:
+    if options.merge_lora is not None:
+        return _merge_lora(options, options.merge_lora)
     if options.random is not None:
         return _make_random(options, options.random)
     assert options.model is not None  # `PrepareOptions` has checked that one of the two is given
@@ -112,6 +117,7 @@ def _prepare_folder(options: PrepareOptions) -> Path:
         check_given(path, options)
         return path
     if path.is_dir():
+        refuse_adapters(path)
         return _convert_local(options, local_source(path))
     if path.is_symlink():
         check_present(path)
@@ -209,6 +215,17 @@ def _import_nanogpt(options: PrepareOptions, source: Path) -> Path:
         with _made(target, origin) as folder:
             nanogpt.import_nanogpt(source, folder, dtype=options.dtype, name=target.name)
             check_text_files(folder)
+    return target
+
+
+def _merge_lora(options: PrepareOptions, source: Path) -> Path:
+    base = find_folder(Path(options.model)) if options.model is not None else None
+    target = options.ckpt_folder / "local" / (options.model_name or suggested_lora_name(source))
+    origin = Origin(f"lora:{source.resolve()}", [source / ADAPTERS_FILE, source / FACTS_FILE])
+    check_adapters(source)
+    if not is_ready(target, origin, options):
+        with _made(target, origin) as folder:
+            merge_adapters(source, folder, base=base, dtype=options.dtype)
     return target
 
 

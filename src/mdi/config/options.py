@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from mdi.config.addresses import DEFAULT_HTTP_PORT, MAX_PORT
 from mdi.config.bounds import SAMPLING_BOUNDS, Interval, LogitBias, check_sampling
+from mdi.config.lora import Lora
 from mdi.config.paths import CHECKPOINTS_DIR, SETTINGS_DIR
 from mdi.errors import ConfigError
 from mdi.formats import BACKEND_CHOICES, DEVICE, DTYPES, MODES, BackendChoice, Mode
@@ -23,7 +24,7 @@ MAX_SAMPLES = 100_000  # of a run; each is held in memory from the start
 MAX_OPEN_REQUESTS = 1024  # of a server, in slots, and again in its queue: each has a thread
 TOKENIZERS = ("character", "bpe", "gpt2")  # of `prepare_data.py`, which also takes the folder of a model
 INITS = ("scratch", "resume", "hf", "finetune")
-STRATEGIES = ("auto", "ddp")
+STRATEGIES = ("auto", "ddp", "fsdp")
 _COUNTS = (
     "batch_size",
     "context",
@@ -398,14 +399,17 @@ class PrepareOptions:
     list_models: bool = False
     remove: str | None = None
     chunks_only: bool = False
+    merge_lora: Path | None = None
 
     def __post_init__(self) -> None:
-        if [self.model is not None, self.random is not None, self.list_models, self.remove is not None].count(
-            True
-        ) != 1:
+        given = [self.model is not None, self.random is not None, self.list_models, self.remove is not None]
+        if self.merge_lora is not None:
+            if any(given[1:]):
+                raise ConfigError("--merge-lora: give it alone, or with the folder of the model that is adapted")
+        elif given.count(True) != 1:
             raise ConfigError(
-                "say which model: a repo id, a short name, a folder, a .gguf file, or --random CONFIG; or --list, or"
-                " --remove NAME"
+                "say which model: a repo id, a short name, a folder, a .gguf file, or --random CONFIG; or --merge-lora"
+                " DIR, or --list, or --remove NAME"
             )
         if self.n_nodes is not None:
             _at_least("--n-nodes", self.n_nodes, 1)
@@ -456,6 +460,7 @@ class TrainOptions(SeedOption):
     dataset: Path | None = None
     init: str = "scratch"
     model: str | None = None
+    lora: Lora | None = None
     batch_size: int = 12
     context: int | None = None
     max_iters: int = 5000
@@ -486,10 +491,12 @@ class TrainOptions(SeedOption):
             raise ConfigError(f"--init {self.init}: expected one of {', '.join(INITS)}")
         if self.init in ("hf", "finetune") and self.model is None:
             raise ConfigError(f"--init {self.init} needs --model, the folder of a prepared model")
+        if self.init == "scratch" and self.lora is not None:
+            raise ConfigError("--lora adapts a model that is there: give --init finetune and --model")
         if self.strategy not in STRATEGIES:
             raise ConfigError(f"--strategy {self.strategy}: expected one of {', '.join(STRATEGIES)}")
         check_dtype(self.dtype)
-        _check_device(self.device)
+        self._check_devices()
         for name in _COUNTS:
             if (value := getattr(self, name)) is not None:
                 _at_least("--context-length" if name == "context" else _flag(name), value, 1)
@@ -497,6 +504,17 @@ class TrainOptions(SeedOption):
         _at_least("--weight-decay", self.weight_decay, 0)
         for name in ("lr", "grad_clip"):
             Interval(0, excludes_low=True).check(_flag(name), getattr(self, name))
+
+    def _check_devices(self) -> None:
+        _check_device(self.device)
+        if self.devices > 1 and ":" in (self.device or ""):
+            raise ConfigError(f"--devices {self.devices}: --device {self.device} is one device; leave its number out")
+        if self.strategy != "fsdp":
+            return
+        if self.devices == 1:
+            raise ConfigError("--strategy fsdp: gives each device a part of the model: say how many, by --devices")
+        if self.dtype == "float16":
+            raise ConfigError("--strategy fsdp: --dtype is float32 or bfloat16: Fabric does not scale losses with it")
 
     @property
     def settings(self) -> dict[str, Any]:

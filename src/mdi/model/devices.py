@@ -14,6 +14,7 @@ from mdi.strings import one_line
 
 # Of layer shapes, of which most models have four, times numbers of rows: a session decodes with one to four of those.
 ONEDNN_ENTRIES = 32
+_MEMORY_ADVICE = "use fewer samples, a shorter --sequence-length, a smaller --dtype or more nodes"
 _ONEDNN_CAPACITIES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 
 
@@ -77,13 +78,11 @@ def _cpu_computes_bfloat16() -> bool:
 
 
 @contextlib.contextmanager
-def memory_errors(what: str) -> Iterator[None]:
-    """Turn torch's out-of-memory errors into a `ConfigError` that says what did not fit."""
+def memory_errors(what: str, advice: str = _MEMORY_ADVICE) -> Iterator[None]:
+    """Turn torch's out-of-memory errors into a `ConfigError` that says what did not fit, and what to use instead."""
     try:
         yield
     except (RuntimeError, OSError) as exc:  # torch.OutOfMemoryError on GPUs; plain ones from the CPU's allocators
         if "memory" not in str(exc):
             raise
-        raise ConfigError(
-            f"out of memory for {what}: use fewer samples, a shorter --sequence-length, a smaller --dtype or more nodes"
-        ) from exc
+        raise ConfigError(f"out of memory for {what}: {advice}") from exc

@@ -1,32 +1,37 @@
-"""What training leaves in its folder: the best model, as any other program takes it, and all that goes on with the run.
+"""What training leaves in its folder: the best and the last model, as other programs take them, and all that goes on.
 
     model_config.yaml, lit_model.pth, tokenizer.json   the model with the least validation loss
     training.pth                                       the last weights, the optimizer and where the run stood
+    last/                                              the last model: its weights are those of training.pth
     training.csv                                       what was logged
 
-Each file is replaced at once, so a process that is killed leaves whole files.
+Where adapters are trained, lora.json and lit_model.pth.lora stand in place of the model. Each file is replaced at once,
+so a process that is killed leaves whole files.
 """
 
-import csv
-import io
-from collections.abc import Callable
+import os
+import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
+from mdi.checkpoint.adapters import ADAPTERS_FILE, AdapterFacts, write_facts
+from mdi.checkpoint.config import save_config
 from mdi.checkpoint.digests import digests_file, record_digests
 from mdi.checkpoint.weights import MODEL_FILE, write_errors
 from mdi.config.options import TrainOptions
+from mdi.convert.lora import LAST_FOLDER
+from mdi.convert.text_files import copy_text_files
 from mdi.documents import misfit
 from mdi.errors import CheckpointError
-from mdi.files import atomic_path, native_path, write_text
+from mdi.files import atomic_path, native_path, storage_error
+from mdi.model.architecture import ModelConfig
 from mdi.strings import one_line
 
-STATE_FILE, LOG_FILE = "training.pth", "training.csv"
-LOG_FIELDS = ("iter", "seconds", "train_loss", "val_loss", "perplexity", "lr", "tokens_per_s")
+STATE_FILE = "training.pth"
 
 
 @dataclass
@@ -36,42 +41,98 @@ class Progress:
     step: int = 0  # steps done
     best_loss: float = float("inf")
     n_worse: int = 0  # validations since the best one
-    seconds: float = 0.0  # spent, in all sessions
+    seconds: float = 0.0  # spent on steps, in all sessions
 
 
-def save_best(folder: Path, model: nn.Module) -> None:
-    """Replace the model that others load, and its digests."""
-    target = folder / MODEL_FILE
-    digests_file(target).unlink(missing_ok=True)  # those of the former model would call the new one damaged
-    with write_errors(target), atomic_path(target) as partial:
-        torch.save(model.state_dict(), native_path(partial))
-    record_digests(target)
+@dataclass(frozen=True)
+class State:
+    """All that goes on with a run."""
+
+    model: Mapping[str, torch.Tensor]
+    optimizer: Mapping[str, Any]
+    scaler: Mapping[str, Any]  # of the losses, in float16; else empty
+    progress: Progress
+    settings: Mapping[str, Any]
 
 
-def save_state(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, settings: dict[str, Any]
-) -> None:
-    """Replace what the run can be resumed from."""
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-    with write_errors(folder / STATE_FILE), atomic_path(folder / STATE_FILE) as partial:
-        torch.save(state | {"progress": asdict(progress), "settings": settings}, native_path(partial))
+class Checkpoints:
+    """The files of one run. Its first process alone calls what writes."""
+
+    def __init__(self, folder: Path, *, is_adapted: bool) -> None:
+        """`is_adapted` if the weights are those of adapters."""
+        self.folder = folder
+        self._weights_file = ADAPTERS_FILE if is_adapted else MODEL_FILE
+
+    def begin_model(self, config: ModelConfig, texts: Path) -> None:
+        """Write all that the best and the last model have besides weights; `texts` is the folder of the tokenizer.
+
+        Raises `CheckpointError` where that is missing, `StorageError`.
+        """
+        for folder in self._folders():
+            save_config(config, folder)
+            copy_text_files(texts, folder)
+
+    def begin_adapters(self, facts: AdapterFacts) -> None:
+        """Write all that the best and the last adapters have besides weights. Raises `StorageError`."""
+        for folder in self._folders():
+            write_facts(folder, facts)
+
+    def _folders(self) -> list[Path]:
+        last = self.folder / LAST_FOLDER
+        try:
+            last.mkdir(parents=True, exist_ok=True)
+        except OSError as exc:
+            raise storage_error(last, exc) from exc
+        return [self.folder, last]
+
+    def save_best(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Replace the weights that others load. Raises `StorageError`, and leaves the former ones."""
+        target = self.folder / self._weights_file
+        with write_errors(target), atomic_path(target) as partial:
+            torch.save(dict(weights), native_path(partial))
+            # Those of the former model would call the new one damaged.
+            digests_file(target).unlink(missing_ok=True)
+        if self._weights_file == MODEL_FILE:
+            record_digests(target)
+
+    def save_state(self, state: State) -> None:
+        """Replace what the run can be resumed from, and the last model. Raises `StorageError`."""
+        target = self.folder / STATE_FILE
+        values = {**vars(state), "model": dict(state.model), "progress": asdict(state.progress)}
+        with write_errors(target), atomic_path(target) as partial:
+            torch.save(values, native_path(partial))
+        self._publish_last()
+
+    def _publish_last(self) -> None:
+        """Give the state the name of a model in `last`: whoever loads models finds the weights in it.
+
+        Where files can be linked that takes no room.
+        """
+        source, target = self.folder / STATE_FILE, self.folder / LAST_FOLDER / self._weights_file
+        with atomic_path(target) as partial:
+            partial.unlink()
+            try:
+                os.link(source, partial)
+            except OSError:
+                shutil.copyfile(source, partial)
 
 
-def read_state(folder: Path) -> dict[str, Any]:
+def read_state(folder: Path) -> State:
     """What `save_state` wrote: tensors and plain values, nothing that is executed. Raises `CheckpointError`."""
     path = folder / STATE_FILE
     if not path.is_file():
         raise CheckpointError(f"{folder}: has no {STATE_FILE}, so there is no training to resume")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        values = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as exc:  # whatever a damaged pickle leads to
         raise CheckpointError(f"{path}: damaged: {one_line(exc)}") from exc
-    expected = {"model": dict, "optimizer": dict, "progress": dict, "settings": dict}
-    if not isinstance(state, dict) or any(not isinstance(state.get(key), kind) for key, kind in expected.items()):
+    names = ("model", "optimizer", "scaler", "progress", "settings")
+    if not isinstance(values, dict) or any(not isinstance(values.get(name), dict) for name in names):
         raise CheckpointError(f"{path}: was not written by this program's training")
-    if problem := misfit(state["progress"], Progress) or misfit(state["settings"], TrainOptions):
+    if problem := misfit(values["progress"], Progress) or misfit(values["settings"], TrainOptions):
         raise CheckpointError(f"{path}: damaged: {problem}")
-    return state
+    state = {name: values[name] for name in names}
+    return State(**state | {"progress": Progress(**values["progress"])})
 
 
 def restore(folder: Path | None, load: Callable[[], object]) -> None:
@@ -80,27 +141,3 @@ def restore(folder: Path | None, load: Callable[[], object]) -> None:
         load()
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as exc:
         raise CheckpointError(f"{folder}: {STATE_FILE} is another model's, or damaged: {one_line(exc)}") from exc
-
-
-class TrainingLog:
-    """The CSV log. A run that is resumed goes on behind the step that it is resumed from."""
-
-    def __init__(self, folder: Path, step: int) -> None:
-        self._path = folder / LOG_FILE
-        rows = [row for row in self._rows() if int(row["iter"]) <= step] if step else []
-        buffer = io.StringIO()
-        writer = csv.DictWriter(buffer, LOG_FIELDS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_text(self._path, buffer.getvalue())
-
-    def _rows(self) -> list[dict[str, str]]:
-        if not self._path.is_file():
-            return []
-        with self._path.open(encoding="utf-8", newline="") as file:
-            return [row for row in csv.DictReader(file) if (row.get("iter") or "").isdecimal() and None not in row]
-
-    def write(self, **values: float | str) -> None:
-        """Append a row; fields that are not given stay empty."""
-        with self._path.open("a", encoding="utf-8", newline="") as file:
-            csv.DictWriter(file, LOG_FIELDS, lineterminator="\n").writerow(values)

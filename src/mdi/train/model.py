@@ -1,18 +1,19 @@
 """Models as they are trained: litgpt's own modules, and for GPT-2 the same with positions that are learned."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from mdi.checkpoint.tensor_file import open_weights
-from mdi.checkpoint.weights import whole_model
+from mdi.checkpoint.digests import Check, checked, digest_of_lines, expect_lines, read_digests
+from mdi.checkpoint.weights import open_whole_model, whole_model
 from mdi.errors import CheckpointError
 from mdi.model.architecture import ModelConfig
 from mdi.model.gpt2 import Gpt2Config
 from mdi.model.litgpt_modules import GPT
-from mdi.strings import one_line
+from mdi.progress import progress_bar
 
 _STD = 0.02
 
@@ -56,11 +57,26 @@ def draw_weights(model: nn.Module, config: ModelConfig, seed: int) -> None:
             nn.init.zeros_(parameter)
 
 
-def load_weights(model: nn.Module, folder: Path) -> None:
-    """Give `model` the weights of a prepared model, in float32. Raises `CheckpointError`."""
+def load_weights(model: nn.Module, config: ModelConfig, folder: Path) -> str:
+    """Give `model` the weights of a prepared model, in float32; return their digest.
+
+    Raises `CheckpointError` where they are damaged, or not in floating point.
+    """
     path = whole_model(folder)
-    weights = open_weights(path)
-    try:
-        model.load_state_dict({name: weights[name].float() for name in weights})
-    except RuntimeError as exc:
-        raise CheckpointError(f"{path}: its tensors are not those of its configuration: {one_line(exc)}") from exc
+    known = expect_lines(path, read_digests(path))
+    lines: dict[str, str] = {}
+
+    def check(read: Mapping[str, str]) -> None:
+        lines.update(read)
+        if known is not None:
+            known.compare(read)
+
+    weights = checked(open_whole_model(folder, config), Check(check))
+    with progress_bar(len(weights), "loading", "tensors") as advance, torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            tensor.copy_(weights[name])
+            advance(1)
+    weights.verify()
+    if isinstance(model, LearnedPositions) and lines["lm_head.weight"] != lines["transformer.wte.weight"]:
+        raise CheckpointError(f"{path}: its head is not its embedding, as in the GPT-2 models that can be trained")
+    return digest_of_lines(lines)

@@ -1,7 +1,6 @@
 """A run of training, from its options: the model, the data, the devices."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,69 +8,73 @@ import torch
 from lightning.fabric import Fabric
 from torch import nn
 
-from mdi.checkpoint.config import CONFIG_FILE, load_config, save_config
+from mdi.checkpoint.adapters import AdapterFacts, is_adapter
 from mdi.config.options import TrainOptions
-from mdi.convert.random import named_config
-from mdi.errors import ConfigError
-from mdi.files import storage_error
+from mdi.errors import CheckpointError, ConfigError
 from mdi.model.architecture import ModelConfig
+from mdi.model.devices import memory_errors, pick_device
+from mdi.model.tensors import TORCH_DTYPES
 from mdi.strings import count
 from mdi.train.batches import Batches
-from mdi.train.checkpoints import STATE_FILE, Progress, read_state, restore
+from mdi.train.beginning import Beginning, find_beginning
+from mdi.train.checkpoints import Checkpoints, Progress, State, restore
 from mdi.train.dataset import DatasetInfo, read_info
+from mdi.train.flops import flops_per_token, peak_of
+from mdi.train.lora import add_adapters
 from mdi.train.model import build_model, draw_weights, load_weights
-from mdi.train.trainer import Trainer
-from mdi.train.vocabulary import copy_tokenizer
+from mdi.train.processes import EndedElsewhere, Processes, ProcessLost, lost_processes
+from mdi.train.sharding import load_optimizer, sharding_strategy
+from mdi.train.trainer import Trained, Trainer
 
 _PRECISIONS: Any = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
 _BETAS = (0.9, 0.95)
+_MEMORY_ADVICE = "use a smaller --batch-size with more --grad-acc-steps, or a shorter --context-length"
 
 
 def train(options: TrainOptions, is_stopped: Callable[[], bool]) -> str | None:
     """Train as the options say; return where the run stands at its end, None in all processes but the first.
 
-    Raises `ConfigError`, `CheckpointError`, `StorageError`, `TrainingError`.
+    Raises `ConfigError`, `CheckpointError`, `StorageError`, `TrainingError`, in the first process alone once there are
+    several.
     """
     folder, dataset = options.ckpt, options.dataset
     assert folder is not None and dataset is not None  # `TrainOptions` has checked it
-    state = _former_state(options, folder)
-    if state is not None and options.force_old:
-        options = options.with_settings(state["settings"])
     info = read_info(dataset)
-    config = _config_of(options, folder, info)
-    batches = _batches_of(options, dataset, info, config)
+    beginning = find_beginning(options, folder, dataset, info)
+    if beginning.state is not None and options.force_old:
+        options = options.with_settings(beginning.state.settings)
+    batches = _batches_of(options, dataset, info, beginning.config)
     fabric = _fabric_of(options)
     fabric.launch()
-    if state is None and fabric.is_global_zero:
-        _begin_folder(options, folder, dataset, config)
-    model, optimizer = _set_up(fabric, options, config, state)
-    progress = Progress(**state["progress"]) if state is not None else Progress()
-    Trainer(fabric, model, optimizer, batches, options, progress, folder).run(is_stopped)
-    if not fabric.is_global_zero:
+    is_first = fabric.is_global_zero
+    try:
+        with lost_processes(), memory_errors("training", _MEMORY_ADVICE):
+            progress = _train(fabric, options, beginning, batches, folder, is_stopped)
+    except (EndedElsewhere, ProcessLost):
+        if is_first:
+            raise
+        return None
+    if not is_first:
         return None
     return f"{folder}: {count(progress.step, 'step')}, best validation loss {progress.best_loss:.4f}"
 
 
-def _former_state(options: TrainOptions, folder: Path) -> dict[str, Any] | None:
-    """What is resumed, if anything. Raises `ConfigError` where a new run would replace another one."""
-    if options.init == "resume":
-        return read_state(folder)
-    if (folder / STATE_FILE).is_file():
-        raise ConfigError(f"--ckpt {folder}: holds a training: go on by --init resume, or choose another folder")
-    return None
-
-
-def _config_of(options: TrainOptions, folder: Path, info: DatasetInfo) -> ModelConfig:
-    """From scratch a named shape with the vocabulary of the data, or what `folder` has; else that of the weights."""
-    if options.init in ("hf", "finetune"):
-        return load_config(Path(options.model or ""))
-    if options.init == "resume" or (folder / CONFIG_FILE).is_file():
-        return load_config(folder)
-    if options.model is None:
-        raise ConfigError("--model: say which shape to train, such as nanoGPT-7, gpt2 or pythia-14m")
-    config = named_config(options.model)
-    sizes = {"vocab_size": info.vocab_size, "padded_vocab_size": info.vocab_size}
-    return replace(config, **sizes, block_size=options.context or config.block_size)
+def _train(
+    fabric: Fabric,
+    options: TrainOptions,
+    beginning: Beginning,
+    batches: Batches,
+    folder: Path,
+    is_stopped: Callable[[], bool],
+) -> Progress:
+    processes, checkpoints = Processes(fabric), Checkpoints(folder, is_adapted=beginning.lora is not None)
+    model, base_digest = processes.together(lambda: _build(options, beginning))
+    if beginning.state is None:
+        processes.write(lambda: _begin_folder(checkpoints, beginning, base_digest))
+    trained = _set_up(fabric, options, beginning, model)
+    progress = beginning.state.progress if beginning.state is not None else Progress()
+    Trainer(fabric, trained, batches, options, progress, checkpoints).run(is_stopped)
+    return progress
 
 
 def _batches_of(options: TrainOptions, dataset: Path, info: DatasetInfo, config: ModelConfig) -> Batches:
@@ -82,43 +85,75 @@ def _batches_of(options: TrainOptions, dataset: Path, info: DatasetInfo, config:
     return Batches(dataset, info, **size)
 
 
-def _begin_folder(options: TrainOptions, folder: Path, dataset: Path, config: ModelConfig) -> None:
-    """All that the model's folder has but its weights."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as exc:
-        raise storage_error(folder, exc) from exc
-    save_config(config, folder)
-    copy_tokenizer(dataset if options.init == "scratch" else Path(options.model or ""), folder)
-
-
-def _set_up(fabric: Fabric, options: TrainOptions, config: ModelConfig, state: dict[str, Any] | None) -> Any:
-    """Fabric's model and optimizer, with the weights that the run begins with."""
-    model = build_model(config)
-    if state is not None:
-        restore(options.ckpt, lambda: model.load_state_dict(state["model"]))
-    elif options.init == "scratch":
-        draw_weights(model, config, options.seed)
-    else:
-        load_weights(model, Path(options.model or ""))
-    groups = _parameter_groups(model.parameters(), options.weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=options.lr, betas=_BETAS)
-    trained = torch.compile(model) if options.compile else model
-    fabric_model, fabric_optimizer = fabric.setup(trained, optimizer)
-    if state is not None:
-        restore(options.ckpt, lambda: optimizer.load_state_dict(state["optimizer"]))
-    return fabric_model, fabric_optimizer
-
-
 def _fabric_of(options: TrainOptions) -> Fabric:
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    kind, _, index = device.partition(":")
-    dtype = options.dtype or ("bfloat16" if kind == "cuda" and torch.cuda.is_bf16_supported() else "float32")
-    return Fabric(
-        accelerator=kind,
-        devices=[int(index)] if index else options.devices,
-        strategy=options.strategy,
-        precision=_PRECISIONS[dtype],
+    """Raises `ConfigError` where this machine has not the devices."""
+    device = pick_device(options.device)
+    n_there = {"cpu": options.devices, "cuda": torch.cuda.device_count()}.get(device.type, 1)
+    if options.devices > n_there:
+        raise ConfigError(f"--devices {options.devices}: torch finds {count(n_there, f'{device.type} device')} here")
+    if (device.type, options.dtype) == ("cpu", "float16"):
+        raise ConfigError("--dtype float16: not on the CPU; use bfloat16 or float32")  # Fabric would take bfloat16
+    devices: Any = options.devices if device.index is None else [device.index]
+    strategy: Any = sharding_strategy(options.devices) if options.strategy == "fsdp" else options.strategy
+    precision = _PRECISIONS[_dtype_of(options, device)]
+    return Fabric(accelerator=device.type, devices=devices, strategy=strategy, precision=precision)
+
+
+def _dtype_of(options: TrainOptions, device: torch.device) -> str:
+    """By default mixed precision where it needs no scaling of losses and is fast, on most GPUs."""
+    if options.dtype is not None:
+        return options.dtype
+    return "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+
+
+def _build(options: TrainOptions, beginning: Beginning) -> tuple[nn.Module, str]:
+    """The model with the weights that the run begins with, and the digest of those of a prepared model."""
+    config, state = beginning.config, beginning.state
+    model, base_digest = build_model(config), ""
+    if beginning.base is not None:
+        base_digest = load_weights(model, config, beginning.base)
+        if beginning.base_digest not in ("", base_digest):
+            raise CheckpointError(f"{beginning.base}: is not the model that the adapters were trained for")
+    elif state is None:
+        draw_weights(model, config, options.seed)
+    if beginning.lora is not None:
+        add_adapters(model, config, beginning.lora, options.seed)
+    if state is not None:
+        restore(options.ckpt, lambda: _load_trained(model, state, beginning))
+    return model, base_digest
+
+
+def _load_trained(model: nn.Module, state: State, beginning: Beginning) -> None:
+    """Raises `KeyError` or `RuntimeError` for the state of another model."""
+    missing = model.load_state_dict(dict(state.model), strict=beginning.lora is None).missing_keys
+    if absent := [name for name in missing if is_adapter(name)]:
+        raise KeyError(f"{absent[0]} is missing")
+
+
+def _begin_folder(checkpoints: Checkpoints, beginning: Beginning, base_digest: str) -> None:
+    if beginning.lora is None:
+        checkpoints.begin_model(beginning.config, beginning.texts)
+    else:
+        assert beginning.base is not None  # adapters adapt a model
+        checkpoints.begin_adapters(AdapterFacts(beginning.base.resolve(), base_digest, beginning.lora))
+
+
+def _set_up(fabric: Fabric, options: TrainOptions, beginning: Beginning, model: nn.Module) -> Trained:
+    """Hand model and optimizer to Fabric; the model first, since its weights may be cut into parts."""
+    config, state, is_adapted = beginning.config, beginning.state, beginning.lora is not None
+    fabric_model = fabric.setup_module(torch.compile(model) if options.compile else model)
+    groups = _parameter_groups(fabric_model.parameters(), options.weight_decay)
+    optimizer = torch.optim.AdamW(groups, lr=options.lr, betas=_BETAS)
+    if state is not None:
+        restore(options.ckpt, lambda: load_optimizer(optimizer, state.optimizer))
+        if state.scaler:  # of a run in float16; one in another type does not look at it
+            restore(options.ckpt, lambda: fabric.strategy.precision.load_state_dict(dict(state.scaler)))
+    return Trained(
+        fabric_model,
+        fabric.setup_optimizers(optimizer),
+        is_weight=is_adapter if is_adapted else lambda name: True,
+        flops_per_token=flops_per_token(config, options.context or config.block_size, is_frozen=is_adapted),
+        peak=peak_of(fabric.device, TORCH_DTYPES[_dtype_of(options, fabric.device)]),
     )
 
 

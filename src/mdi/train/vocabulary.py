@@ -1,26 +1,16 @@
 """The tokenizer of the texts that a model is trained on: made from the texts themselves, or taken from a model."""
 
 import json
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
 from mdi.convert.nanogpt_tokenizer import END_OF_TEXT, gpt2_tokenizer
+from mdi.convert.text_files import copy_text_files
 from mdi.errors import ConfigError
-from mdi.files import storage_error, write_text
+from mdi.files import write_text
 from mdi.text.byte_level import GPT2_WORDS, byte_level_tokenizer
 from mdi.text.character_level import character_tokenizer
-from mdi.text.vocabulary import find_vocabulary
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "generation_config.json",
-)
 DEFAULT_VOCABULARY = 1000  # tokens of a byte-pair vocabulary
 
 
@@ -44,7 +34,7 @@ def write_vocabulary(wanted: str, n_tokens: int | None, texts: Iterable[str], fo
             write_text(folder / "tokenizer.json", tokenizer)
             _write_end_of_text(folder)
         case _:
-            copy_tokenizer(Path(wanted), folder)
+            copy_text_files(Path(wanted), folder)
 
 
 def train_byte_pairs(texts: Iterable[str], n_tokens: int) -> str:
@@ -60,17 +50,6 @@ def train_byte_pairs(texts: Iterable[str], n_tokens: int) -> str:
     )
     tokenizer.train_from_iterator(texts, trainer)
     return str(tokenizer.to_str())
-
-
-def copy_tokenizer(source: Path, folder: Path) -> None:
-    """Copy the tokenizer of the model in `source`. Raises `CheckpointError` where it has none, `StorageError`."""
-    find_vocabulary(source)
-    try:
-        for name in TOKENIZER_FILES:
-            if (source / name).is_file():
-                shutil.copyfile(source / name, folder / name)
-    except OSError as exc:
-        raise storage_error(Path(exc.filename or source), exc) from exc
 
 
 def _write_end_of_text(folder: Path) -> None:

@@ -23,6 +23,7 @@ def build_parser() -> Parser:
     option("-q", "--quiet", action="store_true", help="say nothing on stderr but errors")
     shapes = "NanoLlama, gpt2, gpt2-medium, gpt2-large, gpt2-xl, nanoGPT-7, nanoGPT-9 or nanoGPT-12"
     option("--random", metavar="CONFIG", help=f"make a random model of this litGPT shape instead, or {shapes}")
+    option("--merge-lora", type=Path, metavar="DIR", help="merge adapters that train.py made into their model")
     option("--n-embd", type=int, metavar="N", help="width of a random nanoGPT (default: 384)")
     option("--context-length", type=int, metavar="N", help="positions of a random nanoGPT (default: 256)")
     option("--ckpt-folder", type=Path, metavar="DIR", help="where the models are kept")

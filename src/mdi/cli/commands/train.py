@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import NoReturn
 
-from mdi.cli.environment import forget_foreign_variables
+from mdi.cli.environment import forget_foreign_variables, sleep_at_barriers
+from mdi.cli.loss_plot import plot_losses
 from mdi.cli.parser import Parser, options_from
 from mdi.cli.script import run_script, set_up_logging
 from mdi.cli.signals import Signals
+from mdi.config.lora import parse_lora
 from mdi.config.options import INITS, STRATEGIES, TrainOptions
 from mdi.formats import DTYPES
 
@@ -23,6 +25,8 @@ def build_parser() -> Parser:
     option("--init", metavar="HOW", help="scratch, resume, hf or finetune: what training begins with", values=INITS)
     option("--model", metavar="NAME", help="scratch: nanoGPT-7, gpt2, pythia-14m, ...; finetune: a prepared folder")
     option("--context-length", dest="context", type=int, metavar="N", help="tokens of a window (default: the model's)")
+    lora = "train adapters of rank R alone, scaled by A/R, with dropout D, such as 8,16,0.05"
+    option("--lora", type=parse_lora, metavar="R,A,D", help=lora)
     parser.section("the run")
     option("--batch-size", type=int, metavar="N", help="windows that are computed at a time on each device")
     option("--grad-acc-steps", type=int, metavar="N", help="such batches for one step of the optimizer")
@@ -42,7 +46,7 @@ def build_parser() -> Parser:
     parser.section("the devices")
     option("--device", help="cpu, mps, cuda or cuda:N (default: the best there is)", values=("cpu", "mps", "cuda"))
     option("--devices", type=int, metavar="N", help="how many of them, or on the CPU processes")
-    option("--strategy", help="auto or ddp", values=STRATEGIES)
+    option("--strategy", help="auto, ddp, or fsdp: each device has a part of the model", values=STRATEGIES)
     option("--dtype", help="float32, or float16 or bfloat16 for mixed precision (default: by device)", values=DTYPES)
     option("-c", "--compile", action="store_true", help="compile the model with torch.compile")
     return parser
@@ -52,10 +56,13 @@ def main(signals: Signals) -> None:
     options = options_from(TrainOptions, build_parser().parse_args())
     set_up_logging(verbose=False, quiet=options.quiet)
     forget_foreign_variables()
+    sleep_at_barriers()
     from mdi.train.run import train  # torch and lightning take seconds to import
 
     with signals.passed_to(lambda number: None):
         result = train(options, lambda: signals.came)
+        if result is not None and options.ckpt is not None:
+            plot_losses(options.ckpt)
     if result is not None:
         print(result)
     signals.check()
