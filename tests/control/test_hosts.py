@@ -26,7 +26,8 @@ from support.statuses import IDLE, READY
 
 KEY = Keys(Key("a key of more than sixteen characters", "test"))
 ACCESSES = [pytest.param(THIS_MACHINE, id="no key"), pytest.param(Access(KEY), id="key")]
-ROUTES = [("GET", "/"), ("GET", "/timeline"), ("POST", "/reach"), ("POST", "/init"), ("PUT", "/release"),
+ROUTES = [("GET", "/"), ("GET", "/timeline"), ("POST", "/reach"), ("POST", "/init"), ("POST", "/measure"),
+          ("PUT", "/release"),
           ("PUT", "/stop"), ("HEAD", f"/chunks/{DIGEST}"), ("PUT", f"/chunks/{DIGEST}"),
           ("GET", "/nothing")]  # fmt: skip
 

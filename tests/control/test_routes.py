@@ -17,9 +17,21 @@ import mdi.control.routes
 from mdi.control.client import ControlClient
 from mdi.control.protocol import NoAnswer, NodeBusy
 from mdi.control.routes import ControlServer
-from mdi.errors import CheckpointError, ControlError
+from mdi.errors import CheckpointError, ConfigError, ControlError
 from mdi.net.timeouts import Timeouts
-from support.control import DIGEST, ENDS, HOST, SPEC, FakeNode, ask, ask_raw, reason_of, type_of
+from support.control import (
+    DIGEST,
+    ENDS,
+    HOST,
+    SPEC,
+    STAGE_REQUEST,
+    STAGE_TIMES,
+    FakeNode,
+    ask,
+    ask_raw,
+    reason_of,
+    type_of,
+)
 from support.scripts import wait_until
 from support.statuses import IDLE, READY
 
@@ -228,3 +240,27 @@ def test_nothing_is_printed(server: ControlServer, node: FakeNode, capfd: pytest
     node.refusal = ZeroDivisionError()
     ask(server, "GET", "/")
     assert capfd.readouterr() == ("", "")
+
+
+# ---- measure
+
+
+def test_what_was_measured_is_answered(client: ControlClient, node: FakeNode) -> None:
+    node.measured.set_result(STAGE_TIMES)
+    assert client.measure(STAGE_REQUEST) == STAGE_TIMES
+    assert node.asked == [STAGE_REQUEST]
+
+
+def test_measuring_gives_signs_of_life_and_its_reason_where_it_fails(lively: ControlServer, node: FakeNode) -> None:
+    client = ControlClient("secondary 0", HOST, lively.port, timeouts=Timeouts(answer_s=5))
+    thread = threading.Timer(0.2, node.measured.set_exception, [ConfigError("no memory")])
+    thread.start()
+    with pytest.raises(ControlError, match=r"secondary 0 at http://127.0.0.1:\d+: no memory"):
+        client.measure(STAGE_REQUEST)
+    thread.join()
+
+
+@pytest.mark.parametrize("body", [b"", b"7", b"{}", b'{"stage": {}}', b'{"link": 7}', b'{"stage": {}, "link": {}}'])
+def test_a_request_to_measure_nothing_is_refused(server: ControlServer, node: FakeNode, body: bytes) -> None:
+    reason_of(ask(server, "POST", "/measure", body), 400)
+    assert node.asked == []

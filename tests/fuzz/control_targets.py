@@ -95,7 +95,7 @@ KEY = Keys(Key("a key for the fuzzer, long enough", "fuzz"))
 SIGN = b"@sign"
 
 METHODS = (b"GET", b"PUT", b"POST", b"HEAD", b"DELETE", b"OPTIONS", b"TRACE", b"CONNECT", b"get", b"X" * 300)
-PATHS = (b"/", b"/init", b"/stop", b"/release", b"/timeline", b"/reach", b"/chunks", b"/chunks/",
+PATHS = (b"/", b"/init", b"/measure", b"/stop", b"/release", b"/timeline", b"/reach", b"/chunks", b"/chunks/",
          b"/chunks/" + DIGEST.encode(), b"/chunks/x/y",
          b"/chunks/..%2f..%2fetc%2fpasswd", b"/chunks/../../x", b"/%00", b"/%ff", b"/init?epoch=1", b"/stop;x", b"*",
          b"http://a/b", b"//", b"/GET", b"/_node/cache", b"/__class__", b"/favicon.ico", b"/chunks/" + b"A" * 64,

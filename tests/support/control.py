@@ -14,6 +14,7 @@ from typing import Any
 
 from mdi.checkpoint.cache import ChunkCache
 from mdi.control.client import ControlClient
+from mdi.control.measurement import LayerTime, Measured, MeasureRequest, StageRequest, StageTimes
 from mdi.control.routes import ControlServer
 from mdi.control.session import SessionSpec
 from mdi.control.status import InitAnswer, NodeStatus
@@ -39,6 +40,7 @@ class FakeNode:
     def __init__(self, cache: ChunkCache | None = None) -> None:
         self.cache = cache
         self.answer: Future[InitAnswer] = Future()
+        self.measured: Future[Measured] = Future()
         self.refusal: Exception | None = None
         self.asked: list[object] = []
         self.gets_on = True
@@ -61,6 +63,12 @@ class FakeNode:
         if self.refusal is not None:
             raise self._refusal()
         return self.answer
+
+    def request_measurement(self, request: MeasureRequest) -> "Future[Measured]":
+        self.asked.append(request)
+        if self.refusal is not None:
+            raise self._refusal()
+        return self.measured
 
     def _refusal(self) -> Exception:
         """A fresh exception: its traceback holds the connection, and the node outlives the request."""
@@ -101,6 +109,30 @@ SPEC = SessionSpec(
     nodes_on_host=3,
     predecessor=Peer("starter", "::1", 5088),
     successor=Peer("secondary 1", "box.local", 5092),
+)
+
+
+STAGE_REQUEST = StageRequest(
+    config=SPEC.config,
+    stored_dtype="bfloat16",
+    stored="none",
+    dtype=None,
+    quantize="int8",
+    has_head=True,
+    nodes_on_host=2,
+)
+STAGE_TIMES = StageTimes(
+    device="cpu",
+    dtype="float32",
+    mode="none",
+    threads=2,
+    has_kernels=True,
+    layers=(LayerTime(1, 128, 1e-3), LayerTime(128, 128, 0.02)),
+    head=(),
+    message_s=1e-5,
+    disk_read_bytes_s=1e9,
+    disk_write_bytes_s=None,
+    free_memory_bytes=2**31,
 )
 
 

@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 from mdi.checkpoint.cache_folder import DEFAULT_LIMIT_BYTES, CacheFolder, is_file, opened
 from mdi.checkpoint.tensor_file import Advance, no_progress
+from mdi.config.paths import MEASUREMENTS
 from mdi.errors import CheckpointError, ChunkBusy, ControlError, StorageError
 from mdi.files import storage_error
 from mdi.formats import DIGEST
@@ -35,6 +36,11 @@ class ChunkCache:
             limit_bytes: the least recently used chunks are removed to stay below this.
         """
         self._folder, self._digest_of = CacheFolder(folder, limit_bytes), digest_of
+
+    @property
+    def measurements(self) -> Path:
+        """The folder beside the chunks for what was measured on this machine."""
+        return self._folder.path / MEASUREMENTS
 
     def find(self, digest: str, advance: Advance = no_progress) -> Path | None:
         """The file that holds the chunk `digest`, or None. What was read when it arrived may have been damaged since.

@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from mdi import __version__
+from mdi.control.measurement import Measured, MeasureRequest
 from mdi.control.routes import ControlServer
 from mdi.control.session import SessionSpec
 from mdi.control.status import InitAnswer, NodeState, StarterStatus
@@ -78,6 +79,9 @@ class Visitor:
         raise ControlError(_NO_NODE)
 
     def request_init(self, spec: SessionSpec) -> "Future[InitAnswer]":
+        raise ControlError(_NO_NODE)
+
+    def request_measurement(self, request: MeasureRequest) -> "Future[Measured]":
         raise ControlError(_NO_NODE)
 
     def request_release(self, run: int) -> None:

@@ -9,6 +9,7 @@ from mdi.installation import IS_INSTALLED, PACKAGE_DIR, PACKAGED_DATA_DIR
 
 APP_NAME = "mdi-llm"
 HOME_VARIABLE = "MDI_HOME"
+MEASUREMENTS = "measurements"  # the folder beside received chunks for what was measured on this machine
 
 SOURCE_DIR = PACKAGE_DIR.parent
 
@@ -58,6 +59,14 @@ def chunk_cache_dir() -> Path:
         return (_home() or user_dir("cache")) / "chunks"
     except ConfigError as exc:
         raise ConfigError(f"{exc}, or say where chunks are kept by --cache-dir or XDG_CACHE_HOME") from exc
+
+
+def measurements_dir() -> Path | None:
+    """Where a starter keeps what it measured of its machine; None for a user without a home, who measures again."""
+    try:
+        return chunk_cache_dir() / MEASUREMENTS
+    except ConfigError:
+        return None
 
 
 def chat_history_file() -> Path | None:

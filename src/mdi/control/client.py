@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from mdi.control.calls import Caller, Request, json_request
 from mdi.control.exchange import Bounds
+from mdi.control.measurement import Measured, MeasureRequest, measured_from_json, request_to_json
 from mdi.control.protocol import (
     BYTES,
     HELD_BYTES,
@@ -79,6 +80,12 @@ class ControlClient:
         """Whether the node reaches another one, which it tries now."""
         request = json_request("POST", "/reach", asdict(target))
         return self._checked(Reach.from_json, self._caller.call(request, self._bounds()))
+
+    def measure(self, request: MeasureRequest) -> Measured:
+        """What the node has measured. Meanwhile it sends signs of life, as for `init`."""
+        bounds = self._bounds(MAX_INIT_BYTES, within_s=self._timeouts.measure_s)
+        body = json_request("POST", "/measure", request_to_json(request))
+        return self._checked(measured_from_json, self._caller.call(body, bounds))
 
     def release(self, run: int) -> None:
         """Give up a session that never ran."""

@@ -4,6 +4,7 @@
     GET  /timeline         what the node did when
     POST /reach            try whether the node reaches another one
     POST /init             configure a secondary for a session
+    POST /measure          time what a node would do in one, or a link to another node
     PUT  /release          give up a session that never ran
     PUT  /stop             end the node
     HEAD /chunks/<digest>  how many bytes of a chunk the node holds (X-Held-Bytes)
@@ -22,7 +23,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import cherrypy
 
@@ -31,6 +32,7 @@ from mdi.control.application import application_with
 from mdi.control.attempts import MAX_ATTEMPTS, attempt, check_target
 from mdi.control.auth import STREAMED, AuthMiddleware
 from mdi.control.hosts import LOCAL_ADDRESS, OwnHosts
+from mdi.control.measurement import Measured, MeasureRequest, measured_to_json, request_from_json
 from mdi.control.protocol import HELD_BYTES, JSON, MAX_JSON_BYTES, UPLOAD_BYTES, NodeBusy, code_of
 from mdi.control.reach import Target
 from mdi.control.server import ServingThread, WebServer, marking
@@ -44,6 +46,7 @@ from mdi.net.sockets import listen
 from mdi.net.timeouts import DEFAULT_TIMEOUTS, Timeouts
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 _STATUSES = {"busy": 409, "storage": 507}  # by code; any other error has that of its route
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
@@ -62,6 +65,8 @@ class Node(Protocol):
     def status(self) -> NodeStatus: ...
 
     def request_init(self, spec: SessionSpec) -> "Future[InitAnswer]": ...
+
+    def request_measurement(self, request: MeasureRequest) -> "Future[Measured]": ...
 
     def timeline(self) -> dict[str, Any]: ...
 
@@ -159,18 +164,28 @@ class _Routes:
     @cherrypy.expose  # type: ignore[untyped-decorator]
     @cherrypy.tools.allow(methods=["POST"])  # type: ignore[untyped-decorator]
     def init(self) -> Iterator[bytes] | bytes:
+        return self._long(lambda: self._node.request_init(SessionSpec.from_json(_read_json())), init_answer_to_json)
+
+    @cherrypy.expose  # type: ignore[untyped-decorator]
+    @cherrypy.tools.allow(methods=["POST"])  # type: ignore[untyped-decorator]
+    def measure(self) -> Iterator[bytes] | bytes:
+        return self._long(lambda: self._node.request_measurement(request_from_json(_read_json())), measured_to_json)
+
+    def _long(
+        self, request: Callable[[], "Future[T]"], to_json: Callable[[T], dict[str, Any]]
+    ) -> Iterator[bytes] | bytes:
+        """The answer to what the main thread takes its time for; a refusal of it has a status line of its own."""
         try:
-            spec = SessionSpec.from_json(_read_json())
-            answer = self._node.request_init(spec)
+            answer = request()
             self._raise_if_refused(answer)
         except ControlError as exc:
             return _refused(exc, 400)
         cherrypy.response.headers["Content-Type"] = JSON
         cherrypy.request.wsgi_environ[STREAMED].set()
-        return self._wait_for(answer)
+        return self._wait_for(answer, to_json)
 
-    def _raise_if_refused(self, answer: "Future[InitAnswer]") -> None:
-        """Give the node a moment to refuse the session, so that the refusal has a status of its own; raises `NodeBusy`.
+    def _raise_if_refused(self, answer: "Future[T]") -> None:
+        """Give the node a moment to refuse, so that the refusal has a status of its own; raises `NodeBusy`.
 
         A node that is loading weights takes longer to decide. By then the status line was sent, and the body tells.
         """
@@ -179,8 +194,8 @@ class _Routes:
             if isinstance(error, NodeBusy):
                 raise error
 
-    def _wait_for(self, answer: "Future[InitAnswer]") -> Iterator[bytes]:
-        """Blanks while the node gets on with loading, then the JSON answer.
+    def _wait_for(self, answer: "Future[T]", to_json: Callable[[T], dict[str, Any]]) -> Iterator[bytes]:
+        """Blanks while the node gets on with its work, then the JSON answer.
 
         Loading can take minutes, and the client's timeout bounds a silence: each blank is a sign of life. It is one of
         the main thread, which loads: this thread would go on for ever beside one that is stuck. JSON allows whitespace
@@ -189,7 +204,7 @@ class _Routes:
         n_steps, stalled_s = self._node.n_steps, self._timeouts.deadline_s(self._timeouts.stall_s)
         while not self._closing.is_set():
             try:
-                yield json.dumps(init_answer_to_json(answer.result(timeout=self._timeouts.heartbeat_s))).encode()
+                yield json.dumps(to_json(answer.result(timeout=self._timeouts.heartbeat_s))).encode()
                 return
             except FutureTimeout:
                 if (now := self._node.n_steps) != n_steps:

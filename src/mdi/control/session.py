@@ -149,7 +149,8 @@ class SessionSpec:
         return cls(**values)
 
 
-def _is_peer(value: Any) -> bool:
+def is_peer(value: Any) -> bool:
+    """Where a node listens, as JSON."""
     return (
         isinstance(value, dict)
         and set(value) == {"name", "addr", "port"}
@@ -159,7 +160,8 @@ def _is_peer(value: Any) -> bool:
     )
 
 
-def _is_config(value: Any) -> bool:
+def is_config(value: Any) -> bool:
+    """The fields of a configuration, as JSON; the model itself is checked where it is built."""
     return isinstance(value, dict) and all(whole(1, 10_000_000)(value.get(key)) for key in ("n_embd", "n_layer"))
 
 
@@ -169,10 +171,10 @@ _CHECKS: dict[str, Check] = {
     "rank": whole(1, 10_000),
     "n_nodes": whole(2, 10_000),
     "names": lambda value: isinstance(value, list) and all(map(is_name, value)),
-    "starter": _is_peer,
+    "starter": is_peer,
     "model": is_string,
     "model_digest": is_digest,
-    "config": _is_config,
+    "config": is_config,
     "span": is_span,
     "chunk_digest": is_digest,
     "n_slots": whole(1, 1_000_000),
@@ -184,6 +186,6 @@ _CHECKS: dict[str, Check] = {
     "peer_timeout_s": lambda value: type(value) in (int, float) and 0.1 <= value <= 86_400,
     "timeline": lambda value: type(value) is bool,
     "nodes_on_host": whole(1, 10_000),
-    "predecessor": _is_peer,
-    "successor": _is_peer,
+    "predecessor": is_peer,
+    "successor": is_peer,
 }

@@ -15,7 +15,7 @@ def layer_shapes(config: ModelConfig, span: Span | None = None) -> list[dict[str
     architecture = architecture_of(config)
     kinds: dict[object, dict[str, torch.Size]] = {}
     layers = []
-    for layer in range(*(span or Span(0, config.n_layer))):
+    for layer in range(*(Span(0, config.n_layer) if span is None else span)):  # a span without layers is false
         if (kind := architecture.kind_of_layer(config, layer)) not in kinds:
             state = architecture.build_block(config, layer, PointwiseOps()).state_dict()
             kinds[kind] = {name: tensor.shape for name, tensor in state.items()}

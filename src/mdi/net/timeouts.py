@@ -37,6 +37,7 @@ class Timeouts:
     min_answer_s: float = 5.0  # the least of that, however near the deadline of a node is
     status_s: float = 2.0  # of silence within a status
     upload_s: float = 300.0  # for one piece of a chunk to arrive: 16 MiB at 56 KB/s
+    measure_s: float = 120.0  # for the whole answer to /measure, which takes seconds unless kernels are compiled first
     load_s: float = 3600.0  # for the whole answer to /init, where nobody waits with a deadline of his own
     heartbeat_s: float = 1.0  # between two signs of life while /init loads, if the main thread got on
     stall_s: float = 10.0  # without a step of the main thread; then /init is answered "not now"

@@ -24,6 +24,7 @@ from mdi.cluster.ring_view import RingView, ring_view
 from mdi.cluster.supervisor import RECOVERABLE, Incident, RingCondition, RingSupervisor
 from mdi.config.network import NetworkConfig
 from mdi.config.options import StarterOptions
+from mdi.control.measurement import Measured, MeasureRequest
 from mdi.control.routes import ControlServer
 from mdi.control.session import SessionSpec
 from mdi.control.status import InitAnswer, StarterStatus
@@ -234,6 +235,9 @@ class Starter:
 
     def request_init(self, spec: SessionSpec) -> "Future[InitAnswer]":
         raise ControlError("this is a starter; it takes no /init")
+
+    def request_measurement(self, request: MeasureRequest) -> "Future[Measured]":
+        raise ControlError("this is a starter; it is measured by whoever plans its ring")
 
     def timeline(self) -> dict[str, Any]:
         return self._timeline.to_json()

@@ -1,0 +1,179 @@
+"""Measures the nodes of a network for a model, and the links between them."""
+
+import functools
+import itertools
+import logging
+import secrets
+import socket
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from mdi.checkpoint.chunks import dtype_of
+from mdi.checkpoint.config import config_to_dict
+from mdi.checkpoint.folder import ModelFolder
+from mdi.checkpoint.weights import whole_model
+from mdi.cluster.link_probe import LinkProbe
+from mdi.cluster.locations import Location, Locations, location_in
+from mdi.cluster.node_meter import NodeMeter
+from mdi.cluster.planner import LinkCosts, Links
+from mdi.cluster.rendezvous import Call, in_background, nodes_on_host
+from mdi.config.network import NetworkConfig, node_name
+from mdi.control.client import ControlClient
+from mdi.control.measurement import LinkRequest, LinkTimes, Measured, StageRequest, StageTimes
+from mdi.errors import ControlError
+from mdi.formats import Mode
+from mdi.ids import NodeId, Rank
+from mdi.inbox import Inbox
+from mdi.net.refusals import RefusalLog
+from mdi.net.timeouts import DEFAULT_TIMEOUTS, Timeouts
+from mdi.strings import count
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+R = TypeVar("R", StageRequest, LinkRequest)
+
+_NO_LINK = LinkCosts(0.0, 1e12)  # from a node to itself
+
+
+@dataclass(frozen=True)
+class NetworkTimes:
+    """What was measured of each node, by its id, and of each link, [from][to]."""
+
+    nodes: tuple[StageTimes, ...]
+    links: Links
+
+    def held_as(self, mode: Mode) -> "NetworkTimes":
+        """The same with weights in another mode: for arithmetic on memory, not on time."""
+        return replace(self, nodes=tuple(replace(node, mode=mode) for node in self.nodes))
+
+
+def request_for(
+    model: ModelFolder, n_nodes: int, dtype: str | None, quantize: Mode | None, *, again: bool = False
+) -> StageRequest:
+    """What a secondary of a ring of so many nodes is asked to time, if it has its machine for itself."""
+    return StageRequest(
+        config=config_to_dict(model.config),
+        stored_dtype=model.stored(n_nodes).dtype or dtype_of(whole_model(model.path, quantize)),
+        stored=model.stored_mode(n_nodes, quantize),
+        dtype=dtype,
+        quantize=quantize,
+        has_head=False,
+        nodes_on_host=1,
+        again=again,
+    )
+
+
+class NetworkMeter:
+    """Measures a network from its starter. Called from one thread, which owns the inbox."""
+
+    def __init__(
+        self,
+        network: NetworkConfig,
+        clients: Mapping[NodeId, ControlClient],
+        meter: NodeMeter,
+        listener: socket.socket | None,
+        inbox: Inbox,
+        refusals: RefusalLog | None = None,
+        timeouts: Timeouts = DEFAULT_TIMEOUTS,
+    ) -> None:
+        """
+        Args:
+            clients: of all secondaries.
+            meter: of the starter.
+            listener: where the starter waits for its predecessor; None on a network of one.
+        """
+        self._network, self._clients, self._meter = network, clients, meter
+        self._listener, self._inbox, self._timeouts = listener, inbox, timeouts
+        self._refusals = refusals or RefusalLog()
+        self._locations = Locations(network)
+
+    def measure(self, request: StageRequest, wire_dtype: str) -> NetworkTimes:
+        """Time all nodes at once, as they will compute, and then one link after the other.
+
+        Args:
+            request: of a secondary that has its machine for itself.
+
+        Raises `ControlError` that names a node which does not answer, refuses or fails, `RingError` one which cannot
+        be reached over the ring, `ConfigError` where the starter has too little memory.
+        """
+        n_nodes = len(self._network.nodes)
+        log.warning("measuring %s and the links between them, some ten seconds", count(n_nodes, "node"))
+        nodes = self._nodes(request)
+        self._locate()
+        links = [[_NO_LINK] * n_nodes for _ in range(n_nodes)]
+        for one, other in itertools.combinations(range(n_nodes), 2):
+            times = self._link(NodeId(one), NodeId(other), request.config["n_embd"], wire_dtype)
+            links[one][other] = LinkCosts(times.round_trip_s / 2, times.bytes_s)
+            links[other][one] = LinkCosts(times.round_trip_s / 2, times.back_bytes_s)
+        return NetworkTimes(nodes, links)
+
+    def _nodes(self, request: StageRequest) -> tuple[StageTimes, ...]:
+        calls = {node: self._call(client.measure, self._for(node, request)) for node, client in self._clients.items()}
+        own = self._meter.measure(self._for(NodeId(0), request))
+        self._await(calls.values())
+        return (own, *(_expected(StageTimes, node, calls[node].future.result()) for node in sorted(calls)))
+
+    def _locate(self) -> None:
+        """Ask those nodes for their ring ports that have not been given one."""
+        for node in self._clients:
+            self._locations.locate(node, functools.partial(self._location_of, node))
+
+    def _location_of(self, node: NodeId) -> Location:
+        config, client = self._network.nodes[node], self._clients[node]
+        return location_in(client.status(), client, config, self._network.starter.addr)
+
+    def _for(self, node: NodeId, request: StageRequest) -> StageRequest:
+        sharing = nodes_on_host(self._network, self._network.nodes[node])
+        return replace(request, has_head=node == 0, nodes_on_host=sharing)
+
+    def _link(self, one: NodeId, other: NodeId, n_embd: int, wire_dtype: str) -> LinkTimes:
+        """Of a link that `one` times and `other` echoes on."""
+        request = LinkRequest(
+            secrets.randbits(63), Rank(0), self._locations.ring_peer(other, seen_from=one), n_embd, wire_dtype
+        )
+        back = self._locations.ring_peer(one, seen_from=other)
+        self._ask(other, replace(request, rank=Rank(1), peer=back))
+        if one:
+            return _expected(LinkTimes, one, self._ask(one, request))
+        with self._probe(request) as probe:
+            return probe.times()
+
+    def _ask(self, node: NodeId, request: LinkRequest) -> Measured:
+        call = self._call(self._clients[node].measure, request)
+        self._await([call])
+        return call.future.result()
+
+    def _call(self, action: Callable[[R], Measured], request: R) -> Call[Measured]:
+        """Ask in a thread of its own; the inbox is told when the answer is there."""
+        call = Call(in_background(action, request))
+        call.future.add_done_callback(lambda _: self._inbox.post(call))
+        return call
+
+    def _await(self, calls: Iterable[Call[Measured]]) -> None:
+        """Wait for answers. Raises the first error at once, and `Stopped` as the inbox does."""
+        unfinished = set(calls)
+        while unfinished:
+            call = self._inbox.wait_for(Call)
+            assert isinstance(call, Call)
+            call.future.result()
+            unfinished.discard(call)
+
+    def _probe(self, request: LinkRequest) -> LinkProbe:
+        assert self._listener is not None, "a network of several nodes has links"
+        starter = self._network.starter
+        return LinkProbe(
+            request,
+            listener=self._listener,
+            inbox=self._inbox,
+            access=starter.access,
+            source_port=starter.port_out,
+            refusals=self._refusals,
+            timeouts=self._timeouts,
+        )
+
+
+def _expected(kind: type[T], node: NodeId, answer: Measured) -> T:
+    if not isinstance(answer, kind):
+        raise ControlError(f"{node_name(node)} did not answer what it was asked to measure")
+    return answer

@@ -1,0 +1,138 @@
+"""A node measures itself for a model, once: what it found is kept until something changes that it depends on."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mdi import __version__
+from mdi.checkpoint.config import config_from_dict
+from mdi.checkpoint.disk_speed import disk_speed
+from mdi.cluster.budget import SPARE
+from mdi.cluster.stage_times import StageTimer
+from mdi.control.measurement import StageRequest, StageTimes
+from mdi.documents import read_json
+from mdi.errors import ConfigError, ControlError, StorageError
+from mdi.files import write_text
+from mdi.formats import BackendChoice, Mode
+from mdi.liveness import no_tick
+from mdi.model.architecture import ModelConfig
+from mdi.model.backends.select import make_head, make_span_engine, prepare
+from mdi.model.build import Placement
+from mdi.model.devices import free_memory_bytes, pick_dtype
+from mdi.model.quant import resolve
+from mdi.model.tensors import TORCH_DTYPES, dtype_name
+from mdi.model.threads import CoreShare
+from mdi.strings import format_bytes
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1  # of what is kept; another one is measured anew
+_MAX_FILE_BYTES = 1 << 16
+_USUAL_ROWS = 4  # of a message, for backends that choose a layout by it
+
+
+@dataclass(frozen=True)
+class NodeMeter:
+    """Measures this node. Called only from the compute thread."""
+
+    device: torch.device
+    dtype: str | None = None  # that the node was started with
+    quantize: Mode | None = None
+    backend: BackendChoice = "auto"
+    folder: Path | None = None  # where measurements are kept, and chunks beside them; None: nowhere
+    make_room: Callable[[], None] = no_tick  # gives back what an earlier session has left in memory
+    tick: Callable[[], None] = no_tick
+
+    def measure(self, request: StageRequest) -> StageTimes:
+        """What was measured before, or else now. Raises `ConfigError` where the memory does not suffice."""
+        config, placement = config_from_dict(request.config), self._placement(request)
+        cores = CoreShare(request.nodes_on_host)
+        path = self._path(request, placement)
+        times = None if path is None or request.again else _kept(path)
+        if times is None:
+            times = self._measure(request, config, placement, cores)
+            if path is not None:
+                _keep(path, times)
+        return replace(times, free_memory_bytes=free_memory_bytes(self.device))
+
+    def _placement(self, request: StageRequest) -> Placement:
+        mode = resolve(request.stored, self.quantize or request.quantize, "the model")
+        dtype = pick_dtype(self.dtype or request.dtype, self.device)
+        return Placement(self.device, dtype, mode, _USUAL_ROWS, backend=self.backend, tick=self.tick)
+
+    def _measure(
+        self, request: StageRequest, config: ModelConfig, placement: Placement, cores: CoreShare
+    ) -> StageTimes:
+        self.make_room()
+        timer = StageTimer(config, TORCH_DTYPES[request.stored_dtype], placement, make_span_engine, make_head)
+        self._check_memory(timer.needed_bytes)
+        cores.settle()
+        message_s = timer.message_s()
+        read_bytes_s, write_bytes_s = self._disk_speed()
+        return StageTimes(
+            device=str(self.device),
+            dtype=dtype_name(placement.dtype),
+            mode=placement.quantize,
+            threads=torch.get_num_threads(),
+            has_kernels=prepare(self.device, self.backend),
+            layers=timer.layers(message_s),
+            head=timer.head() if request.has_head else (),
+            message_s=message_s,
+            disk_read_bytes_s=read_bytes_s,
+            disk_write_bytes_s=write_bytes_s,
+            free_memory_bytes=None,  # it changes, and is asked for each time
+        )
+
+    def _check_memory(self, needed_bytes: int) -> None:
+        usable_bytes = free_memory_bytes(self.device) * (1 - SPARE)
+        if needed_bytes > usable_bytes:
+            raise ConfigError(
+                f"timing a layer of this model takes {format_bytes(needed_bytes)} of memory, and"
+                f" {format_bytes(usable_bytes)} may be used: end other programs, or try --quantize int8"
+            )
+
+    def _disk_speed(self) -> tuple[float | None, float | None]:
+        speed = None if self.folder is None else disk_speed(self.folder, self.tick)
+        return (None, None) if speed is None else (speed[1], speed[0])
+
+    def _path(self, request: StageRequest, placement: Placement) -> Path | None:
+        """Where it is kept: under the digest of all that it depends on."""
+        if self.folder is None:
+            return None
+        known: dict[str, Any] = asdict(replace(request, again=False, dtype=None, quantize=None)) | {
+            "format": FORMAT,
+            "program": __version__,
+            "device": _name_of(self.device),
+            "computes": [dtype_name(placement.dtype), placement.quantize, self.backend, torch.get_num_threads()],
+        }
+        digest = hashlib.blake2b(json.dumps(known, sort_keys=True).encode(), digest_size=16).hexdigest()
+        return self.folder / f"{digest}.json"
+
+
+def _name_of(device: torch.device) -> str:
+    return f"{device} {torch.cuda.get_device_name(device)}" if device.type == "cuda" else str(device)
+
+
+def _kept(path: Path) -> StageTimes | None:
+    """What was measured before; None where there is nothing, or nothing that can be used."""
+    if not path.is_file():
+        return None
+    try:
+        return StageTimes.from_json(read_json(path, _MAX_FILE_BYTES, StorageError))
+    except (StorageError, ControlError) as exc:
+        log.warning("measuring again: %s", exc)
+        return None
+
+
+def _keep(path: Path, times: StageTimes) -> None:
+    """A folder that cannot be written costs seconds at the next time, and nothing else."""
+    try:
+        write_text(path, json.dumps(asdict(times)))
+    except StorageError as exc:
+        log.warning("the measurement is not kept: %s", exc)

@@ -1,0 +1,163 @@
+"""What a node takes for a message of a model, timed on weights that were made up in the shape of its layers.
+
+A node is measured as it will compute: with its backend, dtype, quantization and threads, beside whatever else runs on
+the machine. So times are averages, not the best ones. C = n_embd.
+"""
+
+import functools
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from mdi.checkpoint.config import config_from_dict, config_to_dict
+from mdi.control.measurement import HeadTime, LayerTime
+from mdi.engine.sampler import choose
+from mdi.engine.sampling_params import SamplingParams
+from mdi.model.architecture import ModelConfig
+from mdi.model.build import Placement
+from mdi.model.quant import held_bytes
+from mdi.model.shapes import head_shapes, stage_shapes
+from mdi.model.span import Span
+from mdi.model.span_engine import HeadFactory, SpanEngine, SpanEngineFactory
+from mdi.model.synthetic import synthetic_ends, synthetic_layers
+from mdi.model.tensors import dtype_name, from_buffer, to_buffer
+from mdi.segments import Segment
+
+ROWS = (1, 4, 16)  # of a message that carries the next token of so many samples
+PIECE_ROWS = 128  # of a piece of a prompt
+CONTEXTS = (128, 512)  # positions
+TIMING_S = 0.2  # that one thing is repeated for, at least
+MAX_PIECE_S = 1.5  # a piece that would take longer is reckoned from messages of 16 rows
+MIN_LAYERS_PART = 0.1  # of the time of a message
+# Of the layers that are timed: far more than the caches hold, as in a whole stage. Of the head as well.
+WEIGHTS_BYTES = 128 << 20
+
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True)
+class StageTimer:
+    """Times the layers and the head of one model on one node. Called only from the compute thread."""
+
+    config: ModelConfig
+    stored_dtype: torch.dtype  # of the weights in the model's file
+    placement: Placement
+    make_engine: SpanEngineFactory
+    make_head: HeadFactory
+    clock: Clock = time.perf_counter
+
+    @property
+    def needed_bytes(self) -> int:
+        """The memory that `layers` takes, or `head`, beside the stored weight of one tensor."""
+        slots = _kv_bytes(self.config, self._n_layers, CONTEXTS[-1], self.placement.dtype) * (max(ROWS) + 1)
+        head = _weights_bytes(self._head_config, self.placement, None)
+        return max(_weights_bytes(self.config, self.placement, self._n_layers) + slots, head)
+
+    def message_s(self) -> float:
+        """Seconds for a message of one row on a node without layers."""
+        engine = self._engine(0)
+        engine.allocate(1, CONTEXTS[0])
+        return self._pass_s(engine, [Segment(0, 0, 1, 1)])
+
+    def layers(self, message_s: float) -> tuple[LayerTime, ...]:
+        """Seconds of a layer for every number of rows, at the end of shorter and of longer sequences.
+
+        Args:
+            message_s: what a message takes besides.
+        """
+        engine, n_layers = self._engine(self._n_layers), self._n_layers
+        times = []
+        for context in sorted({min(context, self.config.block_size) for context in CONTEXTS}):
+            _fill_slots(engine, max(ROWS), context)
+            for rows in ROWS:
+                message = [Segment(slot, context - 1, 1, 1) for slot in range(rows)]
+                times.append(LayerTime(rows, context, self._layers_s(engine, message, message_s) / n_layers))
+            times.append(self._piece(engine, context, times[-1], message_s))
+        return tuple(times)
+
+    def _piece(self, engine: SpanEngine, context: int, last: LayerTime, message_s: float) -> LayerTime:
+        """A piece of a prompt, in one slot. On a slow machine it is in proportion to its rows, as products then are."""
+        rows = min(PIECE_ROWS, context)
+        reckoned_s = last.seconds * rows / last.rows
+        if reckoned_s * self._n_layers > MAX_PIECE_S:
+            return LayerTime(rows, context, reckoned_s)
+        piece_s = self._layers_s(engine, [Segment(0, context - rows, rows, 1)], message_s)
+        return LayerTime(rows, context, piece_s / self._n_layers)
+
+    def _layers_s(self, engine: SpanEngine, segments: Sequence[Segment], message_s: float) -> float:
+        """What a message takes without what it takes besides. On a busy machine the latter may come out too long."""
+        pass_s = self._pass_s(engine, segments)
+        return max(pass_s - message_s, MIN_LAYERS_PART * pass_s)
+
+    def head(self) -> tuple[HeadTime, ...]:
+        """Seconds of embedding, head and sampling for every number of rows.
+
+        Of a large vocabulary only a part is timed: all three are in proportion to it.
+        """
+        config, placement = self._head_config, self.placement
+        head = self.make_head(config, synthetic_ends(config, self.stored_dtype), placement)
+        params, share = SamplingParams(1), self.config.padded_vocab_size / config.padded_vocab_size
+
+        def choose_tokens(rows: int) -> None:
+            x = head.embed([slot % config.padded_vocab_size for slot in range(rows)], [0] * rows)
+            for logits in head.logits(x):
+                choose(logits, params, None)
+
+        return tuple(HeadTime(rows, share * self._mean_s(functools.partial(choose_tokens, rows))) for rows in ROWS)
+
+    @functools.cached_property
+    def _n_layers(self) -> int:
+        """So many that they do not fit into a cache, if the model has as many."""
+        layer_bytes = _weights_bytes(self.config, self.placement, 1)
+        return max(1, min(int(self.config.n_layer), -(-WEIGHTS_BYTES // layer_bytes)))
+
+    @functools.cached_property
+    def _head_config(self) -> ModelConfig:
+        row_bytes = self.config.n_embd * self.placement.dtype.itemsize
+        n_tokens = min(self.config.padded_vocab_size, max(1024, WEIGHTS_BYTES // row_bytes))
+        return config_from_dict(config_to_dict(self.config) | {"vocab_size": n_tokens, "padded_vocab_size": n_tokens})
+
+    def _engine(self, n_layers: int) -> SpanEngine:
+        span = Span(0, n_layers)
+        return self.make_engine(
+            self.config, span, synthetic_layers(self.config, span, self.stored_dtype), self.placement
+        )
+
+    def _pass_s(self, engine: SpanEngine, segments: Sequence[Segment]) -> float:
+        """Seconds that a message takes from the bytes that arrive to the bytes that are sent."""
+        dtype, n_embd = dtype_name(self.placement.dtype), self.config.n_embd
+        rows = sum(segment.n for segment in segments)
+        values = torch.randn(rows, n_embd, generator=torch.Generator().manual_seed(rows))
+        buffer = memoryview(bytearray(to_buffer(values, dtype)))
+        return self._mean_s(lambda: to_buffer(engine.forward(from_buffer(buffer, dtype, n_embd), segments), dtype))
+
+    def _mean_s(self, action: Callable[[], object]) -> float:
+        """Seconds that `action` takes on average, once it has been done for the first time."""
+        clock, tick, n = self.clock, self.placement.tick, 0
+        action()
+        began_s = clock()
+        while (passed_s := clock() - began_s) < TIMING_S or not n:
+            action()
+            tick()
+            n += 1
+        return passed_s / n
+
+
+def _fill_slots(engine: SpanEngine, n_slots: int, context: int) -> None:
+    """Make slots whose memory is really there: what nobody has written to is one page, which a cache holds."""
+    engine.allocate(n_slots + 1, context)
+    for slot in range(n_slots):
+        engine.fork(n_slots, slot, context)
+
+
+def _weights_bytes(config: ModelConfig, placement: Placement, n_layers: int | None) -> int:
+    """Of so many layers; None: of the head."""
+    shapes = head_shapes(config) if n_layers is None else stage_shapes(config, Span(0, n_layers))
+    return held_bytes(shapes, placement.dtype, placement.quantize, placement.device.type)
+
+
+def _kv_bytes(config: ModelConfig, n_layers: int, context: int, dtype: torch.dtype) -> int:
+    """Of one slot."""
+    return int(n_layers * 2 * config.n_query_groups * config.head_size * context * dtype.itemsize)

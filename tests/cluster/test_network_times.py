@@ -1,0 +1,172 @@
+"""Real nodes measure themselves and the links between them."""
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mdi.checkpoint import disk_speed
+from mdi.checkpoint.config import config_to_dict, load_config
+from mdi.cluster import link_probe, node_meter, stage_times
+from mdi.cluster.network_times import NetworkMeter, NetworkTimes
+from mdi.cluster.node_meter import NodeMeter
+from mdi.config.network import NetworkConfig, node_name
+from mdi.control.client import ControlClient
+from mdi.control.measurement import LinkRequest, StageRequest, StageTimes
+from mdi.control.protocol import NodeBusy, Refused
+from mdi.errors import ConfigError, LinkClosed
+from mdi.ids import NodeId, Rank
+from mdi.inbox import Inbox
+from mdi.net.access import Access
+from mdi.net.keys import Key, Keys
+from mdi.net.sockets import Peer, listen
+from mdi.net.timeouts import Timeouts
+from support.rings import ANY_PORT, Machine, Ring, ring_of
+from support.scripts import free_ports
+
+ACCESS = Access(Keys(Key("correct horse battery staple", "test")))
+
+
+@pytest.fixture(autouse=True)
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage_times, "TIMING_S", 0.002)
+    monkeypatch.setattr(link_probe, "TIMING_S", 0.002)
+    monkeypatch.setattr(disk_speed, "_MAX_S", 0.0)
+
+
+@pytest.fixture(scope="module")
+def ring(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ring]:
+    with ring_of(3, tmp_path_factory.mktemp("cache"), access=ACCESS) as ring:
+        yield ring
+
+
+def request_for(folder: Path, **fields: Any) -> StageRequest:
+    config = config_to_dict(load_config(folder))
+    return StageRequest(**{
+        "config": config, "stored_dtype": "float32", "stored": "none", "dtype": "float32", "quantize": None,
+        "has_head": False, "nodes_on_host": 1, **fields,
+    })  # fmt: skip
+
+
+def clients_of(network: NetworkConfig) -> dict[NodeId, ControlClient]:
+    nodes, access = list(enumerate(network.nodes))[1:], network.starter.access
+    return {NodeId(i): ControlClient(node_name(i), node.addr, node.http_port, access) for i, node in nodes}
+
+
+def measure(network: NetworkConfig, request: StageRequest, folder: Path | None = None) -> NetworkTimes:
+    meter = NodeMeter(torch.device("cpu"), folder=folder)
+    with listen(network.starter.addr, network.starter.port_in) as listener:
+        return NetworkMeter(network, clients_of(network), meter, listener, Inbox()).measure(request, "float32")
+
+
+def test_all_nodes_and_all_links_are_measured(ring: Ring, tiny: Path, tmp_path: Path) -> None:
+    times = measure(ring.network, request_for(tiny, again=True), tmp_path)
+    assert [len(node.head) for node in times.nodes] == [3, 0, 0]
+    for node in times.nodes:
+        assert {time.rows for time in node.layers} == {1, 4, 16, 128}
+        assert (node.device, node.dtype, node.mode) == ("cpu", "float32", "none")
+        assert node.free_memory_bytes and node.disk_read_bytes_s and node.disk_write_bytes_s
+    for source in range(3):
+        for target in range(3):
+            link = times.links[source][target]
+            assert link.bytes_s > 0 and (link.latency_s > 0) == (source != target)
+    assert all(secondary.status().state.value == "idle" for secondary in ring.secondaries)
+
+
+def test_a_ring_is_formed_after_it_was_measured(ring: Ring, tiny: Path) -> None:
+    before = ring.generate(tiny, [[5, 6, 7]])
+    measure(ring.network, request_for(tiny, again=True))
+    assert ring.generate(tiny, [[5, 6, 7]]) == before
+
+
+def test_what_was_measured_is_kept(ring: Ring, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    client, request = clients_of(ring.network)[NodeId(1)], request_for(tiny, quantize="int8")
+    first = client.measure(request)
+    assert isinstance(first, StageTimes) and first.mode == "int8"
+
+    def fail(*arguments: Any) -> None:
+        raise ConfigError("measured again")
+
+    monkeypatch.setattr(node_meter, "StageTimer", fail)
+    again = client.measure(request)
+    assert again == replace(first, free_memory_bytes=again.free_memory_bytes)  # type: ignore[union-attr]
+    for other in (replace(request, again=True), replace(request, quantize="int4"), replace(request, has_head=True)):
+        with pytest.raises(Refused, match=r"secondary 0 at http://.*measured again"):
+            client.measure(other)
+
+
+def test_one_request_is_served_at_a_time(ring: Ring, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    client, request = clients_of(ring.network)[NodeId(1)], request_for(tiny, again=True)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def wait(folder: Path, tick: object) -> None:
+        begun.set()
+        assert go_on.wait(60)
+
+    monkeypatch.setattr(node_meter, "disk_speed", wait)
+    thread = threading.Thread(target=client.measure, args=(request,))
+    thread.start()
+    assert begun.wait(60)
+    with pytest.raises(NodeBusy, match="this node is being measured"):
+        client.measure(request)
+    go_on.set()
+    thread.join()
+    monkeypatch.undo()
+    assert isinstance(client.measure(replace(request, again=False)), StageTimes)
+
+
+def test_a_node_that_serves_a_run_is_not_measured(ring: Ring, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    client, refusals = clients_of(ring.network)[NodeId(1)], []
+    secondary = ring.secondaries[0]
+    load = secondary._load
+
+    def load_later(spec: Any) -> bool:
+        answer = secondary.request_measurement(request_for(tiny))  # taken from the inbox once the node is ready
+        answer.add_done_callback(lambda done: refusals.append(done.exception()))
+        return load(spec)
+
+    monkeypatch.setattr(secondary, "_load", load_later)
+    ring.generate(tiny, [[5]])
+    assert [str(refusal) for refusal in refusals] == ["this node serves a run: it is measured while it is idle"]
+    assert isinstance(client.measure(request_for(tiny)), StageTimes)
+
+
+def test_too_little_memory_is_said(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node_meter, "free_memory_bytes", lambda device: 1000)
+    with pytest.raises(ConfigError, match=r"timing a layer of this model takes .* and 900 B may be used"):
+        NodeMeter(torch.device("cpu")).measure(request_for(tiny))
+
+
+def test_what_was_kept_and_is_damaged_is_measured_again(tiny: Path, tmp_path: Path) -> None:
+    meter = NodeMeter(torch.device("cpu"), folder=tmp_path)
+    meter.measure(request_for(tiny))
+    (kept,) = tmp_path.glob("*.json")
+    kept.write_text('{"device": 7}')
+    assert meter.measure(request_for(tiny)).device == "cpu"
+    assert kept.read_text() != '{"device": 7}'
+
+
+def test_a_node_that_cannot_be_reached_over_the_ring_is_named(tiny: Path, tmp_path: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        machine = Machine(tmp_path, Timeouts(handshake_s=0.3), ACCESS)
+        machine.start()
+        stack.callback(machine.kill)
+        http_port, port_in, nobody = free_ports(3)
+        starter = replace(ANY_PORT, http_port=http_port, port_in=port_in, access=ACCESS)
+        network = NetworkConfig(starter, (replace(machine.node, port_in=nobody),))
+        with pytest.raises(LinkClosed, match=rf"secondary 0 \(127.0.0.1:{nobody}\) cannot be reached"):
+            measure(network, request_for(tiny))
+
+
+def test_a_link_that_breaks_while_it_is_timed_is_an_error(ring: Ring) -> None:
+    """The other end is nobody: whoever timed it says so, and is idle again."""
+    client, (nobody,) = clients_of(ring.network)[NodeId(1)], free_ports(1)
+    request = LinkRequest(1, Rank(0), Peer("secondary 1", "127.0.0.1", nobody), 32, "float32")
+    with pytest.raises(Refused, match=r"secondary 1 \(127.0.0.1:\d+\) cannot be reached"):
+        client.measure(request)
+    assert client.status().state.value == "idle"

@@ -1,0 +1,144 @@
+"""What is timed of a stage, against an engine whose clock is its own."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+import torch
+from litgpt.config import Config
+
+from mdi.cluster import stage_times
+from mdi.cluster.stage_times import StageTimer
+from mdi.control.measurement import LayerTime
+from mdi.formats import BackendChoice, Mode
+from mdi.model.backends.select import make_head, make_span_engine
+from mdi.model.build import Placement
+from mdi.model.span import Span
+from mdi.segments import Segment
+from support.models import BASE
+
+MESSAGE_S, ROW_S, POSITION_S, LOGITS_S = 1e-3, 2e-4, 1e-6, 3e-3
+
+
+class Machine:
+    """A machine that takes what it is told to take."""
+
+    def __init__(self, slowness: float = 1.0) -> None:
+        self.now_s, self.slowness = 0.0, slowness
+
+    def clock(self) -> float:
+        self.now_s += 1e-9  # so that a loop which waits for time to pass ends
+        return self.now_s
+
+    def make_engine(self, config: Config, span: Span, weights: Mapping[str, torch.Tensor], placement: Any) -> "Engine":
+        return Engine(self, span)
+
+    def make_head(self, config: Config, weights: Mapping[str, torch.Tensor], placement: Any) -> "Head":
+        return Head(self, config.padded_vocab_size)
+
+
+class Engine:
+    weights_bytes = mapped_bytes = 0
+    numerics = "none"
+
+    def __init__(self, machine: Machine, span: Span) -> None:
+        self.machine, self.span = machine, span
+        self.filled: set[int] = set()
+
+    def allocate(self, n_slots: int, context: int) -> None:
+        self.filled.clear()
+
+    def fork(self, source: int, target: int, n: int) -> None:
+        self.filled.add(target)
+
+    def forward(self, x: torch.Tensor, segments: Sequence[Segment]) -> torch.Tensor:
+        assert not len(self.span) or {segment.slot for segment in segments} <= self.filled
+        positions = sum(segment.stop for segment in segments)
+        layer_s = ROW_S * len(x) + POSITION_S * positions
+        self.machine.now_s += self.machine.slowness * (MESSAGE_S + len(self.span) * layer_s)
+        return x
+
+
+class Head:
+    weights_bytes = mapped_bytes = 0
+
+    def __init__(self, machine: Machine, n_tokens: int) -> None:
+        self.machine, self.n_tokens = machine, n_tokens
+
+    def embed(self, ids: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
+        assert max(ids) < self.n_tokens
+        return torch.zeros(len(ids), BASE["n_embd"])
+
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        self.machine.now_s += LOGITS_S * len(x) * self.n_tokens / BASE["padded_vocab_size"]
+        return torch.zeros(len(x), self.n_tokens)
+
+
+def timer_on(machine: Machine, **fields: Any) -> StageTimer:
+    config = Config(**{**BASE, "block_size": 4096, **fields})
+    placement = Placement(torch.device("cpu"), torch.float32)
+    return StageTimer(config, torch.float32, placement, machine.make_engine, machine.make_head, machine.clock)
+
+
+def test_layers_are_timed_alone_for_all_rows_and_contexts() -> None:
+    timer = timer_on(Machine())
+    message_s = timer.message_s()
+    assert message_s == pytest.approx(MESSAGE_S, rel=1e-3)
+    times = {(time.rows, time.context): time.seconds for time in timer.layers(message_s)}
+    assert set(times) == {(rows, context) for rows in (1, 4, 16, 128) for context in (128, 512)}
+    for (rows, context), seconds in times.items():
+        positions = context if rows == 128 else rows * context  # of a piece of a prompt, in one slot
+        assert seconds == pytest.approx(ROW_S * rows + POSITION_S * positions, rel=1e-3)
+
+
+def test_a_layer_takes_some_time_however_busy_the_machine_was() -> None:
+    assert all(time.seconds > 0 for time in timer_on(Machine()).layers(3600.0))
+
+
+def test_a_short_context_is_timed_as_it_is() -> None:
+    times = timer_on(Machine(), block_size=64).layers(0.0)
+    assert {(time.rows, time.context) for time in times} == {(rows, 64) for rows in (1, 4, 16, 64)}
+
+
+def test_a_slow_machine_does_not_compute_pieces() -> None:
+    """It would take a minute, and is in proportion to the rows."""
+    machine = Machine(slowness=1000)
+    times = timer_on(machine).layers(1000 * MESSAGE_S)
+    by_rows = {(time.rows, time.context): time.seconds for time in times}
+    assert by_rows[128, 512] == pytest.approx(8 * by_rows[16, 512])
+
+
+def test_of_a_large_vocabulary_a_part_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = {time.rows: time.seconds for time in timer_on(Machine()).head()}
+    assert whole == pytest.approx({rows: LOGITS_S * rows for rows in (1, 4, 16)}, rel=1e-3)
+    monkeypatch.setattr(stage_times, "WEIGHTS_BYTES", 100_000)
+    machine = Machine()
+    large = timer_on(machine, vocab_size=32_000, padded_vocab_size=32_000)
+    assert large._head_config.padded_vocab_size == 1024
+    assert {time.rows: time.seconds for time in large.head()} == pytest.approx(
+        {rows: LOGITS_S * rows * 32_000 / 320 for rows in (1, 4, 16)}, rel=1e-3
+    )
+
+
+@pytest.mark.parametrize(("weights_bytes", "n_layers"), [(1, 1), (10**9, 6)])
+def test_as_many_layers_are_timed_as_no_cache_holds(
+    weights_bytes: int, n_layers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage_times, "WEIGHTS_BYTES", weights_bytes)
+    timer = timer_on(Machine())
+    assert timer._n_layers == n_layers
+    assert timer.needed_bytes > 0
+
+
+@pytest.mark.parametrize("mode", ["none", "int8"])
+@pytest.mark.parametrize("backend", ["native", "torch"])
+def test_real_engines_are_timed(backend: BackendChoice, mode: Mode, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage_times, "TIMING_S", 0.0)
+    placement = Placement(torch.device("cpu"), torch.float32, mode, backend=backend)
+    timer = StageTimer(Config(**BASE), torch.float32, placement, make_span_engine, make_head)
+    message_s = timer.message_s()
+    assert 0 < message_s < 1
+    times = timer.layers(message_s)
+    assert [time[:2] for time in times] == [(1, 128), (4, 128), (16, 128), (128, 128)]
+    assert max(times, key=lambda time: time.seconds) == LayerTime(128, 128, times[-1].seconds) or backend == "torch"
+    assert all(time.seconds > 0 for time in timer.head())
