@@ -5,6 +5,7 @@ import itertools
 import pytest
 
 from mdi.cluster.recovery import GiveUp, GoOnWithout, Recovery, Retry, RunState
+from mdi.ids import NodeId
 
 
 def recovery(n_nodes: int = 3) -> Recovery:
@@ -99,6 +100,18 @@ def test_a_node_that_has_returned_is_like_the_others() -> None:
     decisions.formed()
     assert (decisions.deadline_s(1, 100.0), decisions.may_return(100.0)) == (160.0, ())
     assert decisions.n_recoveries == 2
+
+
+def test_nodes_that_a_plan_leaves_out_never_return_and_the_others_keep_their_order() -> None:
+    decisions = Recovery(4, 60.0)
+    decisions.choose([NodeId(0), NodeId(3), NodeId(1)])
+    decisions.formed()
+    decisions.broke(0.0, silent=[NodeId(3)], suspect=NodeId(3), progressed=True)
+    decisions.expired(60.0, [NodeId(3)])
+    decisions.formed()
+    assert (decisions.members, decisions.may_return(60.0)) == ((0, 1), (3,))
+    decisions.returned([NodeId(3)])
+    assert decisions.members == (0, 3, 1)
 
 
 def test_every_way_through_a_recovery_ends() -> None:

@@ -273,6 +273,8 @@ WRONG_VALUES = [
     ("nodes.starter.share", 10**39, "is not a positive number"),
     ("nodes.starter.share", True, "True is not a number"),
     ("nodes.starter.share", "1", "'1' is not a number"),
+    ("nodes.starter.max_layers", 0, "0 is not a number of layers (1 to 10000)"),
+    ("nodes.starter.max_layers", 2.5, "2.5 is not a number of layers"),
 ]
 
 
@@ -373,7 +375,7 @@ json_values = st.recursive(
     lambda inner: st.one_of(st.lists(inner, max_size=2), st.dictionaries(st.sampled_from(["addr", "x"]), inner)),
     max_leaves=4,
 )
-ALL_PLACES = [place + key for place in PLACES for key in [*NODE_KEYS, "device", "share"]]
+ALL_PLACES = [place + key for place in PLACES for key in [*NODE_KEYS, "device", "share", "max_layers"]]
 
 
 @few_examples

@@ -19,6 +19,8 @@ from mdi.formats import Mode
 from mdi.ids import NodeId
 from mdi.model.span import Span
 
+MEASURED = "measured"  # a --split that is chosen when all nodes are up; until then it is as auto
+
 
 @dataclass(frozen=True)
 class Member:
@@ -91,9 +93,10 @@ def choose_spans(model: ModelFolder, shares: Sequence[float], options: PlanOptio
     """The split that was asked for; `auto` takes that of the chunks where there are some."""
     load = _load(model, shares, options)
     manifest = model.ring_manifest(len(shares))
+    method = "auto" if options.split == MEASURED else options.split
     if manifest is None:
-        return split(options.split, load)
-    spans = list(manifest.spans) if options.split == "auto" else split(options.split, load)
+        return split(method, load)
+    spans = list(manifest.spans) if method == "auto" else split(method, load)
     if not model.has_weights and not serves(manifest, spans, options.quantize):
         raise CheckpointError(
             f"{model.path}: its chunks have the split {_counts(manifest.spans)} with quantization"

@@ -83,11 +83,16 @@ class Recovery:
         self.state = RunState.STARTING
         self.members: tuple[NodeId, ...] = tuple(map(NodeId, range(n_nodes)))
         self.n_recoveries = 0
-        self._n_nodes, self._node_timeout_s = n_nodes, node_timeout_s
+        self._order = self.members  # of the ring when all take part
+        self._node_timeout_s = node_timeout_s
         self._missing_since_s: dict[NodeId, float] = {}
         self._returning: frozenset[NodeId] = frozenset()  # taken back, and in no ring yet
         self._barred_until_s: dict[NodeId, float] = {}  # nodes that are not taken back before
         self._failures_s: dict[NodeId, list[float]] = {}  # when each node failed
+
+    def choose(self, members: Sequence[NodeId]) -> None:
+        """Only these take part, in this order, and no others later. Called before the first ring is formed."""
+        self.members = self._order = tuple(members)
 
     def deadline_s(self, node: NodeId, now_s: float) -> float:
         """When waiting for `node` ends."""
@@ -143,14 +148,18 @@ class Recovery:
 
     def may_return(self, now_s: float) -> tuple[NodeId, ...]:
         """Nodes that were left out, and would be taken back if they were there."""
-        left_out = (NodeId(node) for node in range(self._n_nodes) if node not in self.members)
+        left_out = (node for node in self._order if node not in self.members)
         return tuple(node for node in left_out if now_s >= self._barred_until_s.get(node, now_s))
+
+    def with_returned(self, nodes: Collection[NodeId]) -> tuple[NodeId, ...]:
+        """The members of a ring with these nodes too, in its order."""
+        return tuple(node for node in self._order if node in self.members or node in nodes)
 
     def returned(self, nodes: Collection[NodeId]) -> None:
         """These nodes, which were left out, take part in the next ring."""
         self._move(RunEvent.RETURNED)
         self._returning = frozenset(nodes)
-        self.members = tuple(sorted({*self.members, *nodes}))
+        self.members = self.with_returned(nodes)
 
     def give_up(self) -> None:
         """What was decided cannot be done."""

@@ -175,6 +175,10 @@ class Rendezvous:
         for node in nodes:
             in_background(self.clients[node].release, self._run)
 
+    def leave_out(self, nodes: Sequence[NodeId]) -> None:
+        """These take no part, and are told with the others when the run is over."""
+        self._asked.update(nodes)
+
     def dismiss(self, action: Callable[[ControlClient, int], None], timeout_s: float) -> None:
         """Tell each node that may be in our session, in parallel; one that cannot be told in time is gone anyway."""
         self._closing.set()

@@ -13,9 +13,11 @@ from dataclasses import dataclass, replace
 
 from mdi.checkpoint.folder import ModelFolder
 from mdi.checkpoint.weights import MODEL_FILE
+from mdi.cluster.forecast import advise, behind_plan, forecast_of
+from mdi.cluster.measured_network import MeasuredNetwork
 from mdi.cluster.member_setup import Patience, PeersTimedOut
 from mdi.cluster.numerics import differing_numerics
-from mdi.cluster.plan import Member, Plan, PlanOptions, overridden_split, plan
+from mdi.cluster.plan import MEASURED, Member, Plan, PlanOptions, overridden_split, plan
 from mdi.cluster.recovery import Decision, GiveUp, GoOnWithout, Recovery, RunState
 from mdi.cluster.rendezvous import Call, Rendezvous, Statuses, describe
 from mdi.cluster.returns import Return, ReturnWatch
@@ -103,6 +105,7 @@ class RingSupervisor:
         inbox: Inbox,
         timeline: Timeline,
         *,
+        measured: MeasuredNetwork,
         wire_dtype: str,
         listener: socket.socket | None,
         refusals: RefusalLog,
@@ -110,6 +113,7 @@ class RingSupervisor:
     ) -> None:
         """
         Args:
+            measured: times all nodes and links, if the split depends on that.
             listener: for the last node; None on a network of one.
 
         Raises `ConfigError` or `CheckpointError` where the split that was asked for cannot be had.
@@ -117,7 +121,8 @@ class RingSupervisor:
         self.ring: Ring = LocalRing(inbox)
         self.run, self.epoch = secrets.randbits(63), FIRST_EPOCH - 1
         self._network, self._options, self._plan_options = network, options, plan_options
-        self._inbox, self._listener = inbox, listener
+        self._inbox, self._listener, self._measured = inbox, listener, measured
+        self._refusals = refusals
         self._rendezvous = Rendezvous(
             network, options, inbox, timeline, run=self.run, wire_dtype=wire_dtype, refusals=refusals, timeouts=timeouts
         )
@@ -262,7 +267,35 @@ class RingSupervisor:
             self._recovery.expired(self._timeouts.clock(), exc.nodes)
             raise
         self._refuse_twins(statuses)
-        self._adopt(self._members(self._recovery.members, statuses, own_status), self._plan_options)
+        members, options = self._members(self._recovery.members, statuses, own_status), self._plan_options
+        if options.split == MEASURED:
+            members, options = self._chosen(members, options)
+        self._adopt(members, options)
+        if self._plan_options.split != MEASURED:
+            self._compare_with_measured()
+
+    def _chosen(self, members: Sequence[Member], options: PlanOptions) -> tuple[list[Member], PlanOptions]:
+        """Measure, and choose who takes part, in which order and with how many layers."""
+        costs = self._measured.measure(
+            self._rendezvous.clients, self._listener, self._inbox, self._refusals, self._timeouts
+        )
+        ring = costs.plan()
+        found = forecast_of(costs, ring)
+        for sentence in advise(costs, found):
+            log.warning("%s", sentence)
+        log.warning("planned as measured: %s; %s", found.split, found.rates)
+        self._recovery.choose([NodeId(node) for node in ring.order])
+        self._rendezvous.leave_out([node.node for node in members if node.node not in ring.order])
+        return [members[node] for node in ring.order], replace(options, split=found.split)
+
+    def _compare_with_measured(self) -> None:
+        """Say where the split in use is far behind the best one, by what was measured of these nodes before."""
+        if not self._network.secondaries or (costs := self._measured.known()) is None:
+            return
+        layers = [len(span) for span in self.plan.spans]
+        with contextlib.suppress(ConfigError):  # of nodes that had less memory then
+            if line := behind_plan(costs, self.plan.members, layers, "this split"):
+                log.warning("%s", line)
 
     def _refuse_twins(self, statuses: Statuses) -> None:
         """Raise `ConfigError` where two addresses of the network are those of one node, which would wait for itself."""
@@ -318,7 +351,7 @@ class RingSupervisor:
 
     def _prepare_return(self, nodes: Sequence[NodeId], tick: Callable[[], None]) -> Return:
         """Plan a ring with these nodes too, and send ahead what it will load. Called from the watch's thread."""
-        members = tuple(sorted({*self._recovery.members, *nodes}))
+        members = self._recovery.with_returned(nodes)
         statuses = self._rendezvous.statuses(members[1:])
         is_whole = len(members) == len(self._network.nodes)
         options = self._plan_options if is_whole else replace(self._plan_options, split="auto")

@@ -26,10 +26,11 @@ from mdi.strings import did_you_mean, one_line, quoted
 log = logging.getLogger(__name__)
 
 MAX_SHARE = 10**6
+MAX_LAYERS = 10_000
 MAX_FILE_BYTES = 1 << 20
 # Of the keys of a node. One that is missing may be there under another name, but not under one of these.
 _NAMES = {"nodes", "starter", "secondary", "addr", "listen", "communication", "inference", "device", "share"}
-_NAMES |= {"port", "starter_addr", "known_as", "port_in", "port_out"}
+_NAMES |= {"max_layers", "port", "starter_addr", "known_as", "port_in", "port_out"}
 LOOPBACK = ("localhost", "127.", "::1")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+):[0-9]{1,5}")
 
@@ -48,6 +49,7 @@ class NodeConfig:
     access: Access = THIS_MACHINE  # which peers are authorized
     known_as: tuple[str, ...] = ()  # `address:port` by which others call its HTTP port, where something forwards to it
     listen: str | None = None  # the address that it listens on, where that is another than `addr`
+    max_layers: int | None = None  # that a measured plan may give it; None: as many as its memory holds
 
     @property
     def listen_addr(self) -> str:
@@ -242,6 +244,12 @@ class _Reader:
             raise self.error("share", f"{str(share)[:40]} is not a positive number (up to {MAX_SHARE})")
         return float(share)
 
+    def max_layers(self) -> int:
+        layers = self.take("max_layers", int, "a number of layers")
+        if not 1 <= layers <= MAX_LAYERS:
+            raise self.error("max_layers", f"{quoted(layers)} is not a number of layers (1 to {MAX_LAYERS})")
+        return int(layers)
+
     def device(self) -> str:
         device: str = self.take("device", str, "a string")
         if not DEVICE.fullmatch(device):
@@ -306,8 +314,20 @@ def _read_node(reader: _Reader) -> NodeConfig:
     inference.finish()
     device = reader.device() if reader.has("device") else None
     share = reader.share() if reader.has("share") else 1.0
+    max_layers = reader.max_layers() if reader.has("max_layers") else None
     reader.finish()
-    return NodeConfig(addr, http_port, port_in, port_out, device, share, starter_addr, known_as=known_as, listen=listen)
+    return NodeConfig(
+        addr,
+        http_port,
+        port_in,
+        port_out,
+        device,
+        share,
+        starter_addr,
+        known_as=known_as,
+        listen=listen,
+        max_layers=max_layers,
+    )
 
 
 def _refuse_shared_ports(path: Path, nodes: Iterable[NodeConfig]) -> None:

@@ -17,6 +17,7 @@ from mdi.checkpoint.digests import Check, checked, expect_digest
 from mdi.checkpoint.folder import ModelFolder
 from mdi.checkpoint.tensor_file import open_weights
 from mdi.checkpoint.weights import select
+from mdi.cluster.measured_network import MeasuredNetwork
 from mdi.cluster.node_watch import NodeWatch
 from mdi.cluster.plan import Plan, PlanOptions
 from mdi.cluster.rendezvous import nodes_on_host
@@ -24,6 +25,7 @@ from mdi.cluster.ring_view import RingView, ring_view
 from mdi.cluster.supervisor import RECOVERABLE, Incident, RingCondition, RingSupervisor
 from mdi.config.network import NetworkConfig
 from mdi.config.options import StarterOptions
+from mdi.config.paths import measurements_dir
 from mdi.control.measurement import Measured, MeasureRequest
 from mdi.control.routes import ControlServer
 from mdi.control.session import SessionSpec
@@ -126,6 +128,18 @@ class Starter:
                 self._plan_options,
                 self._inbox,
                 self._timeline,
+                measured=MeasuredNetwork(
+                    self._network,
+                    self._model,
+                    self._runner.device,
+                    self._plan_options.context,
+                    self._plan_options.n_slots,
+                    self._options.max_batch_tokens,
+                    self._options.dtype,
+                    self._options.quantize,
+                    self._options.backend,
+                    measurements_dir(),
+                ),
                 wire_dtype=self._dtype,
                 listener=listener,
                 refusals=refusals,

@@ -84,7 +84,12 @@ def _add_ring(parser: Parser) -> None:
     option("--save-nodes", type=Path, metavar="FILE", help="write the network, for --nodes-config next time")
     option("--port", type=int, metavar="N", help="where it answers HTTP, without a file; 0: any free port")
     option("--ring-port", type=int, metavar="N", help="where its predecessor connects to; 0: any free port")
-    option("--split", metavar="SPLIT", help="auto, table, or layers per node such as 6,8,8", values=("auto", "table"))
+    option(
+        "--split",
+        metavar="SPLIT",
+        help="auto, table, measured (time all nodes first), or layers per node such as 6,8,8",
+        values=("auto", "table", "measured"),
+    )
     option("--max-slots", type=int, metavar="N", help="samples in the ring at once (default: as memory allows)")
     option(
         "--max-batch-tokens",

@@ -1,0 +1,241 @@
+"""What a planned ring will do, and what its user should know about it. Arithmetic only."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import pairwise
+from typing import Literal
+
+from mdi.cluster.budget import SPARE
+from mdi.cluster.network_times import NetworkTimes
+from mdi.cluster.planner import Links, NodeCosts, RingPlan, Workload, first_token_s, plan_ring, predict
+from mdi.cluster.ring_costs import Job, costs_of, memory_bytes, message_bytes, missing_bytes
+from mdi.config.network import NetworkConfig
+from mdi.errors import ConfigError
+from mdi.formats import MODES
+from mdi.model.span import Span, spans_of
+from mdi.strings import count, format_bytes
+
+Objective = Literal["throughput", "latency"]
+PROMPT_TOKENS = 512  # of the prompt whose first token is foretold
+NOTABLE = 1.05  # times as fast, from which on advice is given
+FAR_BEHIND = 1.15  # times as fast, from which on a plan is held against the split in use
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one node of a ring does."""
+
+    node: int  # its id
+    name: str
+    span: Span
+    memory_bytes: int  # with all slots
+    free_bytes: int | None
+    busy: float  # share of the time, between 0 and 1
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A ring, and what it will do."""
+
+    ring: RingPlan
+    parts: tuple[Part, ...]  # in ring order
+    tokens_s: dict[int, float]  # of all samples together, by how many are generated at once
+    first_token_s: float  # of a prompt of `PROMPT_TOKENS`
+
+    @property
+    def split(self) -> str:
+        """As --split takes it."""
+        return ",".join(map(str, self.ring.layers))
+
+    @property
+    def rates(self) -> str:
+        """`11.2 tokens/s with 1 sample, 29 tokens/s with 3 samples`"""
+        return ", ".join(f"{rate:.3g} tokens/s with {count(n, 'sample')}" for n, rate in self.tokens_s.items())
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a plan is made from: a network as it was measured, and what it is for."""
+
+    network: NetworkConfig
+    times: NetworkTimes
+    job: Job
+
+    @cached_property
+    def nodes(self) -> Sequence[NodeCosts]:
+        """By id."""
+        return costs_of(self.network, self.times, self.job)
+
+    @property
+    def links(self) -> Links:
+        """[from][to]."""
+        return self.times.links
+
+    def plan(self, objective: Objective = "throughput", *, use_all: bool = False) -> RingPlan:
+        """The best ring; for latency the one with the shortest trip of a single sample, with slots for all of them.
+
+        Raises `ConfigError` where there is none, with what is missing and what would make the model fit.
+        """
+        work = self._workload(1 if objective == "latency" else self.job.n_samples)
+        try:
+            return plan_ring(self.nodes, self.links, work, use_all=use_all)
+        except ConfigError as exc:
+            raise ConfigError(f"{exc}: {shortage(self)}") from exc
+
+    def tokens_s(self, order: Sequence[int], layers: Sequence[int], n_samples: int) -> float:
+        """Of all samples together."""
+        return predict(self.nodes, self.links, self._workload(n_samples), order, layers).tokens_s
+
+    def _workload(self, n_samples: int) -> Workload:
+        return replace(self.job.workload, n_samples=n_samples)
+
+
+def forecast_of(costs: Costs, ring: RingPlan) -> Forecast:
+    """What a ring will do."""
+    times, job, order, layers = costs.times, costs.job, ring.order, ring.layers
+    prediction = predict(costs.nodes, costs.links, job.workload, order, layers)
+    parts = tuple(
+        Part(
+            node=node,
+            name=costs.nodes[node].name,
+            span=span,
+            memory_bytes=memory_bytes(times.nodes[node], job, len(span), has_ends=node == 0),
+            free_bytes=times.nodes[node].free_memory_bytes,
+            busy=busy_s / prediction.round_s,
+        )
+        for node, span, busy_s in zip(order, spans_of(layers), prediction.busy_s, strict=True)
+    )
+    numbers = sorted({1, len(order), job.n_samples})
+    first_s = first_token_s(
+        costs.nodes,
+        costs.links,
+        job.workload,
+        order,
+        layers,
+        prompt_rows=min(PROMPT_TOKENS, job.context),
+        piece_rows=job.max_rows,
+    )
+    tokens_s = {n: costs.tokens_s(order, layers, n) for n in numbers}
+    return Forecast(RingPlan(order, layers, prediction), parts, tokens_s, first_s)
+
+
+# ---- advice
+
+
+def advise(costs: Costs, found: Forecast) -> list[str]:
+    """Sentences that are true of this network and this job, and worth knowing."""
+    return [*_on_left_out(costs, found), *_on_a_single_chat(costs, found), *_on_links(costs, found)]
+
+
+def _on_left_out(costs: Costs, found: Forecast) -> list[str]:
+    """Nodes that the best ring does without."""
+    left_out = [node.name for index, node in enumerate(costs.nodes) if index not in found.ring.order]
+    if not left_out:
+        return []
+    names = " and ".join(left_out)
+    try:
+        everyone = costs.plan(use_all=True)
+    except ConfigError:
+        return [f"{names} cannot take part: there is no memory for a layer"]
+    n_samples = costs.job.n_samples
+    with_all = costs.tokens_s(everyone.order, everyone.layers, n_samples)
+    gain = found.tokens_s[n_samples] / with_all
+    if gain < NOTABLE:
+        return [f"{names} would add nothing"]
+    return [f"without {names} it is {gain:.1f} times as fast ({_rates(found.tokens_s[n_samples], with_all)})"]
+
+
+def _on_a_single_chat(costs: Costs, found: Forecast) -> list[str]:
+    """A ring adds up the times of its nodes, for a single sample."""
+    job = costs.job
+    if len(found.ring.order) == 1 or costs.nodes[0].max_layers < job.config.n_layer:
+        return []
+    alone, ring = costs.tokens_s((0,), (job.config.n_layer,), 1), found.tokens_s[1]
+    if alone < NOTABLE * ring:
+        return []
+    gain = f"{alone / ring:.1f} times as fast for a single chat ({_rates(alone, ring)})"
+    return [f"{costs.nodes[0].name} alone holds the model, and is {gain}"]
+
+
+def _on_links(costs: Costs, found: Forecast) -> list[str]:
+    order, prediction = found.ring.order, found.ring.prediction
+    if len(order) == 1:
+        return []
+    row_bytes = costs.job.workload.row_bytes
+    rows = -(-costs.job.n_samples // len(order))
+    hops = [*pairwise(order), (order[-1], order[0])]
+    hop_s = {hop: _hop_s(costs, hop, rows * row_bytes) for hop in hops}
+    slowest = max(hop_s, key=lambda hop: hop_s[hop])
+    source, target = (costs.nodes[node].name for node in slowest)
+    link = costs.links[slowest[0]][slowest[1]]
+    speed = f"{format_bytes(link.bytes_s)}/s, {2000 * link.latency_s:.1f} ms there and back"
+    if prediction.bottleneck.startswith("the link"):
+        return [f"{prediction.bottleneck} ({speed}) is the bottleneck: use a cable, or a faster network"]
+    if prediction.bottleneck == "the trip of a message" and sum(hop_s.values()) > prediction.trip_s / 2:
+        part = f"{1000 * sum(hop_s.values()):.1f} of {1000 * prediction.trip_s:.1f} ms"
+        return [f"{part} of a trip pass on the links, most on that from {source} to {target} ({speed}): use a cable"]
+    return []
+
+
+def _hop_s(costs: Costs, hop: tuple[int, int], n_bytes: int) -> float:
+    link = costs.links[hop[0]][hop[1]]
+    return link.latency_s + link.transfer_s(n_bytes)
+
+
+def _rates(faster: float, slower: float) -> str:
+    return f"{faster:.3g} instead of {slower:.3g} tokens/s"
+
+
+def behind_plan(costs: Costs, order: Sequence[int], layers: Sequence[int], in_use: str) -> str | None:
+    """What to say of a split that is far behind the best one; None where it is not."""
+    best = costs.plan()
+    n_samples = costs.job.n_samples
+    now, then = costs.tokens_s(order, layers, n_samples), best.prediction.tokens_s
+    if then < FAR_BEHIND * now:
+        return None
+    return f"{in_use} makes {now:.3g} tokens/s as measured, and --split measured {then:.3g}"
+
+
+# ---- not enough memory
+
+
+def shortage(costs: Costs) -> str:
+    """What is missing where the nodes cannot hold the model, and what would make it fit."""
+    times, job = costs.times.nodes, costs.job
+    n_missing = max(1, job.config.n_layer - sum(node.max_layers for node in costs.nodes))
+    n_bytes = missing_bytes(times, job, n_missing)
+    if costs.nodes[0].max_layers < 1:
+        least = memory_bytes(times[0], job, 1, has_ends=True) / (1 - SPARE)
+        return f"it would fit with {', or '.join([*_fitting(costs), f'a starter with {format_bytes(least)} free'])}"
+    node = f"another node with {format_bytes((n_bytes + message_bytes(job, times)) / (1 - SPARE))} free"
+    return f"about {format_bytes(n_bytes)} are missing; it would fit with {', or '.join([*_fitting(costs), node])}"
+
+
+def _fitting(costs: Costs) -> list[str]:
+    """What can be changed so that the model fits on the same nodes."""
+    return [*_fitting_modes(costs), *_fitting_jobs(costs)]
+
+
+def _fitting_modes(costs: Costs) -> list[str]:
+    """The first quantization with which it fits."""
+    held = min(MODES.index(node.mode) for node in costs.times.nodes)
+    for mode in MODES[held + 1 :]:
+        if _fits(replace(costs, times=costs.times.held_as(mode))):
+            return [f"--quantize {mode}"]
+    return []
+
+
+def _fitting_jobs(costs: Costs) -> list[str]:
+    job, ways = costs.job, []
+    fitting = [n for n in range(1, job.n_samples) if _fits(replace(costs, job=replace(job, n_samples=n)))]
+    if fitting:
+        ways.append(f"{count(fitting[-1], 'sample')} at a time (--n-samples)")
+    if job.context > PROMPT_TOKENS and _fits(replace(costs, job=replace(job, context=PROMPT_TOKENS))):
+        ways.append(f"--sequence-length {PROMPT_TOKENS}")
+    return ways
+
+
+def _fits(costs: Costs) -> bool:
+    layers = [node.max_layers for node in costs.nodes]
+    return layers[0] > 0 and sum(layers) >= costs.job.config.n_layer

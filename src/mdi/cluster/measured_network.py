@@ -1,0 +1,127 @@
+"""A network measured for one model and one use of it: at once, or as it was measured before."""
+
+import hashlib
+import json
+import logging
+import socket
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from mdi import __version__
+from mdi.checkpoint.config import config_to_dict
+from mdi.checkpoint.folder import ModelFolder
+from mdi.cluster.forecast import Costs
+from mdi.cluster.network_times import NetworkMeter, NetworkTimes, request_for
+from mdi.cluster.node_meter import NodeMeter
+from mdi.cluster.planner import LinkCosts
+from mdi.cluster.ring_costs import Job
+from mdi.config.network import NetworkConfig
+from mdi.control.client import ControlClient
+from mdi.control.measurement import StageRequest, StageTimes
+from mdi.documents import read_json
+from mdi.errors import ControlError, StorageError
+from mdi.files import write_text
+from mdi.formats import BackendChoice, Mode
+from mdi.ids import NodeId
+from mdi.inbox import Inbox
+from mdi.model.devices import pick_dtype
+from mdi.model.tensors import dtype_name
+from mdi.net.refusals import RefusalLog
+from mdi.net.timeouts import DEFAULT_TIMEOUTS, Timeouts
+
+log = logging.getLogger(__name__)
+
+_MAX_FILE_BYTES = 16 << 20  # a hundred nodes have ten thousand links
+
+
+@dataclass(frozen=True)
+class MeasuredNetwork:
+    """What is known of a network from its starter. `measure` is called from one thread, which owns the inbox."""
+
+    network: NetworkConfig
+    model: ModelFolder
+    device: torch.device  # of the starter
+    context: int
+    n_samples: int
+    max_rows: int
+    dtype: str | None = None
+    quantize: Mode | None = None
+    backend: BackendChoice = "auto"
+    folder: Path | None = None  # where measurements are kept; None: nowhere
+
+    def measure(
+        self,
+        clients: Mapping[NodeId, ControlClient],
+        listener: socket.socket | None,
+        inbox: Inbox,
+        refusals: RefusalLog | None = None,
+        timeouts: Timeouts = DEFAULT_TIMEOUTS,
+        *,
+        again: bool = False,
+    ) -> Costs:
+        """Time all nodes and links. Raises as `NetworkMeter.measure` does, and `Stopped` as the inbox."""
+        meter = NodeMeter(self.device, self.dtype, self.quantize, self.backend, folder=self.folder, tick=inbox.check)
+        network_meter = NetworkMeter(self.network, clients, meter, listener, inbox, refusals, timeouts)
+        times = network_meter.measure(self._request(again=again), self._wire_dtype)
+        self._keep(times)
+        return self._costs(times)
+
+    def known(self) -> Costs | None:
+        """What was measured before, from here; None where nothing was, or nothing that can be used."""
+        path = self._path()
+        if path is None or not path.is_file():
+            return None
+        try:
+            return self._costs(_times_from(read_json(path, _MAX_FILE_BYTES, StorageError)))
+        except (StorageError, ControlError) as exc:
+            log.info("what was measured of this network cannot be used: %s", exc)
+            return None
+
+    def _request(self, *, again: bool = False) -> StageRequest:
+        return request_for(self.model, len(self.network.nodes), self.dtype, self.quantize, again=again)
+
+    @property
+    def _wire_dtype(self) -> str:
+        return dtype_name(pick_dtype(self.dtype, self.device))
+
+    def _costs(self, times: NetworkTimes) -> Costs:
+        stored = self.model.stored(len(self.network.nodes))
+        job = Job(self.model.config, self.context, self.n_samples, self.max_rows, self._wire_dtype, stored)
+        return Costs(self.network, times, job)
+
+    def _keep(self, times: NetworkTimes) -> None:
+        if (path := self._path()) is None:
+            return
+        links = [[[link.latency_s, link.bytes_s] for link in row] for row in times.links]
+        try:
+            write_text(path, json.dumps({"nodes": [asdict(node) for node in times.nodes], "links": links}))
+        except StorageError as exc:
+            log.info("the measurement is not kept: %s", exc)
+
+    def _path(self) -> Path | None:
+        if self.folder is None:
+            return None
+        nodes = [[node.addr, node.http_port, node.device] for node in self.network.nodes]
+        model = [config_to_dict(self.model.config), self.dtype, self.quantize]
+        known = {"nodes": nodes, "device": str(self.device), "model": model, "version": __version__}
+        digest = hashlib.blake2b(json.dumps(known, sort_keys=True).encode(), digest_size=16).hexdigest()
+        return self.folder / f"network-{digest}.json"
+
+
+def _times_from(data: object) -> NetworkTimes:
+    """Raises `ControlError` for anything else than what `_keep` wrote."""
+    match data:
+        case {"nodes": list(nodes), "links": list(links)}:
+            times = tuple(map(StageTimes.from_json, nodes))
+            return NetworkTimes(times, [[_link_from(link) for link in row] for row in links])
+    raise ControlError("not the times of a network")
+
+
+def _link_from(data: object) -> LinkCosts:
+    match data:
+        case [float(latency_s), float(bytes_s)]:
+            return LinkCosts(latency_s, bytes_s)
+    raise ControlError("not the times of a link")

@@ -1,0 +1,95 @@
+"""A ring that is formed as its nodes were measured."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mdi.cluster.network_times import NetworkMeter, NetworkTimes
+from mdi.cluster.planner import LinkCosts
+from mdi.control.measurement import HeadTime, LayerTime, StageTimes
+from support.rings import Ring, ring_of
+
+PROMPTS = [[5, 6, 7], [8], [9, 10]]
+NEAR, FAR = LinkCosts(1e-4, 1e9), LinkCosts(0.3, 1e9)
+
+
+@pytest.fixture(scope="module")
+def ring(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ring]:
+    with ring_of(3, tmp_path_factory.mktemp("cache")) as ring:
+        yield ring
+
+
+@pytest.fixture(autouse=True)
+def own_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MDI_HOME", str(tmp_path))
+
+
+def measured_as(monkeypatch: pytest.MonkeyPatch, slowness: list[float], links: list[list[LinkCosts]]) -> None:
+    """Let the nodes take so many times ten milliseconds for a layer and row."""
+    layers = [tuple(LayerTime(rows, 128, s * rows * 1e-2) for rows in (1, 16)) for s in slowness]
+    nodes = tuple(
+        StageTimes(
+            "cpu", "float32", "none", 1, False, times, (HeadTime(1, 1e-3),) if i == 0 else (), 0.0, None, None, None
+        )
+        for i, times in enumerate(layers)
+    )
+    monkeypatch.setattr(NetworkMeter, "measure", lambda self, *arguments: NetworkTimes(nodes, links))
+
+
+def test_a_measured_ring_generates_the_same(ring: Ring, tiny: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, "mdi")
+    from mdi.cluster import link_probe, stage_times
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage_times, "TIMING_S", 0.002)
+        patch.setattr(link_probe, "TIMING_S", 0.002)
+        tokens = ring.generate(tiny, PROMPTS, split="measured")
+    assert tokens == ring.generate(tiny, PROMPTS)
+    assert any("planned as measured: " in line for line in caplog.messages)
+
+
+def test_nodes_and_their_order_are_chosen_by_what_was_measured(
+    ring: Ring, tiny: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first secondary is far too slow, and takes no part."""
+    caplog.set_level(logging.WARNING, "mdi")
+    expected = ring.generate(tiny, PROMPTS)
+    counts = [secondary.status().messages for secondary in ring.secondaries]
+    measured_as(monkeypatch, [1, 1000, 1], [[NEAR] * 3] * 3)
+    assert ring.generate(tiny, PROMPTS, split="measured") == expected
+    now = [secondary.status().messages for secondary in ring.secondaries]
+    assert now[0] == counts[0] and now[1] > counts[1]
+    assert any(line.startswith("without secondary 0 it is ") for line in caplog.messages)
+    assert any(line.startswith("planned as measured: 3,3; ") for line in caplog.messages)
+
+
+def test_slow_links_decide_the_order(ring: Ring, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    links = [[NEAR, FAR, NEAR], [NEAR, NEAR, FAR], [FAR, NEAR, NEAR]]
+    measured_as(monkeypatch, [1, 1, 1], links)
+    ranks: dict[int, int | None] = {}
+    forward = type(ring.secondaries[0])._compute
+    for index, secondary in enumerate(ring.secondaries):
+
+        def compute(spec: Any, message: Any, index: int = index, secondary: Any = secondary) -> Any:
+            ranks[index] = spec.rank
+            return forward(secondary, spec, message)
+
+        monkeypatch.setattr(secondary, "_compute", compute)
+    ring.generate(tiny, PROMPTS, split="measured")
+    assert ranks == {0: 2, 1: 1}
+
+
+def test_a_split_that_is_far_behind_what_was_measured_is_told(
+    ring: Ring, tiny: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "mdi")
+    ring.generate(tiny, PROMPTS, split="2,2,2")
+    assert not any("as measured" in line for line in caplog.messages)  # nothing was
+    measured_as(monkeypatch, [1, 4, 1], [[NEAR] * 3] * 3)
+    ring.generate(tiny, PROMPTS, split="measured")
+    caplog.clear()
+    ring.generate(tiny, PROMPTS, split="2,2,2")
+    assert any("tokens/s as measured, and --split measured " in line for line in caplog.messages)
