@@ -50,6 +50,7 @@ def options_of(request: dict[str, Any]) -> StarterOptions:
         "prompt_style": "none",
         "dtype": request["dtype"],
         "device": request["device"],
+        "split": request["split"],
         "temperature": 0.0,
         "ignore_eos": True,
         "keep_nodes": True,

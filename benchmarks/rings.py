@@ -30,6 +30,7 @@ class Request:
     n_tokens: int = 48
     sequence_length: int | None = None
     seen_as: str | None = None  # a network file with the ports of relays
+    split: str = "auto"
 
 
 @dataclass(frozen=True)
