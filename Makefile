@@ -12,7 +12,7 @@ LLAMA_PYTHON ?= $(BIN)/python
 LLAMA_SERVER ?= llama-server
 MODEL := $(CHECKPOINTS)/local/SmolLM2-135M-Instruct
 
-.PHONY: help demo chat demo-compare certs renew-certs test test-quick lint types pytest resolve clients soak soak-serve chaos browser deploy-check floods fuzz native-check bench bench-quick bench-serve published recording reference venv model clean
+.PHONY: help demo chat demo-compare plan-demo certs renew-certs test test-quick lint types pytest resolve clients soak soak-serve chaos browser deploy-check floods fuzz native-check bench bench-quick bench-serve published recording reference venv model clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := demo
 
@@ -27,6 +27,12 @@ chat: $(MODEL)/chunks/3nodes/manifest.json  ## a ring of three nodes on this mac
 
 demo-compare: $(MODEL)/model_config.yaml  ## the same on 1, 2 and 3 nodes, in one plot
 	$(BIN)/python src/demo.py --ckpt $(MODEL) --compare
+
+plan-demo: $(MODEL)/model_config.yaml  ## measure three nodes of this machine, and plan a ring of them
+	$(BIN)/python src/secondary.py -q --nodes-config $(NETWORK) 0 & first=$$!; \
+	$(BIN)/python src/secondary.py -q --nodes-config $(NETWORK) 1 & second=$$!; \
+	trap 'kill $$first $$second' EXIT; \
+	$(BIN)/python src/plan.py --ckpt $(MODEL) --nodes-config $(NETWORK)
 
 certs:  ## a certificate authority, and a certificate for every node of NETWORK; needs no requirements
 	$(PYTHON) src/make_certs.py --nodes-config $(NETWORK)

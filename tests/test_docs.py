@@ -19,6 +19,7 @@ from mdi.cli.commands import (
     launch,
     mem_monitor,
     nodes,
+    plan,
     plot_tok_time,
     prepare_data,
     prepare_model,
@@ -31,6 +32,7 @@ from mdi.cli.parser import Parser
 from mdi.config.options import (
     ChatOptions,
     NetworkOptions,
+    PlannerOptions,
     PrepareDataOptions,
     PrepareOptions,
     SampleOptions,
@@ -70,6 +72,7 @@ PARSERS = {
     "plot_tok_time.py": lambda arguments: plot_tok_time.build_parser().parse_args(arguments),
     "nodes.py": lambda arguments: NetworkOptions(**vars(nodes.build_parser().parse_args(arguments))),
     "status.py": lambda arguments: status.build_parser().parse_args(arguments),
+    "plan.py": lambda arguments: PlannerOptions(**vars(plan.build_parser().parse_args(arguments))),
     "mem_monitor.py": lambda arguments: mem_monitor.build_parser().parse_args(arguments),
 }
 

@@ -47,6 +47,8 @@ _SETTINGS = (
     "weight_decay",
     "grad_clip",
 )  # of `TrainOptions`
+OBJECTIVES = ("throughput", "latency")  # of a plan
+LINKS = ("gigabit", "100mbit", "wifi")  # between the machines of a plan without machines
 MIN_BYTE_PAIRS, MAX_BYTE_PAIRS = 257, 1 << 20  # tokens of a byte-pair vocabulary: each byte, and the end of a text
 
 MAX_DISCOVER_S = 600.0
@@ -524,6 +526,41 @@ class TrainOptions(SeedOption):
     def with_settings(self, values: Mapping[str, Any]) -> "TrainOptions":
         """These options with settings of an earlier run. Raises `ConfigError` for values that are not allowed."""
         return replace(self, **{name: values[name] for name in _SETTINGS if name in values})
+
+
+@dataclass(frozen=True)
+class PlannerOptions(NetworkOptions, PrecisionOptions):
+    """The options of `plan.py`: for what a ring is planned, and of which nodes."""
+
+    verbose: bool = False
+    quiet: bool = False
+    ckpt: Path | None = None
+    device: str | None = None
+    backend: BackendChoice = "auto"
+    what_if: str | None = None
+    link: str = "gigabit"
+    objective: str = "throughput"
+    n_samples: int = PromptOptions.n_samples
+    sequence_length: int | None = None
+    max_batch_tokens: int = RingOptions.max_batch_tokens
+    measure: bool = False
+    json: bool = False
+    node_timeout_s: float = RingOptions.node_timeout_s
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.objective not in OBJECTIVES:
+            raise ConfigError(f"--objective {self.objective}: expected one of {', '.join(OBJECTIVES)}")
+        if self.link not in LINKS:
+            raise ConfigError(f"--link {self.link}: expected one of {', '.join(LINKS)}")
+        if self.what_if is not None and self.measure:
+            raise ConfigError("--what-if is for machines that are not there, and --measure measures: give one of them")
+        _at_least("--node-timeout", self.node_timeout_s, 1)
+        Interval(1, MAX_SAMPLES).check("--n-samples", self.n_samples)
+        Interval(1, MAX_BATCH_TOKENS).check("--max-batch-tokens", self.max_batch_tokens)
+        if self.sequence_length is not None:
+            _at_least("--sequence-length", self.sequence_length, 1)
+        _check_device(self.device)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,129 @@
+"""Plans a ring for a model: by measuring the nodes of a network, or by what is published of machines."""
+
+import contextlib
+import logging
+import threading
+from collections.abc import Mapping
+
+from mdi.checkpoint.chunks import StoredForm
+from mdi.checkpoint.config import load_config
+from mdi.checkpoint.folder import find_folder, open_folder
+from mdi.cli.plan_report import Report
+from mdi.cluster.device_classes import STORED_DTYPE, estimate, network_of, parse_devices
+from mdi.cluster.forecast import Costs, advise, forecast_of
+from mdi.cluster.measured_network import MeasuredNetwork
+from mdi.cluster.member_setup import MemberSetup, Patience
+from mdi.cluster.rendezvous import in_background
+from mdi.cluster.ring_costs import Job
+from mdi.config.network import NetworkConfig, node_name
+from mdi.config.options import PlannerOptions
+from mdi.config.paths import measurements_dir
+from mdi.control.client import ControlClient
+from mdi.convert.hf_configs import config_by_name
+from mdi.convert.known_models import KNOWN_MODELS
+from mdi.errors import ControlError
+from mdi.formats import Mode
+from mdi.ids import NodeId
+from mdi.inbox import Inbox
+from mdi.model.architecture import ModelConfig
+from mdi.model.backends.select import prepare
+from mdi.model.devices import pick_device
+from mdi.net.sockets import listen
+from mdi.net.timeouts import DEFAULT_TIMEOUTS
+
+log = logging.getLogger(__name__)
+
+DEFAULT_CONTEXT = 2048  # positions, as in the tables of docs/sizing.md
+
+
+def run_plan(options: PlannerOptions, network: NetworkConfig | None) -> str:
+    """The plan as it is to be printed; `network` is None where machines are estimated. Raises `MdiError`."""
+    name, costs = _estimated(options) if network is None else _measured(options, network)
+    found = forecast_of(costs, costs.plan("latency" if options.objective == "latency" else "throughput"))
+    report = Report(name, costs, found, advise(costs, found), options.what_if)
+    return report.json() if options.json else report.text()
+
+
+def _context(options: PlannerOptions, config: ModelConfig) -> int:
+    return min(options.sequence_length or DEFAULT_CONTEXT, int(config.block_size))
+
+
+# ---- machines that are not here
+
+
+def _estimated(options: PlannerOptions) -> tuple[str, Costs]:
+    names = parse_devices(options.what_if or "")
+    model, config, mode = _known_model(options)
+    times = estimate(names, options.link, config, mode, options.dtype)
+    context, wire_dtype = _context(options, config), times.nodes[0].dtype
+    job = Job(config, context, options.n_samples, options.max_batch_tokens, wire_dtype, StoredForm(STORED_DTYPE))
+    return model, Costs(network_of(names), times, job)
+
+
+def _known_model(options: PlannerOptions) -> tuple[str, ModelConfig, Mode]:
+    """A model by its short name, or in a folder; and how its weights are held."""
+    mode: Mode = options.quantize or "none"
+    if (known := KNOWN_MODELS.get(str(options.ckpt).lower())) is not None:
+        return known.repo_id, config_by_name(known.repo_id), mode
+    folder = find_folder(options.ckpt)
+    return folder.name, load_config(folder), mode
+
+
+# ---- machines that are
+
+
+def _measured(options: PlannerOptions, network: NetworkConfig) -> tuple[str, Costs]:
+    """Measure from this machine, which is the starter's. Raises `MdiError`."""
+    model = open_folder(find_folder(options.ckpt), len(network.nodes), options.quantize, options.dtype)
+    device = pick_device(options.device or network.starter.device)
+    prepare(device, options.backend)
+    starter = network.starter
+    with contextlib.ExitStack() as stack:
+        listener = None
+        if network.secondaries:
+            listener = stack.enter_context(listen(starter.listen_addr, starter.port_in))
+            network = network.with_starter_ports(0, listener.getsockname()[1])
+        clients = _clients_of(network)
+        wait_until_up(clients, options.node_timeout_s)
+        measured = MeasuredNetwork(
+            network,
+            model,
+            device,
+            _context(options, model.config),
+            options.n_samples,
+            options.max_batch_tokens,
+            options.dtype,
+            options.quantize,
+            options.backend,
+            measurements_dir(),
+        )
+        return model.name, measured.measure(clients, listener, Inbox(), again=options.measure)
+
+
+def _clients_of(network: NetworkConfig) -> dict[NodeId, ControlClient]:
+    """Of all secondaries."""
+    access = network.starter.access
+    return {
+        NodeId(node): ControlClient(
+            node_name(node), config.addr, config.http_port, access, by_address=config.is_called_by_address
+        )
+        for node, config in enumerate(network.nodes)
+        if node
+    }
+
+
+def wait_until_up(clients: Mapping[NodeId, ControlClient], node_timeout_s: float) -> None:
+    """Wait for all secondaries, each in a thread of its own. Raises `PeersTimedOut`."""
+    timeouts, closing = DEFAULT_TIMEOUTS, threading.Event()
+    deadline_s = timeouts.deadline_s(node_timeout_s)
+    told = set[NodeId]()
+
+    def say_missing(node: NodeId, error: ControlError) -> None:
+        if node not in told:
+            told.add(node)
+            log.warning("waiting for %s at %s", clients[node].name, clients[node].url)
+
+    patience = Patience(node_timeout_s, lambda node: deadline_s, lambda error: True, say_missing)
+    setups = [MemberSetup(node, client, patience, timeouts, closing) for node, client in clients.items()]
+    for future in [in_background(setup.await_status) for setup in setups]:
+        future.result()

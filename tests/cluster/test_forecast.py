@@ -1,0 +1,182 @@
+"""What is foretold of a ring, and the advice: given when it is true, and only then."""
+
+from dataclasses import replace
+
+import pytest
+from litgpt.config import Config
+
+from mdi.cluster.device_classes import DEVICE_CLASSES, LINK_CLASSES, estimate, network_of, parse_devices
+from mdi.cluster.forecast import Costs, advise, behind_plan, forecast_of, shortage
+from mdi.cluster.network_times import NetworkTimes
+from mdi.cluster.planner import LinkCosts
+from mdi.cluster.ring_costs import Job, costs_of, layer_points
+from mdi.config.network import NetworkConfig, NodeConfig
+from mdi.control.measurement import HeadTime, LayerTime, StageTimes
+from mdi.errors import ConfigError
+from support.models import BASE
+from support.paths import ROOT
+
+CONFIG = Config(**{**BASE, "n_layer": 12, "block_size": 2048})
+JOB = Job(CONFIG, context=512, n_samples=2, max_rows=128, wire_dtype="float32")
+NEAR, THIN = LinkCosts(1e-4, 1e9), LinkCosts(1e-4, 5e3)
+
+
+def times_of(slowness: float, *, has_head: bool = False, free_bytes: int | None = None) -> StageTimes:
+    """A node whose layers take a millisecond for each row, times `slowness`."""
+    layers = tuple(LayerTime(rows, 128, slowness * rows * 1e-3) for rows in (1, 16))
+    head = (HeadTime(1, 1e-3), HeadTime(16, 16e-3)) if has_head else ()
+    return StageTimes("cpu", "float32", "none", 1, False, layers, head, 0.0, None, None, free_bytes)
+
+
+def network_with(*slowness: float, link: LinkCosts = NEAR) -> tuple[NetworkConfig, NetworkTimes]:
+    nodes = tuple(NodeConfig(f"10.0.0.{i}", 1, 2, 3) for i in range(len(slowness)))
+    times = tuple(times_of(s, has_head=i == 0) for i, s in enumerate(slowness))
+    return NetworkConfig(nodes[0], nodes[1:]), NetworkTimes(times, [[link] * len(nodes)] * len(nodes))
+
+
+def advice_for(*slowness: float, link: LinkCosts = NEAR, n_samples: int = 2) -> list[str]:
+    network, times = network_with(*slowness, link=link)
+    costs = Costs(network, times, replace(JOB, n_samples=n_samples))
+    return advise(costs, forecast_of(costs, costs.plan()))
+
+
+def test_a_forecast_says_what_each_node_holds_and_how_fast_the_ring_is() -> None:
+    network, times = network_with(1, 1)
+    found = forecast_of(costs := Costs(network, times, JOB), costs.plan())
+    assert found.split == "6,6"
+    assert [(part.name, tuple(part.span)) for part in found.parts] == [("starter", (0, 6)), ("secondary 0", (6, 12))]
+    # A message takes 6 ms on each node and 1 ms for the head: 13 ms round; two of them overlap.
+    assert found.tokens_s == pytest.approx({1: 1 / 13.2e-3, 2: 2 / 14e-3}, rel=0.01)
+    assert found.parts[0].busy == pytest.approx(1.0) and found.parts[1].busy == pytest.approx(6 / 7, rel=0.01)
+    assert found.parts[0].memory_bytes > found.parts[1].memory_bytes > 0
+    assert found.first_token_s == pytest.approx(5 * 6 * 0.128, rel=0.02)  # four pieces, the last through both nodes
+
+
+def test_a_node_that_slows_the_ring_down_is_named_with_the_gain() -> None:
+    (sentence, *_) = advice_for(1, 1, 20, n_samples=2)
+    assert sentence == "without secondary 1 it is 2.9 times as fast (143 instead of 50 tokens/s)"
+    assert not any("without" in sentence for sentence in advice_for(1, 1, 1.5, n_samples=3))
+
+
+def test_one_machine_alone_is_advised_for_a_single_chat_where_it_is_faster() -> None:
+    assert any("starter alone holds the model, and is" in s for s in advice_for(1, 4, n_samples=8))
+    network, times = network_with(1, 4)
+    times = replace(times, nodes=(times_of(1, has_head=True, free_bytes=1_200_000), times_of(4)))
+    costs = Costs(network, times, JOB)
+    assert 0 < costs.nodes[0].max_layers < 12
+    assert not any("alone" in s for s in advise(costs, forecast_of(costs, costs.plan())))
+    assert not any("alone" in s for s in advice_for(4, 1, n_samples=8))
+
+
+def test_a_link_is_named_where_it_is_the_bottleneck() -> None:
+    network, times = network_with(1, 1)
+    row = [[NEAR, THIN], [NEAR, NEAR]]
+    costs = Costs(network, NetworkTimes(times.nodes, row), replace(JOB, n_samples=8))
+    found = forecast_of(costs, costs.plan(use_all=True))
+    assert any(s.startswith("the link from starter to secondary 0 (5000 B/s, 0.2 ms there and back) is") for s in
+               advise(costs, found))  # fmt: skip
+    assert not any("link" in s for s in advice_for(1, 1, n_samples=8))
+
+
+def test_links_that_only_delay_are_named_for_few_samples() -> None:
+    network, times = network_with(1, 1, link=LinkCosts(0.05, 1e9))
+    costs = Costs(network, times, replace(JOB, n_samples=1))
+    found = forecast_of(costs, costs.plan(use_all=True))
+    assert any("ms of a trip pass on the links" in s for s in advise(costs, found))
+
+
+def test_latency_is_the_trip_of_a_single_sample() -> None:
+    network, times = network_with(1, 1)
+    costs = Costs(network, times, replace(JOB, n_samples=8))
+    assert costs.plan("latency").order == (0,)
+    assert costs.plan("throughput").order == (0, 1)
+
+
+def test_a_split_that_is_far_behind_the_plan_is_told() -> None:
+    network, times = network_with(1, 4)
+    costs = Costs(network, times, replace(JOB, n_samples=8))
+    line = behind_plan(costs, (0, 1), (6, 6), "the split 6,6 of the chunks")
+    assert line is not None and line.startswith("the split 6,6 of the chunks makes ")
+    best = costs.plan()
+    assert behind_plan(costs, best.order, best.layers, "it") is None
+
+
+def test_share_and_the_limit_of_layers_scale_a_node_by_hand() -> None:
+    network, times = network_with(1, 1)
+    slow = NetworkConfig(network.starter, (replace(network.secondaries[0], share=0.5, max_layers=3),))
+    costs = costs_of(slow, times, JOB)
+    assert [node.layer.at(1) for node in costs] == pytest.approx([1e-3, 2e-3])
+    assert [node.max_layers for node in costs] == [12, 3]
+    assert Costs(slow, times, JOB).plan().layers == (9, 3)
+
+
+def test_costs_are_those_of_the_context() -> None:
+    layers = (LayerTime(1, 128, 1e-3), LayerTime(4, 128, 2e-3), LayerTime(1, 512, 2e-3), LayerTime(4, 512, 6e-3))
+    times = replace(times_of(1), layers=layers)
+    assert layer_points(times, 320) == [(1, pytest.approx(1.5e-3)), (4, pytest.approx(4e-3))]
+    assert layer_points(times, 64) == [(1, 1e-3), (4, 2e-3)]
+
+
+def test_nodes_of_one_machine_share_its_memory() -> None:
+    network, times = network_with(1, 1)
+    near = NetworkConfig(network.starter, (replace(network.starter, http_port=9),))
+    times = replace(times, nodes=tuple(replace(node, free_memory_bytes=1_300_000) for node in times.nodes))
+    apart = [node.max_layers for node in costs_of(network, times, JOB)]
+    shared = [node.max_layers for node in costs_of(near, times, JOB)]
+    assert all(0 <= less < more for less, more in zip(shared, apart, strict=True))
+
+
+def test_what_is_missing_is_told_and_what_would_make_it_fit() -> None:
+    network, times = network_with(1, 1)
+    job = replace(JOB, n_samples=20, context=2048)
+    small = replace(times, nodes=tuple(replace(node, free_memory_bytes=30_000_000) for node in times.nodes))
+    with pytest.raises(ConfigError, match=r"memory for .* of 12 on 2 nodes"):
+        Costs(network, small, job).plan()
+    said = shortage(Costs(network, small, job))
+    assert "are missing; it would fit with " in said
+    assert "at a time (--n-samples)" in said and "--sequence-length 512" in said and "another node with" in said
+    tiny = replace(times, nodes=tuple(replace(node, free_memory_bytes=170_000) for node in times.nodes))
+    only = replace(JOB, n_samples=1, context=16, max_rows=1)
+    assert "--quantize int8" in shortage(Costs(network, tiny, only))
+
+
+def test_a_starter_that_has_no_room_needs_more_of_its_own() -> None:
+    network, times = network_with(1, 1)
+    nodes = (replace(times.nodes[0], free_memory_bytes=100_000), times.nodes[1])
+    with pytest.raises(ConfigError, match=r"starter has no memory .*it would fit with a starter with .* free$"):
+        Costs(network, replace(times, nodes=nodes), JOB).plan()
+
+
+def test_machines_that_are_not_here_are_estimated() -> None:
+    names = parse_devices("4x pi5-8gb, orin-nano")
+    assert names == ["pi5-8gb"] * 4 + ["orin-nano"]
+    times = estimate(names, "gigabit", CONFIG, "none", None)
+    assert [node.dtype for node in times.nodes] == ["float32"] * 4 + ["bfloat16"]
+    costs = Costs(network_of(names), times, JOB)
+    assert costs.plan().prediction.tokens_s > 0
+
+
+@pytest.mark.parametrize("text", ["", "toaster", "0x pi5-8gb", "200x pi5-8gb", "pi5-8gb,", "-1x pi5-8gb", "4y pi5-8gb"])
+def test_machines_that_nobody_knows_are_an_error_of_one_line(text: str) -> None:
+    with pytest.raises(ConfigError, match="--what-if: "):
+        parse_devices(text)
+
+
+def test_a_misspelled_machine_is_answered_with_the_one_that_was_meant() -> None:
+    with pytest.raises(ConfigError, match="did you mean pi5-8gb"):
+        parse_devices("2x pi5-8bg")
+
+
+def test_every_class_has_its_source_and_every_link_is_an_option() -> None:
+    from mdi.config.options import LINKS
+
+    assert all(device.source for device in DEVICE_CLASSES.values())
+    assert set(LINK_CLASSES) == set(LINKS)
+
+
+def test_the_page_on_planning_has_every_class() -> None:
+    page = (ROOT / "docs" / "planning.md").read_text(encoding="utf-8")
+    for name, device in DEVICE_CLASSES.items():
+        row = next(line for line in page.splitlines() if f"`{name}`" in line and line.startswith("| `"))
+        assert f"{device.bandwidth_bytes_s / 1e9:g}" in row and device.dtype in row
+        assert f"{device.memory_bytes / 1e9:g}" in row
