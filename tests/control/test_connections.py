@@ -234,7 +234,7 @@ def test_after_a_refused_body_the_connection_goes_on(serve: Serve, dial: Dial) -
     client.send(body + HEAD + b"\r\n")
     assert client.answer()[0] == 401
     client.send(signed(client, "GET", "/"))
-    assert json.loads(client.answer()[2]) == IDLE.to_json()
+    assert json.loads(client.answer()[2]) == IDLE.to_json() | {"caller": "127.0.0.1", "called": "127.0.0.1"}
 
 
 @pytest.mark.parametrize("how", [f"Content-Length: {MAX_IGNORED_BYTES + 1}", "Transfer-Encoding: chunked"])

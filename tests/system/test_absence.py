@@ -79,7 +79,8 @@ def test_a_node_without_room_for_more_layers_counts_as_missing(
     allocate = Stage.allocate
 
     def allocate_little(stage: Stage, n_slots: int, context: int) -> None:
-        if n_slots and len(stage.engine.span) == 4:
+        span = stage.engine.span
+        if n_slots and span.start and len(span) > 2:
             raise ConfigError(f"out of memory for {n_slots} slots")
         allocate(stage, n_slots, context)
 
