@@ -15,10 +15,13 @@ from benchmarks.gguf_export import export_gguf
 from benchmarks.measures import alternate, prompt_of
 from benchmarks.relay import Relay
 from benchmarks.report import TARGETS, Series, markdown, plot, ratio, read_json, slug, spread, verdict_table, write_json
-from benchmarks.rings import Request, decode_rate, ring
+from benchmarks.ring_driver import network_of
+from benchmarks.rings import Request, decode_rate, ring, write_network, write_seen_as
 from benchmarks.workers import BenchError, Worker, own_cores
 from mdi.checkpoint.tensor_file import open_weights
+from mdi.cluster.locations import Locations
 from mdi.convert.gguf.convert import import_gguf
+from mdi.ids import NodeId
 from support.models import generate_cached, make_model, reference_model
 from support.paths import ROOT
 
@@ -30,6 +33,13 @@ MACHINE = {"date": "2026-11-21", "machine": "a test"}
 
 
 # ---- arithmetic
+
+
+def test_every_link_of_a_relayed_ring_leads_through_a_relay(tmp_path: Path) -> None:
+    path = write_network(tmp_path, 3)
+    network = network_of({"nodes_config": path, "seen_as": write_seen_as(path, [7001, 7002, 7003])})
+    nodes, locations = [NodeId(node) for node in range(3)], Locations(network)
+    assert [locations.ring_peer(node, seen_from=node).port for node in nodes] == [7001, 7002, 7003]
 
 
 def test_decode_rate_of_one_sample_leaves_out_the_first_token() -> None:

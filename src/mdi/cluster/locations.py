@@ -31,7 +31,7 @@ class Locations:
     """
 
     def __init__(self, network: NetworkConfig) -> None:
-        self._starter = network.starter
+        self._starter = network.nodes[STARTER]  # as the others see it
         self._found: Mapping[NodeId, Future[Location]] = {
             NodeId(node): self._known(config) for node, config in enumerate(network.nodes)
         }
