@@ -12,7 +12,7 @@ LLAMA_PYTHON ?= $(BIN)/python
 LLAMA_SERVER ?= llama-server
 MODEL := $(CHECKPOINTS)/local/SmolLM2-135M-Instruct
 
-.PHONY: help demo chat demo-compare plan-demo certs renew-certs test test-quick lint types pytest resolve clients soak soak-serve chaos browser deploy-check floods fuzz native-check bench bench-quick bench-serve published recording reference venv model clean
+.PHONY: help demo chat demo-compare plan-demo certs renew-certs test test-quick lint types pytest resolve clients soak soak-serve chaos browser deploy-check floods fuzz native-check tuning bench bench-quick bench-serve published recording reference venv model clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := demo
 
@@ -43,7 +43,7 @@ renew-certs:  ## renew those that end within three months, with the same keys
 test: lint types pytest  ## lint, types, and all tests
 
 test-quick: lint types $(VENV)/.dev  ## lint, types, unit tests and small rings, in a minute or so
-	$(BIN)/python -m pytest -n $(WORKERS) -m 'not slow and not soak and not chaos and not resolver and not browser and not deploy and not clients and not native'
+	$(BIN)/python -m pytest -n $(WORKERS) -m 'not slow and not soak and not chaos and not resolver and not browser and not deploy and not clients and not native and not tuning'
 
 lint: $(VENV)/.dev  ## ruff: rules and format
 	$(BIN)/ruff check .
@@ -72,6 +72,9 @@ fuzz: $(VENV)/.fuzz  ## damaged input for every parser, about nine minutes
 # For AArch64 with g++-aarch64-linux-gnu and qemu-user; what is not installed is skipped.
 native-check: $(VENV)/.dev  ## the kernels under sanitizers, and with the same bits for every instruction set
 	$(BIN)/python -m pytest -m native -n 2 tests/model/backends/native
+
+tuning: $(VENV)/.dev $(GGUF)  ## fine-tune the default model with adapters on a few hundred lines, and see it lose less on others
+	$(BIN)/python -m pytest -s -m tuning -o faulthandler_timeout=0 tests/system/test_fine_tuning.py
 
 # Beside llama.cpp: pip install llama-cpp-python into .venv, or LLAMA_PYTHON=<a Python that has it>.
 bench: $(MODEL)/model_config.yaml  ## measure this machine, beside llama.cpp where it is installed
