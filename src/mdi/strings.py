@@ -1,7 +1,7 @@
 """Values as strings, for messages and files."""
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 def one_line(foreign: BaseException | str, limit: int = 300) -> str:
@@ -26,6 +26,12 @@ def quoted(value: object, limit: int = 60) -> str:
 def count(n: int, what: str) -> str:
     """`1 node`, `3 nodes`; for words whose plural is theirs with an s."""
     return f"{n} {what}" if n == 1 else f"{n} {what}s"
+
+
+def table_lines(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The rows of a table, each column as wide as its widest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
 def format_bytes(n_bytes: float) -> str:

@@ -20,7 +20,7 @@ from mdi.control.protocol import Unreachable
 from mdi.control.reach import Reach
 from mdi.control.status import NodeStatus
 from mdi.errors import ConfigError, ControlError
-from mdi.strings import count, format_bytes
+from mdi.strings import count, format_bytes, table_lines
 
 HEADING = ("node", "address", "device", "memory", "version", "state", "model")
 THIS_MACHINE = "this machine"
@@ -57,9 +57,7 @@ def _nodes_to_ask(options: NetworkOptions) -> tuple[list[NodeToAsk], NodeConfig]
 
 def table(answered: Sequence[Answered]) -> str:
     """A line for each node."""
-    rows = [HEADING, *map(_row, answered)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    return "\n".join(table_lines([HEADING, *map(_row, answered)]))
 
 
 def troubles(answered: Sequence[Answered], found: Mapping[Pair, Reach], now_s: float | None = None) -> list[str]:

@@ -8,7 +8,7 @@ from mdi.control.client import ControlClient
 from mdi.control.protocol import Unreachable
 from mdi.control.status import NodeStatus, SecondaryStatus, StarterStatus
 from mdi.errors import ControlError
-from mdi.strings import count
+from mdi.strings import count, table_lines
 
 Answer = NodeStatus | ControlError
 HEADING = ("node", "address", "state", "computes", "memory", "work")
@@ -43,9 +43,7 @@ def table(network: NetworkConfig, answers: Sequence[Answer]) -> str:
         (node_name(index), f"{node.addr}:{node.http_port}", *_cells(answer))
         for index, (node, answer) in enumerate(nodes)
     ]
-    widths = [max(map(len, column)) for column in zip(HEADING, *rows, strict=True)]
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in (HEADING, *rows)]
-    return "\n".join([*lines, *filter(None, map(_problem, range(len(rows)), answers))])
+    return "\n".join([*table_lines([HEADING, *rows]), *filter(None, map(_problem, range(len(rows)), answers))])
 
 
 def _cells(answer: Answer) -> tuple[str, str, str, str]:

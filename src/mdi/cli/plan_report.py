@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mdi.cluster.forecast import PROMPT_TOKENS, Costs, Forecast, Part
-from mdi.strings import count, format_bytes
+from mdi.strings import count, format_bytes, table_lines
 
 HEADING = ("node", "layers", "computes", "memory", "busy")
 _BAR = 20  # characters of a node that is never idle
@@ -28,9 +28,7 @@ class Report:
         origin = "measured" if self.what_if is None else f"estimated from published figures, for {self.what_if}"
         samples = f"{count(job.n_samples, 'sample')} of {job.context} positions"
         lines = [f"{self.model}, {count(job.config.n_layer, 'layer')}, {samples}; {origin}", ""]
-        rows = [HEADING, *map(self._row, self.found.parts)]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines += ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        lines += table_lines([HEADING, *map(self._row, self.found.parts)])
         first = f"first token of a {PROMPT_TOKENS}-token prompt after {self.found.first_token_s:.2g} s"
         lines += ["", f"{self.found.rates}; {first}", f"bottleneck: {self.found.ring.prediction.bottleneck}"]
         lines += [f"- {sentence}" for sentence in self.advice]
