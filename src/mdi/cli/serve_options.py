@@ -15,6 +15,7 @@ from mdi.config.options import (
 from mdi.documents import read_text
 from mdi.errors import ConfigError
 from mdi.net.access import is_loopback
+from mdi.net.sockets import MAX_PORT
 
 DEFAULT_ADDRESS = "127.0.0.1:8000"
 KEY_VARIABLE = "MDI_API_KEY"
@@ -28,7 +29,7 @@ _ADDRESS = re.compile(r"(?:(\[[^\[\]]+\]|[^:\[\]]*):)?([0-9]{1,5})")
 def serve_address(options: ServeOptions, *, has_keys: bool) -> tuple[str, int]:
     """Host and port. Raises `ConfigError` for what is none, and for one that strangers reach without a key."""
     match = _ADDRESS.fullmatch(options.serve or DEFAULT_ADDRESS)
-    if match is None or int(match[2]) > 65535:
+    if match is None or int(match[2]) > MAX_PORT:
         raise ConfigError(f"--serve {options.serve}: expected HOST:PORT, such as {DEFAULT_ADDRESS} or 0.0.0.0:8000")
     host = (match[1] or "127.0.0.1").strip("[]")
     if not has_keys and not options.insecure and not is_loopback(host):

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 from mdi.errors import ConfigError
 from mdi.net.access import parse_ip
+from mdi.net.sockets import MAX_PORT
 from mdi.strings import quoted
 
 DEFAULT_HTTP_PORT = 8088  # of a node without a file
-MAX_PORT = 65535
 
 _WITH_PORT = re.compile(r"(\[.*\]|[^:\[\]]+):[0-9]*")
 _NAME = re.compile(r"[^\W_]([\w-]*\w)?(\.[^\W_]([\w-]*\w)?)*\.?")  # of a machine, in any script

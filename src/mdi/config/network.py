@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mdi.config.addresses import MAX_PORT, address_problem
+from mdi.config.addresses import address_problem
 from mdi.config.paths import SETTINGS_DIR
 from mdi.documents import read_json
 from mdi.errors import ConfigError
@@ -20,6 +20,7 @@ from mdi.installation import program_name
 from mdi.net.access import THIS_MACHINE, Access
 from mdi.net.key_sources import key_from_file, key_from_text, keys_from, warn_if_readable_by_others
 from mdi.net.keys import Key
+from mdi.net.sockets import MAX_PORT
 from mdi.net.tls import Tls
 from mdi.strings import did_you_mean, one_line, quoted
 

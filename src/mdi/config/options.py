@@ -11,12 +11,13 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mdi.config.addresses import DEFAULT_HTTP_PORT, MAX_PORT
+from mdi.config.addresses import DEFAULT_HTTP_PORT
 from mdi.config.bounds import SAMPLING_BOUNDS, Interval, LogitBias, check_sampling
 from mdi.config.lora import Lora
 from mdi.config.paths import CHECKPOINTS_DIR, SETTINGS_DIR
 from mdi.errors import ConfigError
 from mdi.formats import BACKEND_CHOICES, DEVICE, DTYPES, MODES, BackendChoice, Mode
+from mdi.net.sockets import MAX_PORT
 
 LOG_FORMATS = ("text", "json")
 MAX_BATCH_TOKENS = 65536

@@ -6,8 +6,7 @@ from typing import Any
 
 from mdi.control.checks import is_name, whole
 from mdi.errors import ControlError
-
-MAX_PORT = 65535
+from mdi.net.sockets import MAX_PORT
 
 
 class Outcome(enum.Enum):

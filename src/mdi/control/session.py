@@ -22,7 +22,7 @@ from mdi.errors import ControlError
 from mdi.formats import Mode
 from mdi.ids import Rank
 from mdi.model.span import Span
-from mdi.net.sockets import Peer
+from mdi.net.sockets import MAX_PORT, Peer
 from mdi.net.timeouts import DEFAULT_TIMEOUTS, Timeouts
 from mdi.ring.config import LinkConfig
 from mdi.ring.wire import VERSION, Session
@@ -156,7 +156,7 @@ def is_peer(value: Any) -> bool:
         and set(value) == {"name", "addr", "port"}
         and is_name(value["name"])
         and is_name(value["addr"])
-        and whole(1, 65535)(value["port"])
+        and whole(1, MAX_PORT)(value["port"])
     )
 
 

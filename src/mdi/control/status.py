@@ -26,6 +26,7 @@ from mdi.errors import ControlError
 from mdi.formats import Mode
 from mdi.ids import Rank
 from mdi.model.span import Span
+from mdi.net.sockets import MAX_PORT
 from mdi.strings import format_bytes
 from mdi.work import Work
 
@@ -152,7 +153,7 @@ _NODE_CHECKS: dict[str, Check] = {
     "name": optional(is_string),
     "boot": optional(is_string),
     "process": optional(is_string),
-    "ring_port": optional(whole(1, 65535)),
+    "ring_port": optional(whole(1, MAX_PORT)),
     "time_s": optional(lambda value: type(value) in (int, float) and abs(value) < _MAX_TIME_S),
     "caller": optional(is_name),
     "called": optional(is_name),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from mdi.errors import ConfigError
 
+MAX_PORT = 65535
 BACKLOG = 1024  # connections that the system holds until we accept them; a full backlog keeps everyone out
 
 _DISCARD_PORT = 9  # RFC 863: of any number that a datagram could be for
