@@ -3,12 +3,21 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise
 from typing import Literal
 
 from mdi.cluster.budget import SPARE
 from mdi.cluster.network_times import NetworkTimes
-from mdi.cluster.planner import Links, NodeCosts, RingPlan, Workload, first_token_s, plan_ring, predict
+from mdi.cluster.planner import (
+    Limit,
+    Links,
+    NodeCosts,
+    RingPlan,
+    Workload,
+    first_token_s,
+    hops_of,
+    plan_ring,
+    predict,
+)
 from mdi.cluster.ring_costs import Job, costs_of, memory_bytes, message_bytes, missing_bytes
 from mdi.config.network import NetworkConfig
 from mdi.errors import ConfigError
@@ -164,23 +173,17 @@ def _on_links(costs: Costs, found: Forecast) -> list[str]:
         return []
     row_bytes = costs.job.workload.row_bytes
     rows = -(-costs.job.n_samples // len(order))
-    hops = [*pairwise(order), (order[-1], order[0])]
-    hop_s = {hop: _hop_s(costs, hop, rows * row_bytes) for hop in hops}
+    hop_s = {hop: costs.links[hop[0]][hop[1]].hop_s(rows * row_bytes) for hop in hops_of(order)}
     slowest = max(hop_s, key=lambda hop: hop_s[hop])
     source, target = (costs.nodes[node].name for node in slowest)
     link = costs.links[slowest[0]][slowest[1]]
     speed = f"{format_bytes(link.bytes_s)}/s, {2000 * link.latency_s:.1f} ms there and back"
-    if prediction.bottleneck.startswith("the link"):
+    if prediction.limit is Limit.LINK:
         return [f"{prediction.bottleneck} ({speed}) is the bottleneck: use a cable, or a faster network"]
-    if prediction.bottleneck == "the trip of a message" and sum(hop_s.values()) > prediction.trip_s / 2:
+    if prediction.limit is Limit.TRIP and sum(hop_s.values()) > prediction.trip_s / 2:
         part = f"{1000 * sum(hop_s.values()):.1f} of {1000 * prediction.trip_s:.1f} ms"
         return [f"{part} of a trip pass on the links, most on that from {source} to {target} ({speed}): use a cable"]
     return []
-
-
-def _hop_s(costs: Costs, hop: tuple[int, int], n_bytes: int) -> float:
-    link = costs.links[hop[0]][hop[1]]
-    return link.latency_s + link.transfer_s(n_bytes)
 
 
 def _rates(faster: float, slower: float) -> str:

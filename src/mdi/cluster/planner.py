@@ -8,6 +8,7 @@ takes as long as the slowest of three: a message's whole trip; the busiest node,
 busiest link, which carries all of them.
 """
 
+import enum
 import itertools
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -59,6 +60,10 @@ class LinkCosts:
         """For how long a message keeps the link busy."""
         return n_bytes / self.bytes_s
 
+    def hop_s(self, n_bytes: int) -> float:
+        """From when a message is sent to when all of it has arrived."""
+        return self.latency_s + self.transfer_s(n_bytes)
+
 
 @dataclass(frozen=True)
 class Workload:
@@ -74,6 +79,14 @@ class Workload:
         return [self.n_samples // n + (i < self.n_samples % n) for i in range(n)]
 
 
+class Limit(enum.Enum):
+    """What a round takes as long as."""
+
+    NODE = enum.auto()  # the busiest one
+    LINK = enum.auto()  # the busiest one
+    TRIP = enum.auto()  # of a message
+
+
 @dataclass(frozen=True)
 class Prediction:
     """How fast a ring is."""
@@ -82,7 +95,8 @@ class Prediction:
     trip_s: float  # of the largest message
     busy_s: tuple[float, ...]  # of each node in a round
     round_s: float
-    bottleneck: str  # what the round waits for
+    limit: Limit
+    bottleneck: str  # the limit in words, with names
 
 
 @dataclass(frozen=True)
@@ -142,14 +156,15 @@ def predict(
     for rank, (index, n_layers) in enumerate(zip(order, layers, strict=True)):
         trip_s += _stage_s(nodes[index], n_layers, rows[0], is_starter=rank == 0)
         busy_s.append(sum(_stage_s(nodes[index], n_layers, n, is_starter=rank == 0) for n in rows))
-    waits = [(busy_s[rank], f"the computing of {nodes[index].name}") for rank, index in enumerate(order)]
-    for source, target in _hops(order):
+    waits = [(busy_s[rank], f"the computing of {nodes[index].name}", Limit.NODE) for rank, index in enumerate(order)]
+    for source, target in hops_of(order):
         link = links[source][target]
-        trip_s += link.latency_s + link.transfer_s(rows[0] * work.row_bytes)
+        trip_s += link.hop_s(rows[0] * work.row_bytes)
         name = f"the link from {nodes[source].name} to {nodes[target].name}"
-        waits.append((link.transfer_s(work.n_samples * work.row_bytes), name))
-    round_s, bottleneck = max([(trip_s, "the trip of a message"), *waits])
-    return Prediction(work.n_samples / round_s, trip_s, tuple(busy_s), round_s, bottleneck)
+        waits.append((link.transfer_s(work.n_samples * work.row_bytes), name, Limit.LINK))
+    waits.append((trip_s, "the trip of a message", Limit.TRIP))
+    round_s, bottleneck, limit = max(waits, key=lambda wait: wait[:2])
+    return Prediction(work.n_samples / round_s, trip_s, tuple(busy_s), round_s, limit, bottleneck)
 
 
 def first_token_s(
@@ -168,7 +183,7 @@ def first_token_s(
     takes one at a time. Only the last row returns.
     """
     pieces = [min(piece_rows, prompt_rows - start) for start in range(0, prompt_rows, piece_rows)]
-    hops = list(_hops(order))
+    hops = list(hops_of(order))
     free_s = [0.0] * 2 * len(order)  # when each node, and the link behind it, is through with the piece before
     for rows in pieces:
         at_s = 0.0
@@ -187,7 +202,7 @@ def _stage_s(node: NodeCosts, n_layers: int, rows: int, *, is_starter: bool) -> 
     return node.message_s + n_layers * node.layer.at(rows) + (node.head.at(rows) if is_starter else 0.0)
 
 
-def _hops(order: Sequence[int]) -> Iterator[tuple[int, int]]:
+def hops_of(order: Sequence[int]) -> Iterator[tuple[int, int]]:
     """The links of a ring; a node alone has none."""
     if len(order) > 1:
         yield from zip(order, (*order[1:], order[0]), strict=True)
@@ -263,8 +278,8 @@ class _Search:
     def _link_costs(self, order: tuple[int, ...]) -> tuple[float, float]:
         """What the links add to a trip, and for how long the busiest one is busy in a round."""
         work, largest = self._work, self._work.messages(len(order))[0]
-        links = [self._links[source][target] for source, target in _hops(order)]
-        trip_s = sum(link.latency_s + link.transfer_s(largest * work.row_bytes) for link in links)
+        links = [self._links[source][target] for source, target in hops_of(order)]
+        trip_s = sum(link.hop_s(largest * work.row_bytes) for link in links)
         return trip_s, max((link.transfer_s(work.n_samples * work.row_bytes) for link in links), default=0.0)
 
     def _stages(self, chosen: Sequence[int]) -> list[_Stage]:
@@ -326,8 +341,7 @@ class _Search:
 
     def _detour_s(self, source: int, via: int, target: int) -> float:
         def hop_s(a: int, b: int) -> float:
-            link = self._links[a][b]
-            return 0.0 if a == b else link.latency_s + link.transfer_s(self._work.row_bytes)
+            return 0.0 if a == b else self._links[a][b].hop_s(self._work.row_bytes)
 
         return hop_s(source, via) + hop_s(via, target) - hop_s(source, target)
 
