@@ -13,9 +13,9 @@ from mdi.cluster.device_classes import STORED_DTYPE, estimate, network_of, parse
 from mdi.cluster.forecast import Costs, advise, forecast_of
 from mdi.cluster.measured_network import MeasuredNetwork
 from mdi.cluster.member_setup import MemberSetup, Patience
-from mdi.cluster.rendezvous import in_background
+from mdi.cluster.rendezvous import clients_of, in_background
 from mdi.cluster.ring_costs import Job
-from mdi.config.network import NetworkConfig, node_name
+from mdi.config.network import NetworkConfig
 from mdi.config.options import PlannerOptions
 from mdi.config.paths import measurements_dir
 from mdi.control.client import ControlClient
@@ -83,33 +83,21 @@ def _measured(options: PlannerOptions, network: NetworkConfig) -> tuple[str, Cos
         if network.secondaries:
             listener = stack.enter_context(listen(starter.listen_addr, starter.port_in))
             network = network.with_starter_ports(0, listener.getsockname()[1])
-        clients = _clients_of(network)
+        clients = clients_of(network)
         wait_until_up(clients, options.node_timeout_s)
         measured = MeasuredNetwork(
-            network,
-            model,
-            device,
-            _context(options, model.config),
-            options.n_samples,
-            options.max_batch_tokens,
-            options.dtype,
-            options.quantize,
-            options.backend,
-            measurements_dir(),
+            network=network,
+            model=model,
+            device=device,
+            context=_context(options, model.config),
+            n_samples=options.n_samples,
+            max_rows=options.max_batch_tokens,
+            dtype=options.dtype,
+            quantize=options.quantize,
+            backend=options.backend,
+            folder=measurements_dir(),
         )
         return model.name, measured.measure(clients, listener, Inbox(), again=options.measure)
-
-
-def _clients_of(network: NetworkConfig) -> dict[NodeId, ControlClient]:
-    """Of all secondaries."""
-    access = network.starter.access
-    return {
-        NodeId(node): ControlClient(
-            node_name(node), config.addr, config.http_port, access, by_address=config.is_called_by_address
-        )
-        for node, config in enumerate(network.nodes)
-        if node
-    }
 
 
 def wait_until_up(clients: Mapping[NodeId, ControlClient], node_timeout_s: float) -> None:

@@ -66,6 +66,11 @@ class Locations:
         return Peer(node_name(STARTER), self._found[seen_from].result().starter_addr, self._starter.http_port)
 
 
+def ask_location(network: NetworkConfig, node: NodeId, client: ControlClient) -> Location:
+    """What a secondary says of its place. Raises `ControlError`."""
+    return location_in(client.status(), client, network.nodes[node], network.starter.addr)
+
+
 def location_in(status: NodeStatus, client: ControlClient, config: NodeConfig, starter_addr: str) -> Location:
     """What a node's status says of its place. Raises `ControlError` where it is no secondary of this version."""
     if not isinstance(status, SecondaryStatus):

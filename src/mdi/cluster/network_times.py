@@ -5,7 +5,7 @@ import itertools
 import logging
 import secrets
 import socket
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -14,13 +14,13 @@ from mdi.checkpoint.config import config_to_dict
 from mdi.checkpoint.folder import ModelFolder
 from mdi.checkpoint.weights import whole_model
 from mdi.cluster.link_probe import LinkProbe
-from mdi.cluster.locations import Location, Locations, location_in
+from mdi.cluster.locations import Locations, ask_location
 from mdi.cluster.node_meter import NodeMeter
 from mdi.cluster.planner import LinkCosts, Links
-from mdi.cluster.rendezvous import Call, in_background, nodes_on_host
+from mdi.cluster.rendezvous import Call, begin_call, nodes_on_host
 from mdi.config.network import NetworkConfig, node_name
 from mdi.control.client import ControlClient
-from mdi.control.measurement import LinkRequest, LinkTimes, Measured, StageRequest, StageTimes
+from mdi.control.measurement import LinkRequest, LinkTimes, Measured, MeasureRequest, StageRequest, StageTimes
 from mdi.errors import ControlError
 from mdi.formats import Mode
 from mdi.ids import NodeId, Rank
@@ -31,7 +31,6 @@ from mdi.strings import count
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-R = TypeVar("R", StageRequest, LinkRequest)
 
 _NO_LINK = LinkCosts(0.0, 1e12)  # from a node to itself
 
@@ -109,7 +108,7 @@ class NetworkMeter:
         return NetworkTimes(nodes, links)
 
     def _nodes(self, request: StageRequest) -> tuple[StageTimes, ...]:
-        calls = {node: self._call(client.measure, self._for(node, request)) for node, client in self._clients.items()}
+        calls = {node: self._call(node, self._for(node, request)) for node in self._clients}
         own = self._meter.measure(self._for(NodeId(0), request))
         self._await(calls.values())
         return (own, *(_expected(StageTimes, node, calls[node].future.result()) for node in sorted(calls)))
@@ -117,11 +116,7 @@ class NetworkMeter:
     def _locate(self) -> None:
         """Ask those nodes for their ring ports that have not been given one."""
         for node in self._clients:
-            self._locations.locate(node, functools.partial(self._location_of, node))
-
-    def _location_of(self, node: NodeId) -> Location:
-        config, client = self._network.nodes[node], self._clients[node]
-        return location_in(client.status(), client, config, self._network.starter.addr)
+            self._locations.locate(node, functools.partial(ask_location, self._network, node, self._clients[node]))
 
     def _for(self, node: NodeId, request: StageRequest) -> StageRequest:
         sharing = nodes_on_host(self._network, self._network.nodes[node])
@@ -140,15 +135,12 @@ class NetworkMeter:
             return probe.times()
 
     def _ask(self, node: NodeId, request: LinkRequest) -> Measured:
-        call = self._call(self._clients[node].measure, request)
+        call = self._call(node, request)
         self._await([call])
         return call.future.result()
 
-    def _call(self, action: Callable[[R], Measured], request: R) -> Call[Measured]:
-        """Ask in a thread of its own; the inbox is told when the answer is there."""
-        call = Call(in_background(action, request))
-        call.future.add_done_callback(lambda _: self._inbox.post(call))
-        return call
+    def _call(self, node: NodeId, request: MeasureRequest) -> Call[Measured]:
+        return begin_call(self._inbox, self._clients[node].measure, request)
 
     def _await(self, calls: Iterable[Call[Measured]]) -> None:
         """Wait for answers. Raises the first error at once, and `Stopped` as the inbox does."""

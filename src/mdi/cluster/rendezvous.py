@@ -17,7 +17,7 @@ import torch
 
 from mdi.checkpoint.config import config_to_dict
 from mdi.checkpoint.folder import ModelFolder
-from mdi.cluster.locations import Location, Locations, location_in
+from mdi.cluster.locations import Locations, ask_location
 from mdi.cluster.member_setup import MemberSetup, Patience, PeersTimedOut
 from mdi.cluster.plan import Plan
 from mdi.config.network import NetworkConfig, NodeConfig, node_name
@@ -32,7 +32,7 @@ from mdi.inbox import Inbox
 from mdi.model.quant import held_bytes
 from mdi.model.shapes import stage_shapes
 from mdi.net.refusals import RefusalLog
-from mdi.net.timeouts import Timeouts
+from mdi.net.timeouts import DEFAULT_TIMEOUTS, Timeouts
 from mdi.progress import progress_bar
 from mdi.ring.link import Link
 from mdi.trace import NodeTimeline, Timeline, from_json
@@ -68,18 +68,7 @@ class Rendezvous:
         self._network, self._options, self._inbox, self._timeline = network, options, inbox, timeline
         self._refusals, self._timeouts = refusals, timeouts
         self._run, self._wire_dtype = run, wire_dtype
-        self.clients = {
-            NodeId(node): ControlClient(
-                node_name(node),
-                config.addr,
-                config.http_port,
-                network.starter.access,
-                timeouts,
-                by_address=config.is_called_by_address,
-            )
-            for node, config in enumerate(network.nodes)
-            if node
-        }
+        self.clients = clients_of(network, timeouts)
         self._asked: set[NodeId] = set()  # secondaries that may be in our session
         self._locations = Locations(network)
         self._undamaged: set[Path] = set()  # chunks that were read whole in this run
@@ -218,10 +207,7 @@ class Rendezvous:
         )
 
     def _call(self, action: Callable[..., T], *arguments: Any) -> Call[T]:
-        """Run `action` in a thread of its own; the inbox is told when it is finished."""
-        call = Call(in_background(action, *arguments))
-        call.future.add_done_callback(lambda _: self._inbox.post(call))
-        return call
+        return begin_call(self._inbox, action, *arguments)
 
     # ---- one member, in a thread of its own
 
@@ -234,16 +220,13 @@ class Rendezvous:
             log.warning("the timeline lacks %s: %s", node_name(node), exc)
             return None
 
-    def _locate(self, node: NodeId) -> Location:
-        config, client = self._network.nodes[node], self.clients[node]
-        return location_in(client.status(), client, config, self._network.starter.addr)
-
     def _configure(
         self, plan: Plan, model: ModelFolder, rank: Rank, epoch: int, setup: MemberSetup, locations: Locations
     ) -> SecondaryStatus:
         node = plan.members[rank]
-        locations.locate(node, lambda: setup.ask(lambda: self._locate(node)))
-        spec, client = self.spec(plan, model, rank, epoch, locations), self.clients[node]
+        client = self.clients[node]
+        locations.locate(node, lambda: setup.ask(lambda: ask_location(self._network, node, client)))
+        spec = self.spec(plan, model, rank, epoch, locations)
 
         def send_chunk() -> None:
             self._sent_to.add(node)
@@ -282,9 +265,32 @@ def _describe(name: str, status: NodeStatus | None) -> str:
     return f"{name} is {status.state.value}" + (f" ({error})" if error else "")
 
 
+def clients_of(network: NetworkConfig, timeouts: Timeouts = DEFAULT_TIMEOUTS) -> dict[NodeId, ControlClient]:
+    """Of all secondaries, as the starter calls them."""
+    return {
+        NodeId(node): ControlClient(
+            node_name(node),
+            config.addr,
+            config.http_port,
+            network.starter.access,
+            timeouts,
+            by_address=config.is_called_by_address,
+        )
+        for node, config in enumerate(network.nodes)
+        if node
+    }
+
+
 def nodes_on_host(network: NetworkConfig, node: NodeConfig) -> int:
     """Nodes that share the cores of `node`'s machine."""
     return sum(other.host == node.host for other in network.nodes)
+
+
+def begin_call(inbox: Inbox, action: Callable[..., T], *arguments: Any) -> Call[T]:
+    """Run `action` in a thread of its own; the inbox is told when it is finished."""
+    call = Call(in_background(action, *arguments))
+    call.future.add_done_callback(lambda _: inbox.post(call))
+    return call
 
 
 def in_background(action: Callable[..., T], *arguments: Any) -> "Future[T]":
