@@ -19,7 +19,7 @@ from mdi.model.backends.native import memory as native
 from mdi.model.backends.native.blocks import unsupported
 from mdi.model.build import Placement
 from mdi.model.quant import held_bytes
-from mdi.model.shapes import head_shapes, layer_shapes, stage_shapes
+from mdi.model.shapes import head_shapes, kv_bytes, layer_shapes, stage_shapes
 from mdi.model.span import Span
 from mdi.model.tensors import TORCH_DTYPES
 from mdi.strings import format_bytes
@@ -71,7 +71,7 @@ class NodeFacts:
         if self.computes_natively(config):
             item_bytes = native.cache_item_bytes(self.dtype, is_quantized=self.mode != "none")
             return n_layers * sum(native.cache_bytes(config, context, item_bytes))
-        return int(n_layers * 2 * config.n_query_groups * config.head_size * context * self.dtype.itemsize)
+        return kv_bytes(config, n_layers, context, self.dtype)
 
     def message_bytes(self, config: ModelConfig, n_rows: int) -> int:
         """What lies between the steps of a message, at most: in float32 where kernels compute."""

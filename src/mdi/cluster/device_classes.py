@@ -17,7 +17,7 @@ from mdi.errors import ConfigError
 from mdi.formats import Mode
 from mdi.model.architecture import ModelConfig
 from mdi.model.quant import held_bytes
-from mdi.model.shapes import stage_shapes
+from mdi.model.shapes import kv_bytes, stage_shapes
 from mdi.model.span import Span
 from mdi.model.tensors import TORCH_DTYPES
 from mdi.strings import did_you_mean, quoted
@@ -107,11 +107,11 @@ def _stage_times(
     device: DeviceClass, config: ModelConfig, mode: Mode, dtype: str | None, *, has_head: bool
 ) -> StageTimes:
     computes = dtype or device.dtype
-    n_layer, itemsize = config.n_layer, TORCH_DTYPES[computes].itemsize
+    n_layer = config.n_layer
     shapes = stage_shapes(config, Span(0, n_layer))
     weights_bytes = held_bytes(shapes, TORCH_DTYPES[STORED_DTYPE], mode, "cpu") / n_layer
     n_parameters = sum(shape.numel() for shape in shapes.values()) / n_layer
-    position_bytes = 2 * config.n_query_groups * config.head_size * itemsize
+    position_bytes = kv_bytes(config, 1, 1, TORCH_DTYPES[computes])
 
     def layer_s(rows: int, context: int) -> float:
         n_slots = 1 if rows == PIECE_ROWS else rows

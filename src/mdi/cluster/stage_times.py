@@ -18,7 +18,7 @@ from mdi.engine.sampling_params import SamplingParams
 from mdi.model.architecture import ModelConfig
 from mdi.model.build import Placement
 from mdi.model.quant import held_bytes
-from mdi.model.shapes import head_shapes, stage_shapes
+from mdi.model.shapes import head_shapes, kv_bytes, stage_shapes
 from mdi.model.span import Span
 from mdi.model.span_engine import HeadFactory, SpanEngine, SpanEngineFactory
 from mdi.model.synthetic import synthetic_ends, synthetic_layers
@@ -51,7 +51,7 @@ class StageTimer:
     @property
     def needed_bytes(self) -> int:
         """The memory that `layers` takes, or `head`, beside the stored weight of one tensor."""
-        slots = _kv_bytes(self.config, self._n_layers, CONTEXTS[-1], self.placement.dtype) * (max(ROWS) + 1)
+        slots = kv_bytes(self.config, self._n_layers, CONTEXTS[-1], self.placement.dtype) * (max(ROWS) + 1)
         head = _weights_bytes(self._head_config, self.placement, None)
         return max(_weights_bytes(self.config, self.placement, self._n_layers) + slots, head)
 
@@ -156,8 +156,3 @@ def _weights_bytes(config: ModelConfig, placement: Placement, n_layers: int | No
     """Of so many layers; None: of the head."""
     shapes = head_shapes(config) if n_layers is None else stage_shapes(config, Span(0, n_layers))
     return held_bytes(shapes, placement.dtype, placement.quantize, placement.device.type)
-
-
-def _kv_bytes(config: ModelConfig, n_layers: int, context: int, dtype: torch.dtype) -> int:
-    """Of one slot."""
-    return int(n_layers * 2 * config.n_query_groups * config.head_size * context * dtype.itemsize)

@@ -29,6 +29,11 @@ def stage_shapes(config: ModelConfig, span: Span) -> dict[str, torch.Size]:
     return {name: shape for shapes in layer_shapes(config, span) for name, shape in shapes.items()}
 
 
+def kv_bytes(config: ModelConfig, n_layers: int, context: int, dtype: torch.dtype) -> int:
+    """What the keys and values of one slot take in so many layers, as tensors of this dtype."""
+    return int(n_layers * 2 * config.n_query_groups * config.head_size * context * dtype.itemsize)
+
+
 def head_shapes(config: ModelConfig) -> dict[str, torch.Size]:
     """Global name -> shape of every tensor of the embedding and the head."""
     architecture = architecture_of(config)
