@@ -129,7 +129,7 @@ class RingSupervisor:
         self._recovery = Recovery(len(network.nodes), options.node_timeout_s)
         self._failure: Failure | None = None
         self._returns: ReturnWatch | None = None  # while a ring runs that is not of all nodes
-        self._own_status: NodeStatus | None = None
+        self._own_status: NodeStatus | None = None  # what this node said of itself before the latest attempt
         self._timeouts = timeouts
         self._changed_s = timeouts.clock()  # when the ring began to be as it is
         self.incidents: list[Incident] = []
@@ -137,9 +137,8 @@ class RingSupervisor:
         self._reported_missing: dict[NodeId, bool] = {}
         self._reported_difference: str | None = None
         self.model = model
-        self.plan = plan(
-            model, self._members(self._recovery.members, {}, None), plan_options
-        )  # nothing is known of anybody's memory yet
+        # Nothing is known of anybody's memory yet.
+        self.plan = plan(model, self._members(self._recovery.members, {}), plan_options)
 
     @property
     def state(self) -> NodeState:
@@ -179,9 +178,9 @@ class RingSupervisor:
         """
         self._own_status = own_status
         if self._failure is not None:
-            self._recover(self._failure, own_status)
+            self._recover(self._failure)
         elif self.epoch < FIRST_EPOCH:
-            self._survey(own_status)
+            self._survey()
         self.epoch += 1
         calls = self._rendezvous.initialize(self.plan, self.model, self.epoch, self._patience())
         try:
@@ -252,7 +251,7 @@ class RingSupervisor:
 
     # ---- planning
 
-    def _survey(self, own_status: NodeStatus) -> None:
+    def _survey(self) -> None:
         """Plan with what the nodes say of themselves. A node that is missing is an error: which nodes there are is
         the user's to say.
         """
@@ -267,7 +266,7 @@ class RingSupervisor:
             self._recovery.expired(self._timeouts.clock(), exc.nodes)
             raise
         self._refuse_twins(statuses)
-        members, options = self._members(self._recovery.members, statuses, own_status), self._plan_options
+        members, options = self._members(self._recovery.members, statuses), self._plan_options
         if options.split == MEASURED:
             members, options = self._chosen(members, options)
         self._adopt(members, options)
@@ -310,9 +309,10 @@ class RingSupervisor:
         """Whether the layers can be spread over one node less: from the whole model, or as chunks that lie ready."""
         return self.model.has_weights or len(self.plan.members) - 1 in self.model.manifests
 
-    def _members(self, members: Sequence[NodeId], statuses: Statuses, own_status: NodeStatus | None) -> list[Member]:
+    def _members(self, members: Sequence[NodeId], statuses: Statuses) -> list[Member]:
+        """These nodes, and what they say of themselves; `statuses` has those of the secondaries."""
         nodes = self._network.nodes
-        return [Member(i, nodes[i], statuses.get(i) if i else own_status) for i in members]
+        return [Member(i, nodes[i], statuses.get(i) if i else self._own_status) for i in members]
 
     def _adopt(self, members: Sequence[Member], options: PlanOptions) -> None:
         """Plan for these members, and write the chunks that the plan needs."""
@@ -355,18 +355,18 @@ class RingSupervisor:
         statuses = self._rendezvous.statuses(members[1:])
         is_whole = len(members) == len(self._network.nodes)
         options = self._plan_options if is_whole else replace(self._plan_options, split="auto")
-        new_plan = plan(self.model, self._members(members, statuses, self._own_status), options)
+        new_plan = plan(self.model, self._members(members, statuses), options)
         model = self.model.with_chunks(list(new_plan.spans), options.quantize, tick)
         self._rendezvous.send_ahead(new_plan, model)
         return Return(tuple(nodes), new_plan, model)
 
     # ---- recovery
 
-    def _recover(self, failure: Failure, own_status: NodeStatus) -> None:
+    def _recover(self, failure: Failure) -> None:
         """Decide how to go on after a failure, and plan for it. Raises what ends the run."""
         match self._decide(failure):
             case GoOnWithout(nodes, why):
-                self._plan_without(nodes, why, own_status)
+                self._plan_without(nodes, why)
             case GiveUp() if isinstance(failure.error, PeersTimedOut):
                 raise failure.error
             case GiveUp(why):
@@ -413,13 +413,13 @@ class RingSupervisor:
             return None
         return Traffic(status.received, status.computed, status.sent)
 
-    def _plan_without(self, nodes: Sequence[NodeId], why: str, own_status: NodeStatus) -> None:
+    def _plan_without(self, nodes: Sequence[NodeId], why: str) -> None:
         """Adopt a plan in which the remaining nodes take over."""
         names = ", ".join(map(node_name, nodes))
         try:
             statuses = self._rendezvous.statuses(self._recovery.members[1:])
             options = replace(self._plan_options, split="auto", n_slots=self.plan.n_slots)
-            self._adopt(self._members(self._recovery.members, statuses, own_status), options)
+            self._adopt(self._members(self._recovery.members, statuses), options)
             self._check_chunks()
         except (CheckpointError, ConfigError, StorageError) as impossible:
             self._recovery.give_up()
