@@ -5,7 +5,10 @@ A container's limits are those of its control group and of every group above it.
 """
 
 import os
+import secrets
+import socket
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -46,6 +49,20 @@ def peak_memory_bytes() -> int:
 def boot_id(root: Path = ROOT) -> str | None:
     """What Linux calls this machine from one start to the next; None elsewhere. Machines of one image differ in it."""
     return _read(root / "proc/sys/kernel/random/boot_id") or None
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a node is known by, at whatever address."""
+
+    name: str  # of its machine
+    boot: str | None  # see `boot_id`
+    process: str  # a random name
+
+    @classmethod
+    def new(cls) -> "Identity":
+        """That of a node which begins on this machine."""
+        return cls(socket.gethostname(), boot_id(), secrets.token_hex(8))
 
 
 def _physical_cores(root: Path) -> int:

@@ -1,8 +1,6 @@
 """A node that takes part in no ring: others try whether they reach this machine, and it answers them."""
 
 import contextlib
-import secrets
-import socket
 import time
 from concurrent.futures import Future
 from typing import Any
@@ -13,7 +11,7 @@ from mdi.control.routes import ControlServer
 from mdi.control.session import SessionSpec
 from mdi.control.status import InitAnswer, NodeState, StarterStatus
 from mdi.errors import ControlError
-from mdi.machine import boot_id, memory_bytes, peak_memory_bytes
+from mdi.machine import Identity, memory_bytes, peak_memory_bytes
 from mdi.net.access import Access
 from mdi.net.sockets import listen
 from mdi.net.timeouts import DEFAULT_TIMEOUTS, Timeouts
@@ -29,7 +27,7 @@ class Visitor:
         self, addr: str, port: int, ring_port: int, access: Access, timeouts: Timeouts = DEFAULT_TIMEOUTS
     ) -> None:
         """Ports of 0 are any free ones. Raises `ConfigError` where one is taken."""
-        self._process_name = secrets.token_hex(8)
+        self._identity = Identity.new()
         self._resources = contextlib.ExitStack()
         with contextlib.ExitStack() as stack:
             self._listener = stack.enter_context(listen(addr, ring_port))  # whose connections the system completes
@@ -64,9 +62,9 @@ class Visitor:
             peak_memory_bytes=peak_memory_bytes(),
             free_memory_bytes=None,
             memory_bytes=memory_bytes(),
-            name=socket.gethostname(),
-            boot=boot_id(),
-            process=self._process_name,
+            name=self._identity.name,
+            boot=self._identity.boot,
+            process=self._identity.process,
             ring_port=self._listener.getsockname()[1],
             time_s=time.time(),
             members=[],

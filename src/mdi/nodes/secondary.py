@@ -7,25 +7,21 @@ import contextlib
 import functools
 import logging
 import queue
-import secrets
 import signal
-import socket
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from mdi import __version__
 from mdi.checkpoint.cache import ChunkCache
 from mdi.checkpoint.config import config_from_dict
-from mdi.cluster.link_probe import LinkProbe
 from mdi.cluster.node_meter import NodeMeter
 from mdi.cluster.rendezvous import in_background
 from mdi.config.network import NodeConfig
 from mdi.control.client import ControlClient
-from mdi.control.measurement import LinkRequest, Listening, Measured, MeasureRequest, StageRequest
+from mdi.control.measurement import Measured, MeasureRequest
 from mdi.control.protocol import NodeBusy
 from mdi.control.routes import ControlServer
 from mdi.control.session import SessionSpec
@@ -35,7 +31,7 @@ from mdi.formats import BackendChoice, Mode
 from mdi.ids import Rank
 from mdi.inbox import Inbox, Stopped
 from mdi.liveness import StepCounter
-from mdi.machine import boot_id, memory_bytes, peak_memory_bytes
+from mdi.machine import Identity, memory_bytes, peak_memory_bytes
 from mdi.model.backends.select import make_head, make_span_engine, prepare
 from mdi.model.devices import pick_device, pick_dtype
 from mdi.model.packed import IN_MEMORY, PackedFiles
@@ -47,6 +43,7 @@ from mdi.net.access import Access
 from mdi.net.refusals import RefusalLog
 from mdi.net.sockets import Peer, listen
 from mdi.net.timeouts import DEFAULT_TIMEOUTS, Timeouts
+from mdi.nodes.measuring import MeasurementRequested, Measuring
 from mdi.nodes.session_state import Action, Admit, AskStarter, Event, Phase, Refuse, Session, admission, busy_with
 from mdi.nodes.session_work import SessionWork
 from mdi.nodes.sources import WeightSources
@@ -65,14 +62,6 @@ class InitRequested:
 
     spec: SessionSpec
     answer: "Future[InitAnswer]"
-
-
-@dataclass(frozen=True, eq=False)
-class MeasurementRequested:
-    """Somebody plans a ring, and wants to know what this node takes for it."""
-
-    request: MeasureRequest
-    answer: "Future[Measured]"
 
 
 @dataclass(frozen=True)
@@ -134,19 +123,9 @@ class Secondary:
             tick=self._tick,
             packed_files=packed_files,
         )
-        self._meter = NodeMeter(
-            torch_device,
-            dtype,
-            quantize,
-            backend,
-            folder=sources.cache.measurements,
-            make_room=self._runner.unload,
-            tick=self._tick,
-        )
-        self._measuring = threading.Lock()  # held from a request to its answer
         self._timeline = Timeline()
         self._session = Session()
-        self._process_name = secrets.token_hex(8)
+        self._identity = Identity.new()
         self._link: Link | None = None
         self._n_refusals = 0  # in a row, by a starter that was asked whether it wants this node
         self._n_messages = 0  # computed since it was started
@@ -155,6 +134,18 @@ class Secondary:
         self._last_error = ""
         self._refusals = RefusalLog()
         self._listener = listen(config.listen_addr, config.port_in)
+        meter = NodeMeter(
+            torch_device,
+            dtype,
+            quantize,
+            backend,
+            folder=sources.cache.measurements,
+            make_room=self._runner.unload,
+            tick=self._tick,
+        )
+        self._measuring = Measuring(
+            config, meter, self._runner.free_memory_bytes, self._listener, self._inbox, self._refusals, timeouts
+        )
         try:
             self._control = ControlServer(
                 config.listen_addr, config.http_port, self, config.access, timeouts, self._refusals, config.hosts
@@ -233,9 +224,9 @@ class Secondary:
             free_memory_bytes=runner.free_memory_bytes(),
             waiting=max(0, link.n_received - link.n_sent - (since_s is not None)) if link else 0,
             work=self._timeline.meter.total,
-            name=socket.gethostname(),
-            boot=boot_id(),
-            process=self._process_name,
+            name=self._identity.name,
+            boot=self._identity.boot,
+            process=self._identity.process,
             ring_port=self.port_in,
             time_s=time.time(),
         )
@@ -247,13 +238,7 @@ class Secondary:
         return answer
 
     def request_measurement(self, request: MeasureRequest) -> "Future[Measured]":
-        """The answer comes when it was measured. Raises `NodeBusy` while another request is served."""
-        if not self._measuring.acquire(blocking=False):
-            raise NodeBusy("this node is being measured")
-        answer: Future[Measured] = Future()
-        answer.add_done_callback(lambda _: self._measuring.release())
-        self._inbox.post(MeasurementRequested(request, answer))
-        return answer
+        return self._measuring.request(request)
 
     def timeline(self) -> dict[str, Any]:
         return self._timeline.to_json()
@@ -301,8 +286,8 @@ class Secondary:
                 self._admit(event)
             case StarterAnswered():
                 self._weigh(event)
-            case MeasurementRequested(request, answer):
-                self._measure(request, answer)
+            case MeasurementRequested():
+                self._measuring.serve(event, is_idle=self._session.current is None)
             case ReleaseRequested(run):
                 if self._session.spec is not None and self._session.spec.run == run:
                     self._apply(Event.RELEASED)
@@ -379,45 +364,6 @@ class Secondary:
         held_bytes = self.cache.held_bytes(spec.chunk_digest)
         log.info("the starter is to send the weights; %s of them are here", format_bytes(held_bytes))
         return NeedsChunk(held_bytes)
-
-    # ---- measuring
-
-    def _measure(self, request: MeasureRequest, answer: "Future[Measured]") -> None:
-        """Measure, or refuse to: a node that serves a run has its memory and its cores for that."""
-        if self._session.current is not None:
-            answer.set_exception(NodeBusy("this node serves a run: it is measured while it is idle"))
-            return
-        try:
-            if isinstance(request, StageRequest):
-                answer.set_result(self._measure_stage(request))
-            else:
-                self._measure_link(request, answer)
-        except MdiError as exc:
-            _settle(answer, exc)
-        except BaseException as exc:
-            _settle(answer, NodeBusy("the node was stopped") if isinstance(exc, Stopped) else ControlError(repr(exc)))
-            raise
-
-    def _measure_stage(self, request: StageRequest) -> Measured:
-        log.info("timing the layers of %s", one_line(str(request.config.get("name"))))
-        return replace(self._meter.measure(request), free_memory_bytes=self._runner.free_memory_bytes())
-
-    def _measure_link(self, request: LinkRequest, answer: "Future[Measured]") -> None:
-        probe = LinkProbe(
-            request,
-            listener=self._listener,
-            inbox=self._inbox,
-            access=self.config.access,
-            source_port=self.config.port_out,
-            refusals=self._refusals,
-            timeouts=self._timeouts,
-        )
-        with probe:
-            if request.rank == 0:
-                answer.set_result(probe.times())
-            else:
-                answer.set_result(Listening())
-                probe.echo()
 
     # ---- a session
 
@@ -572,14 +518,6 @@ class Secondary:
         if self._link is not None:
             self._link.close(drain_s)
         self._link = None
-
-
-def _settle(answer: "Future[Measured]", error: Exception) -> None:
-    """Answer with an error, or log it where the answer was given before."""
-    if answer.done():
-        log.warning("a link was not measured: %s", error)
-    else:
-        answer.set_exception(error)
 
 
 def _wants(spec: SessionSpec, access: Access, timeouts: Timeouts, epoch: int | None) -> bool:

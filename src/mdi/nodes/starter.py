@@ -2,9 +2,7 @@
 
 import contextlib
 import logging
-import secrets
 import signal
-import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -36,7 +34,7 @@ from mdi.engine.scheduler import Scheduler
 from mdi.errors import CheckpointError, ControlError
 from mdi.ids import NodeId, Rank
 from mdi.inbox import Inbox
-from mdi.machine import boot_id, memory_bytes, peak_memory_bytes
+from mdi.machine import Identity, memory_bytes, peak_memory_bytes
 from mdi.model.backends.select import make_head, make_span_engine, prepare
 from mdi.model.devices import pick_device, pick_dtype
 from mdi.model.packed import IN_MEMORY, PackedFiles
@@ -94,7 +92,7 @@ class Starter:
         self._dtype = dtype_name(pick_dtype(options.dtype, device))
         self._has_kernels = prepare(device, options.backend)
         self._inbox = Inbox()
-        self._process_name = secrets.token_hex(8)
+        self._identity = Identity.new()
         self._runner = StageRunner(
             device,
             make_span_engine,
@@ -128,18 +126,7 @@ class Starter:
                 self._plan_options,
                 self._inbox,
                 self._timeline,
-                measured=MeasuredNetwork(
-                    self._network,
-                    self._model,
-                    self._runner.device,
-                    self._plan_options.context,
-                    self._plan_options.n_slots,
-                    self._options.max_batch_tokens,
-                    self._options.dtype,
-                    self._options.quantize,
-                    self._options.backend,
-                    measurements_dir(),
-                ),
+                measured=self._measured_network(),
                 wire_dtype=self._dtype,
                 listener=listener,
                 refusals=refusals,
@@ -153,6 +140,20 @@ class Starter:
             stack.callback(self._watch.close)
             self._resources = stack.pop_all()
         return self
+
+    def _measured_network(self) -> MeasuredNetwork:
+        return MeasuredNetwork(
+            network=self._network,
+            model=self._model,
+            device=self._runner.device,
+            context=self._plan_options.context,
+            n_samples=self._plan_options.n_slots,
+            max_rows=self._options.max_batch_tokens,
+            dtype=self._options.dtype,
+            quantize=self._options.quantize,
+            backend=self._options.backend,
+            folder=measurements_dir(),
+        )
 
     def _control_server(self, refusals: RefusalLog) -> ControlServer:
         starter = self._network.starter
@@ -240,9 +241,9 @@ class Starter:
             free_memory_bytes=runner.free_memory_bytes(),
             waiting=supervisor.ring.n_waiting,
             work=self._timeline.meter.total,
-            name=socket.gethostname(),
-            boot=boot_id(),
-            process=self._process_name,
+            name=self._identity.name,
+            boot=self._identity.boot,
+            process=self._identity.process,
             ring_port=self._network.starter.port_in if self._network.secondaries else None,
             time_s=time.time(),
         )
