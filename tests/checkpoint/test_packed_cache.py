@@ -1,5 +1,6 @@
 """Packed weights are made once for a machine, mapped from then on, and never trusted without their hash."""
 
+import contextlib
 import errno
 import logging
 import os
@@ -7,7 +8,7 @@ import re
 import shutil
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -175,6 +176,19 @@ def test_weights_cut_short_under_a_node_are_one_line_and_the_next_session_has_th
         assert torch.equal(node.load().logits(), expected)
 
 
+@contextlib.contextmanager
+def loading(node: Node, has_begun: threading.Event, may_end: threading.Event) -> Iterator[None]:
+    """While a node loads, in a thread of its own."""
+    thread = threading.Thread(target=node.load)
+    thread.start()
+    try:
+        assert has_begun.wait(60)
+        yield
+    finally:
+        may_end.set()
+        thread.join()
+
+
 def test_a_node_waits_for_another_that_packs_the_same(model: Path, folder: Path) -> None:
     is_packing, is_waiting = threading.Event(), threading.Event()
 
@@ -184,14 +198,8 @@ def test_a_node_waits_for_another_that_packs_the_same(model: Path, folder: Path)
             assert is_waiting.wait(60)
 
     first, second = Node(model, PackedCache(folder), pack_slowly), Node(model, PackedCache(folder), is_waiting.set)
-    thread = threading.Thread(target=first.load)
-    thread.start()
-    try:
-        assert is_packing.wait(60)
+    with loading(first, is_packing, is_waiting):
         second.load()
-    finally:
-        is_waiting.set()
-        thread.join()
     assert first.n_read > 0 and second.n_read == 0
     assert torch.equal(first.logits(), second.logits())
 
@@ -204,14 +212,8 @@ def test_a_node_does_not_wait_for_ever(model: Path, folder: Path, caplog: pytest
         assert is_over.wait(60)
 
     first, second = Node(model, PackedCache(folder), hang), Node(model, PackedCache(folder, lock_wait_s=0))
-    thread = threading.Thread(target=first.load)
-    thread.start()
-    try:
-        assert is_packing.wait(60)
+    with loading(first, is_packing, is_over):
         second.load()
-    finally:
-        is_over.set()
-        thread.join()
     assert "another node has been packing these weights" in caplog.text
     assert torch.equal(first.logits(), second.logits())
 
