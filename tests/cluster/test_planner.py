@@ -84,6 +84,7 @@ def test_it_finds_what_trying_everything_finds() -> None:
         assert plan.prediction.tokens_s == pytest.approx(best, rel=1e-9)
 
 
+@pytest.mark.slow
 def test_many_nodes_are_planned_nearly_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
     """Against the exact search, on rings that it can still do."""
     rng = random.Random(2)

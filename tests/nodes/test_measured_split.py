@@ -12,6 +12,8 @@ from mdi.cluster.planner import LinkCosts
 from mdi.control.measurement import HeadTime, LayerTime, StageTimes
 from support.rings import Ring, ring_of
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = [[5, 6, 7], [8], [9, 10]]
 NEAR, FAR = LinkCosts(1e-4, 1e9), LinkCosts(0.3, 1e9)
 

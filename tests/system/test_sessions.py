@@ -160,6 +160,7 @@ def test_a_starters_chunk_of_another_model_is_refused(tiny: Path, tmp_path: Path
             ring.generate(tiny, [[1, 2]], chunk=chunk)
 
 
+@pytest.mark.slow
 def test_a_node_that_is_stopped_for_good_ends_the_run_and_is_named(tiny: Path, tmp_path: Path) -> None:
     """Where nobody can take over: the starter has its chunks, and not the whole model."""
     folder = Path(shutil.copytree(tiny, tmp_path / "org" / "tiny", ignore=shutil.ignore_patterns("chunks")))
