@@ -25,6 +25,7 @@ SERVICE = "_mdi-llm._tcp.local."
 MAX_ENTRIES = 256  # of a network that are read
 RESOLVE_MS = 1000  # for the rest of an entry, of which the name came
 _FINGERPRINT = re.compile(r"[0-9a-f]{4}")
+_OF_PROCESS = re.compile(r" \[[0-9a-f]+\]$")
 _MAX_NAME_BYTES = 63  # of one label (RFC 1035)
 
 
@@ -48,7 +49,7 @@ class Announcement:
 
     def __init__(self, name: str, process: str, port: int, version: str, fingerprint: str) -> None:
         """`process` tells this node from any other one, whatever `name` its machine has."""
-        self._name, self._server = _label(name), f"mdi-{process}.local."
+        self._name, self._server = _instance(name, process), f"mdi-{process}.local."
         self._port, self._txt = port, {"version": version, "port": str(port), "key": fingerprint}
         self._zeroconf: Zeroconf | None = None
         self._thread = threading.Thread(target=self._register, name="announcement", daemon=True)
@@ -83,7 +84,7 @@ class Announcement:
         )
         try:
             self._zeroconf = _open(addresses)
-            self._zeroconf.register_service(info, allow_name_change=True)
+            self._zeroconf.register_service(info)
         except (OSError, RuntimeError, Error) as exc:
             log.warning("--discover will not find this node, whose network takes no announcement: %s", one_line(exc))
 
@@ -134,13 +135,20 @@ def _entry(name: str, info: "ServiceInfo") -> Entry | None:
     if not ips or not info.port or _FINGERPRINT.fullmatch(fingerprint) is None:
         return None
     addresses = tuple(map(str, sorted(ips, key=lambda ip: ip.version)))
-    return Entry(one_line(name.removesuffix(f".{SERVICE}"), 100), addresses, info.port, version, fingerprint)
+    shown = _OF_PROCESS.sub("", name.removesuffix(f".{SERVICE}"))
+    return Entry(one_line(shown, 100), addresses, info.port, version, fingerprint)
 
 
 def _text(properties: Mapping[bytes, bytes | None], key: bytes) -> str:
     return one_line((properties.get(key) or b"").decode("ascii", "replace") or "-", 40)
 
 
-def _label(name: str) -> str:
-    """The name of a machine as one label: what follows the first dot is its domain."""
-    return name.partition(".")[0].encode()[:_MAX_NAME_BYTES].decode(errors="ignore") or "node"
+def _instance(name: str, process: str) -> str:
+    """The name of an entry: one label with the machine's name, less its domain, and the process.
+
+    The process is in it because machines of one name are common, and two of them that start at once, as after a power
+    cut, ask for the name at once: both take it to be free, and only one of them is found.
+    """
+    suffix = f" [{process}]"
+    host = name.partition(".")[0].encode()[: _MAX_NAME_BYTES - len(suffix)].decode(errors="ignore")
+    return f"{host or 'node'}{suffix}"
