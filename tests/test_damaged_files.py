@@ -8,6 +8,8 @@ import pytest
 from fuzz.mutations import change_document
 from support.readers import READERS, Reader, outcome
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("reader", READERS.values(), ids=READERS)
 def test_damage_is_one_line(reader: Reader, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """docs/troubleshooting.md quotes lines that the program can print."""
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 
@@ -36,12 +37,16 @@ def fixed_texts() -> Iterator[str]:
                 yield from FORMATS.split(node.value.removeprefix("error: "))
 
 
-FIXED = sorted({text.strip() for text in fixed_texts() if len(re.findall("[a-zA-Z]", text)) >= LEAST_LETTERS}, key=len)
+@functools.cache
+def longest_texts_first() -> list[str]:
+    """Those that are long enough to mean something. Read once, and only by the worker that runs these tests."""
+    texts = {text.strip() for text in fixed_texts() if len(re.findall("[a-zA-Z]", text)) >= LEAST_LETTERS}
+    return sorted(texts, key=len, reverse=True)
 
 
 def invented_words(line: str) -> set[str]:
     """The words of a line that neither the program's texts have nor are filled in."""
-    for text in reversed(FIXED):
+    for text in longest_texts_first():
         line = line.replace(text, " ")
     words = re.findall(r"(?<![\w./:-])[A-Za-z]+(?![\w/:]|[.-]\w)", line)
     return set(words) - set(FILLED_IN.split())

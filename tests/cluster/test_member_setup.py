@@ -95,6 +95,7 @@ def send_nothing() -> None:
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("kind", [kind for kind in STAND_INS if kind != "endless"])  # which takes its time
 def test_what_is_not_the_node_counts_as_missing_once_a_ring_has_run(kind: str, moment: str, tmp_path: Path) -> None:

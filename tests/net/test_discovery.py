@@ -11,6 +11,7 @@ def network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(discovery, "shared_addresses", lambda: ["127.0.0.1"])
 
 
+@pytest.mark.slow
 def test_two_machines_of_one_name_that_start_at_once_are_both_found() -> None:
     with (
         Announcement("raspberrypi.lan", "0123456789abcdef", 4001, "1.0", "00aa"),

@@ -121,6 +121,7 @@ def dripping(sock: socket.socket, data: bytes, every_s: float = 0.05) -> Iterato
         thread.join()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", [activation([(0, 0, 1, 1)], rows(1)), frame(7)], ids=["rows", "ping"])
 def test_a_predecessor_that_sends_a_byte_at_a_time_is_lost(bench: Bench, data: bytes) -> None:
     """Each byte is a sign of life, so no silence would ever tell."""

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -70,6 +71,7 @@ def streamed(tokenizer: Tokenizer, parts: list[list[int]], *, continues: bool) -
     return "".join(map(text.push, parts)) + text.finish()
 
 
+@pytest.mark.slow
 @ALL_KINDS
 @given(data=st.data(), continues=st.booleans())
 @settings(deadline=None, max_examples=150)
