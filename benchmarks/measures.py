@@ -28,7 +28,7 @@ from benchmarks.servers import LlamaServer, Served, served_ring
 from benchmarks.workers import BenchError, Worker, end, python_module, start
 from mdi.checkpoint.config import load_config
 from mdi.config.network import load_network
-from mdi.config.options import PrepareOptions
+from mdi.config.prepare_options import PrepareOptions
 
 T = TypeVar("T")
 Action = Callable[[], Run]

@@ -37,8 +37,8 @@ from benchmarks.published_report import (  # noqa: E402
 from benchmarks.report import slug  # noqa: E402
 from benchmarks.rings import Request, Ring, ring  # noqa: E402
 from benchmarks.workers import BenchError, own_cores  # noqa: E402
-from mdi.config.options import PrepareOptions  # noqa: E402
 from mdi.config.paths import CHECKPOINTS_DIR  # noqa: E402
+from mdi.config.prepare_options import PrepareOptions  # noqa: E402
 from mdi.errors import MdiError  # noqa: E402
 from mdi.files import write_text  # noqa: E402
 from mdi.other_load import LoadMeter  # noqa: E402

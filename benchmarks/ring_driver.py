@@ -14,7 +14,8 @@ from benchmarks.workers import answer, requests
 from mdi.checkpoint.folder import open_folder
 from mdi.cli.requests import samples_for
 from mdi.config.network import NetworkConfig, NodeConfig, load_network
-from mdi.config.options import StarterOptions, defaults_of
+from mdi.config.options import StarterOptions
+from mdi.config.section import defaults_of
 from mdi.engine.sample import Outcome, Sample
 from mdi.machine import peak_memory_bytes
 from mdi.nodes.starter import Starter

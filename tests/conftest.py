@@ -49,7 +49,7 @@ def smollm2(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def _prepare_once(gguf: Path, ckpt_folder: Path) -> Path:
     """Prepare a model, unless another worker of this run has done so."""
     from mdi.cli.prepare import prepare
-    from mdi.config.options import PrepareOptions
+    from mdi.config.prepare_options import PrepareOptions
 
     ckpt_folder.mkdir(exist_ok=True)
     with (ckpt_folder / "lock").open("w") as lock:

@@ -29,16 +29,9 @@ from mdi.cli.commands import (
     train,
 )
 from mdi.cli.parser import Parser
-from mdi.config.options import (
-    ChatOptions,
-    NetworkOptions,
-    PlannerOptions,
-    PrepareDataOptions,
-    PrepareOptions,
-    SampleOptions,
-    StarterOptions,
-    TrainOptions,
-)
+from mdi.config.options import ChatOptions, NetworkOptions, PlannerOptions, SampleOptions, StarterOptions
+from mdi.config.prepare_options import PrepareOptions
+from mdi.config.training_options import PrepareDataOptions, TrainOptions
 from mdi.net.keys import Key, Keys
 from mdi.ring.handshake import mac_input
 from mdi.ring.messages import Activation, Fault, Goodbye, Hello, Ping, Proof, Refuse, Welcome

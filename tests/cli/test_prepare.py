@@ -15,8 +15,8 @@ from mdi.checkpoint.digests import content_digest
 from mdi.checkpoint.manifest import chunks_folder
 from mdi.checkpoint.tensor_file import open_weights
 from mdi.cli.prepare import prepare
-from mdi.config.options import PrepareOptions
 from mdi.config.paths import SETTINGS_DIR
+from mdi.config.prepare_options import PrepareOptions
 from mdi.errors import CheckpointError, ConfigError, StorageError
 from support.damage import flip_signs
 from support.gguf_files import byte_level_tokenizer, hyperparameters, tensors, tiny_model, write_parts

@@ -18,17 +18,16 @@ from mdi.config.options import (
     NetworkOptions,
     NodeOptions,
     OutputOptions,
-    PrepareOptions,
     PromptOptions,
     RingOptions,
     SamplingOptions,
     SecondaryOptions,
     ServeOptions,
     StarterOptions,
-    check_dtype,
-    defaults_of,
 )
 from mdi.config.paths import SETTINGS_DIR, SOURCE_DIR
+from mdi.config.prepare_options import PrepareOptions
+from mdi.config.section import check_dtype, defaults_of
 from mdi.errors import ConfigError
 from mdi.net.access import Access
 from support.config_files import Json, error_of, network_json, node_json, written

@@ -14,7 +14,7 @@ from mdi.checkpoint.manifest import Manifest, chunks_folder, read_manifest
 from mdi.checkpoint.tensor_file import open_weights
 from mdi.checkpoint.weights import whole_models
 from mdi.cli.prepare import prepare
-from mdi.config.options import PrepareOptions
+from mdi.config.prepare_options import PrepareOptions
 from mdi.convert.gguf.convert import import_gguf
 from mdi.convert.gguf.file import open_gguf
 from mdi.errors import CheckpointError, ConfigError

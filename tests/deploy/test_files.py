@@ -21,7 +21,8 @@ from mdi.cli.parser import options_from
 from mdi.cli.serve_options import serve_address
 from mdi.cli.signals import GRACE_S
 from mdi.config.network import NetworkConfig, load_network
-from mdi.config.options import PrepareOptions, StarterOptions
+from mdi.config.options import StarterOptions
+from mdi.config.prepare_options import PrepareOptions
 from mdi.serve import server
 from support.paths import ROOT
 

@@ -11,7 +11,7 @@ from litgpt.config import Config
 from mdi.checkpoint.config import load_config, save_config
 from mdi.checkpoint.tensor_file import open_weights
 from mdi.checkpoint.weights import MODEL_FILE
-from mdi.config.options import TrainOptions
+from mdi.config.training_options import TrainOptions
 from mdi.model.architecture import ModelConfig
 from mdi.model.backends.torch_span import TorchSpan
 from mdi.model.build import Placement

@@ -14,7 +14,7 @@ from mdi.checkpoint.config import load_config, save_config
 from mdi.checkpoint.digests import content_digest, digest_of_lines, read_digests
 from mdi.checkpoint.tensor_file import open_weights
 from mdi.checkpoint.weights import MODEL_FILE
-from mdi.config.options import PrepareDataOptions, TrainOptions
+from mdi.config.training_options import PrepareDataOptions, TrainOptions
 from mdi.model.gpt2 import gpt2_config
 from mdi.model.shapes import model_shapes
 from mdi.train.prepare_data import prepare_data

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mdi.config.options import PrepareDataOptions
+from mdi.config.training_options import PrepareDataOptions
 from mdi.train.prepare_data import prepare_data
 from support.training import SHAKESPEARE
 

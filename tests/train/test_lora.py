@@ -15,7 +15,7 @@ from mdi.checkpoint.tensor_file import open_weights
 from mdi.checkpoint.weights import MODEL_FILE
 from mdi.cli.prepare import prepare
 from mdi.config.lora import Lora, parse_lora
-from mdi.config.options import PrepareOptions
+from mdi.config.prepare_options import PrepareOptions
 from mdi.errors import CheckpointError, ConfigError
 from mdi.model.architecture import ModelConfig
 from mdi.train.checkpoints import STATE_FILE

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mdi.config.options import PrepareDataOptions
+from mdi.config.training_options import PrepareDataOptions
 from mdi.convert.random import write_byte_tokenizer
 from mdi.errors import CheckpointError, ConfigError, StorageError
 from mdi.text.tokenizer import tokenizer_for

@@ -19,7 +19,8 @@ from mdi.checkpoint.tensor_file import open_weights
 from mdi.checkpoint.weights import MODEL_FILE
 from mdi.cli.prepare import prepare
 from mdi.config.lora import Lora
-from mdi.config.options import PrepareOptions, TrainOptions
+from mdi.config.prepare_options import PrepareOptions
+from mdi.config.training_options import TrainOptions
 from mdi.errors import CheckpointError, ConfigError, StorageError, TrainingError
 from mdi.model.architecture import ModelConfig
 from mdi.model.gpt2 import gpt2_config

@@ -9,8 +9,9 @@ from typing import Any, NoReturn, TypeVar
 from mdi import __version__
 from mdi.cli.completion import SHELLS, completion_script
 from mdi.cli.utf8 import is_text
-from mdi.config.options import LOG_FORMATS, defaults_of
+from mdi.config.options import LOG_FORMATS
 from mdi.config.paths import LOGS_DIR
+from mdi.config.section import defaults_of
 from mdi.formats import BACKEND_CHOICES, DTYPES, MODES
 from mdi.net.key_sources import KEY_FILE_VARIABLE, make_key_file, new_key
 from mdi.strings import did_you_mean, quoted

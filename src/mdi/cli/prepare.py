@@ -14,7 +14,7 @@ from mdi.checkpoint.manifest import Manifest
 from mdi.checkpoint.weights import MODEL_FILE, model_file, whole_models
 from mdi.cli.origin import ORIGIN_FILE, Match, Origin, compare_origin, record_origin
 from mdi.cli.prepared import asked_spans, check_chunks, check_given, check_text_files, existing_chunks, is_ready
-from mdi.config.options import PrepareOptions
+from mdi.config.prepare_options import PrepareOptions
 from mdi.convert import nanogpt
 from mdi.convert.gguf.convert import import_gguf, suggested_name
 from mdi.convert.gguf.parts import parts_of

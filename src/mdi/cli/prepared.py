@@ -14,7 +14,7 @@ from mdi.cli.origin import Match, Origin, compare_origin, name_of_origin
 from mdi.cluster.costs import load_of
 from mdi.cluster.partition import split
 from mdi.config.network import load_network
-from mdi.config.options import PrepareOptions
+from mdi.config.prepare_options import PrepareOptions
 from mdi.errors import CheckpointError, ConfigError
 from mdi.formats import Mode
 from mdi.model.span import Span

@@ -4,14 +4,8 @@ import os
 import re
 from collections.abc import Iterator
 
-from mdi.config.options import (
-    OutputOptions,
-    PromptOptions,
-    SamplingOptions,
-    ServeOptions,
-    StarterOptions,
-    defaults_of,
-)
+from mdi.config.options import OutputOptions, PromptOptions, SamplingOptions, ServeOptions, StarterOptions
+from mdi.config.section import defaults_of
 from mdi.documents import read_text
 from mdi.errors import ConfigError
 from mdi.net.access import is_loopback

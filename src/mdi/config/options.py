@@ -1,4 +1,6 @@
-"""Command lines -> frozen dataclasses; every check on what a user types. Errors name the flag and what is allowed.
+"""The command lines of nodes, and of what talks to them -> frozen dataclasses, with every check on what a user types.
+
+Errors name the flag and what is allowed.
 
 A command line is flat, so the options of a script are one dataclass whose fields are its flags. It inherits them from
 *sections*, each of which is also a value of its own: `SamplingOptions(n_tokens=5)` needs no command line, and
@@ -6,69 +8,25 @@ A command line is flat, so the options of a script are one dataclass whose field
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
 from mdi.config.addresses import DEFAULT_HTTP_PORT
 from mdi.config.bounds import SAMPLING_BOUNDS, Interval, LogitBias, check_sampling
-from mdi.config.lora import Lora
-from mdi.config.paths import CHECKPOINTS_DIR, SETTINGS_DIR
+from mdi.config.paths import SETTINGS_DIR
+from mdi.config.section import Section, at_least, check_device, check_dtype, check_quantize, flag_of, section_of
 from mdi.errors import ConfigError
-from mdi.formats import BACKEND_CHOICES, DEVICE, DTYPES, MODES, BackendChoice, Mode
+from mdi.formats import BACKEND_CHOICES, BackendChoice, Mode
 from mdi.net.sockets import MAX_PORT
 
 LOG_FORMATS = ("text", "json")
 MAX_BATCH_TOKENS = 65536
 MAX_SAMPLES = 100_000  # of a run; each is held in memory from the start
 MAX_OPEN_REQUESTS = 1024  # of a server, in slots, and again in its queue: each has a thread
-TOKENIZERS = ("character", "bpe", "gpt2")  # of `prepare_data.py`, which also takes the folder of a model
-INITS = ("scratch", "resume", "hf", "finetune")
-STRATEGIES = ("auto", "ddp", "fsdp")
-_COUNTS = (
-    "batch_size",
-    "context",
-    "max_iters",
-    "patience",
-    "ckpt_interval",
-    "log_interval",
-    "grad_acc_steps",
-    "devices",
-    "eval_iters",
-)  # of `TrainOptions`
-_SETTINGS = (
-    "seed",
-    "batch_size",
-    "context",
-    "max_iters",
-    "grad_acc_steps",
-    "lr",
-    "warmup_iters",
-    "weight_decay",
-    "grad_clip",
-)  # of `TrainOptions`
 OBJECTIVES = ("throughput", "latency")  # of a plan
 LINKS = ("gigabit", "100mbit", "wifi")  # between the machines of a plan without machines
-MIN_BYTE_PAIRS, MAX_BYTE_PAIRS = 257, 1 << 20  # tokens of a byte-pair vocabulary: each byte, and the end of a text
-
 MAX_DISCOVER_S = 600.0
 TWO_NETWORKS = "--nodes, --discover and --nodes-config each say which nodes there are: give one of them"
-
-S = TypeVar("S", bound="Section")
-
-
-@dataclass(frozen=True)
-class Section:
-    """What all options have in common: each section checks its own fields and calls the next one's check."""
-
-    def __post_init__(self) -> None:
-        """Raise `ConfigError` for a value that is not allowed."""
-
-
-def section_of(kind: type[S], options: Section) -> S:
-    """The fields of `options` that belong to the section `kind`, as a value of their own."""
-    return kind(**{item.name: getattr(options, item.name) for item in fields(kind)})
 
 
 @dataclass(frozen=True)
@@ -93,7 +51,7 @@ class PrecisionOptions(Section):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_dtype(self.dtype)
-        _check_quantize(self.quantize)
+        check_quantize(self.quantize)
 
 
 @dataclass(frozen=True)
@@ -126,7 +84,7 @@ class NodeOptions(Section):
         super().__post_init__()
         if self.quiet and self.verbose:
             raise ConfigError("--quiet and --verb: give one of them")
-        _check_device(self.device)
+        check_device(self.device)
         if self.backend not in BACKEND_CHOICES:
             raise ConfigError(f"--backend {self.backend}: expected one of {', '.join(BACKEND_CHOICES)}")
         if self.log_format not in LOG_FORMATS:
@@ -181,8 +139,8 @@ class SamplingOptions(SeedOption):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _at_least("--n-tokens", self.n_tokens, 1)
-        check_sampling(self, lambda field: f"--{field.replace('_', '-')}")
+        at_least("--n-tokens", self.n_tokens, 1)
+        check_sampling(self, flag_of)
 
 
 @dataclass(frozen=True)
@@ -213,14 +171,14 @@ class RingOptions(PrecisionOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.sequence_length is not None:
-            _at_least("--sequence-length", self.sequence_length, 1)
+            at_least("--sequence-length", self.sequence_length, 1)
         if self.max_slots is not None:
             Interval(1, MAX_SAMPLES).check("--max-slots", self.max_slots)
-        _at_least("--max-batch-tokens", self.max_batch_tokens, 1)
+        at_least("--max-batch-tokens", self.max_batch_tokens, 1)
         if self.max_batch_tokens > MAX_BATCH_TOKENS:
             raise ConfigError(f"--max-batch-tokens {self.max_batch_tokens}: must be at most {MAX_BATCH_TOKENS}")
-        _at_least("--peer-timeout", self.peer_timeout_s, 0.1)
-        _at_least("--node-timeout", self.node_timeout_s, 1)
+        at_least("--peer-timeout", self.peer_timeout_s, 0.1)
+        at_least("--node-timeout", self.node_timeout_s, 1)
 
 
 @dataclass(frozen=True)
@@ -250,7 +208,7 @@ class ServeOptions(Section):
     def __post_init__(self) -> None:
         super().__post_init__()
         Interval(0, MAX_OPEN_REQUESTS).check("--max-queue", self.max_queue)
-        _at_least("--drain-timeout", self.drain_timeout_s, 0)
+        at_least("--drain-timeout", self.drain_timeout_s, 0)
         if not 0 <= self.drain_delay_s <= self.drain_timeout_s:
             raise ConfigError(
                 f"--drain-delay {self.drain_delay_s:g}: must be from 0 to --drain-timeout, {self.drain_timeout_s:g}"
@@ -351,11 +309,11 @@ class ChatOptions(PrecisionOptions):
         if self.nodes is not None and self.nodes_config is not None:
             raise ConfigError(TWO_NETWORKS)
         if self.n_tokens is not None:
-            _at_least("--n-tokens", self.n_tokens, 1)
+            at_least("--n-tokens", self.n_tokens, 1)
         for name in ("temperature", "top_k", "top_p"):
             if (value := getattr(self, name)) is not None:
-                SAMPLING_BOUNDS[name].check(f"--{name.replace('_', '-')}", value)
-        _check_device(self.device)
+                SAMPLING_BOUNDS[name].check(flag_of(name), value)
+        check_device(self.device)
         own = [flag for flag, value in self._of_own_server.items() if value]
         if own and self.starts_server and self.url is not None:
             raise ConfigError(f"--url names a server, and {own[0]} is for one that is started here: give one of them")
@@ -378,155 +336,6 @@ class ChatOptions(PrecisionOptions):
             "--dtype": self.dtype,
             "--quantize": self.quantize,
         }
-
-
-@dataclass(frozen=True)
-class PrepareOptions:
-    """The options of `prepare_model.py`."""
-
-    model: str | None = None
-    quiet: bool = False
-    random: str | None = None
-    n_embd: int | None = None
-    context_length: int | None = None
-    ckpt_folder: Path = CHECKPOINTS_DIR
-    model_name: str | None = None
-    n_nodes: int | None = None
-    hf_token: str | None = None
-    dtype: str | None = None
-    quantize: Mode = "none"
-    device: str = "cpu"
-    nodes_config: Path | None = None
-    split: str = "auto"
-    seed: int = 10137
-    list_models: bool = False
-    remove: str | None = None
-    chunks_only: bool = False
-    merge_lora: Path | None = None
-
-    def __post_init__(self) -> None:
-        given = [self.model is not None, self.random is not None, self.list_models, self.remove is not None]
-        if self.merge_lora is not None:
-            if any(given[1:]):
-                raise ConfigError("--merge-lora: give it alone, or with the folder of the model that is adapted")
-        elif given.count(True) != 1:
-            raise ConfigError(
-                "say which model: a repo id, a short name, a folder, a .gguf file, or --random CONFIG; or --merge-lora"
-                " DIR, or --list, or --remove NAME"
-            )
-        if self.n_nodes is not None:
-            _at_least("--n-nodes", self.n_nodes, 1)
-            if self.nodes_config is not None:
-                raise ConfigError("--n-nodes and --nodes-config both say how many nodes there are: give one of them")
-        if self.split != "auto" and self.n_nodes is None and self.nodes_config is None:
-            raise ConfigError("--split needs --n-nodes or --nodes-config, which say how many nodes there are")
-        for flag, value in (("--n-embd", self.n_embd), ("--context-length", self.context_length)):
-            if value is not None:
-                _at_least(flag, value, 1)
-                if self.random is None:
-                    raise ConfigError(f"{flag} is for --random nanoGPT-7, nanoGPT-9 or nanoGPT-12")
-        check_dtype(self.dtype)
-        _check_quantize(self.quantize)
-        if self.chunks_only and self.n_nodes is None and self.nodes_config is None:
-            raise ConfigError("--chunks-only needs --n-nodes or --nodes-config, which say how many chunks there are")
-        _check_device(self.device)
-
-
-@dataclass(frozen=True)
-class PrepareDataOptions:
-    """The options of `prepare_data.py`."""
-
-    data: Path | None = None
-    quiet: bool = False
-    tokenizer: str = "character"
-    vocab_size: int | None = None
-    out: Path | None = None
-
-    def __post_init__(self) -> None:
-        if self.data is None:
-            raise ConfigError("say which texts: a .txt or .md file, or a folder of them")
-        if self.tokenizer not in TOKENIZERS and not Path(self.tokenizer).is_dir():
-            raise ConfigError(f"--tokenizer {self.tokenizer}: neither {', '.join(TOKENIZERS)} nor a folder")
-        if self.vocab_size is None:
-            return
-        if self.tokenizer != "bpe":
-            raise ConfigError("--vocab-size is for --tokenizer bpe: others have the size that they have")
-        Interval(MIN_BYTE_PAIRS, MAX_BYTE_PAIRS).check("--vocab-size", self.vocab_size)
-
-
-@dataclass(frozen=True)
-class TrainOptions(SeedOption):
-    """The options of `train.py`."""
-
-    quiet: bool = False
-    ckpt: Path | None = None
-    dataset: Path | None = None
-    init: str = "scratch"
-    model: str | None = None
-    lora: Lora | None = None
-    batch_size: int = 12
-    context: int | None = None
-    max_iters: int = 5000
-    patience: int | None = None
-    ckpt_interval: int = 250
-    log_interval: int = 10
-    grad_acc_steps: int = 1
-    always_update: bool = False
-    force_old: bool = False
-    compile: bool = False
-    device: str | None = None
-    devices: int = 1
-    strategy: str = "auto"
-    dtype: str | None = None
-    lr: float = 6e-4
-    warmup_iters: int = 100
-    weight_decay: float = 0.1
-    grad_clip: float = 1.0
-    eval_iters: int = 20
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.dataset is None:
-            raise ConfigError("--dataset: say which tokens to train on, a folder that prepare_data.py made")
-        if self.ckpt is None:
-            raise ConfigError("--ckpt: say which folder the model is to be in")
-        if self.init not in INITS:
-            raise ConfigError(f"--init {self.init}: expected one of {', '.join(INITS)}")
-        if self.init in ("hf", "finetune") and self.model is None:
-            raise ConfigError(f"--init {self.init} needs --model, the folder of a prepared model")
-        if self.init == "scratch" and self.lora is not None:
-            raise ConfigError("--lora adapts a model that is there: give --init finetune and --model")
-        if self.strategy not in STRATEGIES:
-            raise ConfigError(f"--strategy {self.strategy}: expected one of {', '.join(STRATEGIES)}")
-        check_dtype(self.dtype)
-        self._check_devices()
-        for name in _COUNTS:
-            if (value := getattr(self, name)) is not None:
-                _at_least("--context-length" if name == "context" else _flag(name), value, 1)
-        _at_least("--warmup-iters", self.warmup_iters, 0)
-        _at_least("--weight-decay", self.weight_decay, 0)
-        for name in ("lr", "grad_clip"):
-            Interval(0, excludes_low=True).check(_flag(name), getattr(self, name))
-
-    def _check_devices(self) -> None:
-        _check_device(self.device)
-        if self.devices > 1 and ":" in (self.device or ""):
-            raise ConfigError(f"--devices {self.devices}: --device {self.device} is one device; leave its number out")
-        if self.strategy != "fsdp":
-            return
-        if self.devices == 1:
-            raise ConfigError("--strategy fsdp: gives each device a part of the model: say how many, by --devices")
-        if self.dtype == "float16":
-            raise ConfigError("--strategy fsdp: --dtype is float32 or bfloat16: Fabric does not scale losses with it")
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What decides the course of a run, apart from model and data: what `-F` takes from a checkpoint."""
-        return {name: getattr(self, name) for name in _SETTINGS}
-
-    def with_settings(self, values: Mapping[str, Any]) -> "TrainOptions":
-        """These options with settings of an earlier run. Raises `ConfigError` for values that are not allowed."""
-        return replace(self, **{name: values[name] for name in _SETTINGS if name in values})
 
 
 @dataclass(frozen=True)
@@ -556,12 +365,12 @@ class PlannerOptions(NetworkOptions, PrecisionOptions):
             raise ConfigError(f"--link {self.link}: expected one of {', '.join(LINKS)}")
         if self.what_if is not None and self.measure:
             raise ConfigError("--what-if is for machines that are not there, and --measure measures: give one of them")
-        _at_least("--node-timeout", self.node_timeout_s, 1)
+        at_least("--node-timeout", self.node_timeout_s, 1)
         Interval(1, MAX_SAMPLES).check("--n-samples", self.n_samples)
         Interval(1, MAX_BATCH_TOKENS).check("--max-batch-tokens", self.max_batch_tokens)
         if self.sequence_length is not None:
-            _at_least("--sequence-length", self.sequence_length, 1)
-        _check_device(self.device)
+            at_least("--sequence-length", self.sequence_length, 1)
+        check_device(self.device)
 
 
 @dataclass(frozen=True)
@@ -578,35 +387,6 @@ class MonitorOptions:
             raise ConfigError(f"--interval {self.interval_s}: must be a positive number of seconds")
 
 
-def check_dtype(dtype: str | None) -> None:
-    """Raise `ConfigError` unless `dtype` is None or one of `DTYPES`."""
-    if dtype is not None and dtype not in DTYPES:
-        raise ConfigError(f"--dtype {dtype}: expected one of {', '.join(DTYPES)}")
-
-
 def _check_port(flag: str, port: int) -> None:
     if not 0 <= port <= MAX_PORT:
         raise ConfigError(f"{flag} {port}: must be from 0 to {MAX_PORT}, where 0 is any free port")
-
-
-def _check_device(device: str | None) -> None:
-    if device is not None and not DEVICE.fullmatch(device):
-        raise ConfigError(f"--device {device}: expected cpu, mps, cuda or cuda:N")
-
-
-def _check_quantize(mode: str | None) -> None:
-    if mode is not None and mode not in MODES:
-        raise ConfigError(f"--quantize {mode}: expected one of {', '.join(MODES)}")
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
-
-
-def _at_least(flag: str, value: float, minimum: float) -> None:
-    Interval(minimum).check(flag, value)
-
-
-def defaults_of(options: type) -> dict[str, Any]:
-    """Field name -> default, so that the parsers and the dataclasses cannot disagree."""
-    return {item.name: item.default for item in fields(options)}

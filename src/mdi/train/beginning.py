@@ -8,7 +8,7 @@ from mdi.checkpoint.config import CONFIG_FILE, load_config
 from mdi.checkpoint.folder import find_folder
 from mdi.checkpoint.weights import whole_models
 from mdi.config.lora import Lora
-from mdi.config.options import TrainOptions
+from mdi.config.training_options import TrainOptions
 from mdi.convert.random import named_config
 from mdi.errors import ConfigError
 from mdi.files import read_bytes

@@ -22,7 +22,7 @@ from mdi.checkpoint.adapters import ADAPTERS_FILE, AdapterFacts, write_facts
 from mdi.checkpoint.config import save_config
 from mdi.checkpoint.digests import digests_file, record_digests
 from mdi.checkpoint.weights import MODEL_FILE, write_errors
-from mdi.config.options import TrainOptions
+from mdi.config.training_options import TrainOptions
 from mdi.convert.lora import LAST_FOLDER
 from mdi.convert.text_files import copy_text_files
 from mdi.documents import misfit

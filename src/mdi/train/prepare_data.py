@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from mdi.config.options import PrepareDataOptions
 from mdi.config.paths import DATASETS_DIR
+from mdi.config.training_options import PrepareDataOptions
 from mdi.errors import CheckpointError, ConfigError
 from mdi.files import partial_folder
 from mdi.progress import progress_bar

@@ -9,7 +9,7 @@ from lightning.fabric import Fabric
 from torch import nn
 
 from mdi.checkpoint.adapters import AdapterFacts, is_adapter
-from mdi.config.options import TrainOptions
+from mdi.config.training_options import TrainOptions
 from mdi.errors import CheckpointError, ConfigError
 from mdi.model.architecture import ModelConfig
 from mdi.model.devices import memory_errors, pick_device

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from lightning.fabric import Fabric
 
-from mdi.config.options import TrainOptions
+from mdi.config.training_options import TrainOptions
 from mdi.errors import TrainingError
 from mdi.train.batches import Batch, Batches, seed_of
 from mdi.train.checkpoints import Checkpoints, Progress, State

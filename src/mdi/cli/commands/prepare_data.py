@@ -7,7 +7,7 @@ from mdi.cli.environment import forget_foreign_variables
 from mdi.cli.parser import Parser, options_from
 from mdi.cli.script import run_script, set_up_logging
 from mdi.cli.signals import Signals
-from mdi.config.options import PrepareDataOptions
+from mdi.config.training_options import PrepareDataOptions
 
 
 def build_parser() -> Parser:

@@ -7,7 +7,7 @@ from mdi.cli.environment import forget_foreign_variables, sleep_at_barriers
 from mdi.cli.parser import Parser, options_from
 from mdi.cli.script import run_script, set_up_logging
 from mdi.cli.signals import Signals
-from mdi.config.options import PrepareOptions
+from mdi.config.prepare_options import PrepareOptions
 from mdi.formats import DTYPES, MODES
 
 

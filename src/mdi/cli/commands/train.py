@@ -9,7 +9,7 @@ from mdi.cli.parser import Parser, options_from
 from mdi.cli.script import run_script, set_up_logging
 from mdi.cli.signals import Signals
 from mdi.config.lora import parse_lora
-from mdi.config.options import INITS, STRATEGIES, TrainOptions
+from mdi.config.training_options import INITS, STRATEGIES, TrainOptions
 from mdi.formats import DTYPES
 
 GRACE_S = 120.0  # a checkpoint of a large model takes a while to write
