@@ -2,7 +2,7 @@
 
 import pytest
 
-from mdi.strings import format_bytes, format_seconds, one_line
+from mdi.strings import format_bytes, format_rate, format_seconds, one_line
 
 
 @pytest.mark.parametrize(
@@ -18,6 +18,11 @@ def test_seconds_are_written_to_the_microsecond(seconds: float, text: str) -> No
 )
 def test_sizes_are_written_in_a_readable_unit(n_bytes: float, text: str) -> None:
     assert format_bytes(n_bytes) == text
+
+
+@pytest.mark.parametrize(("per_second", "text"), [(0.0, "0"), (9.8765, "9.88"), (999.4, "999"), (1319.6, "1320")])
+def test_rates_have_three_digits_or_more(per_second: float, text: str) -> None:
+    assert format_rate(per_second) == text
 
 
 def test_foreign_text_becomes_one_short_line() -> None:

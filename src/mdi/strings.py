@@ -41,6 +41,11 @@ def format_bytes(n_bytes: float) -> str:
     return f"{n_bytes / 1e6:.2f} MB" if n_bytes >= 1e5 else f"{n_bytes:.0f} B"
 
 
+def format_rate(per_second: float) -> str:
+    """A rate to three digits, such as `9.87`, `41` or `1320`."""
+    return f"{per_second:.3g}" if per_second < 999.5 else f"{per_second:.0f}"
+
+
 def format_seconds(seconds: float) -> str:
     """Seconds to the microsecond without trailing zeros: `0`, `0.25`, `3661.000004`."""
     return f"{seconds:.6f}".rstrip("0").rstrip(".")

@@ -1,16 +1,20 @@
 """A ring that is formed as its nodes were measured."""
 
 import logging
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mdi.cli.speed_report import tell_speed
 from mdi.cluster.network_times import NetworkMeter, NetworkTimes
 from mdi.cluster.planner import LinkCosts
+from mdi.config.options import StarterOptions
 from mdi.control.measurement import HeadTime, LayerTime, StageTimes
-from support.rings import Ring, ring_of
+from support.rings import Ring, ring_of, starter_for
 
 pytestmark = pytest.mark.slow
 
@@ -93,5 +97,14 @@ def test_a_split_that_is_far_behind_what_was_measured_is_told(
     measured_as(monkeypatch, [1, 4, 1], [[NEAR] * 3] * 3)
     ring.generate(tiny, PROMPTS, split="measured")
     caplog.clear()
-    ring.generate(tiny, PROMPTS, split="2,2,2")
+    options = StarterOptions(ckpt=tiny, dtype="float32", temperature=0.0, ignore_eos=True, keep_nodes=True, n_tokens=12)
+    with starter_for(ring.network, replace(options, split="2,2,2"), PROMPTS) as (starter, _):
+        starter.prepare()
+        starter.run()
     assert any("tokens/s as measured, and --split measured " in line for line in caplog.messages)
+    # Of 36 tokens, those that came from a prompt and what was beside one are not compared.
+    assert 12 <= starter.speed.tokens <= 33
+    assert starter.speed.predicted == pytest.approx(3 / 0.16, rel=0.6), "the second node computes 80 ms for each row"
+    assert sorted(starter.engine.speed.expected_s) == [0, 1, 2]
+    tell_speed(starter.speed)
+    assert re.fullmatch(r"predicted [\d.]+, reached [\d.]+ tokens/s beside prompts", caplog.messages[-1])

@@ -10,6 +10,7 @@ from mdi.cluster.ring_view import NodeView, Rates, RingView
 from mdi.cluster.supervisor import RingCondition
 from mdi.control.status import NodeState
 from mdi.engine.sample import Outcome, Sample
+from mdi.engine.speed import Comparison
 from mdi.engine.trips import Travelling
 from mdi.ids import Rank
 from mdi.model.span import Span
@@ -31,7 +32,7 @@ TEMPLATE = (
 STOP = "<|im_end|>"
 N_SLOTS, MAX_QUEUE, CONTEXT = 2, 3, 200
 STARTER = NodeView(
-    "starter", Rank(0), Span(0, 2), "127.0.0.1:8088", RUNNING_STARTER, None, Rates(0.5, 0.125, 0.375, 120.0)
+    "starter", Rank(0), Span(0, 2), "127.0.0.1:8088", RUNNING_STARTER, None, Rates(0.5, 0.125, 0.375, 120.0), 1.304
 )
 LOST = NodeView("secondary 0", Rank(1), Span(2, 4), "127.0.0.1:8089", IDLE, 3.25, None)
 
@@ -68,7 +69,7 @@ class Engine:
 
     def view(self) -> RingView:
         self.n_views += 1
-        return RingView(1, 4, 12.5, self.messages, [STARTER, LOST])
+        return RingView(1, 4, 12.5, self.messages, [STARTER, LOST], Comparison(120, 3.0, 2.5))
 
     @staticmethod
     def say(sample: Sample, *tokens: int) -> None:

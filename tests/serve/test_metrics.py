@@ -47,3 +47,10 @@ def test_a_text_for_prometheus(service: Service) -> None:
     lines = service.metrics.render().decode().splitlines()
     assert 'mdi_refused_requests_total{status="429"} 1.0' in lines
     assert any(line.startswith("# HELP mdi_slots ") for line in lines)
+
+
+def test_what_was_predicted_is_told_beside_what_came_of_it(service: Service) -> None:
+    assert value(service, "mdi_predicted_tokens_per_second") == 48
+    assert value(service, "mdi_reached_tokens_per_second") == 40
+    assert value(service, "mdi_node_slowness", node="starter") == 1.304
+    assert value(service, "mdi_node_slowness", node="secondary 0") is None

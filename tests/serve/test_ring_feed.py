@@ -53,18 +53,19 @@ def test_the_ring_its_nodes_and_its_messages(server_of: ServerOf, engine: Engine
         state = json.load(response)
     assert (state["model"], state["state"], state["state_s"], state["recoveries"]) == ("tiny", "ready", 2.0, 0)
     assert (state["epoch"], state["n_layers"], state["tokens_per_s"]) == (1, 4, 12.5)
+    assert (state["predicted_tokens_per_s"], state["reached_tokens_per_s"]) == (48.0, 40.0)
     assert state["messages"] == [{"rows": 3, "prompt_rows": 2, "age_s": 0.0123, "expected_s": None}]
     starter, lost = state["nodes"]
     assert starter == {
         "name": "starter", "rank": 0, "role": "starter", "address": "127.0.0.1:8088", "state": "running",
         "missing_s": None, "layers": [0, 2], "device": "cpu", "dtype": "float32", "weights": "none",
         "weights_bytes": 1 << 20, "memory_bytes": 1 << 29, "peak_memory_bytes": 1 << 30, "free_memory_bytes": 1 << 33,
-        "queue": 2, "rows_per_s": 120.0, "compute": 0.5, "transfer": 0.125, "idle": 0.375,
+        "queue": 2, "rows_per_s": 120.0, "compute": 0.5, "transfer": 0.125, "idle": 0.375, "slowness": 1.3,
     }  # fmt: skip
     assert starter.keys() == lost.keys()
     assert (lost["role"], lost["state"], lost["missing_s"], lost["layers"]) == ("secondary", "missing", 3.2, [2, 4])
     assert (lost["device"], lost["dtype"]) == ("cpu", "float32"), "what does not change is kept"
-    gone = ("memory_bytes", "peak_memory_bytes", "queue", "rows_per_s", "compute", "transfer", "idle")
+    gone = ("memory_bytes", "peak_memory_bytes", "queue", "rows_per_s", "compute", "transfer", "idle", "slowness")
     assert [lost[name] for name in gone] == [None] * len(gone)
 
 

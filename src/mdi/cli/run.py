@@ -17,6 +17,7 @@ from mdi.cli.requests import load_requests
 from mdi.cli.run_statistics import RunStats, append_run_csv
 from mdi.cli.sample_records import RunSummary, SampleWriter
 from mdi.cli.signals import Signals
+from mdi.cli.speed_report import tell_speed
 from mdi.cli.token_times import run_names, write_token_csv
 from mdi.cli.transcript import Transcript
 from mdi.cluster.supervisor import Incident
@@ -66,6 +67,7 @@ def run_starter(options: StarterOptions, network: NetworkConfig, signals: Signal
             raise
         finally:
             _summarize(options, network, transcript, writer, starter.n_recoveries)
+            tell_speed(starter.speed)
         if options.timeline is not None:
             busy = starter.write_timeline(options.timeline)
             if not options.quiet:

@@ -12,6 +12,7 @@ from mdi.cli.networks import save_nodes
 from mdi.cli.requests import context_of
 from mdi.cli.serve_options import SERVING, site_url
 from mdi.cli.signals import GRACE_S, Signals
+from mdi.cli.speed_report import tell_speed
 from mdi.config.network import NetworkConfig
 from mdi.config.options import StarterOptions
 from mdi.errors import MdiError
@@ -74,6 +75,7 @@ def run_server(
             site = site_url(host, server.port)
             log.warning(SERVING, served.name, f"{site}/v1", site)
             starter.serve(drain.is_over)
+            tell_speed(starter.speed)
             service.wait_until_read(READ_TIMEOUT_S)
         except (MdiError, Stopped) as exc:
             service.fail(str(exc) if isinstance(exc, MdiError) else "this server ends")

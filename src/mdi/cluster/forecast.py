@@ -23,7 +23,7 @@ from mdi.config.network import NetworkConfig
 from mdi.errors import ConfigError
 from mdi.formats import MODES
 from mdi.model.span import Span, spans_of
-from mdi.strings import count, format_bytes
+from mdi.strings import count, format_bytes, format_rate
 
 Objective = Literal["throughput", "latency"]
 PROMPT_TOKENS = 512  # of the prompt whose first token is foretold
@@ -60,7 +60,7 @@ class Forecast:
     @property
     def rates(self) -> str:
         """`11.2 tokens/s with 1 sample, 29 tokens/s with 3 samples`"""
-        return ", ".join(f"{rate:.3g} tokens/s with {count(n, 'sample')}" for n, rate in self.tokens_s.items())
+        return ", ".join(f"{format_rate(rate)} tokens/s with {count(n, 'sample')}" for n, rate in self.tokens_s.items())
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ def _on_links(costs: Costs, found: Forecast) -> list[str]:
 
 
 def _rates(faster: float, slower: float) -> str:
-    return f"{faster:.3g} instead of {slower:.3g} tokens/s"
+    return f"{format_rate(faster)} instead of {format_rate(slower)} tokens/s"
 
 
 def behind_plan(costs: Costs, order: Sequence[int], layers: Sequence[int], in_use: str) -> str | None:
@@ -197,7 +197,7 @@ def behind_plan(costs: Costs, order: Sequence[int], layers: Sequence[int], in_us
     now, then = costs.tokens_s(order, layers, n_samples), best.prediction.tokens_s
     if then < FAR_BEHIND * now:
         return None
-    return f"{in_use} makes {now:.3g} tokens/s as measured, and --split measured {then:.3g}"
+    return f"{in_use} makes {format_rate(now)} tokens/s as measured, and --split measured {format_rate(then)}"
 
 
 # ---- not enough memory

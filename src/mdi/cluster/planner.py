@@ -154,8 +154,8 @@ def predict(
     rows = work.messages(len(order))
     trip_s, busy_s = 0.0, []
     for rank, (index, n_layers) in enumerate(zip(order, layers, strict=True)):
-        trip_s += _stage_s(nodes[index], n_layers, rows[0], is_starter=rank == 0)
-        busy_s.append(sum(_stage_s(nodes[index], n_layers, n, is_starter=rank == 0) for n in rows))
+        trip_s += stage_s(nodes[index], n_layers, rows[0], is_starter=rank == 0)
+        busy_s.append(sum(stage_s(nodes[index], n_layers, n, is_starter=rank == 0) for n in rows))
     waits = [(busy_s[rank], f"the computing of {nodes[index].name}", Limit.NODE) for rank, index in enumerate(order)]
     for source, target in hops_of(order):
         link = links[source][target]
@@ -188,7 +188,7 @@ def first_token_s(
     for rows in pieces:
         at_s = 0.0
         for rank, (index, n_layers) in enumerate(zip(order, layers, strict=True)):
-            at_s = max(at_s, free_s[2 * rank]) + _stage_s(nodes[index], n_layers, rows, is_starter=False)
+            at_s = max(at_s, free_s[2 * rank]) + stage_s(nodes[index], n_layers, rows, is_starter=False)
             free_s[2 * rank] = at_s
             if rank < len(order) - 1:
                 link = links[hops[rank][0]][hops[rank][1]]
@@ -198,7 +198,8 @@ def first_token_s(
     return at_s + back_s + nodes[order[0]].head.at(1)
 
 
-def _stage_s(node: NodeCosts, n_layers: int, rows: int, *, is_starter: bool) -> float:
+def stage_s(node: NodeCosts, n_layers: int, rows: int, *, is_starter: bool) -> float:
+    """Seconds that a node with so many layers takes for a message, head and sampling of all its rows included."""
     return node.message_s + n_layers * node.layer.at(rows) + (node.head.at(rows) if is_starter else 0.0)
 
 
@@ -287,7 +288,7 @@ class _Search:
         stages = []
         for index in chosen:
             node, is_starter = self._nodes[index], index == 0
-            empty = [_stage_s(node, 0, n, is_starter=is_starter) for n in rows]
+            empty = [stage_s(node, 0, n, is_starter=is_starter) for n in rows]
             layer = [node.layer.at(n) for n in rows]
             stages.append(_Stage(empty[0], layer[0], sum(empty), sum(layer), node.max_layers))
         return stages

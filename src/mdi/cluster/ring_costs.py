@@ -39,7 +39,7 @@ def costs_of(network: NetworkConfig, times: NetworkTimes, job: Job) -> list[Node
     return [
         NodeCosts(
             name=node_name(index),
-            layer=Curve(tuple((rows, s / node.share) for rows, s in layer_points(measured, job.context))),
+            layer=layer_curve(measured, job.context, node.share),
             head=Curve(tuple(measured.head) or ((1, 0.0),)),
             message_s=measured.message_s,
             max_layers=min(
@@ -49,6 +49,11 @@ def costs_of(network: NetworkConfig, times: NetworkTimes, job: Job) -> list[Node
         )
         for index, (node, measured) in enumerate(zip(network.nodes, times.nodes, strict=True))
     ]
+
+
+def layer_curve(times: StageTimes, context: int, share: float = 1.0) -> Curve:
+    """Seconds of a layer for sequences of `context` positions, on a node of that share of the work."""
+    return Curve(tuple((rows, seconds / share) for rows, seconds in layer_points(times, context)))
 
 
 def layer_points(times: StageTimes, context: int) -> list[tuple[int, float]]:

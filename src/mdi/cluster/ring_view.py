@@ -1,12 +1,13 @@
 """The ring as those see it who watch it: a pure function of its plan and of what its nodes say of themselves."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mdi.cluster.node_watch import NodeNews, Sighting
 from mdi.cluster.plan import Plan
 from mdi.config.network import NetworkConfig, node_name
 from mdi.control.status import NodeStatus, StarterStatus
+from mdi.engine.speed import Comparison
 from mdi.engine.trips import Travelling
 from mdi.ids import NodeId, Rank
 from mdi.model.span import Span
@@ -36,6 +37,7 @@ class NodeView:
     status: NodeStatus | None  # the last that it gave; None: it has never answered
     missing_s: float | None  # None: it answered when it was asked last, or has not been asked
     rates: Rates | None  # None: not known
+    slowness: float | None = None  # time that it computed in the last minute, in times of what was measured
 
     @property
     def is_up(self) -> bool:
@@ -52,6 +54,7 @@ class RingView:
     tokens_per_s: float  # of all samples, in the last seconds
     messages: Sequence[Travelling]
     nodes: Sequence[NodeView]  # by rank, then those that were left out
+    speed: Comparison | None = None  # of the last minute of generation; None: nothing was predicted
 
 
 def ring_view(
@@ -61,15 +64,22 @@ def ring_view(
     messages: Sequence[Travelling],
     news: Mapping[NodeId, NodeNews],
     now_s: float,
+    speed: Comparison | None = None,
+    slowness: Mapping[NodeId, float] | None = None,
 ) -> RingView:
     """Put together what is known; `news` are of every node of the network."""
+    slowness = slowness or {}
     left_out = [node for node in news if node not in plan.members]
     return RingView(
         epoch,
         plan.spans[-1].stop,
         _tokens_per_s(news[NodeId(0)]),
         messages,
-        [_node_view(network, plan, node, news[node], now_s) for node in (*plan.members, *left_out)],
+        [
+            replace(_node_view(network, plan, node, news[node], now_s), slowness=slowness.get(node))
+            for node in (*plan.members, *left_out)
+        ],
+        speed,
     )
 
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 
 from mdi.checkpoint.folder import ModelFolder
 from mdi.checkpoint.weights import MODEL_FILE
-from mdi.cluster.forecast import advise, behind_plan, forecast_of
+from mdi.cluster.expectation import RingExpectation
 from mdi.cluster.measured_network import MeasuredNetwork
+from mdi.cluster.measured_split import MeasuredSplit
 from mdi.cluster.member_setup import Patience, PeersTimedOut
 from mdi.cluster.numerics import differing_numerics
 from mdi.cluster.plan import MEASURED, Member, Plan, PlanOptions, overridden_split, plan
@@ -121,7 +122,7 @@ class RingSupervisor:
         self.ring: Ring = LocalRing(inbox)
         self.run, self.epoch = secrets.randbits(63), FIRST_EPOCH - 1
         self._network, self._options, self._plan_options = network, options, plan_options
-        self._inbox, self._listener, self._measured = inbox, listener, measured
+        self._inbox, self._listener, self._measured = inbox, listener, MeasuredSplit(measured)
         self._refusals = refusals
         self._rendezvous = Rendezvous(
             network, options, inbox, timeline, run=self.run, wire_dtype=wire_dtype, refusals=refusals, timeouts=timeouts
@@ -160,6 +161,15 @@ class RingSupervisor:
     def n_recoveries(self) -> int:
         """How often the ring was formed anew."""
         return self._recovery.n_recoveries
+
+    def statuses(self) -> Statuses:
+        """What each secondary of the ring says of itself. May be asked from any thread."""
+        return self._rendezvous.statuses(self.plan.members[1:])
+
+    @property
+    def expectation(self) -> RingExpectation | None:
+        """What the ring should do, if its nodes were measured."""
+        return self._measured.expectation(self.plan)
 
     def timelines(self) -> list[NodeTimeline]:
         """What all nodes did when."""
@@ -271,30 +281,19 @@ class RingSupervisor:
             members, options = self._chosen(members, options)
         self._adopt(members, options)
         if self._plan_options.split != MEASURED:
-            self._compare_with_measured()
+            self._measured.compare(self.plan)
 
     def _chosen(self, members: Sequence[Member], options: PlanOptions) -> tuple[list[Member], PlanOptions]:
         """Measure, and choose who takes part, in which order and with how many layers."""
-        costs = self._measured.measure(
-            self._rendezvous.clients, self._listener, self._inbox, self._refusals, self._timeouts
+        rendezvous = self._rendezvous
+        found = self._measured.choose(
+            lambda: self._measured.network.measure(
+                rendezvous.clients, self._listener, self._inbox, self._refusals, self._timeouts
+            )
         )
-        ring = costs.plan()
-        found = forecast_of(costs, ring)
-        for sentence in advise(costs, found):
-            log.warning("%s", sentence)
-        log.warning("planned as measured: %s; %s", found.split, found.rates)
-        self._recovery.choose([NodeId(node) for node in ring.order])
-        self._rendezvous.leave_out([node.node for node in members if node.node not in ring.order])
-        return [members[node] for node in ring.order], replace(options, split=found.split)
-
-    def _compare_with_measured(self) -> None:
-        """Say where the split in use is far behind the best one, by what was measured of these nodes before."""
-        if not self._network.secondaries or (costs := self._measured.known()) is None:
-            return
-        layers = [len(span) for span in self.plan.spans]
-        with contextlib.suppress(ConfigError):  # of nodes that had less memory then
-            if line := behind_plan(costs, self.plan.members, layers, "this split"):
-                log.warning("%s", line)
+        self._recovery.choose([NodeId(node) for node in found.ring.order])
+        rendezvous.leave_out([node.node for node in members if node.node not in found.ring.order])
+        return [members[node] for node in found.ring.order], replace(options, split=found.split)
 
     def _refuse_twins(self, statuses: Statuses) -> None:
         """Raise `ConfigError` where two addresses of the network are those of one node, which would wait for itself."""
@@ -370,14 +369,14 @@ class RingSupervisor:
             case GiveUp() if isinstance(failure.error, PeersTimedOut):
                 raise failure.error
             case GiveUp(why):
-                states = describe(self._rendezvous.statuses(self.plan.members[1:]))
+                states = describe(self.statuses())
                 raise RingBroken(f"{failure.error}; {why}; {states}") from failure.error
 
     def _decide(self, failure: Failure) -> Decision:
         error = failure.error
         if isinstance(error, PeersTimedOut):
             return self._recovery.expired(self._timeouts.clock(), error.nodes)
-        statuses = self._rendezvous.statuses(self.plan.members[1:])
+        statuses = self.statuses()
         silent = [node for node, status in statuses.items() if status is None]
         decision = self._recovery.broke(
             self._timeouts.clock(), silent=silent, suspect=self._suspect(error, statuses), progressed=failure.progressed
@@ -403,7 +402,7 @@ class RingSupervisor:
 
     def _located(self, stalled: RingStalled) -> RingBroken:
         """The error with the node to blame, if the nodes' counts tell which one that is."""
-        statuses = self._rendezvous.statuses(self.plan.members[1:])
+        statuses = self.statuses()
         own = Traffic(stalled.received, stalled.received, stalled.sent)
         stall = locate(self.plan.names, [own, *(self._traffic_of(status) for status in statuses.values())])
         return stalled if stall is None else RingBroken(f"{stalled}: {stall.reason}", stall.rank)

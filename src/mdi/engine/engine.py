@@ -14,6 +14,7 @@ from mdi.engine.ring import LocalRing, Ring
 from mdi.engine.sample import Sample, TokenLogprobs
 from mdi.engine.sampler import choose, keep_allowed, logprobs_of
 from mdi.engine.scheduler import Batch, Scheduler
+from mdi.engine.speed import Expectation, SpeedMeter
 from mdi.errors import GrammarError
 from mdi.inbox import Inbox
 from mdi.model.runner import StageRunner
@@ -55,15 +56,17 @@ class Engine:
         self.scheduler, self._clock = scheduler, timeouts.clock
         self._runner, self._timeline = runner, timeline
         self._ring: Ring = LocalRing(inbox)
+        self.speed = SpeedMeter(timeouts.clock)
 
     @property
     def has_unfinished(self) -> bool:
         """Whether there is anything to be generated."""
         return self.scheduler.has_unfinished
 
-    def begin(self, ring: Ring, n_nodes: int, n_slots: int) -> None:
+    def begin(self, ring: Ring, n_nodes: int, n_slots: int, expectation: Expectation | None = None) -> None:
         """Go on with a ring whose slots are empty: samples that were in flight are sent anew."""
         self._ring = ring
+        self.speed.begin(expectation)
         self.scheduler.requeue_all(n_nodes, n_slots)
 
     def add(self, sample: Sample) -> None:
@@ -85,6 +88,7 @@ class Engine:
             began_s = self._clock()
             rows = self._forward(batch)
             self._ring.send(batch.segments, rows, self._clock() - began_s)
+            self.speed.sent(batch.segments)
         with self._timeline.during("idle"):
             event = self._ring.next_event()
         match event:
@@ -95,7 +99,10 @@ class Engine:
             case Wake():
                 pass
             case _ if (returned := self._ring.receive(event)) is not None:
+                n_generated, n_running = self.scheduler.n_generated, self.scheduler.n_running
                 self._complete(returned.segments, returned.rows)
+                n_tokens = self.scheduler.n_generated - n_generated
+                self.speed.returned(n_tokens, n_running, self.scheduler.n_running)
 
     def _forward(self, batch: Batch) -> torch.Tensor:
         """The batch's rows (N, C) after the starter's stage."""

@@ -50,6 +50,7 @@ class Timeouts:
     max_retry_s: float = 5.0  # to one that is up and refuses, or fails
     ready_check_s: float = 5.0  # how often a node that waits for its ring asks whether its starter still wants it
     return_check_s: float = 5.0  # how often nodes that a ring runs without are asked whether they are back
+    speed_check_s: float = 10.0  # how often the nodes of a ring that was measured are asked how long they have computed
     dismiss_s: float = 1.5  # for all nodes to hear that the run is over
 
     clock: Clock = time.monotonic  # by which deadlines are computed; a test can set its own

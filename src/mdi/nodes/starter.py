@@ -20,6 +20,7 @@ from mdi.cluster.node_watch import NodeWatch
 from mdi.cluster.plan import Plan, PlanOptions
 from mdi.cluster.rendezvous import nodes_on_host
 from mdi.cluster.ring_view import RingView, ring_view
+from mdi.cluster.speed_watch import SpeedWatch
 from mdi.cluster.supervisor import RECOVERABLE, Incident, RingCondition, RingSupervisor
 from mdi.config.network import NetworkConfig
 from mdi.config.options import StarterOptions
@@ -31,6 +32,7 @@ from mdi.control.status import InitAnswer, StarterStatus
 from mdi.engine.engine import AddRequested, CancelRequested, Engine, Wake
 from mdi.engine.sample import Sample
 from mdi.engine.scheduler import Scheduler
+from mdi.engine.speed import Comparison
 from mdi.errors import CheckpointError, ControlError
 from mdi.ids import NodeId, Rank
 from mdi.inbox import Inbox
@@ -138,6 +140,12 @@ class Starter:
             statuses = {node: client.status for node, client in self._supervisor.clients.items()}
             self._watch = NodeWatch({NodeId(0): self.status, **statuses}, self._timeouts)
             stack.callback(self._watch.close)
+            self._speed_watch = SpeedWatch(
+                lambda: {NodeId(0): self.status(), **self._supervisor.statuses()},
+                lambda: self.engine.speed.expected_s,
+                self._timeouts,
+            )
+            stack.callback(self._speed_watch.close)
             self._resources = stack.pop_all()
         return self
 
@@ -202,8 +210,8 @@ class Starter:
         """The ring and its nodes, which are asked about once a second as long as this is called now and then."""
         supervisor, news = self._supervisor, self._watch.news()
         messages = supervisor.ring.under_way if supervisor.condition.is_running else ()
-        now_s = self._timeouts.clock()
-        return ring_view(self._network, supervisor.plan, supervisor.epoch, messages, news, now_s)
+        now_s, recent, slowness = self._timeouts.clock(), self.engine.speed.recent, self._speed_watch.slowness
+        return ring_view(self._network, supervisor.plan, supervisor.epoch, messages, news, now_s, recent, slowness)
 
     # ---- called from HTTP threads
 
@@ -281,6 +289,11 @@ class Starter:
         """What befell the ring, in order."""
         return self._supervisor.incidents
 
+    @property
+    def speed(self) -> Comparison:
+        """What was generated, and what was predicted for it."""
+        return self.engine.speed.total
+
     def add(self, sample: Sample) -> None:
         """Queue a sample; see `Scheduler.add`."""
         self.engine.add(sample)
@@ -334,8 +347,10 @@ class Starter:
             with supervisor.attempt(self.status(), n_running) as attempt:
                 self._load(attempt.plan, attempt.model)
                 ring = supervisor.close_ring(attempt, self._runner.numerics)
-                self.engine.begin(ring, len(attempt.plan.members), attempt.plan.n_slots)
+                self.engine.begin(ring, len(attempt.plan.members), attempt.plan.n_slots, supervisor.expectation)
                 formed = True
+        if supervisor.expectation is not None:
+            self._speed_watch.start()
 
     # ---- this node's stage
 

@@ -1,4 +1,4 @@
-"""What each node has done and holds, for Prometheus: asked of the nodes when the counters are."""
+"""What each node has done and holds, and how fast their ring is, for Prometheus: asked when the counters are."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from mdi.cluster.ring_view import NodeView
+from mdi.cluster.ring_view import NodeView, RingView
 from mdi.control.status import NodeStatus
 from mdi.serve.served_ring import ServedRing
 from mdi.work import Work
@@ -50,12 +50,33 @@ class NodeMetrics(Collector):
         self._ring = ring
 
     def collect(self) -> Iterator[Metric]:
-        nodes = self._ring.view().nodes
+        view = self._ring.view()
+        nodes = view.nodes
         up = GaugeMetricFamily("mdi_node_up", "Whether the node answers", labels=LABELS)
         for node in nodes:
             up.add_metric([node.name], float(node.is_up))
         yield up
         yield from (_collected(family, nodes) for family in _FAMILIES)
+        yield from _speed_of(view)
+
+
+def _speed_of(view: RingView) -> Iterator[Metric]:
+    """What was predicted, and what came of it, where there is a prediction."""
+    slowness = GaugeMetricFamily(
+        "mdi_node_slowness", "Time that it computed in the last minute, in times of what was measured", labels=LABELS
+    )
+    for node in view.nodes:
+        if node.slowness is not None:
+            slowness.add_metric([node.name], node.slowness)
+    yield slowness
+    predicted = GaugeMetricFamily(
+        "mdi_predicted_tokens_per_second", "Next tokens, as predicted for the last minute of generation"
+    )
+    reached = GaugeMetricFamily("mdi_reached_tokens_per_second", "Next tokens, in the last minute of generation")
+    if view.speed is not None:
+        predicted.add_metric([], view.speed.predicted)
+        reached.add_metric([], view.speed.reached)
+    yield from (predicted, reached)
 
 
 def _collected(family: _Family, nodes: Sequence[NodeView]) -> Metric:

@@ -14,7 +14,7 @@ EVERY_S = 0.5  # between two pictures, however many watch
 AT_LEAST_EVERY_S = 2.0  # an event, where nothing changes
 MAX_STREAMS = 16  # each has a thread
 # What changes all the time and says nothing new.
-_PASSING = ("state_s",)
+_PASSING = ("state_s", "predicted_tokens_per_s", "reached_tokens_per_s")
 _PASSING_OF_SAMPLES = ("seconds",)
 _PASSING_OF_NODES = ("missing_s", "memory_bytes", "free_memory_bytes", "compute", "transfer", "idle", "rows_per_s")
 

@@ -44,6 +44,8 @@ def ring_json(view: RingView) -> dict[str, Any]:
         "epoch": view.epoch,
         "n_layers": view.n_layers,
         "tokens_per_s": round(view.tokens_per_s, 2),
+        "predicted_tokens_per_s": view.speed and round(view.speed.predicted, 2),
+        "reached_tokens_per_s": view.speed and round(view.speed.reached, 2),
         "messages": [_message_json(message) for message in view.messages],
         "nodes": [_node_json(node) for node in view.nodes],
     }
@@ -92,6 +94,7 @@ def _node_json(node: NodeView) -> dict[str, Any]:
         "compute": rates and round(rates.compute, 3),
         "transfer": rates and round(rates.transfer, 3),
         "idle": rates and round(rates.idle, 3),
+        "slowness": _rounded(node.slowness, 2),
     }
 
 

@@ -28,6 +28,7 @@ def node(place: int, **changes: Any) -> dict[str, Any]:
         "transfer": 0.1,
         "idle": 0.3,
         "queue": 0,
+        "slowness": 1.4 if place == 2 else None,
     }
     return values | changes
 
@@ -61,6 +62,8 @@ def snapshot(**changes: Any) -> dict[str, Any]:
         "slots": {"total": 16, "used": 3},
         "queue": {"waiting": 0, "limit": 64},
         "tokens_per_s": 41.2,
+        "predicted_tokens_per_s": 43.9,
+        "reached_tokens_per_s": 41.0,
         "messages": [{"rows": 3, "prompt_rows": 0, "age_s": 0.01, "expected_s": 0.04}],
         "nodes": [node(place) for place in range(3)],
         "samples": [sample()],
@@ -70,6 +73,6 @@ def snapshot(**changes: Any) -> dict[str, Any]:
 
 def without_secondary_0(missing_s: float) -> dict[str, Any]:
     """The same, while the ring waits for a node."""
-    unknown = ("memory_bytes", "peak_memory_bytes", "free_memory_bytes", "queue", "rows_per_s", *SHARES)
+    unknown = ("memory_bytes", "peak_memory_bytes", "free_memory_bytes", "queue", "rows_per_s", "slowness", *SHARES)
     lost = node(1, state="missing", missing_s=missing_s, **dict.fromkeys(unknown))
     return snapshot(state="recovering", state_s=missing_s, nodes=[node(0), lost, node(2)], tokens_per_s=0.0)

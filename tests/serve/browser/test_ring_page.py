@@ -29,6 +29,9 @@ def test_each_node_is_told_in_words_and_drawn(page: Any) -> None:
         "0 messages queued", "1.0 GB, 3.0 GB free", "60% compute, 10% transfer",
     ):  # fmt: skip
         expect(card).to_contain_text(text)
+    expect(card).not_to_contain_text("as slow as measured")
+    expect(page.locator(".card").nth(2)).to_contain_text("10% transfer, 1.4 times as slow as measured")
+    expect(page.locator('[data-ring="facts"]')).to_contain_text("predicted 43.9, reached 41.0 tokens/s")
     expect(page.locator(".drawing .node")).to_have_count(3)
     expect(page.locator(".drawing .centre")).to_contain_text("41.2")
     expect(page.get_by_role("img", name="Ring of 3 nodes")).to_have_accessible_name(

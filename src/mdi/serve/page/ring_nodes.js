@@ -5,6 +5,7 @@ import { nodeState, stateOf } from "./ring_state.js";
 import { bytes, count, layers, percent, rate } from "./units.js";
 
 const SHARES = ["compute", "transfer", "idle"];
+const SLOW = 1.25; // times as long as measured: from here on the starter says so, too
 
 /** One node: everything that is known of it. */
 export class NodeCard {
@@ -80,7 +81,8 @@ function memoryText(node) {
 
 function timeText(node) {
     if (node.compute === null) return "time not known";
-    return `${percent(node.compute)} compute, ${percent(node.transfer)} transfer`; // the rest is idle
+    const slow = node.slowness >= SLOW ? `, ${node.slowness.toFixed(1)} times as slow as measured` : "";
+    return `${percent(node.compute)} compute, ${percent(node.transfer)} transfer${slow}`; // the rest is idle
 }
 
 const COLUMNS = [

@@ -6,7 +6,7 @@ import { RingDrawing } from "./ring_drawing.js";
 import { NodeCard, NodeTable } from "./ring_nodes.js";
 import { SampleRow } from "./ring_samples.js";
 import { aged, Losses, ringState, stateOfRing } from "./ring_state.js";
-import { count } from "./units.js";
+import { count, rate } from "./units.js";
 
 const TICK_MS = 700; // longer than between two snapshots of a ring at work
 
@@ -84,8 +84,12 @@ export class RingPanel {
     }
 }
 
-function factsOf({ model, n_layers: nLayers, nodes, recoveries, version }) {
+function factsOf({ model, n_layers: nLayers, nodes, recoveries, version, ...speed }) {
     const parts = [model, `${count(nLayers, "layer")} on ${count(nodes.length, "node")}`];
     if (recoveries > 0) parts.push(recoveries === 1 ? "recovered once" : `recovered ${recoveries} times`);
+    if (speed.predicted_tokens_per_s !== null) {
+        const [predicted, reached] = [speed.predicted_tokens_per_s, speed.reached_tokens_per_s].map(rate);
+        parts.push(`predicted ${predicted}, reached ${reached} tokens/s`);
+    }
     return [...parts, `MDI-LLM ${version}`].join(" · ");
 }
