@@ -1,15 +1,15 @@
 """The planner finds what trying everything finds."""
 
-import itertools
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import pytest
 
 from mdi.cluster import planner
 from mdi.cluster.planner import Curve, LinkCosts, NodeCosts, RingPlan, Workload, plan_ring, predict
 from mdi.errors import ConfigError
+from support.every_ring import drawn_network, most_tokens_s
 
 NEAR = LinkCosts(1e-4, 1e9)
 
@@ -29,40 +29,6 @@ def everywhere(link: LinkCosts, n: int) -> list[list[LinkCosts]]:
     return [[link] * n for _ in range(n)]
 
 
-def drawn(rng: random.Random, n_nodes: int, n_layers: int) -> tuple[list[NodeCosts], list[list[LinkCosts]], Workload]:
-    """Uneven machines and links of every kind."""
-    nodes = []
-    for i in range(n_nodes):
-        layer_s = 10 ** rng.uniform(-4, -2)
-        layer = Curve(((1, layer_s), (4, layer_s * rng.uniform(1, 2)), (16, layer_s * rng.uniform(2, 8))))
-        head = Curve(((1, layer_s * rng.uniform(0, 5)), (16, layer_s * rng.uniform(5, 20))))
-        nodes.append(NodeCosts(f"n{i}", layer, head, rng.choice([0.0, 1e-3]), rng.randint(1, n_layers + 1)))
-    links = [
-        [LinkCosts(10 ** rng.uniform(-4, -1.5), 10 ** rng.uniform(5, 9)) for _ in range(n_nodes)]
-        for _ in range(n_nodes)
-    ]
-    return nodes, links, Workload(n_layers, rng.choice([1000, 10_000]), rng.choice([1, 2, 3, 5, 16]))
-
-
-def compositions(total: int, n: int) -> Iterator[tuple[int, ...]]:
-    """All ways to write `total` as a sum of `n` numbers from 1 on."""
-    for cuts in itertools.combinations(range(1, total), n - 1):
-        edges = (0, *cuts, total)
-        yield tuple(b - a for a, b in itertools.pairwise(edges))
-
-
-def brute_force(nodes: Sequence[NodeCosts], links: Sequence[Sequence[LinkCosts]], work: Workload) -> float:
-    """The most tokens a second of all rings."""
-    best = 0.0
-    for n in range(len(nodes)):
-        for others in itertools.permutations(range(1, len(nodes)), n):
-            order = (0, *others)
-            for layers in compositions(work.n_layers, n + 1):
-                if all(count <= nodes[index].max_layers for index, count in zip(order, layers, strict=True)):
-                    best = max(best, predict(nodes, links, work, order, layers).tokens_s)
-    return best
-
-
 def assert_valid(plan: RingPlan, nodes: Sequence[NodeCosts], work: Workload) -> None:
     assert plan.order[0] == 0
     assert len(set(plan.order)) == len(plan.order) == len(plan.layers)
@@ -70,18 +36,37 @@ def assert_valid(plan: RingPlan, nodes: Sequence[NodeCosts], work: Workload) -> 
     assert all(1 <= count <= nodes[index].max_layers for index, count in zip(plan.order, plan.layers, strict=True))
 
 
+def assert_best(rng: random.Random, n_nodes: int, n_layers: int) -> None:
+    """One network that is drawn is planned as well as it can be."""
+    nodes, links, work = drawn_network(rng, n_nodes, n_layers)
+    best = most_tokens_s(nodes, links, work)
+    if best == 0.0:
+        with pytest.raises(ConfigError):
+            plan_ring(nodes, links, work)
+        return
+    plan = plan_ring(nodes, links, work)
+    assert_valid(plan, nodes, work)
+    assert plan.prediction.tokens_s == pytest.approx(best, rel=1e-9)
+
+
 def test_it_finds_what_trying_everything_finds() -> None:
     rng = random.Random(1)
-    for _ in range(400):
-        nodes, links, work = drawn(rng, rng.randint(1, 4), rng.randint(1, 7))
-        best = brute_force(nodes, links, work)
-        if best == 0.0:
-            with pytest.raises(ConfigError):
-                plan_ring(nodes, links, work)
-            continue
-        plan = plan_ring(nodes, links, work)
-        assert_valid(plan, nodes, work)
-        assert plan.prediction.tokens_s == pytest.approx(best, rel=1e-9)
+    for _ in range(300):
+        assert_best(rng, rng.randint(1, 4), rng.randint(1, 7))
+
+
+@pytest.mark.slow
+def test_it_finds_what_trying_everything_finds_on_thousands_of_networks() -> None:
+    rng = random.Random(5)
+    for _ in range(3000):
+        assert_best(rng, rng.randint(1, 5), rng.randint(1, 8))
+
+
+@pytest.mark.slow
+def test_it_finds_what_trying_everything_finds_on_as_many_nodes_as_it_is_exact_for() -> None:
+    rng = random.Random(6)
+    for n_layers in (8, 9, 12):
+        assert_best(rng, planner.MAX_EXACT_NODES, n_layers)
 
 
 @pytest.mark.slow
@@ -90,7 +75,7 @@ def test_many_nodes_are_planned_nearly_as_well(monkeypatch: pytest.MonkeyPatch) 
     rng = random.Random(2)
     shares = []
     for _ in range(60):
-        nodes, links, work = drawn(rng, 6, 24)
+        nodes, links, work = drawn_network(rng, 6, 24)
         nodes = [NodeCosts(n.name, n.layer, n.head, n.message_s, max(n.max_layers, 8)) for n in nodes]
         exact = plan_ring(nodes, links, work)
         monkeypatch.setattr(planner, "MAX_EXACT_NODES", 0)
@@ -106,7 +91,7 @@ def test_many_nodes_are_planned_nearly_as_well(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_hundred_nodes_and_eighty_layers_take_a_second() -> None:
     """Ten times that, on a machine that is busy."""
-    nodes, links, work = drawn(random.Random(3), 100, 80)
+    nodes, links, work = drawn_network(random.Random(3), 100, 80)
     begun_s = time.process_time()
     assert_valid(plan_ring(nodes, links, work), nodes, work)
     assert time.process_time() - begun_s < 10
@@ -172,7 +157,7 @@ def test_a_ring_of_all_nodes_can_be_asked_for() -> None:
     assert plan_ring(nodes, everywhere(NEAR, 2), work, use_all=True).layers == (19, 1)
     rng = random.Random(4)
     for n_nodes in (3, 10):  # as a search, and beyond it
-        many, links, work = drawn(rng, n_nodes, 24)
+        many, links, work = drawn_network(rng, n_nodes, 24)
         many = [NodeCosts(n.name, n.layer, n.head, n.message_s, 24) for n in many]
         plan = plan_ring(many, links, work, use_all=True)
         assert_valid(plan, many, work)
