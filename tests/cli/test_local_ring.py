@@ -266,6 +266,7 @@ def test_only_the_ports_of_our_own_nodes_are_checked(tmp_path: Path) -> None:
         (NodeOptions(), []),
         (NodeOptions(verbose=True, compile=True, device="cuda:1"), ["-v", "-c", "--device", "cuda:1"]),
         (NodeOptions(quiet=True, debug=True), ["-q", "-d"]),
+        (NodeOptions(memory_limit="3GB"), ["--memory-limit", "3GB"]),
     ],
 )
 def test_what_holds_for_every_node_is_passed_to_secondaries(options: NodeOptions, flags: list[str]) -> None:

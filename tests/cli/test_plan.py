@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,14 @@ def test_machines_that_are_not_here_are_planned_for() -> None:
     assert value["is_estimate"] and sum(value["split"]) == 28
 
 
+def test_the_starter_may_be_given_less_than_it_has() -> None:
+    options = PlannerOptions(ckpt=Path("llama3.2-3b"), what_if="2x pi5-8gb", quantize="int8", memory_limit="1.5GB")
+    assert " of 1.50 GB " in run_plan(options, None)
+    value = json.loads(run_plan(replace(options, json=True), None))
+    assert [node["memory_limit_bytes"] for node in value["nodes"]] == [1_500_000_000, None]
+    assert value["nodes"][0]["memory_bytes"] <= 1_500_000_000 < value["nodes"][0]["free_bytes"]
+
+
 def test_a_model_that_fits_nowhere_says_what_is_missing() -> None:
     options = PlannerOptions(ckpt=Path("mistral-7b"), what_if="2x pi4-4gb", quantize="int8")
     with pytest.raises(ConfigError, match=r"too few: about .* GB are missing; it would fit with .*another node with"):
@@ -83,6 +92,7 @@ def test_a_node_that_is_not_up_is_waited_for_and_named(tiny: Path, tmp_path: Pat
         (["--what-if", "pi5-8gb", "--measure"], "--what-if is for machines that are not there"),
         (["--sequence-length", "0"], "--sequence-length 0"),
         (["--device", "gpu"], "--device gpu"),
+        (["--memory-limit", "3"], "--memory-limit: '3' is not a size"),
     ],
 )
 def test_a_wrong_option_is_named(arguments: list[str], problem: str) -> None:

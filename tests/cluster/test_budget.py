@@ -161,6 +161,37 @@ def test_nodes_of_one_machine_share_its_memory(tmp_path: Path) -> None:
     assert both.need.weights < first.need.weights + second.need.weights
 
 
+def test_a_node_has_no_more_than_its_limit(tmp_path: Path) -> None:
+    """Also beside others on its machine, which have what is free."""
+    make_model(tmp_path)
+    config, status = load_config(tmp_path), replace(IDLE, free_memory_bytes=5 * MB)
+    limited = replace(status, memory_limit_bytes=2 * MB)
+    nodes = [facts_of(str(i), "here", told, "none", None) for i, told in enumerate((status, limited))]
+    both, one = budgets_of(nodes, config, [Span(0, 2), Span(2, 6)], context=10, max_rows=1)
+    assert (both.name, both.usable_bytes) == ("0 and 1", 4.5 * MB)
+    assert (one.name, one.usable_bytes) == ("1", 2 * MB)  # all of it: nothing else is to have a part
+    assert one.need.slot == both.need.slot * 4 / 6
+    assert one.max_slots == (2 * MB - one.need.weights - one.need.message) // one.need.slot
+    with pytest.raises(
+        ConfigError, match=r"^1: the weights .* but its memory limit is 2\.00 MB \(--memory-limit\): try"
+    ):
+        fit_slots([both, one], 10**6, fixed=True)
+
+
+def test_the_limit_that_a_node_tells_is_the_one_that_counts() -> None:
+    told = replace(IDLE, memory_limit_bytes=2 * MB)
+    assert facts_of("x", "x", told, "none", None, limit_bytes=3 * MB).limit_bytes == 2 * MB
+    for status in (None, IDLE):
+        assert facts_of("x", "x", status, "none", None, limit_bytes=3 * MB).limit_bytes == 3 * MB
+
+
+def test_the_roomiest_split_heeds_limits(tmp_path: Path) -> None:
+    make_model(tmp_path, n_layer=8, padded_vocab_size=64)
+    config, node = load_config(tmp_path), facts(free=9 * MB)
+    split = [node, replace(node, name="1", place="1", limit_bytes=MB)]
+    assert len(roomiest_split(split, config, context=10, n_slots=2)[1]) == 1
+
+
 @pytest.mark.parametrize("status", [None, IDLE])
 def test_a_node_that_tells_nothing_is_no_obstacle(status: NodeStatus | None) -> None:
     known = facts_of("secondary 0", "x", status, "int8", None)
@@ -197,6 +228,23 @@ def test_samples_wait_where_memory_is_short(
         caplog.clear()
         assert ring.generate(model, prompts, split="2,4") == wanted
         assert f"memory allows {count(n_fitting, 'sample')} in the ring at once" in caplog.text
+
+
+def test_a_limit_of_a_node_limits_the_samples_of_the_ring(
+    model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    prompts = [[1, 2, 3], [4, 5], [6]]
+    config, stored = load_config(model), open_folder(model, 2).stored(2)
+    node = facts_of("starter", "here", replace(IDLE, has_kernels=prepare(CPU, "auto")), "none", None, "float32")
+    need = need_of(node, config, Span(0, 2), has_ends=True, context=15, max_rows=128, stored=stored)
+    limit = f"{(need.weights + need.message + 1.5 * need.slot) / MB:.6f}MB"
+    with ring_of(2, tmp_path / "cache") as ring:
+        wanted = ring.generate(model, prompts, split="2,4")
+        caplog.clear()
+        assert ring.generate(model, prompts, split="2,4", memory_limit=limit) == wanted
+        assert "memory allows 1 sample in the ring at once" in caplog.text
+        with pytest.raises(ConfigError, match=r"starter: the weights take .* but its memory limit is 1\.00 MB"):
+            ring.generate(model, prompts * 100, split="2,4", memory_limit="1MB", max_slots=300)
 
 
 @pytest.mark.parametrize(("options", "slots"), [({}, "1 slot of"), ({"max_slots": 5}, "5 slots of")])

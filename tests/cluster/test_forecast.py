@@ -122,6 +122,21 @@ def test_what_is_missing_is_told_and_what_would_make_it_fit() -> None:
     assert "--quantize int8" in shortage(Costs(network, tiny, only))
 
 
+def test_a_limit_of_memory_is_a_limit_of_layers_and_a_larger_one_is_advised_where_it_helps() -> None:
+    network, times = network_with(1, 1)
+    free = replace(times, nodes=tuple(replace(node, free_memory_bytes=10**9) for node in times.nodes))
+    limited = free.with_limit(0, 1_200_000).with_limit(1, 500_000)
+    costs = Costs(network, limited, JOB)
+    assert all(0 < few.max_layers < all_.max_layers for few, all_ in zip(costs.nodes, Costs(network, free, JOB).nodes,
+               strict=True))  # fmt: skip
+    with pytest.raises(ConfigError, match="it would fit with a larger memory limit of starter and secondary 0"):
+        costs.plan()
+    enough = Costs(network, free.with_limit(1, 500_000), JOB)
+    found = forecast_of(enough, enough.plan())
+    assert found.ring.layers[1] <= costs.nodes[1].max_layers
+    assert [part.free_bytes for part in found.parts] == [10**9, 500_000]
+
+
 def test_a_starter_that_has_no_room_needs_more_of_its_own() -> None:
     network, times = network_with(1, 1)
     nodes = (replace(times.nodes[0], free_memory_bytes=100_000), times.nodes[1])

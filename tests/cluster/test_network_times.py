@@ -140,6 +140,22 @@ def test_too_little_memory_is_said(tiny: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(node_meter, "free_memory_bytes", lambda device: 1000)
     with pytest.raises(ConfigError, match=r"timing a layer of this model takes .* and 900 B may be used"):
         NodeMeter(torch.device("cpu")).measure(request_for(tiny))
+    monkeypatch.undo()
+    with pytest.raises(ConfigError, match=r"timing a layer of this model takes .* and 1000 B may be used"):
+        NodeMeter(torch.device("cpu"), memory_limit_bytes=1000).measure(request_for(tiny))
+
+
+def test_a_node_answers_with_the_limit_of_its_memory(
+    ring: Ring, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own, else that of the starter's configuration."""
+    meter = ring.secondaries[0]._measuring._meter
+    monkeypatch.setattr(ring.secondaries[0]._measuring, "_meter", replace(meter, memory_limit_bytes=10**9))
+    starter, *secondaries = ring.network.nodes
+    limited = NetworkConfig(starter, tuple(replace(node, memory_limit_bytes=10**8) for node in secondaries))
+    times = measure(limited, request_for(tiny), tmp_path)
+    assert [node.memory_limit_bytes for node in times.nodes] == [None, 10**9, 10**8]
+    assert all(node.free_memory_bytes for node in times.nodes)
 
 
 def test_what_was_kept_and_is_damaged_is_measured_again(tiny: Path, tmp_path: Path) -> None:

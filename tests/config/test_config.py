@@ -11,13 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mdi.cli.commands import starter
-from mdi.config.bounds import check_biased_tokens
+from mdi.config.bounds import check_biased_tokens, parse_size
 from mdi.config.network import NetworkConfig, NodeConfig, load_network, load_node, node_name
 from mdi.config.options import (
     ModelOptions,
     NetworkOptions,
     NodeOptions,
     OutputOptions,
+    PlannerOptions,
     PromptOptions,
     RingOptions,
     SamplingOptions,
@@ -109,10 +110,12 @@ def test_a_single_node_network_has_no_secondaries(tmp_path: Path) -> None:
 def test_optional_keys_are_read(tmp_path: Path) -> None:
     data = network_json()
     data["nodes"]["starter"] |= {"device": "cuda:11", "share": 2}
-    data["nodes"]["secondary"][0] |= {"device": "mps", "share": 0.25}
+    data["nodes"]["secondary"][0] |= {"device": "mps", "share": 0.25, "memory_limit": "1.5 GiB", "max_layers": 7}
     network = load_network(written(tmp_path, data))
     assert [node.device for node in network.nodes] == ["cuda:11", "mps", None]
     assert network.shares == [2.0, 0.25, 1.0]
+    assert [node.memory_limit_bytes for node in network.nodes] == [None, 3 << 29, None]
+    assert [node.max_layers for node in network.nodes] == [None, 7, None]
     assert {type(share) for share in network.shares} == {float}
 
 
@@ -267,6 +270,9 @@ WRONG_VALUES = [
     ("nodes.secondary[1].device", "cuda:0\n", "is not cpu"),
     ("nodes.secondary[1].device", "CPU", "'CPU' is not cpu"),
     ("nodes.secondary[1].device", 0, "0 is not a string"),
+    ("nodes.starter.memory_limit", 3_000_000_000, "3000000000 is not a string"),
+    ("nodes.starter.memory_limit", "3 apples", "'3 apples' is not a size, such as 3GB"),
+    ("nodes.secondary[1].memory_limit", "0GB", "'0GB' is not from 1 byte to 1000TB"),
     ("nodes.starter.share", 0, "0 is not a positive number"),
     ("nodes.starter.share", -1.5, "-1.5 is not a positive number"),
     ("nodes.starter.share", 10**39, "is not a positive number"),
@@ -374,7 +380,7 @@ json_values = st.recursive(
     lambda inner: st.one_of(st.lists(inner, max_size=2), st.dictionaries(st.sampled_from(["addr", "x"]), inner)),
     max_leaves=4,
 )
-ALL_PLACES = [place + key for place in PLACES for key in [*NODE_KEYS, "device", "share", "max_layers"]]
+ALL_PLACES = [place + key for place in PLACES for key in [*NODE_KEYS, "device", "share", "max_layers", "memory_limit"]]
 
 
 @few_examples
@@ -514,6 +520,26 @@ def test_log_probabilities_need_a_file_to_be_written_to() -> None:
     StarterOptions(logprobs=0, output=Path("out.jsonl"))
     text = error_of(lambda: StarterOptions(logprobs=0))
     assert text == "--logprobs 0: needs --output, the file that they are written to"
+
+
+@pytest.mark.parametrize(
+    ("text", "n_bytes"),
+    [("3GB", 3 * 10**9), ("512 mb", 512 * 10**6), ("1.5GiB", 3 << 29), ("0.000001MB", 1), ("1000TB", 10**15)],
+)
+def test_a_size_has_a_unit(text: str, n_bytes: int) -> None:
+    assert parse_size(text, "x") == n_bytes
+    for options in (StarterOptions, SecondaryOptions, PlannerOptions):
+        assert options(memory_limit=text).memory_limit_bytes == n_bytes
+        assert options().memory_limit_bytes is None
+
+
+@pytest.mark.parametrize(
+    "text", ["", "3", "GB", "3KB", "-3GB", "3e9GB", "3GBs", "3  GB", "٣GB", "3,5GB", "1001TB", "0MB", "9" * 400 + "GB"]
+)
+def test_what_is_not_a_size_is_refused_in_one_line(text: str) -> None:
+    for options in (StarterOptions, SecondaryOptions, PlannerOptions):
+        problem = error_of(lambda options=options: options(memory_limit=text))  # type: ignore[misc]
+        assert problem.startswith("--memory-limit: ") and " is not " in problem and "\n" not in problem
 
 
 def test_a_number_beyond_every_float_is_refused_too() -> None:

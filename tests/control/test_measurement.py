@@ -71,6 +71,7 @@ def test_a_request_with_a_wrong_field_is_refused_by_its_name(field: str, value: 
         ("message_s", float("nan")),
         ("disk_read_bytes_s", 0),
         ("free_memory_bytes", -1),
+        ("memory_limit_bytes", "3GB"),
         ("threads", "2"),
     ],
 )

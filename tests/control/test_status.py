@@ -71,6 +71,9 @@ def test_what_runs_on_a_node_is_told_in_one_line() -> None:
     loaded = replace(READY.status, weights="int8", weights_bytes=269_000_000)
     assert loaded.computes == "layers 2 to 3, bfloat16 on cuda:1, int8 weights of 269.00 MB"
     assert loaded.memory == "1.07 GB at most so far, 8.59 GB free"
+    limited = replace(loaded, memory_limit_bytes=3_000_000_000)
+    assert limited.memory == "1.07 GB at most so far, 8.59 GB free, limited to 3.00 GB"
+    assert (limited.room, IDLE.room) == ("8.59 GB free, limited to 3.00 GB", "-")
     unquantized = replace(loaded, span=Span(2, 3), weights="none")
     assert unquantized.computes == "layer 2, bfloat16 on cuda:1, weights of 269.00 MB"
     assert (IDLE.computes, IDLE.memory) == ("float32 on cpu", "1.07 GB at most so far")
@@ -97,6 +100,7 @@ BAD_VALUES: dict[str, list[Any]] = {
     "span": [[], [1], [1, 2, 3], [2, 2], [-1, 2], [0, 1.0], ["0", "1"], {"0": 0}, "01"],
     "peak_memory_bytes": BAD_SIZES,
     "free_memory_bytes": BAD_SIZES[1:],
+    "memory_limit_bytes": BAD_SIZES[1:],
     "memory_bytes": BAD_SIZES[1:],
     "numerics": BAD_STRINGS,
     "waiting": BAD_SIZES[1:],

@@ -133,6 +133,7 @@ STAGE_TIMES = StageTimes(
     disk_read_bytes_s=1e9,
     disk_write_bytes_s=None,
     free_memory_bytes=2**31,
+    memory_limit_bytes=2**30,
 )
 
 

@@ -20,7 +20,7 @@ from mdi.control.protocol import Unreachable
 from mdi.control.reach import Reach
 from mdi.control.status import NodeStatus
 from mdi.errors import ConfigError, ControlError
-from mdi.strings import count, format_bytes, table_lines
+from mdi.strings import count, table_lines
 
 HEADING = ("node", "address", "device", "memory", "version", "state", "model")
 THIS_MACHINE = "this machine"
@@ -90,8 +90,7 @@ def _row(node: Answered) -> tuple[str, ...]:
         state = "not running" if _is_idle_starter(node) else outcome_of(node.answer).value
         return node.node.name, where, "-", "-", "-", state, "-"
     status = node.answer
-    free = "-" if status.free_memory_bytes is None else f"{format_bytes(status.free_memory_bytes)} free"
-    return status.name or "-", where, status.device, free, status.version, status.state.value, _model(status)
+    return status.name or "-", where, status.device, status.room, status.version, status.state.value, _model(status)
 
 
 def _model(status: NodeStatus) -> str:

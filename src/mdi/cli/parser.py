@@ -136,6 +136,7 @@ def add_node_options(parser: Parser) -> None:
     parser.option("--cache-dir", type=Path, metavar="DIR", help="where received chunks and packed weights are kept")
     devices = ("cpu", "mps", "cuda")
     parser.option("--device", help="cpu, mps, cuda or cuda:N (default: the best there is)", values=devices)
+    add_memory_limit(parser, "may take for a model (default: what is free)")
     parser.option(
         "--dtype", help="float32, float16 or bfloat16 (default: the starter's, or the device's best)", values=DTYPES
     )
@@ -155,6 +156,11 @@ def add_node_options(parser: Parser) -> None:
         "-c", "--compile", action="store_true", help="compile the torch backend's operations with torch.compile"
     )
     parser.option("--seed", type=int, help="seed of the random choices")
+
+
+def add_memory_limit(parser: Parser, what: str) -> None:
+    """`--memory-limit SIZE`."""
+    parser.option("--memory-limit", metavar="SIZE", help=f"3GB, 512MB: the most memory that it {what}")
 
 
 def add_discover(parser: Parser) -> None:

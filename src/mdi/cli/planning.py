@@ -54,7 +54,7 @@ def _context(options: PlannerOptions, config: ModelConfig) -> int:
 def _estimated(options: PlannerOptions) -> tuple[str, Costs]:
     names = parse_devices(options.what_if or "")
     model, config, mode = _known_model(options)
-    times = estimate(names, options.link, config, mode, options.dtype)
+    times = estimate(names, options.link, config, mode, options.dtype).with_limit(0, options.memory_limit_bytes)
     context, wire_dtype = _context(options, config), times.nodes[0].dtype
     job = Job(config, context, options.n_samples, options.max_batch_tokens, wire_dtype, StoredForm(STORED_DTYPE))
     return model, Costs(network_of(names), times, job)
@@ -95,6 +95,7 @@ def _measured(options: PlannerOptions, network: NetworkConfig) -> tuple[str, Cos
             dtype=options.dtype,
             quantize=options.quantize,
             backend=options.backend,
+            memory_limit_bytes=options.memory_limit_bytes or starter.memory_limit_bytes,
             folder=measurements_dir(),
         )
         return model.name, measured.measure(clients, listener, Inbox(), again=options.measure)

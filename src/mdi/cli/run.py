@@ -131,6 +131,7 @@ def run_secondary(options: SecondaryOptions, config: NodeConfig, cache_folder: P
         quantize=options.quantize,
         backend=options.backend,
         compile_stage=options.compile,
+        memory_limit_bytes=options.memory_limit_bytes,
         packed_files=packed_files(cache_folder),
     )
     with signals.passed_to(secondary.interrupt), secondary:

@@ -27,6 +27,12 @@ from mdi.strings import format_bytes
 SPARE = 0.1  # of the free memory, left to everything else on the machine
 
 
+def usable_bytes(free_bytes: float | None, limit_bytes: int | None = None) -> float:
+    """What a node may take for a model, of its free memory and within its limit; None: unknown, and no limit."""
+    free = math.inf if free_bytes is None else free_bytes * (1 - SPARE)
+    return min(free, math.inf if limit_bytes is None else limit_bytes)
+
+
 @dataclass(frozen=True)
 class Need:
     """What a node's part takes, in bytes."""
@@ -51,6 +57,7 @@ class NodeFacts:
     mode: Mode
     free_bytes: int | None  # None: it cannot tell
     has_kernels: bool = False  # native ones, for what they support
+    limit_bytes: int | None = None  # that it may take; None: what is free
 
     def computes_natively(self, config: ModelConfig) -> bool:
         """Whether its kernels compute the model."""
@@ -81,13 +88,20 @@ class NodeFacts:
 
 
 def facts_of(
-    name: str, host: str, status: NodeStatus | None, stored: Mode, wanted: Mode | None, wanted_dtype: str | None = None
+    name: str,
+    host: str,
+    status: NodeStatus | None,
+    stored: Mode,
+    wanted: Mode | None,
+    wanted_dtype: str | None = None,
+    limit_bytes: int | None = None,
 ) -> NodeFacts:
     """The facts in a node's status; guesses where it gave none.
 
     Args:
         stored: the quantization of the chunks; `wanted`: what the starter asks for, None if it does not say.
         wanted_dtype: the dtype that the starter asks for, None if it does not say.
+        limit_bytes: that the node may take, where it tells no limit itself.
     """
     mode = (status and status.quantize) or wanted or "none"
     dtype = (status and status.own_dtype) or wanted_dtype or (status and status.dtype) or "float32"
@@ -99,6 +113,7 @@ def facts_of(
         mode=stored if stored != "none" else mode,
         free_bytes=status.free_memory_bytes if status else None,
         has_kernels=status is not None and status.has_kernels,
+        limit_bytes=(status and status.memory_limit_bytes) or limit_bytes,
     )
 
 
@@ -111,12 +126,21 @@ def budgets_of(
     max_rows: int,
     stored: StoredForm = UNKNOWN_FORM,
 ) -> list["Budget"]:
-    """The budget of each memory that the nodes of a ring draw on; the first node is the starter."""
+    """The budget of each memory that the nodes of a ring draw on, and of each node that has a limit of its own.
+
+    The first node is the starter.
+    """
     shared: dict[str, list[tuple[NodeFacts, Need]]] = {}
     for number, (node, span) in enumerate(zip(nodes, spans, strict=True)):
         need = need_of(node, config, span, has_ends=number == 0, context=context, max_rows=max_rows, stored=stored)
         shared.setdefault(node.place, []).append((node, need))
-    return [
+    limits = [
+        Budget(node.name, need, None, node.limit_bytes)
+        for group in shared.values()
+        for node, need in group
+        if node.limit_bytes is not None
+    ]
+    memories = [
         Budget(
             " and ".join(node.name for node, _ in group),
             functools.reduce(operator.add, (need for _, need in group)),
@@ -124,24 +148,26 @@ def budgets_of(
         )
         for group in shared.values()
     ]
+    return memories + limits
 
 
 @dataclass(frozen=True)
 class Budget:
-    """The need of the nodes that share a memory, beside what is free of it."""
+    """The need of the nodes that share a memory, beside what is free of it; or of one node, beside its limit."""
 
     name: str
     need: Need
     free_bytes: int | None  # None: the node cannot tell
+    limit_bytes: int | None = None  # None: there is none
 
     @property
     def usable_bytes(self) -> float:
-        return math.inf if self.free_bytes is None else self.free_bytes * (1 - SPARE)
+        return usable_bytes(self.free_bytes, self.limit_bytes)
 
     @property
     def max_slots(self) -> float:
         """Slots that fit beside the weights; below 0 where not even those fit."""
-        if self.free_bytes is None:
+        if self.usable_bytes == math.inf:
             return math.inf
         return (self.usable_bytes - self.need.weights - self.need.message) // self.need.slot
 
@@ -170,9 +196,10 @@ def roomiest_split(
     slots = n_slots * starter.slot_bytes(config, 1, context)
     layers = [starter.weights_bytes(config, shapes, stored) + slots for shapes in layer_shapes(config)]
     ends = starter.weights_bytes(config, head_shapes(config), stored)
-    free = [node.free_bytes / n_at[node.place] for node in nodes if node.free_bytes]
-    room = free if len(free) == len(nodes) else [1.0] * len(nodes)  # one of them cannot tell
-    return balanced(Load(layers, ends, room))
+    free = [node.free_bytes and node.free_bytes / n_at[node.place] for node in nodes]
+    room = [usable_bytes(n_bytes, node.limit_bytes) for n_bytes, node in zip(free, nodes, strict=True)]
+    can_tell = all(0 < n_bytes < math.inf for n_bytes in room)
+    return balanced(Load(layers, ends, room if can_tell else [1.0] * len(nodes)))
 
 
 def slots_of(budgets: Sequence[Budget]) -> float:
@@ -198,7 +225,13 @@ def _shortage(budget: Budget, n_slots: int) -> str:
     advice = "fewer slots (--max-slots), " if n_slots > 1 and budget.max_slots >= 1 else ""
     return (
         f"{budget.name}: the weights take {format_bytes(need.weights)}, {slots} {format_bytes(n_slots * need.slot)}"
-        f" and a message {format_bytes(need.message)}, but of its free memory of {format_bytes(budget.free_bytes or 0)}"
-        f" only {format_bytes(budget.usable_bytes)} may be used: try {advice}a shorter --sequence-length,"
+        f" and a message {format_bytes(need.message)}, {_bound(budget)}{advice}a shorter --sequence-length,"
         " --quantize int8, another --split or more nodes"
     )
+
+
+def _bound(budget: Budget) -> str:
+    usable = format_bytes(budget.usable_bytes)
+    if budget.limit_bytes is not None:
+        return f"but its memory limit is {usable} (--memory-limit): try "
+    return f"but of its free memory of {format_bytes(budget.free_bytes or 0)} only {usable} may be used: try "

@@ -19,7 +19,8 @@ from mdi.cluster.planner import (
     predict,
 )
 from mdi.cluster.ring_costs import Job, costs_of, memory_bytes, message_bytes, missing_bytes
-from mdi.config.network import NetworkConfig
+from mdi.config.network import NetworkConfig, node_name
+from mdi.control.measurement import StageTimes
 from mdi.errors import ConfigError
 from mdi.formats import MODES
 from mdi.model.span import Span, spans_of
@@ -39,7 +40,7 @@ class Part:
     name: str
     span: Span
     memory_bytes: int  # with all slots
-    free_bytes: int | None
+    free_bytes: int | None  # of its memory, as far as its limit lets it have that
     busy: float  # share of the time, between 0 and 1
 
 
@@ -110,7 +111,7 @@ def forecast_of(costs: Costs, ring: RingPlan) -> Forecast:
             name=costs.nodes[node].name,
             span=span,
             memory_bytes=memory_bytes(times.nodes[node], job, len(span), has_ends=node == 0),
-            free_bytes=times.nodes[node].free_memory_bytes,
+            free_bytes=_room_bytes(times.nodes[node]),
             busy=busy_s / prediction.round_s,
         )
         for node, span, busy_s in zip(order, spans_of(layers), prediction.busy_s, strict=True)
@@ -127,6 +128,11 @@ def forecast_of(costs: Costs, ring: RingPlan) -> Forecast:
     )
     tokens_s = {n: costs.tokens_s(order, layers, n) for n in numbers}
     return Forecast(RingPlan(order, layers, prediction), parts, tokens_s, first_s)
+
+
+def _room_bytes(times: StageTimes) -> int | None:
+    known = [n_bytes for n_bytes in (times.free_memory_bytes, times.memory_limit_bytes) if n_bytes is not None]
+    return min(known, default=None)
 
 
 # ---- advice
@@ -217,7 +223,15 @@ def shortage(costs: Costs) -> str:
 
 def _fitting(costs: Costs) -> list[str]:
     """What can be changed so that the model fits on the same nodes."""
-    return [*_fitting_modes(costs), *_fitting_jobs(costs)]
+    return [*_fitting_limits(costs), *_fitting_modes(costs), *_fitting_jobs(costs)]
+
+
+def _fitting_limits(costs: Costs) -> list[str]:
+    """The nodes that could hold it if they were allowed to."""
+    limited = [node_name(i) for i, node in enumerate(costs.times.nodes) if node.memory_limit_bytes is not None]
+    if limited and _fits(replace(costs, times=costs.times.without_limits())):
+        return [f"a larger memory limit of {' and '.join(limited)}"]
+    return []
 
 
 def _fitting_modes(costs: Costs) -> list[str]:

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -50,6 +51,7 @@ class MeasuredNetwork:
     dtype: str | None = None
     quantize: Mode | None = None
     backend: BackendChoice = "auto"
+    memory_limit_bytes: int | None = None  # of the starter
     folder: Path | None = None  # where measurements are kept; None: nowhere
 
     def measure(
@@ -63,7 +65,15 @@ class MeasuredNetwork:
         again: bool = False,
     ) -> Costs:
         """Time all nodes and links. Raises as `NetworkMeter.measure` does, and `Stopped` as the inbox."""
-        meter = NodeMeter(self.device, self.dtype, self.quantize, self.backend, folder=self.folder, tick=inbox.check)
+        meter = NodeMeter(
+            self.device,
+            self.dtype,
+            self.quantize,
+            self.backend,
+            folder=self.folder,
+            memory_limit_bytes=self.memory_limit_bytes,
+            tick=inbox.check,
+        )
         network_meter = NetworkMeter(self.network, clients, meter, listener, inbox, refusals, timeouts)
         times = network_meter.measure(self._request(again=again), self._wire_dtype)
         self._keep(times)
@@ -104,9 +114,10 @@ class MeasuredNetwork:
     def _path(self) -> Path | None:
         if self.folder is None:
             return None
-        nodes = [[node.addr, node.http_port, node.device] for node in self.network.nodes]
+        nodes = [[node.addr, node.http_port, node.device, node.memory_limit_bytes] for node in self.network.nodes]
         model = [config_to_dict(self.model.config), self.dtype, self.quantize]
-        known = {"nodes": nodes, "device": str(self.device), "model": model, "version": __version__}
+        known: dict[str, Any] = {"nodes": nodes, "device": str(self.device), "model": model, "version": __version__}
+        known["memory_limit_bytes"] = self.memory_limit_bytes
         digest = hashlib.blake2b(json.dumps(known, sort_keys=True).encode(), digest_size=16).hexdigest()
         return self.folder / f"network-{digest}.json"
 

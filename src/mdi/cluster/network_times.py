@@ -18,7 +18,7 @@ from mdi.cluster.locations import Locations, ask_location
 from mdi.cluster.node_meter import NodeMeter
 from mdi.cluster.planner import LinkCosts, Links
 from mdi.cluster.rendezvous import Call, begin_call, nodes_on_host
-from mdi.config.network import NetworkConfig, node_name
+from mdi.config.network import NetworkConfig, NodeConfig, node_name
 from mdi.control.client import ControlClient
 from mdi.control.measurement import LinkRequest, LinkTimes, Measured, MeasureRequest, StageRequest, StageTimes
 from mdi.errors import ControlError
@@ -45,6 +45,15 @@ class NetworkTimes:
     def held_as(self, mode: Mode) -> "NetworkTimes":
         """The same with weights in another mode: for arithmetic on memory, not on time."""
         return replace(self, nodes=tuple(replace(node, mode=mode) for node in self.nodes))
+
+    def with_limit(self, node: int, limit_bytes: int | None) -> "NetworkTimes":
+        """The same with another limit of the memory that a node may take."""
+        limited = replace(self.nodes[node], memory_limit_bytes=limit_bytes)
+        return replace(self, nodes=(*self.nodes[:node], limited, *self.nodes[node + 1 :]))
+
+    def without_limits(self) -> "NetworkTimes":
+        """The same, where nodes may take all of their free memory."""
+        return replace(self, nodes=tuple(replace(node, memory_limit_bytes=None) for node in self.nodes))
 
 
 def request_for(
@@ -111,7 +120,8 @@ class NetworkMeter:
         calls = {node: self._call(node, self._for(node, request)) for node in self._clients}
         own = self._meter.measure(self._for(NodeId(0), request))
         self._await(calls.values())
-        return (own, *(_expected(StageTimes, node, calls[node].future.result()) for node in sorted(calls)))
+        found = (own, *(_expected(StageTimes, node, calls[node].future.result()) for node in sorted(calls)))
+        return tuple(_limited(times, node) for times, node in zip(found, self._network.nodes, strict=True))
 
     def _locate(self) -> None:
         """Ask those nodes for their ring ports that have not been given one."""
@@ -163,6 +173,11 @@ class NetworkMeter:
             refusals=self._refusals,
             timeouts=self._timeouts,
         )
+
+
+def _limited(times: StageTimes, node: NodeConfig) -> StageTimes:
+    """With the limit of memory that the configuration has, where the node tells none itself."""
+    return replace(times, memory_limit_bytes=times.memory_limit_bytes or node.memory_limit_bytes)
 
 
 def _expected(kind: type[T], node: NodeId, answer: Measured) -> T:

@@ -13,7 +13,7 @@ import torch
 from mdi import __version__
 from mdi.checkpoint.config import config_from_dict
 from mdi.checkpoint.disk_speed import disk_speed
-from mdi.cluster.budget import SPARE
+from mdi.cluster.budget import usable_bytes
 from mdi.cluster.stage_times import StageTimer
 from mdi.control.measurement import StageRequest, StageTimes
 from mdi.documents import read_json
@@ -32,7 +32,7 @@ from mdi.strings import format_bytes
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # of what is kept; another one is measured anew
+FORMAT = 2  # of what is kept; another one is measured anew
 _MAX_FILE_BYTES = 1 << 16
 _USUAL_ROWS = 4  # of a message, for backends that choose a layout by it
 
@@ -46,6 +46,7 @@ class NodeMeter:
     quantize: Mode | None = None
     backend: BackendChoice = "auto"
     folder: Path | None = None  # where measurements are kept, and chunks beside them; None: nowhere
+    memory_limit_bytes: int | None = None  # that the node may take for a model
     make_room: Callable[[], None] = no_tick  # gives back what an earlier session has left in memory
     tick: Callable[[], None] = no_tick
 
@@ -59,7 +60,8 @@ class NodeMeter:
             times = self._measure(request, config, placement, cores)
             if path is not None:
                 _keep(path, times)
-        return replace(times, free_memory_bytes=free_memory_bytes(self.device))
+        free_bytes = free_memory_bytes(self.device)
+        return replace(times, free_memory_bytes=free_bytes, memory_limit_bytes=self.memory_limit_bytes)
 
     def _placement(self, request: StageRequest) -> Placement:
         mode = resolve(request.stored, self.quantize or request.quantize, "the model")
@@ -86,15 +88,15 @@ class NodeMeter:
             message_s=message_s,
             disk_read_bytes_s=read_bytes_s,
             disk_write_bytes_s=write_bytes_s,
-            free_memory_bytes=None,  # it changes, and is asked for each time
+            free_memory_bytes=None,  # it changes, and is asked for each time; so is the limit
         )
 
     def _check_memory(self, needed_bytes: int) -> None:
-        usable_bytes = free_memory_bytes(self.device) * (1 - SPARE)
-        if needed_bytes > usable_bytes:
+        room_bytes = usable_bytes(free_memory_bytes(self.device), self.memory_limit_bytes)
+        if needed_bytes > room_bytes:
             raise ConfigError(
                 f"timing a layer of this model takes {format_bytes(needed_bytes)} of memory, and"
-                f" {format_bytes(usable_bytes)} may be used: end other programs, or try --quantize int8"
+                f" {format_bytes(room_bytes)} may be used: end other programs, or try --quantize int8"
             )
 
     def _disk_speed(self) -> tuple[float | None, float | None]:

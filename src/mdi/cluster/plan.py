@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from mdi.checkpoint.folder import ModelFolder, serves
 from mdi.checkpoint.weights import MODEL_FILE
-from mdi.cluster.budget import budgets_of, facts_of, fit_slots, roomiest_split, slots_of
+from mdi.cluster.budget import NodeFacts, budgets_of, facts_of, fit_slots, roomiest_split, slots_of
 from mdi.cluster.costs import load_of
 from mdi.cluster.partition import Load, split
 from mdi.config.network import NodeConfig, node_name
@@ -76,7 +76,7 @@ def plan(model: ModelFolder, members: Sequence[Member], options: PlanOptions) ->
     """
     spans = choose_spans(model, [member.config.share for member in members], options)
     mode, stored = model.stored_mode(len(members), options.quantize), model.stored(len(members))
-    nodes = [facts_of(m.name, m.config.host, m.status, mode, options.quantize, options.dtype) for m in members]
+    nodes = [_facts_of(member, mode, options) for member in members]
     budgets_with = functools.partial(
         budgets_of, nodes, model.config, context=options.context, max_rows=options.max_batch_tokens, stored=stored
     )
@@ -87,6 +87,13 @@ def plan(model: ModelFolder, members: Sequence[Member], options: PlanOptions) ->
             spans, budgets = roomiest, roomier
     n_slots = fit_slots(budgets, options.n_slots, fixed=options.is_fixed)
     return Plan(tuple(member.node for member in members), tuple(spans), n_slots, options.context)
+
+
+def _facts_of(member: Member, stored: Mode, options: PlanOptions) -> NodeFacts:
+    config = member.config
+    return facts_of(
+        member.name, config.host, member.status, stored, options.quantize, options.dtype, config.memory_limit_bytes
+    )
 
 
 def choose_spans(model: ModelFolder, shares: Sequence[float], options: PlanOptions) -> list[Span]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mdi.checkpoint.chunks import UNKNOWN_FORM, StoredForm
-from mdi.cluster.budget import SPARE, Need, NodeFacts, need_of
+from mdi.cluster.budget import Need, NodeFacts, need_of, usable_bytes
 from mdi.cluster.network_times import NetworkTimes
 from mdi.cluster.planner import Curve, NodeCosts, Workload
 from mdi.config.network import NetworkConfig, node_name
@@ -69,12 +69,13 @@ def max_layers(times: StageTimes, job: Job, *, has_ends: bool, n_sharing: int) -
 
     `n_sharing` nodes draw on the same memory, of which each gets as much.
     """
-    if times.free_memory_bytes is None:
+    free_bytes = times.free_memory_bytes
+    room_bytes = usable_bytes(free_bytes and free_bytes / n_sharing, times.memory_limit_bytes)
+    if room_bytes == math.inf:
         return int(job.config.n_layer)
-    usable_bytes = times.free_memory_bytes * (1 - SPARE) / n_sharing
     ends, layer = _needs(times, job, has_ends)
     fixed = ends.weights + ends.message
-    return max(0, math.floor((usable_bytes - fixed) / (layer.weights + job.n_samples * layer.slot)))
+    return max(0, math.floor((room_bytes - fixed) / (layer.weights + job.n_samples * layer.slot)))
 
 
 def memory_bytes(times: StageTimes, job: Job, n_layers: int, *, has_ends: bool) -> int:

@@ -1,12 +1,17 @@
 """What numbers may be: one table for the flags of a command line and for requests to the engine."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from mdi.errors import ConfigError
+from mdi.strings import quoted
 
 MAX_NUMBER = 10**12  # of any number that a user gives
+MAX_SIZE_BYTES = 10**15
+_UNITS = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}
+_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?) ?([MGT]I?B)", re.IGNORECASE | re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,17 @@ class Interval:
         if not self.low <= value <= self.high or (self.excludes_low and value == self.low):
             allowed = f"above {self.low:g} and at most" if self.excludes_low else f"a number from {self.low:g} to"
             raise ConfigError(f"{name} {value}: must be {allowed} {self.high:.15g}")  # not 1e+12
+
+
+def parse_size(text: str, name: str) -> int:
+    """The bytes of `3GB`, `512 MB` or `1.5GiB`. Raises `ConfigError` naming `name`."""
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise ConfigError(f"{name}: {quoted(text)} is not a size, such as 3GB, 512MB or 1.5GiB")
+    n_bytes = round(float(match[1]) * _UNITS[match[2].upper()])
+    if not 1 <= n_bytes <= MAX_SIZE_BYTES:
+        raise ConfigError(f"{name}: {quoted(text)} is not from 1 byte to 1000TB")
+    return n_bytes
 
 
 # Those of OpenAI's API where it has the parameter, except temperature. With that of repetition_penalty,

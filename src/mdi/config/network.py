@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mdi.config.addresses import address_problem
+from mdi.config.bounds import parse_size
 from mdi.config.paths import SETTINGS_DIR
 from mdi.documents import read_json
 from mdi.errors import ConfigError
@@ -31,7 +32,7 @@ MAX_LAYERS = 10_000
 MAX_FILE_BYTES = 1 << 20
 # Of the keys of a node. One that is missing may be there under another name, but not under one of these.
 _NAMES = {"nodes", "starter", "secondary", "addr", "listen", "communication", "inference", "device", "share"}
-_NAMES |= {"max_layers", "port", "starter_addr", "known_as", "port_in", "port_out"}
+_NAMES |= {"max_layers", "memory_limit", "port", "starter_addr", "known_as", "port_in", "port_out"}
 LOOPBACK = ("localhost", "127.", "::1")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+):[0-9]{1,5}")
 
@@ -51,6 +52,7 @@ class NodeConfig:
     known_as: tuple[str, ...] = ()  # `address:port` by which others call its HTTP port, where something forwards to it
     listen: str | None = None  # the address that it listens on, where that is another than `addr`
     max_layers: int | None = None  # that a measured plan may give it; None: as many as its memory holds
+    memory_limit_bytes: int | None = None  # that it may take for a model; None: what is free
 
     @property
     def listen_addr(self) -> str:
@@ -251,6 +253,10 @@ class _Reader:
             raise self.error("max_layers", f"{quoted(layers)} is not a number of layers (1 to {MAX_LAYERS})")
         return int(layers)
 
+    def optional_size(self, key: str) -> int | None:
+        """Bytes, written with their unit."""
+        return parse_size(self.string(key), f"{self._path}: {self._where}{key}") if self.has(key) else None
+
     def device(self) -> str:
         device: str = self.take("device", str, "a string")
         if not DEVICE.fullmatch(device):
@@ -316,6 +322,7 @@ def _read_node(reader: _Reader) -> NodeConfig:
     device = reader.device() if reader.has("device") else None
     share = reader.share() if reader.has("share") else 1.0
     max_layers = reader.max_layers() if reader.has("max_layers") else None
+    memory_limit_bytes = reader.optional_size("memory_limit")
     reader.finish()
     return NodeConfig(
         addr,
@@ -328,6 +335,7 @@ def _read_node(reader: _Reader) -> NodeConfig:
         known_as=known_as,
         listen=listen,
         max_layers=max_layers,
+        memory_limit_bytes=memory_limit_bytes,
     )
 
 

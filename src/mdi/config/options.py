@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mdi.config.addresses import DEFAULT_HTTP_PORT
-from mdi.config.bounds import SAMPLING_BOUNDS, Interval, LogitBias, check_sampling
+from mdi.config.bounds import SAMPLING_BOUNDS, Interval, LogitBias, check_sampling, parse_size
 from mdi.config.paths import SETTINGS_DIR
 from mdi.config.section import Section, at_least, check_device, check_dtype, check_quantize, flag_of, section_of
 from mdi.errors import ConfigError
@@ -68,7 +68,23 @@ class ModelOptions(Section):
 
 
 @dataclass(frozen=True)
-class NodeOptions(Section):
+class MemoryOption(Section):
+    """`--memory-limit`: how much of its machine's memory a node may take for a model."""
+
+    memory_limit: str | None = None  # as it was typed: 3GB
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.memory_limit_bytes
+
+    @property
+    def memory_limit_bytes(self) -> int | None:
+        """None: no limit but the memory that is free. Raises `ConfigError` for what is not a size."""
+        return None if self.memory_limit is None else parse_size(self.memory_limit, "--memory-limit")
+
+
+@dataclass(frozen=True)
+class NodeOptions(MemoryOption):
     """How one node computes and logs."""
 
     verbose: bool = False
@@ -339,7 +355,7 @@ class ChatOptions(PrecisionOptions):
 
 
 @dataclass(frozen=True)
-class PlannerOptions(NetworkOptions, PrecisionOptions):
+class PlannerOptions(NetworkOptions, PrecisionOptions, MemoryOption):
     """The options of `plan.py`: for what a ring is planned, and of which nodes."""
 
     verbose: bool = False

@@ -86,6 +86,7 @@ class StageTimes:
     disk_read_bytes_s: float | None  # of the disk where chunks are kept; None: unknown
     disk_write_bytes_s: float | None
     free_memory_bytes: int | None  # for a session; None: unknown
+    memory_limit_bytes: int | None = None  # that a session may take at most; None: what is free
 
     @classmethod
     def from_json(cls, data: Any) -> "StageTimes":
@@ -266,6 +267,7 @@ _TIMES_CHECKS: dict[str, Check] = {
     "disk_read_bytes_s": optional(_is_rate),
     "disk_write_bytes_s": optional(_is_rate),
     "free_memory_bytes": optional(whole(0, 2**63 - 1)),
+    "memory_limit_bytes": optional(whole(0, 2**63 - 1)),
 }
 _LINK_CHECKS: dict[str, Check] = {
     "run": whole(0, 2**64 - 1),

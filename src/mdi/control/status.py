@@ -71,6 +71,7 @@ class NodeStatus:
     span: Span | None
     peak_memory_bytes: int
     free_memory_bytes: int | None  # for a session; None: unknown
+    memory_limit_bytes: int | None = None  # that a session may take at most; None: what is free
     memory_bytes: int | None = None  # resident now. What is None here and below, an earlier version does not tell
     numerics: str | None = None  # the name of its arithmetic; None also where it has loaded nothing
     waiting: int | None = None  # messages that have arrived and are not computed, or are computed and not sent
@@ -101,9 +102,19 @@ class NodeStatus:
 
     @property
     def memory(self) -> str:
-        """`1.07 GB at most so far, 8.59 GB free`"""
-        peak = f"{format_bytes(self.peak_memory_bytes)} at most so far"
-        return peak if self.free_memory_bytes is None else f"{peak}, {format_bytes(self.free_memory_bytes)} free"
+        """`1.07 GB at most so far, 8.59 GB free, limited to 3.00 GB`"""
+        return ", ".join([f"{format_bytes(self.peak_memory_bytes)} at most so far", *self._room])
+
+    @property
+    def room(self) -> str:
+        """`8.59 GB free, limited to 3.00 GB`; `-` where it tells nothing."""
+        return ", ".join(self._room) or "-"
+
+    @property
+    def _room(self) -> list[str]:
+        free, limit = self.free_memory_bytes, self.memory_limit_bytes
+        parts = [] if free is None else [f"{format_bytes(free)} free"]
+        return parts if limit is None else [*parts, f"limited to {format_bytes(limit)}"]
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -146,6 +157,7 @@ _NODE_CHECKS: dict[str, Check] = {
     "span": optional(is_span),
     "peak_memory_bytes": _SIZE,
     "free_memory_bytes": optional(_SIZE),
+    "memory_limit_bytes": optional(_SIZE),
     "memory_bytes": optional(_SIZE),
     "numerics": optional(is_string),
     "waiting": optional(_SIZE),

@@ -100,15 +100,18 @@ class Secondary:
         quantize: Mode | None = None,
         backend: BackendChoice = "auto",
         compile_stage: bool = False,
+        memory_limit_bytes: int | None = None,
         timeouts: Timeouts = DEFAULT_TIMEOUTS,
         packed_files: PackedFiles = IN_MEMORY,
     ) -> None:
         """Raises `ConfigError` where a port is taken or the device is not there.
 
         Args:
+            memory_limit_bytes: that the node may take for a model; None: as the configuration says.
             packed_files: where packed weights are kept for the next start.
         """
         self.config = config
+        self._memory_limit_bytes = memory_limit_bytes or config.memory_limit_bytes
         self._sources, self._own_dtype, self._quantize, self._timeouts = sources, dtype, quantize, timeouts
         torch_device = pick_device(device or config.device)
         self._default_dtype = dtype_name(pick_dtype(dtype, torch_device))
@@ -140,6 +143,7 @@ class Secondary:
             quantize,
             backend,
             folder=sources.cache.measurements,
+            memory_limit_bytes=self._memory_limit_bytes,
             make_room=self._runner.unload,
             tick=self._tick,
         )
@@ -222,6 +226,7 @@ class Secondary:
             memory_bytes=memory_bytes(),
             peak_memory_bytes=peak_memory_bytes(),
             free_memory_bytes=runner.free_memory_bytes(),
+            memory_limit_bytes=self._memory_limit_bytes,
             waiting=max(0, link.n_received - link.n_sent - (since_s is not None)) if link else 0,
             work=self._timeline.meter.total,
             name=self._identity.name,

@@ -93,6 +93,7 @@ class Starter:
         device = pick_device(options.device or network.starter.device)
         self._dtype = dtype_name(pick_dtype(options.dtype, device))
         self._has_kernels = prepare(device, options.backend)
+        self._memory_limit_bytes = options.memory_limit_bytes or network.starter.memory_limit_bytes
         self._inbox = Inbox()
         self._identity = Identity.new()
         self._runner = StageRunner(
@@ -160,6 +161,7 @@ class Starter:
             dtype=self._options.dtype,
             quantize=self._options.quantize,
             backend=self._options.backend,
+            memory_limit_bytes=self._memory_limit_bytes,
             folder=measurements_dir(),
         )
 
@@ -247,6 +249,7 @@ class Starter:
             memory_bytes=memory_bytes(),
             peak_memory_bytes=peak_memory_bytes(),
             free_memory_bytes=runner.free_memory_bytes(),
+            memory_limit_bytes=self._memory_limit_bytes,
             waiting=supervisor.ring.n_waiting,
             work=self._timeline.meter.total,
             name=self._identity.name,

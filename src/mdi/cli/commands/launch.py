@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 def build_parser() -> Parser:
     parser = starter.build_parser()
-    parser.description = f"{__doc__} Those of logging, --device and --compile hold for every node."
+    parser.description = f"{__doc__} Those of logging, --device, --memory-limit and --compile hold for every node."
     return parser
 
 
@@ -63,8 +63,9 @@ def nodes_to_run(network: NetworkConfig, options: StarterOptions) -> list[int]:
 def node_flags(options: NodeOptions) -> list[str]:
     """The flags that are every node's, for the secondaries."""
     switches = {"-v": options.verbose, "-q": options.quiet, "-d": options.debug, "-c": options.compile}
-    device = [] if options.device is None else ["--device", options.device]
-    return [flag for flag, is_set in switches.items() if is_set] + device
+    values = {"--device": options.device, "--memory-limit": options.memory_limit}
+    given = [word for flag, value in values.items() if value is not None for word in (flag, value)]
+    return [flag for flag, is_set in switches.items() if is_set] + given
 
 
 def run() -> NoReturn:

@@ -5,7 +5,7 @@ from typing import NoReturn
 
 from mdi.cli.environment import forget_foreign_variables, sleep_at_barriers
 from mdi.cli.networks import describe, network_of
-from mdi.cli.parser import Parser, add_discover, options_from
+from mdi.cli.parser import Parser, add_discover, add_memory_limit, options_from
 from mdi.cli.script import announce, run_script, set_up_logging
 from mdi.cli.signals import Signals
 from mdi.config.options import LINKS, OBJECTIVES, PlannerOptions
@@ -34,6 +34,7 @@ def build_parser() -> Parser:
     option("--measure", action="store_true", help="measure again what was measured before")
     option("--device", help="of the starter: cpu, mps, cuda or cuda:N (default: the best there is)")
     option("--backend", metavar="NAME", help="of the starter: native, torch or auto", values=BACKEND_CHOICES)
+    add_memory_limit(parser, "may take as the starter (default: what is free)")
     option("--what-if", metavar="MACHINES", help="estimate for machines that are not here: '4x pi5-8gb,1x orin-nano'")
     option("--link", help="what joins the machines of --what-if: gigabit, 100mbit or wifi", values=LINKS)
     return parser
