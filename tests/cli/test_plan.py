@@ -61,6 +61,19 @@ def test_machines_that_are_not_here_are_planned_for() -> None:
     assert value["is_estimate"] and sum(value["split"]) == 28
 
 
+def test_each_node_may_be_planned_in_a_mode_of_its_own() -> None:
+    options = PlannerOptions(ckpt=Path("mistral-7b"), what_if="rtx4090,2x pi4-4gb", n_samples=16)
+    alone = json.loads(run_plan(replace(options, json=True), None))
+    allowed = json.loads(run_plan(replace(options, allow_quantize="int4", json=True), None))
+    assert {node["quantization"] for node in alone["nodes"]} == {"none"}
+    assert allowed["tokens_s"]["16"] >= alone["tokens_s"]["16"]
+    small = PlannerOptions(ckpt=Path("mistral-7b"), what_if="2x pi5-8gb", allow_quantize="int8", json=True)
+    value = json.loads(run_plan(small, None))
+    assert "int8" in {node["quantization"] for node in value["nodes"]}
+    with pytest.raises(ConfigError, match="too few"):
+        run_plan(replace(small, allow_quantize=None), None)
+
+
 def test_the_starter_may_be_given_less_than_it_has() -> None:
     options = PlannerOptions(ckpt=Path("llama3.2-3b"), what_if="2x pi5-8gb", quantize="int8", memory_limit="1.5GB")
     assert " of 1.50 GB " in run_plan(options, None)

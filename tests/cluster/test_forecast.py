@@ -137,6 +137,34 @@ def test_a_limit_of_memory_is_a_limit_of_layers_and_a_larger_one_is_advised_wher
     assert [part.free_bytes for part in found.parts] == [10**9, 500_000]
 
 
+def held_as_int8(times: NetworkTimes, *speedups: float) -> NetworkTimes:
+    """The same nodes in int8, so many times as fast."""
+    nodes = [
+        replace(node, mode="int8", layers=tuple(time._replace(seconds=time.seconds / by) for time in node.layers))
+        for node, by in zip(times.nodes, speedups, strict=True)
+    ]
+    return replace(times, nodes=tuple(nodes))
+
+
+def test_a_plan_may_choose_how_each_node_holds_its_weights() -> None:
+    """The first one is slower in int8, as a GPU is, and the second one faster."""
+    network, times = network_with(1, 4)
+    costs = Costs(network, times, JOB, (held_as_int8(times, 0.5, 4),))
+    best = costs.with_best_modes()
+    assert [node.mode for node in best.times.nodes] == ["none", "int8"]
+    assert best.plan().layers == (6, 6)
+    assert best.plan().prediction.tokens_s > 1.2 * costs.plan().prediction.tokens_s
+    plain = Costs(network, times, JOB)
+    assert plain.with_best_modes() is plain
+
+
+def test_what_fits_in_no_mode_is_told_with_what_is_missing() -> None:
+    network, times = network_with(1, 1)
+    small = replace(times, nodes=tuple(replace(node, free_memory_bytes=200_000) for node in times.nodes))
+    with pytest.raises(ConfigError, match=r"it would fit with"):
+        Costs(network, small, JOB, (held_as_int8(small, 1, 1),)).with_best_modes()
+
+
 def test_a_starter_that_has_no_room_needs_more_of_its_own() -> None:
     network, times = network_with(1, 1)
     nodes = (replace(times.nodes[0], free_memory_bytes=100_000), times.nodes[1])

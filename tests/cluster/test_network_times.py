@@ -145,6 +145,26 @@ def test_too_little_memory_is_said(tiny: Path, monkeypatch: pytest.MonkeyPatch) 
         NodeMeter(torch.device("cpu"), memory_limit_bytes=1000).measure(request_for(tiny))
 
 
+def test_nodes_are_measured_in_another_mode_but_for_those_that_cannot(
+    ring: Ring, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("WARNING", "mdi")
+    request, meter = request_for(tiny), NodeMeter(torch.device("cpu"), folder=tmp_path)
+    network, clients = ring.network, clients_of(ring.network)
+
+    def refuse(request: StageRequest) -> StageTimes:
+        raise ConfigError("no kernels for int8 here")
+
+    with listen(network.starter.addr, network.starter.port_in) as listener:
+        network_meter = NetworkMeter(network, clients, meter, listener, Inbox())
+        plain = network_meter.measure(request, "float32")
+        monkeypatch.setattr(ring.secondaries[1]._measuring, "_stage", refuse)
+        quantized = network_meter.held_as("int8", request, plain)
+    assert [node.mode for node in quantized.nodes] == ["int8", "int8", "none"]
+    assert quantized.nodes[2] == plain.nodes[2] and quantized.links is plain.links
+    assert any("secondary 1 keeps its weights as they are: " in line for line in caplog.messages)
+
+
 def test_a_node_answers_with_the_limit_of_its_memory(
     ring: Ring, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

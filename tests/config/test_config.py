@@ -546,6 +546,21 @@ def test_a_number_beyond_every_float_is_refused_too() -> None:
     assert error_of(lambda: StarterOptions(n_tokens=10**400)).startswith("--n-tokens ")
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"allow_quantize": "int2", "split": "measured"}, "--allow-quantize int2: expected one of int8, int4"),
+        ({"allow_quantize": "none", "split": "measured"}, "--allow-quantize none: expected one of int8, int4"),
+        ({"allow_quantize": "int8"}, "--allow-quantize int8: needs --split measured"),
+        ({"allow_quantize": "int8", "quantize": "int4", "split": "measured"}, "--quantize int4 is for all nodes"),
+    ],
+)
+def test_a_plan_that_may_quantize_is_asked_for_in_one_way(options: dict[str, Any], told: str) -> None:
+    assert error_of(lambda: StarterOptions(**options)).startswith(told)
+    RingOptions(allow_quantize="int4", split="measured")
+    PlannerOptions(allow_quantize="int8")
+
+
 def test_options_at_their_limits_are_taken() -> None:
     StarterOptions(n_samples=1, n_tokens=1, sequence_length=1, temperature=0, top_k=0, top_p=1e-9)
     StarterOptions(min_p=1, frequency_penalty=-2, presence_penalty=2, logit_bias=((0, -100), (1, 100)))

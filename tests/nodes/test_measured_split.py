@@ -13,7 +13,8 @@ from mdi.cli.speed_report import tell_speed
 from mdi.cluster.network_times import NetworkMeter, NetworkTimes
 from mdi.cluster.planner import LinkCosts
 from mdi.config.options import StarterOptions
-from mdi.control.measurement import HeadTime, LayerTime, StageTimes
+from mdi.control.measurement import HeadTime, LayerTime, StageRequest, StageTimes
+from mdi.formats import Mode
 from support.rings import Ring, ring_of, starter_for
 
 pytestmark = pytest.mark.slow
@@ -70,6 +71,26 @@ def test_nodes_and_their_order_are_chosen_by_what_was_measured(
     assert now[0] == counts[0] and now[1] > counts[1]
     assert any(line.startswith("without secondary 0 it is ") for line in caplog.messages)
     assert any(line.startswith("planned as measured: 3,3; ") for line in caplog.messages)
+
+
+def test_nodes_hold_their_weights_as_the_plan_has_chosen(
+    ring: Ring, tiny: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The second secondary is slow, and as fast as the others in int8; the first one would be slower in it."""
+    caplog.set_level(logging.WARNING, "mdi")
+    measured_as(monkeypatch, [1, 1, 10], [[NEAR] * 3] * 3)
+
+    def held_as(meter: NetworkMeter, mode: Mode, request: StageRequest, times: NetworkTimes) -> NetworkTimes:
+        layers = [tuple(LayerTime(rows, 128, s * rows * 1e-2) for rows in (1, 16)) for s in (2, 2, 1)]
+        nodes = zip(times.nodes, layers, strict=True)
+        return replace(times, nodes=tuple(replace(node, mode=mode, layers=own) for node, own in nodes))
+
+    monkeypatch.setattr(NetworkMeter, "held_as", held_as)
+    tokens = ring.generate(tiny, PROMPTS, split="measured", allow_quantize="int8")
+    assert [len(each) for each in tokens] == [12, 12, 12]
+    assert [secondary.status().weights for secondary in ring.secondaries] == ["none", "int8"]
+    assert any(line.startswith("planned as measured: 2,2,2, int8 on secondary 1; ") for line in caplog.messages)
+    assert any("int8 weights" in line and "secondary 1" in line for line in caplog.messages)  # they compute otherwise
 
 
 def test_slow_links_decide_the_order(ring: Ring, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:

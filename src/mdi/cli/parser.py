@@ -12,7 +12,7 @@ from mdi.cli.utf8 import is_text
 from mdi.config.options import LOG_FORMATS
 from mdi.config.paths import LOGS_DIR
 from mdi.config.section import defaults_of
-from mdi.formats import BACKEND_CHOICES, DTYPES, MODES
+from mdi.formats import BACKEND_CHOICES, DTYPES, MODES, QUANTIZED
 from mdi.net.key_sources import KEY_FILE_VARIABLE, make_key_file, new_key
 from mdi.strings import did_you_mean, quoted
 
@@ -161,6 +161,18 @@ def add_node_options(parser: Parser) -> None:
 def add_memory_limit(parser: Parser, what: str) -> None:
     """`--memory-limit SIZE`."""
     parser.option("--memory-limit", metavar="SIZE", help=f"3GB, 512MB: the most memory that it {what}")
+
+
+def add_allow_quantize(parser: Parser, needs: str = "") -> None:
+    """`--allow-quantize [MODE]`."""
+    parser.option(
+        "--allow-quantize",
+        nargs="?",
+        const=QUANTIZED[0],
+        metavar="MODE",
+        help=f"let the plan hold nodes in int8, or down to int4, where that makes the ring faster{needs}",
+        values=QUANTIZED,
+    )
 
 
 def add_discover(parser: Parser) -> None:

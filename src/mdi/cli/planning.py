@@ -10,9 +10,10 @@ from mdi.checkpoint.config import load_config
 from mdi.checkpoint.folder import find_folder, open_folder
 from mdi.cli.plan_report import Report
 from mdi.cluster.device_classes import STORED_DTYPE, estimate, network_of, parse_devices
-from mdi.cluster.forecast import Costs, advise, forecast_of
+from mdi.cluster.forecast import Costs, Objective, advise, forecast_of
 from mdi.cluster.measured_network import MeasuredNetwork
 from mdi.cluster.member_setup import MemberSetup, Patience
+from mdi.cluster.network_times import NetworkTimes
 from mdi.cluster.rendezvous import clients_of, in_background
 from mdi.cluster.ring_costs import Job
 from mdi.config.network import NetworkConfig
@@ -22,7 +23,7 @@ from mdi.control.client import ControlClient
 from mdi.convert.hf_configs import config_by_name
 from mdi.convert.known_models import KNOWN_MODELS
 from mdi.errors import ControlError
-from mdi.formats import Mode
+from mdi.formats import Mode, allowed_modes
 from mdi.ids import NodeId
 from mdi.inbox import Inbox
 from mdi.model.architecture import ModelConfig
@@ -38,8 +39,10 @@ DEFAULT_CONTEXT = 2048  # positions, as in the tables of docs/sizing.md
 
 def run_plan(options: PlannerOptions, network: NetworkConfig | None) -> str:
     """The plan as it is to be printed; `network` is None where machines are estimated. Raises `MdiError`."""
+    objective: Objective = "latency" if options.objective == "latency" else "throughput"
     name, costs = _estimated(options) if network is None else _measured(options, network)
-    found = forecast_of(costs, costs.plan("latency" if options.objective == "latency" else "throughput"))
+    costs = costs.with_best_modes(objective)
+    found = forecast_of(costs, costs.plan(objective))
     report = Report(name, costs, found, advise(costs, found), options.what_if)
     return report.json() if options.json else report.text()
 
@@ -54,10 +57,15 @@ def _context(options: PlannerOptions, config: ModelConfig) -> int:
 def _estimated(options: PlannerOptions) -> tuple[str, Costs]:
     names = parse_devices(options.what_if or "")
     model, config, mode = _known_model(options)
-    times = estimate(names, options.link, config, mode, options.dtype).with_limit(0, options.memory_limit_bytes)
+
+    def times_in(mode: Mode) -> NetworkTimes:
+        times = estimate(names, options.link, config, mode, options.dtype)
+        return times.with_limit(0, options.memory_limit_bytes)
+
+    times, alternatives = times_in(mode), tuple(map(times_in, allowed_modes(options.allow_quantize)))
     context, wire_dtype = _context(options, config), times.nodes[0].dtype
     job = Job(config, context, options.n_samples, options.max_batch_tokens, wire_dtype, StoredForm(STORED_DTYPE))
-    return model, Costs(network_of(names), times, job)
+    return model, Costs(network_of(names), times, job, alternatives)
 
 
 def _known_model(options: PlannerOptions) -> tuple[str, ModelConfig, Mode]:
@@ -94,6 +102,7 @@ def _measured(options: PlannerOptions, network: NetworkConfig) -> tuple[str, Cos
             max_rows=options.max_batch_tokens,
             dtype=options.dtype,
             quantize=options.quantize,
+            allow_quantize=options.allow_quantize,
             backend=options.backend,
             memory_limit_bytes=options.memory_limit_bytes or starter.memory_limit_bytes,
             folder=measurements_dir(),

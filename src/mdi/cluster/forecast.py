@@ -7,6 +7,7 @@ from typing import Literal
 
 from mdi.cluster.budget import SPARE
 from mdi.cluster.network_times import NetworkTimes
+from mdi.cluster.node_modes import choose_modes
 from mdi.cluster.planner import (
     Limit,
     Links,
@@ -71,6 +72,7 @@ class Costs:
     network: NetworkConfig
     times: NetworkTimes
     job: Job
+    alternatives: tuple[NetworkTimes, ...] = ()  # with weights held less and less exactly, where a plan may choose
 
     @cached_property
     def nodes(self) -> Sequence[NodeCosts]:
@@ -87,15 +89,33 @@ class Costs:
 
         Raises `ConfigError` where there is none, with what is missing and what would make the model fit.
         """
-        work = self._workload(1 if objective == "latency" else self.job.n_samples)
         try:
-            return plan_ring(self.nodes, self.links, work, use_all=use_all)
+            return plan_ring(self.nodes, self.links, self._work_for(objective), use_all=use_all)
         except ConfigError as exc:
             raise ConfigError(f"{exc}: {shortage(self)}") from exc
+
+    def with_best_modes(self, objective: Objective = "throughput") -> "Costs":
+        """The same, with the weights of each node held as makes the ring fastest, where a plan may choose.
+
+        Raises as `plan`.
+        """
+        if not self.alternatives:
+            return self
+        ways = [replace(self, times=times, alternatives=()) for times in (self.times, *self.alternatives)]
+        choices = list(zip(*(way.nodes for way in ways), strict=True))
+        try:
+            taken = choose_modes(choices, self.links, self._work_for(objective))
+        except ConfigError as exc:
+            raise ConfigError(f"{exc}: {shortage(ways[-1])}") from exc
+        nodes = tuple(ways[k].times.nodes[node] for node, k in enumerate(taken))
+        return replace(ways[0], times=replace(self.times, nodes=nodes))
 
     def tokens_s(self, order: Sequence[int], layers: Sequence[int], n_samples: int) -> float:
         """Of all samples together."""
         return predict(self.nodes, self.links, self._workload(n_samples), order, layers).tokens_s
+
+    def _work_for(self, objective: Objective) -> Workload:
+        return self._workload(1 if objective == "latency" else self.job.n_samples)
 
     def _workload(self, n_samples: int) -> Workload:
         return replace(self.job.workload, n_samples=n_samples)

@@ -4,8 +4,8 @@ import hashlib
 import json
 import logging
 import socket
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from mdi.control.measurement import StageRequest, StageTimes
 from mdi.documents import read_json
 from mdi.errors import ControlError, StorageError
 from mdi.files import write_text
-from mdi.formats import BackendChoice, Mode
+from mdi.formats import BackendChoice, Mode, allowed_modes
 from mdi.ids import NodeId
 from mdi.inbox import Inbox
 from mdi.model.devices import pick_dtype
@@ -50,6 +50,7 @@ class MeasuredNetwork:
     max_rows: int
     dtype: str | None = None
     quantize: Mode | None = None
+    allow_quantize: Mode | None = None  # the least exact mode that a plan may choose for a node
     backend: BackendChoice = "auto"
     memory_limit_bytes: int | None = None  # of the starter
     folder: Path | None = None  # where measurements are kept; None: nowhere
@@ -75,9 +76,20 @@ class MeasuredNetwork:
             tick=inbox.check,
         )
         network_meter = NetworkMeter(self.network, clients, meter, listener, inbox, refusals, timeouts)
-        times = network_meter.measure(self._request(again=again), self._wire_dtype)
+        request = self._request(again=again)
+        times = network_meter.measure(request, self._wire_dtype)
         self._keep(times)
-        return self._costs(times)
+        alternatives = [network_meter.held_as(mode, request, times) for mode in self._modes(request.stored)]
+        return replace(self._costs(times), alternatives=tuple(alternatives))
+
+    def _modes(self, stored: Mode) -> Sequence[Mode]:
+        """How nodes may hold weights otherwise than as they are stored."""
+        if self.allow_quantize is None:
+            return ()
+        if stored != "none":
+            log.warning("--allow-quantize changes nothing: the weights of %s are %s already", self.model.name, stored)
+            return ()
+        return allowed_modes(self.allow_quantize)
 
     def known(self) -> Costs | None:
         """What was measured before, from here; None where nothing was, or nothing that can be used."""

@@ -2,13 +2,16 @@
 
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from mdi.cluster.expectation import RingExpectation
 from mdi.cluster.forecast import Costs, Forecast, advise, behind_plan, forecast_of
 from mdi.cluster.measured_network import MeasuredNetwork
 from mdi.cluster.plan import Plan
+from mdi.config.network import node_name
 from mdi.errors import ConfigError
+from mdi.formats import Mode
+from mdi.ids import NodeId
 
 log = logging.getLogger(__name__)
 
@@ -19,14 +22,18 @@ class MeasuredSplit:
     def __init__(self, network: MeasuredNetwork) -> None:
         self.network = network
         self.costs: Costs | None = None  # None: nothing was measured, as far as is known
+        self.modes: Mapping[NodeId, Mode] = {}  # that nodes are to hold their weights in, where a plan has chosen them
 
     def choose(self, measure: Callable[[], Costs]) -> Forecast:
         """Measure, and choose who takes part, in which order and with how many layers. Tells the user."""
-        self.costs = costs = measure()
+        self.costs = costs = measure().with_best_modes()
         found = forecast_of(costs, costs.plan())
         for sentence in advise(costs, found):
             log.warning("%s", sentence)
-        log.warning("planned as measured: %s; %s", found.split, found.rates)
+        if self.network.allow_quantize is not None:
+            self.modes = {NodeId(node): costs.times.nodes[node].mode for node in found.ring.order}
+        quantized = [f", {mode} on {node_name(node)}" for node, mode in self.modes.items() if mode != "none"]
+        log.warning("planned as measured: %s%s; %s", found.split, "".join(quantized), found.rates)
         return found
 
     def compare(self, plan: Plan) -> None:

@@ -7,7 +7,7 @@ import secrets
 import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from mdi.checkpoint.chunks import dtype_of
 from mdi.checkpoint.config import config_to_dict
@@ -18,10 +18,11 @@ from mdi.cluster.locations import Locations, ask_location
 from mdi.cluster.node_meter import NodeMeter
 from mdi.cluster.planner import LinkCosts, Links
 from mdi.cluster.rendezvous import Call, begin_call, nodes_on_host
-from mdi.config.network import NetworkConfig, NodeConfig, node_name
+from mdi.config.network import NetworkConfig, node_name
 from mdi.control.client import ControlClient
 from mdi.control.measurement import LinkRequest, LinkTimes, Measured, MeasureRequest, StageRequest, StageTimes
-from mdi.errors import ControlError
+from mdi.control.protocol import NodeBusy, Refused
+from mdi.errors import ConfigError, ControlError
 from mdi.formats import Mode
 from mdi.ids import NodeId, Rank
 from mdi.inbox import Inbox
@@ -116,12 +117,37 @@ class NetworkMeter:
             links[other][one] = LinkCosts(times.round_trip_s / 2, times.back_bytes_s)
         return NetworkTimes(nodes, links)
 
-    def _nodes(self, request: StageRequest) -> tuple[StageTimes, ...]:
-        calls = {node: self._call(node, self._for(node, request)) for node in self._clients}
-        own = self._meter.measure(self._for(NodeId(0), request))
+    def held_as(self, mode: Mode, request: StageRequest, times: NetworkTimes) -> NetworkTimes:
+        """The network that `times` are of, with quantized weights. A node that cannot hold them so keeps its times.
+
+        Raises as `measure` does.
+        """
+        log.warning("measuring the same with %s weights", mode)
+        return replace(times, nodes=self._nodes(replace(request, quantize=mode), otherwise=times))
+
+    def _nodes(self, request: StageRequest, *, otherwise: NetworkTimes | None = None) -> tuple[StageTimes, ...]:
+        """The times of all nodes, by id; `otherwise` has those of nodes that refuse."""
+        calls = {
+            node: begin_call(self._inbox, self._timed, node, self._for(node, request), otherwise)
+            for node in self._clients
+        }
+        own = self._timed(NodeId(0), self._for(NodeId(0), request), otherwise)
         self._await(calls.values())
-        found = (own, *(_expected(StageTimes, node, calls[node].future.result()) for node in sorted(calls)))
-        return tuple(_limited(times, node) for times, node in zip(found, self._network.nodes, strict=True))
+        return (own, *(calls[node].future.result() for node in sorted(calls)))
+
+    def _timed(self, node: NodeId, request: StageRequest, otherwise: NetworkTimes | None) -> StageTimes:
+        """The times of one node, of a secondary in a thread of its own."""
+        try:
+            times = self._clients[node].measure(request) if node else self._meter.measure(request)
+        except (ConfigError, Refused) as exc:
+            if otherwise is None or isinstance(exc, NodeBusy):
+                raise
+            log.warning("%s keeps its weights as they are: %s", node_name(node), exc)
+            return otherwise.nodes[node]
+        # A limit that the node was not started with may be in the starter's configuration.
+        limit_bytes = self._network.nodes[node].memory_limit_bytes
+        times = _expected(StageTimes, node, times)
+        return replace(times, memory_limit_bytes=times.memory_limit_bytes or limit_bytes)
 
     def _locate(self) -> None:
         """Ask those nodes for their ring ports that have not been given one."""
@@ -152,7 +178,7 @@ class NetworkMeter:
     def _call(self, node: NodeId, request: MeasureRequest) -> Call[Measured]:
         return begin_call(self._inbox, self._clients[node].measure, request)
 
-    def _await(self, calls: Iterable[Call[Measured]]) -> None:
+    def _await(self, calls: Iterable[Call[Any]]) -> None:
         """Wait for answers. Raises the first error at once, and `Stopped` as the inbox does."""
         unfinished = set(calls)
         while unfinished:
@@ -173,11 +199,6 @@ class NetworkMeter:
             refusals=self._refusals,
             timeouts=self._timeouts,
         )
-
-
-def _limited(times: StageTimes, node: NodeConfig) -> StageTimes:
-    """With the limit of memory that the configuration has, where the node tells none itself."""
-    return replace(times, memory_limit_bytes=times.memory_limit_bytes or node.memory_limit_bytes)
 
 
 def _expected(kind: type[T], node: NodeId, answer: Measured) -> T:

@@ -29,6 +29,7 @@ class Member:
     node: NodeId
     config: NodeConfig
     status: NodeStatus | None = None  # None: it has not been asked, so nothing is known of its memory
+    quantize: Mode | None = None  # what a measured plan has chosen for it; None: as the run has it
 
     @property
     def name(self) -> str:
@@ -56,6 +57,7 @@ class Plan:
     spans: tuple[Span, ...]  # of each member
     n_slots: int
     context: int
+    modes: tuple[Mode | None, ...] = ()  # that each member is asked to hold its weights in; None: as they are stored
 
     @property
     def names(self) -> list[str]:
@@ -76,23 +78,29 @@ def plan(model: ModelFolder, members: Sequence[Member], options: PlanOptions) ->
     """
     spans = choose_spans(model, [member.config.share for member in members], options)
     mode, stored = model.stored_mode(len(members), options.quantize), model.stored(len(members))
-    nodes = [_facts_of(member, mode, options) for member in members]
+    facts = [_facts_of(member, mode, options) for member in members]
     budgets_with = functools.partial(
-        budgets_of, nodes, model.config, context=options.context, max_rows=options.max_batch_tokens, stored=stored
+        budgets_of, facts, model.config, context=options.context, max_rows=options.max_batch_tokens, stored=stored
     )
     budgets = budgets_with(spans)
     if slots_of(budgets) < options.n_slots and _is_free_to_choose(model, len(members), options):
-        roomiest = roomiest_split(nodes, model.config, context=options.context, n_slots=options.n_slots, stored=stored)
+        roomiest = roomiest_split(facts, model.config, context=options.context, n_slots=options.n_slots, stored=stored)
         if slots_of(roomier := budgets_with(roomiest)) > slots_of(budgets):
             spans, budgets = roomiest, roomier
     n_slots = fit_slots(budgets, options.n_slots, fixed=options.is_fixed)
-    return Plan(tuple(member.node for member in members), tuple(spans), n_slots, options.context)
+    modes = tuple(member.quantize or options.quantize for member in members)
+    return Plan(tuple(member.node for member in members), tuple(spans), n_slots, options.context, modes)
 
 
 def _facts_of(member: Member, stored: Mode, options: PlanOptions) -> NodeFacts:
-    config = member.config
     return facts_of(
-        member.name, config.host, member.status, stored, options.quantize, options.dtype, config.memory_limit_bytes
+        member.name,
+        member.config.host,
+        member.status,
+        stored,
+        member.quantize or options.quantize,
+        options.dtype,
+        member.config.memory_limit_bytes,
     )
 
 

@@ -14,6 +14,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 from mdi.errors import ConfigError
 from mdi.strings import count
@@ -21,6 +22,13 @@ from mdi.strings import count
 MAX_EXACT_NODES = 8  # up to here every choice of nodes and every order is looked at
 _N_PAIRS = 6  # that a larger search begins with
 _N_TRIED = 12  # nodes that a larger search tries to add or to exchange at a time
+
+
+class Cost(Protocol):
+    """Seconds by number of rows."""
+
+    def at(self, rows: int) -> float:
+        """Seconds for a message of `rows` rows."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +51,8 @@ class NodeCosts:
     """What a node takes for a message, and how much of the model it can hold."""
 
     name: str
-    layer: Curve  # for each of its layers
-    head: Curve  # for head and sampling, where it is the starter
+    layer: Cost  # for each of its layers
+    head: Cost  # for head and sampling, where it is the starter
     message_s: float = 0.0  # besides, however few layers it has
     max_layers: int = 1_000_000
 

@@ -198,7 +198,7 @@ class Rendezvous:
             max_rows=self._options.max_batch_tokens,
             wire_dtype=self._wire_dtype,
             dtype=self._options.dtype,
-            quantize=self._options.quantize,
+            quantize=plan.modes[rank],
             peer_timeout_s=self._options.peer_timeout_s,
             timeline=self._timeline.on,
             nodes_on_host=nodes_on_host(self._network, nodes[rank]),

@@ -293,7 +293,8 @@ class RingSupervisor:
         )
         self._recovery.choose([NodeId(node) for node in found.ring.order])
         rendezvous.leave_out([node.node for node in members if node.node not in found.ring.order])
-        return [members[node] for node in found.ring.order], replace(options, split=found.split)
+        chosen = [replace(members[node], quantize=self._measured.modes.get(NodeId(node))) for node in found.ring.order]
+        return chosen, replace(options, split=found.split)
 
     def _refuse_twins(self, statuses: Statuses) -> None:
         """Raise `ConfigError` where two addresses of the network are those of one node, which would wait for itself."""
@@ -310,8 +311,8 @@ class RingSupervisor:
 
     def _members(self, members: Sequence[NodeId], statuses: Statuses) -> list[Member]:
         """These nodes, and what they say of themselves; `statuses` has those of the secondaries."""
-        nodes = self._network.nodes
-        return [Member(i, nodes[i], statuses.get(i) if i else self._own_status) for i in members]
+        nodes, own, modes = self._network.nodes, self._own_status, self._measured.modes
+        return [Member(i, nodes[i], statuses.get(i) if i else own, modes.get(i)) for i in members]
 
     def _adopt(self, members: Sequence[Member], options: PlanOptions) -> None:
         """Plan for these members, and write the chunks that the plan needs."""

@@ -16,7 +16,7 @@ from mdi.config.bounds import SAMPLING_BOUNDS, Interval, LogitBias, check_sampli
 from mdi.config.paths import SETTINGS_DIR
 from mdi.config.section import Section, at_least, check_device, check_dtype, check_quantize, flag_of, section_of
 from mdi.errors import ConfigError
-from mdi.formats import BACKEND_CHOICES, BackendChoice, Mode
+from mdi.formats import BACKEND_CHOICES, QUANTIZED, BackendChoice, Mode
 from mdi.net.sockets import MAX_PORT
 
 LOG_FORMATS = ("text", "json")
@@ -52,6 +52,23 @@ class PrecisionOptions(Section):
         super().__post_init__()
         check_dtype(self.dtype)
         check_quantize(self.quantize)
+
+
+@dataclass(frozen=True)
+class MixedPrecisionOptions(PrecisionOptions):
+    """Also `--allow-quantize`: a plan may choose for each node how it holds its weights."""
+
+    allow_quantize: Mode | None = None  # the least exact mode that it may choose
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.allow_quantize not in (None, *QUANTIZED):
+            raise ConfigError(f"--allow-quantize {self.allow_quantize}: expected one of {', '.join(QUANTIZED)}")
+        if self.allow_quantize is not None and self.quantize is not None:
+            raise ConfigError(
+                f"--quantize {self.quantize} is for all nodes, and --allow-quantize lets the plan choose: give one of"
+                " them"
+            )
 
 
 @dataclass(frozen=True)
@@ -173,7 +190,7 @@ class PromptOptions(Section):
 
 
 @dataclass(frozen=True)
-class RingOptions(PrecisionOptions):
+class RingOptions(MixedPrecisionOptions):
     """How the model is spread over the nodes, what a session may hold, and how long a lost node is waited for."""
 
     split: str = "auto"
@@ -190,6 +207,8 @@ class RingOptions(PrecisionOptions):
             at_least("--sequence-length", self.sequence_length, 1)
         if self.max_slots is not None:
             Interval(1, MAX_SAMPLES).check("--max-slots", self.max_slots)
+        if self.allow_quantize is not None and self.split != "measured":
+            raise ConfigError(f"--allow-quantize {self.allow_quantize}: needs --split measured, which chooses")
         at_least("--max-batch-tokens", self.max_batch_tokens, 1)
         if self.max_batch_tokens > MAX_BATCH_TOKENS:
             raise ConfigError(f"--max-batch-tokens {self.max_batch_tokens}: must be at most {MAX_BATCH_TOKENS}")
@@ -355,7 +374,7 @@ class ChatOptions(PrecisionOptions):
 
 
 @dataclass(frozen=True)
-class PlannerOptions(NetworkOptions, PrecisionOptions, MemoryOption):
+class PlannerOptions(NetworkOptions, MixedPrecisionOptions, MemoryOption):
     """The options of `plan.py`: for what a ring is planned, and of which nodes."""
 
     verbose: bool = False

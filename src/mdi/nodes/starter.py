@@ -160,6 +160,7 @@ class Starter:
             max_rows=self._options.max_batch_tokens,
             dtype=self._options.dtype,
             quantize=self._options.quantize,
+            allow_quantize=self._options.allow_quantize,
             backend=self._options.backend,
             memory_limit_bytes=self._memory_limit_bytes,
             folder=measurements_dir(),
@@ -366,7 +367,7 @@ class Starter:
             has_head=True,
             weights_id=model.path,
             dtype=self._dtype,
-            quantize=self._options.quantize,
+            quantize=plan.modes[0],
             rows=-(-plan.n_slots // len(plan.members)),
         )
         cores = CoreShare(nodes_on_host(self._network, self._network.starter))

@@ -5,7 +5,7 @@ from typing import NoReturn
 
 from mdi.cli.environment import forget_foreign_variables, sleep_at_barriers
 from mdi.cli.networks import describe, network_of
-from mdi.cli.parser import Parser, add_discover, add_memory_limit, options_from
+from mdi.cli.parser import Parser, add_allow_quantize, add_discover, add_memory_limit, options_from
 from mdi.cli.script import announce, run_script, set_up_logging
 from mdi.cli.signals import Signals
 from mdi.config.options import LINKS, OBJECTIVES, PlannerOptions
@@ -26,6 +26,7 @@ def build_parser() -> Parser:
     option("--objective", help="what is best: throughput of all samples, or latency of one", values=OBJECTIVES)
     option("--dtype", help="float32, float16 or bfloat16 (default: each device's best)", values=DTYPES)
     option("--quantize", metavar="MODE", help="none, int8 or int4 weights", values=MODES)
+    add_allow_quantize(parser)
     parser.section("the nodes")
     option("--nodes-config", type=Path, metavar="FILE", help="the network; run this where its starter will run")
     option("--nodes", metavar="A,B:PORT", help="addresses of secondaries that run without a file; needs a key")

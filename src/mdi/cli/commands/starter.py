@@ -7,7 +7,7 @@ from typing import NoReturn
 from mdi.cli.environment import forget_foreign_variables, sleep_at_barriers, warn_of_loopback_name
 from mdi.cli.networks import describe, network_of
 from mdi.cli.output_files import check_output_files
-from mdi.cli.parser import Parser, Repeated, add_discover, add_node_options, options_from
+from mdi.cli.parser import Parser, Repeated, add_allow_quantize, add_discover, add_node_options, options_from
 from mdi.cli.script import announce, run_script, set_up_logging
 from mdi.cli.serve_options import DEFAULT_ADDRESS, api_keys, check_serving, serve_address
 from mdi.cli.signals import Signals
@@ -90,6 +90,7 @@ def _add_ring(parser: Parser) -> None:
         help="auto, table, measured (time all nodes first), or layers per node such as 6,8,8",
         values=("auto", "table", "measured"),
     )
+    add_allow_quantize(parser, "; needs --split measured")
     option("--max-slots", type=int, metavar="N", help="samples in the ring at once (default: as memory allows)")
     option(
         "--max-batch-tokens",
