@@ -204,7 +204,7 @@ def test_the_light_modules_import_where_no_heavy_package_is_installed() -> None:
 
 
 def test_the_wall_around_heavy_packages_holds() -> None:
-    done = import_behind_a_wall(["mdi.engine.sampler"])
+    done = import_behind_a_wall(["mdi.engine.penalties"])
     assert done.returncode == 1
     assert "torch is blocked" in done.stderr
 

@@ -1,17 +1,24 @@
 """Logits -> token and log probabilities; pure functions with an explicit generator.
 
-Shapes: V tokens in the vocabulary, K of them that may still be drawn.
+Shapes: V tokens in the vocabulary, K of them that may still be drawn. Most of it is numpy's work: its calls take less
+time than torch's on so few numbers.
 """
 
 import functools
 import hashlib
 import math
+from typing import TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from mdi.engine.sample import Logprob, TokenLogprobs
 from mdi.engine.sampling_params import SamplingParams
 from mdi.errors import CheckpointError, GrammarError
+
+Floats: TypeAlias = "npt.NDArray[np.floating]"
+Places: TypeAlias = "npt.NDArray[np.intp]"
 
 MIN_LOGPROB = -9999.0  # told for a token that the model excludes: OpenAI's value, because JSON has no infinity
 _NUCLEUS_SIZE = 512  # tokens that are sorted at first to find a nucleus
@@ -31,22 +38,26 @@ def choose(logits: torch.Tensor, params: SamplingParams, generator: torch.Genera
     the order of the token ids, not of the probabilities: so rounding that lets two near-equal tokens swap ranks does
     not change the text. Raises `CheckpointError` where the logits are no numbers.
     """
-    likeliest = int(logits.float().numpy().argmax())  # the first NaN, if any; torch's takes seven times as long
-    best = _check_finite(logits[likeliest])
+    values = logits.float().numpy()
+    likeliest = int(values.argmax())  # the first NaN, if any
+    best = _check_finite(float(values[likeliest]))
     if params.temperature == 0:
         return likeliest
-    kept, ids = _largest(logits, params.top_k)  # (K)
-    scaled = (kept.double() - best).div_(params.temperature)  # no overflow at a tiny one
+    kept, ids = _largest(values, params.top_k)  # (K)
+    scaled = kept.astype(np.float64)
+    scaled -= best
+    with np.errstate(over="ignore"):  # at a tiny temperature all but the most likely are at minus infinity
+        scaled /= params.temperature
     if params.min_p > 0:  # the most likely token is at 0
         is_likely = scaled >= math.log(params.min_p)
         scaled, ids = scaled[is_likely], ids[is_likely]
-    probabilities = torch.softmax(scaled, dim=0)
+    weights = np.exp(scaled)
     if params.top_p < 1:
-        nucleus = _nucleus(probabilities, params.top_p)
-        probabilities, ids = probabilities[nucleus], ids[nucleus]
-    cumulative = probabilities.cumsum(0)
-    draw = torch.rand((), dtype=torch.float64, generator=generator) * cumulative[-1]
-    return int(ids[torch.searchsorted(cumulative, draw, right=True).clamp_max(len(ids) - 1)])
+        nucleus = _nucleus(weights / weights.sum(), params.top_p)
+        weights, ids = weights[nucleus], ids[nucleus]
+    cumulative = torch.from_numpy(weights).cumsum(0).numpy()  # of a whole vocabulary in a fifth of numpy's time
+    draw = float(torch.rand((), dtype=torch.float64, generator=generator)) * cumulative[-1]
+    return int(ids[min(int(cumulative.searchsorted(draw, side="right")), len(ids) - 1)])
 
 
 def keep_allowed(logits: torch.Tensor, mask: bytes) -> torch.Tensor:
@@ -74,45 +85,42 @@ def logprobs_of(logits: torch.Tensor, token: int, n_top: int) -> TokenLogprobs:
     return TokenLogprobs(token, max(float(logits[token] - normalizer), MIN_LOGPROB), best)
 
 
-def _check_finite(best: torch.Tensor) -> torch.Tensor:
+def _check_finite(best: float) -> float:
     """The largest logit, which is NaN where any is."""
     if not math.isfinite(best):
         raise CheckpointError("the model computes no numbers (NaN or infinity): try --dtype float32 on all nodes")
     return best
 
 
-def _largest(logits: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The `top_k` largest logits and their ids, in the order of the ids."""
-    if not 0 < top_k < len(logits):
-        return logits, _every_id(len(logits))
-    ids = _places_of_largest(logits, top_k).sort().values
-    return logits[ids], ids
+def _largest(values: Floats, k: int) -> tuple[Floats, Places]:
+    """The `k` largest values and their places, in the order of the places; all of them where `k` is 0."""
+    if not 0 < k < len(values):
+        return values, _every_place(len(values))
+    places = _places_of_largest(values, k)
+    return values[places], places
 
 
 @functools.cache
-def _every_id(n: int) -> torch.Tensor:
-    return torch.arange(n)
+def _every_place(n: int) -> Places:
+    return np.arange(n)
 
 
-def _places_of_largest(values: torch.Tensor, k: int) -> torch.Tensor:
-    """The places of the `k` largest values, none of them NaN, in no order.
+def _places_of_largest(values: Floats, k: int) -> Places:
+    """The places, in ascending order, of the `k` largest values, none of them NaN.
 
-    Of 49,152 values, the 200 largest are found in half of the time that `topk` takes alone: values are laid out in
-    rows, the largest of each column is found fast, and only the columns of the `k` largest of these hold values that
-    count.
+    Most values need no more than a comparison: the values are laid out in rows, and the `k`-th of the largest of each
+    column bounds the `k`-th of all from below. So 200 of 49,152 logits are found in a third of the time of `partition`.
     """
     n_columns = len(values) // _N_ROWS
     if 2 * k > n_columns:
-        return values.topk(k, sorted=False).indices
-    best, columns = values[: n_columns * _N_ROWS].view(_N_ROWS, n_columns).amax(dim=0).topk(k, sorted=False)
-    rows = torch.arange(0, n_columns * _N_ROWS, n_columns)
-    rest = torch.arange(n_columns * _N_ROWS, len(values))
-    places = torch.cat(((rows[:, None] + columns).flatten(), rest))
-    places = places[values[places] >= best.min()]
-    return places[values[places].topk(k, sorted=False).indices]
+        return np.sort(values.argpartition(len(values) - k)[len(values) - k :])
+    of_columns = values[: n_columns * _N_ROWS].reshape(_N_ROWS, n_columns).max(axis=0)
+    of_columns.partition(n_columns - k)
+    places = np.flatnonzero(values >= of_columns[n_columns - k])
+    return places[np.sort(values[places].argpartition(len(places) - k)[len(places) - k :])]
 
 
-def _nucleus(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
+def _nucleus(probabilities: Floats, top_p: float) -> Places:
     """The places, in ascending order, of the smallest set of tokens that together reach `top_p` (Holtzman et al. 2020).
 
     Of equal ones the first are taken. Only the largest are sorted, and more of them until the set ends among them: a
@@ -121,9 +129,10 @@ def _nucleus(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
     n_sorted = _NUCLEUS_SIZE
     while True:
         largest, places = _largest(probabilities, n_sorted)
-        descending, order = largest.sort(descending=True, stable=True)
-        n_kept = min(int((descending.cumsum(0) < top_p).sum()) + 1, len(order))
+        order = np.argsort(-largest, kind="stable")
+        descending = largest[order]
+        n_kept = min(int((descending.cumsum() < top_p).sum()) + 1, len(order))
         # Tokens as likely as the last of the sorted ones may be missing there.
         if len(order) == len(probabilities) or descending[n_kept - 1] > descending[-1]:
-            return places[order[:n_kept]].sort().values
+            return np.sort(places[order[:n_kept]])
         n_sorted *= 8
