@@ -4,11 +4,13 @@ A message goes to the other process and comes back as it is: tensor to bytes, fr
 socket, reader thread, inbox, bytes to tensor. Half the round trip is one hop. With a key a MAC takes the place of the
 checksum.
 
+The processor time of a hop, and how often a thread waits in it, say more than its duration where other programs run.
+
 `python -m benchmarks.hops` is one of the two processes: it answers JSON lines.
 """
 
 import contextlib
-import queue
+import resource
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -18,12 +20,13 @@ from typing import Any
 import torch
 
 from benchmarks.workers import Worker, answer, python_module, requests
+from mdi.inbox import Inbox
 from mdi.model.tensors import from_buffer, to_buffer
 from mdi.net.access import THIS_MACHINE, Access
 from mdi.net.keys import Key, Keys
 from mdi.net.sockets import Peer, listen
 from mdi.ring.config import LinkConfig
-from mdi.ring.link import Link, LinkDown, LinkEvent, PredecessorConnected, Received
+from mdi.ring.link import Link, LinkDown, PredecessorConnected, Received
 from mdi.ring.messages import Activation, Goodbye, Hello, Proof
 from mdi.ring.wire import Decoder, Encoder, Session
 from mdi.segments import Segment
@@ -38,7 +41,7 @@ CONTEXT = 1024
 
 @contextlib.contextmanager
 def pair(cores: Sequence[int], scratch: Path, n_embd: int, key: str = "") -> Iterator[Worker]:
-    """Two linked processes; yields the one that answers `{"n_rows", "n_trips"}` with microseconds per hop."""
+    """Two linked processes; yields the one that answers `{"n_rows", "n_trips"}` with what a hop takes."""
     log = scratch / "logs"
     with contextlib.ExitStack() as stack:
         near = stack.enter_context(Worker(python_module("hops"), cores[:1], log / "hop_near.log"))
@@ -91,37 +94,48 @@ def segments_of(n_rows: int) -> tuple[Segment, ...]:
     return (Segment(0, 0, n_rows, n_rows),)
 
 
-def microseconds_per_hop(link: Link, inbox: "queue.Queue[LinkEvent]", n_rows: int, n_trips: int) -> dict[str, float]:
-    """Median and 95th percentile over `n_trips` round trips, halved."""
+def cost_of_a_hop(link: Link, inbox: Inbox, n_rows: int, n_trips: int) -> dict[str, float]:
+    """Microseconds: median and 95th percentile over `n_trips` round trips, halved, and the processor time of this
+    process, which sends once and receives once in each; and how often one of its threads waited meanwhile.
+    """
     segments, rows = segments_of(n_rows), torch.zeros(n_rows, link.session.n_embd)
     seconds = []
-    for _ in range(WARM_UP + n_trips):
+    for trip in range(WARM_UP + n_trips):
+        if trip == WARM_UP:
+            before = resource.getrusage(resource.RUSAGE_SELF)
         begin = time.perf_counter()
         link.send(Activation(segments, to_buffer(rows, link.session.wire_dtype)))
         rows = _rows_of(link, inbox)
         seconds.append(time.perf_counter() - begin)
+    after = resource.getrusage(resource.RUSAGE_SELF)
     hops = sorted(1e6 * s / 2 for s in seconds[WARM_UP:])
-    return {"median": statistics.median(hops), "p95": hops[int(0.95 * (len(hops) - 1))]}
+    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {
+        "median": statistics.median(hops),
+        "p95": hops[int(0.95 * (len(hops) - 1))],
+        "cpu": 1e6 * cpu_s / n_trips,
+        "waits": (after.ru_nvcsw - before.ru_nvcsw) / n_trips,
+    }
 
 
-def _rows_of(link: Link, inbox: "queue.Queue[LinkEvent]") -> torch.Tensor:
-    event = inbox.get(timeout=60.0)
+def _rows_of(link: Link, inbox: Inbox) -> torch.Tensor:
+    event = inbox.get(60.0)
     if isinstance(event, LinkDown):
         raise event.error
     assert isinstance(event, Received) and isinstance(event.message, Activation)
     return from_buffer(event.message.data, link.session.wire_dtype, link.session.n_embd)
 
 
-def echo(link: Link, inbox: "queue.Queue[LinkEvent]") -> None:
+def echo(link: Link, inbox: Inbox) -> None:
     """Send back what comes, until the other end leaves."""
     while isinstance(event := inbox.get(), Received) and isinstance(message := event.message, Activation):
         rows = from_buffer(message.data, link.session.wire_dtype, link.session.n_embd)
         link.send(Activation(message.segments, to_buffer(rows, link.session.wire_dtype)))
 
 
-def serve(link: Link, inbox: "queue.Queue[LinkEvent]") -> None:
+def serve(link: Link, inbox: Inbox) -> None:
     for request in requests():
-        answer(microseconds_per_hop(link, inbox, request["n_rows"], request["n_trips"]))
+        answer(cost_of_a_hop(link, inbox, request["n_rows"], request["n_trips"]))
     link.send(Goodbye())
 
 
@@ -129,7 +143,7 @@ def main() -> None:
     with contextlib.closing(listen("127.0.0.1", 0)) as listener:
         answer({"port": listener.getsockname()[1]})
         request: dict[str, Any] = next(requests())
-        inbox: queue.Queue[LinkEvent] = queue.Queue()
+        inbox = Inbox()
         other = Peer("the other end", "127.0.0.1", request["port"])
         link = Link(
             LinkConfig(
@@ -143,13 +157,13 @@ def main() -> None:
                 peer_timeout_s=60.0,
             ),
             listener=listener,
-            post=inbox.put_nowait,
+            post=inbox.post,
             access=Access(Keys(Key(request["key"], "the benchmark"))) if request["key"] else THIS_MACHINE,
         )
         with contextlib.closing(link):
             link.accept()
             link.connect()
-            assert isinstance(inbox.get(timeout=60.0), PredecessorConnected)
+            assert isinstance(inbox.get(60.0), PredecessorConnected)
             if request["echo"]:
                 echo(link, inbox)
             else:

@@ -310,6 +310,8 @@ def measure_hops(bench: Bench) -> list[Series]:
         target = "hop" if n == 16 and not key else ""
         series.append(Series("hops", f"{name}: median", "ms", tuple(s["median"] / 1e3 for s in stats), target=target))
         series.append(Series("hops", f"{name}: 95th percentile", "ms", tuple(s["p95"] / 1e3 for s in stats)))
+        series.append(Series("hops", f"{name}: processor time of both ends", "µs", tuple(s["cpu"] for s in stats)))
+        series.append(Series("hops", f"{name}: waits of their threads", "", tuple(s["waits"] for s in stats)))
     return series + _measure_frames(bench.rounds, n_embd, n_trips)
 
 

@@ -58,13 +58,13 @@ class Target:
 
 
 TARGETS = (
-    Target("ring", "2 nodes, 2 samples, float32 / 2 standalone nodes at the same time", 0.93, 0.97),
+    Target("ring", "2 nodes, 2 samples, float32 / 2 standalone nodes at the same time", 0.95, 0.98),
     Target("int8 group", "int8, 2 nodes: 16 samples / 2 samples", 4.0, 6.0),
     Target("int8 many", "int8, 2 nodes, 16 samples / llama.cpp Q8_0, 2 threads, 16 sequences", 1.8, 3.0),
     Target("int8 one", "int8, 1 node, 1 sample / llama.cpp Q8_0, 1 thread", 0.6, 1.0),
     Target("int8 one large", "the same, TinyLlama-1.1B shape", 0.95, 1.1),
     Target("litgpt", "float32, 1 node, 1 sample / litgpt", 1.2, 1.4),
-    Target("hop", "a hop outside the stages, 16 rows, loopback", 0.3, 0.15, unit="ms", less=True),
+    Target("hop", "a hop outside the stages, 16 rows, loopback", 0.2, 0.1, unit="ms", less=True),
     Target("link", "2 nodes, 2 samples: links of 5 ms one way / no delay", 0.95, 0.99),
     Target("serve tokens", "serving 16 users, int8, 2 nodes: tokens/s / llama-server Q8_0", 1.0, 1.5),
     Target("serve gap", "the same: 95th percentile of the time between tokens", 1.2, 1.0, less=True),
