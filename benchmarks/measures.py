@@ -403,23 +403,36 @@ def _fresh(bench: Bench, n_nodes: int, request: Request) -> Callable[[], FreshRu
 
 
 def measure_link(bench: Bench) -> list[Series]:
-    """Two nodes and two samples, with a relay that delays on every hop."""
+    """Two nodes and four samples, with a relay that delays on every hop."""
+    return _over_relays(bench, "link", (1, 5), {})
+
+
+def measure_large_link(bench: Bench) -> list[Series]:
+    """The same for the larger model, which computes for so long that a delay of 5 ms need not show."""
+    prepare_large(bench.large)
+    return _over_relays(_with_large(bench), "large-link", (5,), {5: "link"})
+
+
+def _over_relays(bench: Bench, measure: str, delays_ms: Sequence[int], targets: Mapping[int, str]) -> list[Series]:
+    request = bench.request(4)
     with contextlib.ExitStack() as stack:
         nodes = stack.enter_context(bench.ring(2))
-        actions: dict[str, Action] = {"without relays": _run(nodes, bench.request(2))}
-        for delay_ms in (0, 1, 5):
+        actions: dict[str, Action] = {"without relays": _run(nodes, request)}
+        for delay_ms in (0, *delays_ms):
             seen_as = stack.enter_context(relays(bench, nodes.nodes_config, delay_ms))
-            request = bench.request(2)
-            request = Request(request.prompt, 2, request.n_tokens, seen_as=str(seen_as))
-            actions[f"relays, {delay_ms} ms one way"] = _run(nodes, request)
+            actions[_relays(delay_ms)] = _run(nodes, dataclasses.replace(request, seen_as=str(seen_as)))
         runs = alternate(bench.rounds, actions)
-    series = {label: _speeds("link", f"2 nodes, 2 samples, {label}", found) for label, found in runs.items()}
-    plain = series["relays, 0 ms one way"]
+    series = {label: _speeds(measure, f"2 nodes, 4 samples, {label}", found) for label, found in runs.items()}
+    plain = series[_relays(0)]
     ratios = [
-        ratio("link", f"{n} ms one way over no delay", series[f"relays, {n} ms one way"], plain, target)
-        for n, target in ((1, ""), (5, "link"))
+        ratio(measure, f"{n} ms one way over no delay", series[_relays(n)], plain, targets.get(n, ""))
+        for n in delays_ms
     ]
     return [*series.values(), *ratios]
+
+
+def _relays(delay_ms: int) -> str:
+    return f"relays, {delay_ms} ms one way"
 
 
 @contextlib.contextmanager
@@ -489,8 +502,9 @@ MEASURES: dict[str, Callable[[Bench], list[Series]]] = {
     "context": measure_context,
     "memory": measure_memory,
     "link": measure_link,
+    "large-link": measure_large_link,
     "cuda": measure_cuda,
     "serve": measure_serve,
 }
 USUAL = tuple(name for name in MEASURES if name != "serve")  # which takes as long as all of these
-QUICK = tuple(name for name in USUAL if name not in ("large", "context", "memory", "cuda"))
+QUICK = tuple(name for name in USUAL if name not in ("large", "large-link", "context", "memory", "cuda"))

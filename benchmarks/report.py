@@ -65,7 +65,7 @@ TARGETS = (
     Target("int8 one large", "the same, TinyLlama-1.1B shape", 0.95, 1.1),
     Target("litgpt", "float32, 1 node, 1 sample / litgpt", 1.2, 1.4),
     Target("hop", "a hop outside the stages, 16 rows, loopback", 0.2, 0.1, unit="ms", less=True),
-    Target("link", "2 nodes, 2 samples: links of 5 ms one way / no delay", 0.95, 0.99),
+    Target("link", "2 nodes, 4 samples, float32, TinyLlama-1.1B shape: links of 5 ms / no delay", 0.95, 0.99),
     Target("serve tokens", "serving 16 users, int8, 2 nodes: tokens/s / llama-server Q8_0", 1.0, 1.5),
     Target("serve gap", "the same: 95th percentile of the time between tokens", 1.2, 1.0, less=True),
     Target("serve turn", "first token of a chat's tenth turn / of its last message alone", 1.5, 1.2, less=True),
