@@ -21,6 +21,7 @@ of the body, which is 0.
 """
 
 import enum
+import itertools
 import json
 import struct
 import zlib
@@ -177,7 +178,7 @@ class Encoder:
                 return 0, 0, [_short_text(reason)]
             case Activation(segments, data):
                 rows = self._checked_rows(segments, data)
-                packed = b"".join(_SEGMENT.pack(s.slot, s.start, s.n, s.keep) for s in segments)
+                packed = b"".join(itertools.starmap(_SEGMENT.pack, segments))
                 parts: list[bytes | memoryview] = [packed, data] if rows else [packed]
                 return DTYPE_CODES[self._session.wire_dtype], len(segments), parts
             case Fork(source, target, n):
@@ -339,7 +340,7 @@ class Decoder:
     def _read_segments(self) -> int:
         """Check the segments; return the size of the rows that follow."""
         packed = self._parts[0]
-        self._segments = tuple(Segment(*fields) for fields in _SEGMENT.iter_unpack(packed))
+        self._segments = tuple(map(Segment._make, _SEGMENT.iter_unpack(packed)))
         check_segments(self._segments, self._session.n_slots, self._session.context)
         rows = kept_rows_of(self._segments) if self._returning else rows_of(self._segments)
         row_bytes = self._body_bytes - len(packed)
