@@ -23,7 +23,7 @@ from mdi.cli.chat.own_server import OwnServer
 from mdi.config.options import ChatOptions
 from mdi.errors import ControlError
 from mdi.inbox import Inbox
-from support.paths import SRC
+from support.paths import SRC, home_with_kernels
 from support.scripts import ports_in_use, write_network
 from support.stub_api import StubApi, broken, refusal, serve_api, stream
 
@@ -203,7 +203,7 @@ def test_a_chat_starts_its_own_ring_and_ends_it(tiny: Path, tmp_path: Path) -> N
     typed = f"Once upon a time\nAnd then\n/save {saved}\n"
     done = run_chat(
         "-v", "--ckpt", tiny, "--nodes-config", network.path, "--temperature", 0, "--n-tokens", 8, "--device", "cpu",
-        "--seed", 3, "--dtype", "float32", typed=typed, MDI_HOME=str(tmp_path / "home"),
+        "--seed", 3, "--dtype", "float32", typed=typed, MDI_HOME=str(home_with_kernels(tmp_path / "home")),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "tiny has no chat template: it goes on from what you type" in done.stderr
