@@ -1,5 +1,6 @@
 """Which network a command is about, and which node a secondary is."""
 
+import shutil
 import socket
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from mdi.cli.signals import Signals
 from mdi.config.addresses import parse_addresses
 from mdi.config.network import load_network
 from mdi.config.options import NetworkOptions, SecondaryOptions
+from mdi.net.certificates import make_certificates
 from mdi.net.sockets import listen
 from support.config_files import error_of
 from support.scripts import free_ports, write_network
@@ -86,6 +88,25 @@ def test_an_option_without_a_file_or_a_key_is_one_line(monkeypatch: pytest.Monke
     assert "--discover needs a key" in error_of(lambda: network_of(NetworkOptions(discover=1.0)))
     monkeypatch.setattr("sys.argv", ["launch.py", "--discover"])
     assert "finds nodes that run already: give it to starter.py" in error_of(lambda: launch.main(Signals()))
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl on this machine")
+def test_with_tls_nodes_are_called_by_what_their_certificates_are_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_certificates(["box.local", "127.0.0.1"], tmp_path)
+    monkeypatch.setenv("MDI_TLS", str(tmp_path / "box.local"))
+    network = network_of(NetworkOptions(nodes="127.0.0.1:8089"))
+    assert network.starter.addr == "box.local" and not network.secondaries[0].is_called_by_address
+    node = secondary_of(SecondaryOptions(port=free_ports(1)[0]))
+    assert node.access.tls is not None and f"box.local:{node.http_port}" in node.hosts
+    file = write_network(tmp_path / "net.json", 2).path
+    assert load_network(file).starter.access.tls == node.access.tls
+    monkeypatch.setenv("MDI_TLS", str(tmp_path / "127.0.0.1"))
+    assert network_of(NetworkOptions(nodes="127.0.0.1:8089")).starter.addr == "127.0.0.1"
+    for folder, told in (("", "MDI_TLS is empty"), (str(tmp_path), "node.pem cannot be read: No such file")):
+        monkeypatch.setenv("MDI_TLS", folder)
+        assert told in error_of(lambda: network_of(NetworkOptions(nodes="127.0.0.1:8089")))
 
 
 def test_a_key_is_printed_or_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

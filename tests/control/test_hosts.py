@@ -89,6 +89,12 @@ def test_a_node_that_something_forwards_to_has_further_names() -> None:
 # ---- requests
 
 
+def test_a_further_name_may_be_for_whichever_port_it_listens_on() -> None:
+    hosts = OwnHosts("10.0.0.1", ["box.local:0"])
+    assert hosts.include("box.local:8088", ("10.0.0.1", 8088))
+    assert not hosts.include("box.local:8089", ("10.0.0.1", 8088))
+
+
 @contextlib.contextmanager
 def serving(node: FakeNode, access: Access, *known_as: str) -> Iterator[ControlServer]:
     server = ControlServer(HOST, 0, node, access, known_as=known_as)

@@ -14,6 +14,7 @@ from mdi.installation import program_name
 from mdi.net.access import is_loopback, parse_ip
 from mdi.net.interfaces import shared_addresses
 from mdi.net.sockets import listen, own_address_towards
+from mdi.net.tls import Tls
 from mdi.strings import count
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,8 @@ def network_of(options: NetworkOptions) -> NetworkConfig:
         addresses = usable_nodes(options.discover, access)
     _refuse_own_machine_alone(addresses)
     own = starter_address(addresses)
+    if access.tls is not None:
+        own = _certified(own, access.tls)
     network = network_at(addresses, own, access, port=options.port, ring_port=options.ring_port)
     _try_ports(network.starter)
     return network
@@ -64,6 +67,11 @@ def starter_address(addresses: Sequence[NodeAddress]) -> str:
     own = [own_address_towards(address.addr) for address in addresses]
     beside = [mine for mine, address in zip(own, addresses, strict=True) if mine and _same(mine, address.addr)]
     return next((mine for mine in (*beside, *own) if mine), LOOPBACK)
+
+
+def _certified(addr: str, tls: Tls) -> str:
+    """The starter's address as its certificate has it: whoever calls the starter compares the two."""
+    return addr if addr in tls.names else next(iter(tls.names), addr)
 
 
 def _same(one: str, other: str) -> bool:

@@ -25,8 +25,13 @@ class NodeAddress:
 
     def __str__(self) -> str:
         """As it is typed."""
-        addr = f"[{self.addr}]" if ":" in self.addr else self.addr
-        return addr if self.port == DEFAULT_HTTP_PORT else f"{addr}:{self.port}"
+        text = with_port(self.addr, self.port)
+        return text.removesuffix(f":{DEFAULT_HTTP_PORT}") if self.port == DEFAULT_HTTP_PORT else text
+
+
+def with_port(addr: str, port: int) -> str:
+    """`192.168.1.5:8088`, `[fd00::5]:8088`"""
+    return f"[{addr}]:{port}" if ":" in addr else f"{addr}:{port}"
 
 
 def parse_addresses(text: str, flag: str) -> tuple[NodeAddress, ...]:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from mdi.config.addresses import NodeAddress
+from mdi.config.addresses import NodeAddress, with_port
 from mdi.config.network import NetworkConfig, NodeConfig
 from mdi.errors import ConfigError
 from mdi.files import write_text
@@ -13,23 +13,29 @@ from mdi.installation import program_name
 from mdi.net.access import Access
 from mdi.net.key_sources import KEY_FILE_VARIABLE, KEY_VARIABLE, keys_from
 from mdi.net.sockets import any_address
+from mdi.net.tls import tls_from_environment
 
 
 def keyed_access(why: str) -> Access:
-    """Whoever has the key of the environment. Raises `ConfigError` where there is none, which begins with `why`."""
+    """Whoever has the key of the environment, by TLS where that names certificates too.
+
+    Raises `ConfigError` where there is no key, which begins with `why`.
+    """
     keys = keys_from(None, None)
     if keys is None:
         raise ConfigError(
             f"{why} needs a key: `{program_name('secondary')} --make-key` prints one; set it as {KEY_VARIABLE} on all"
             f" machines, or its file as {KEY_FILE_VARIABLE}"
         )
-    return Access(keys, addrs=None)
+    return Access(keys, tls_from_environment(), addrs=None)
 
 
 def secondary_without_file(addr: str, port: int, ring_port: int) -> NodeConfig:
     """A secondary on all interfaces; `addr` is an address of its machine, and a ring port of 0 any free one."""
     access = keyed_access("a node without --nodes-config")
-    return NodeConfig(addr, port, ring_port, 0, access=access, listen=any_address())
+    # With TLS it is called by what its certificate is for, which may be a name that it does not know otherwise.
+    names = tuple(with_port(name, port) for name in access.tls.names) if access.tls else ()
+    return NodeConfig(addr, port, ring_port, 0, access=access, listen=any_address(), known_as=names)
 
 
 def network_at(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mdi.config.addresses import address_problem
+from mdi.config.addresses import address_problem, with_port
 from mdi.config.bounds import parse_size
 from mdi.config.paths import SETTINGS_DIR
 from mdi.documents import read_json
@@ -22,7 +22,7 @@ from mdi.net.access import THIS_MACHINE, Access
 from mdi.net.key_sources import key_from_file, key_from_text, keys_from, warn_if_readable_by_others
 from mdi.net.keys import Key
 from mdi.net.sockets import MAX_PORT
-from mdi.net.tls import Tls
+from mdi.net.tls import Tls, tls_from_environment
 from mdi.strings import did_you_mean, one_line, quoted
 
 log = logging.getLogger(__name__)
@@ -75,8 +75,7 @@ class NodeConfig:
     @property
     def hosts(self) -> tuple[str, ...]:
         """What others call its HTTP port by, besides the address that it listens on."""
-        addr = f"[{self.addr}]" if ":" in self.addr else self.addr
-        return self.known_as if self.listen is None else (f"{addr}:{self.http_port}", *self.known_as)
+        return self.known_as if self.listen is None else (with_port(self.addr, self.http_port), *self.known_as)
 
     @property
     def host(self) -> str:
@@ -299,8 +298,8 @@ class _Reader:
 def _read_access(root: _Reader) -> Access:
     """The top-level keys `key`, `key_old`, both also with `_file`, and `tls`."""
     keys = keys_from(root.optional_key("key"), root.optional_key("key_old"))
-    tls = root.child("tls") if root.has("tls") else None
-    return Access(keys, _read_tls(tls) if tls else None)
+    own = _read_tls(root.child("tls")) if root.has("tls") else None
+    return Access(keys, tls_from_environment() or own)
 
 
 def _read_tls(reader: _Reader) -> Tls:

@@ -38,7 +38,8 @@ class OwnHosts:
         """
         Args:
             addr: that the node is configured to listen on.
-            known_as: `address:port` under which others call it where something in between forwards to it.
+            known_as: `address:port` under which others call it where something in between forwards to it; a port of
+                0 means the one that it listens on.
         """
         self._addr = addr
         self._known_as = {name for text in known_as if (name := parse_host(text)) is not None}
@@ -48,7 +49,8 @@ class OwnHosts:
         name = parse_host(host, scheme)
         if name is None:
             return False
-        return name in self._known_as or name in self._names(local) or _is_loopback_name(name, local)
+        known_as = {(known, port or local[1]) for known, port in self._known_as}
+        return name in known_as or name in self._names(local) or _is_loopback_name(name, local)
 
     def include_origin(self, origin: str, local: tuple[str, int], scheme: str) -> bool:
         """Whether a web page with this header Origin is this node's own."""

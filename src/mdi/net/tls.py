@@ -1,7 +1,9 @@
 """TLS for both channels of a node: three files, and what the standard library makes of them."""
 
 import contextlib
+import ipaddress
 import logging
+import os
 import socket
 import ssl
 import time
@@ -20,6 +22,7 @@ from mdi.strings import count, one_line
 
 log = logging.getLogger(__name__)
 
+TLS_VARIABLE = "MDI_TLS"
 _NO_CHECK_TIME = ssl.VerifyFlags(0x200000)  # OpenSSL's X509_V_FLAG_NO_CHECK_TIME, which `ssl` has no name for
 _RENEW = f"renew it with `{program_name('make_certs')} --renew`"
 
@@ -71,15 +74,26 @@ class Tls:
         A node that `waits` for others only logs the last: a clock may be set later, as on boards without a battery, and
         whoever calls the node is told by it.
         """
+        self._check_readable()
+        _ = self.server, self.client  # made now: what is wrong with the contents of the files is raised here
+        warn_if_readable_by_others(self.private_key)
+        _check_dates(self.certificate, self.validity, waits)
+        _check_dates(self.ca, self.ca_validity, waits)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The names and addresses that our certificate is for. Raises `ConfigError` as `check` does for the files."""
+        self._check_readable()
+        entries = self._own_certificate.get("subjectAltName", ())
+        addresses = [str(ipaddress.ip_address(text.strip())) for kind, text in entries if kind == "IP Address"]
+        return (*(text for kind, text in entries if kind == "DNS"), *addresses)
+
+    def _check_readable(self) -> None:
         for path in (self.certificate, self.private_key, self.ca):
             try:
                 path.open("rb").close()
             except OSError as exc:
                 raise ConfigError(f"tls: {path} cannot be read: {exc.strerror}; `make certs` makes one") from exc
-        _ = self.server, self.client  # made now: what is wrong with the contents of the files is raised here
-        warn_if_readable_by_others(self.private_key)
-        _check_dates(self.certificate, self.validity, waits)
-        _check_dates(self.ca, self.ca_validity, waits)
 
     @cached_property
     def _own_certificate(self) -> dict[str, Any]:
@@ -127,6 +141,18 @@ def _check_dates(path: Path, validity: Validity, waits: bool) -> None:
     elif validity.ends_s - now_s < NOTICE_S:
         days = count(validity.days_left(now_s), "day")
         log.warning("tls: %s ends on %s, in %s: %s", path, utc(validity.ends_s), days, _RENEW)
+
+
+def tls_from_environment() -> Tls | None:
+    """The files of this machine, in the folder that `MDI_TLS` names; None where it is not set."""
+    folder = os.environ.get(TLS_VARIABLE)
+    if folder is None:
+        return None
+    if not folder:  # which would be the current folder
+        raise ConfigError(
+            f"{TLS_VARIABLE} is empty: set it to a folder with node.pem, node.key and ca.pem, or unset it"
+        )
+    return Tls(*(Path(folder) / name for name in ("node.pem", "node.key", "ca.pem")))
 
 
 def host_name(addr: str) -> str:

@@ -9,6 +9,7 @@ from typing import NoReturn
 from mdi.cli.parser import Parser
 from mdi.cli.script import run_script, set_up_logging
 from mdi.cli.signals import Signals
+from mdi.config.addresses import parse_addresses
 from mdi.config.network import load_network
 from mdi.config.paths import CERTIFICATES_DIR, SETTINGS_DIR
 from mdi.net.certificates import RENEWED_DAYS, Renewal, ends_soon, make_certificates, renew_certificates
@@ -21,16 +22,25 @@ def build_parser() -> Parser:
     parser = Parser(__doc__ or "")
     configuration = SETTINGS_DIR / "configuration.json"
     parser.add_argument("--nodes-config", type=Path, default=configuration, metavar="FILE", help="the network")
+    parser.add_argument(
+        "--nodes", metavar="A,B", help="without a file: the addresses of all machines, also the starter's"
+    )
     parser.add_argument("--out", type=Path, default=CERTIFICATES_DIR, metavar="DIR", help="where the certificates go")
     renewed = f"renew what ends within {RENEWED_DAYS} days or has ended, with the same keys"
     parser.add_argument("--renew", action="store_true", help=renewed)
     return parser
 
 
+def _addresses(nodes: str | None, nodes_config: Path) -> list[str]:
+    if nodes is None:
+        return [node.addr for node in load_network(nodes_config).nodes]
+    return [address.addr for address in parse_addresses(nodes, "--nodes")]
+
+
 def main(signals: Signals) -> None:
     arguments = build_parser().parse_args()
     set_up_logging(verbose=False, quiet=False)
-    addrs = [node.addr for node in load_network(arguments.nodes_config).nodes]
+    addrs = _addresses(arguments.nodes, arguments.nodes_config)
     with signals.raised():
         if arguments.renew:
             _show(renew_certificates(addrs, arguments.out))
