@@ -21,7 +21,7 @@ from mdi.cli.local_ring import check_ports, local_nodes
 from mdi.cli.node_log import MergedLog
 from mdi.cli.signals import Signals
 from mdi.config.network import NetworkConfig, NodeConfig, load_network
-from mdi.config.options import NodeOptions
+from mdi.config.options import ChatOptions, NodeOptions
 from mdi.errors import ConfigError
 from mdi.net.sockets import listen
 from support.paths import SRC
@@ -310,6 +310,11 @@ def test_a_chat_beside_nodes_without_a_file_starts_its_starter_alone(monkeypatch
     nodes, flags = own_server._nodes_beside("192.0.2.5,192.0.2.6")
     assert nodes == [0]
     assert list(flags(0)) == ["--nodes", "192.0.2.5,192.0.2.6", "--keep-nodes"]
+    nodes, flags = own_server._nodes_of(ChatOptions(discover=2.5))
+    assert (nodes, list(flags(0))) == ([0], ["--discover", "2.5", "--keep-nodes"])
+    monkeypatch.delenv("MDI_KEY")
+    with pytest.raises(ConfigError, match="--discover needs a key"):
+        own_server._nodes_of(ChatOptions(discover=2.5))
 
 
 # ---- the log

@@ -99,6 +99,8 @@ def test_a_file_has_the_ports_of_its_secondaries() -> None:
 
 
 def test_a_chat_is_with_one_server() -> None:
-    assert ChatOptions(nodes="a").starts_server
+    assert ChatOptions(nodes="a").starts_server and ChatOptions(discover=3.0).starts_server
+    assert "give one of them" in error_of(lambda: ChatOptions(nodes="a", discover=3.0))
+    assert "--discover 0.0: must be" in error_of(lambda: ChatOptions(discover=0.0))
     assert "give one of them" in error_of(lambda: ChatOptions(nodes="a", nodes_config=Path("net.json")))
     assert "--nodes is for one that is started here" in error_of(lambda: ChatOptions(nodes="a", url="http://x"))

@@ -14,6 +14,7 @@ from mdi.cluster.network_times import NetworkMeter, NetworkTimes
 from mdi.cluster.planner import LinkCosts
 from mdi.config.options import StarterOptions
 from mdi.control.measurement import HeadTime, LayerTime, StageRequest, StageTimes
+from mdi.errors import ConfigError
 from mdi.formats import Mode
 from support.rings import Ring, ring_of, starter_for
 
@@ -91,6 +92,18 @@ def test_nodes_hold_their_weights_as_the_plan_has_chosen(
     assert [secondary.status().weights for secondary in ring.secondaries] == ["none", "int8"]
     assert any(line.startswith("planned as measured: 2,2,2, int8 on secondary 1; ") for line in caplog.messages)
     assert any("int8 weights" in line and "secondary 1" in line for line in caplog.messages)  # they compute otherwise
+
+
+def test_where_no_node_has_the_memory_it_is_told_what_would_fit(
+    ring: Ring, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured_as(monkeypatch, [1, 1, 1], [[NEAR] * 3] * 3)
+    measure = NetworkMeter.measure
+    monkeypatch.setattr(NetworkMeter, "measure", lambda *arguments: measure(*arguments).with_limit(0, 1000))
+    with pytest.raises(
+        ConfigError, match=r"starter has no memory for a single layer .*: it would fit with a larger memory"
+    ):
+        ring.generate(tiny, PROMPTS, split="measured")
 
 
 def test_slow_links_decide_the_order(ring: Ring, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,10 @@
 """Nodes on hosts of their own: the quick start for several machines, by addresses and by discovery, and a firewall."""
 
+import json
 import re
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +17,15 @@ pytestmark = pytest.mark.slow
 
 KEYED = {"MDI_KEY": "correct horse battery staple"}
 GREEDY = ("--temperature", 0, "--dtype", "float32", "--n-tokens", 3)
+
+# A client of the API on a host: `ASK URL BODY`.
+ASK = """
+import sys
+from urllib.request import Request, urlopen
+
+request = Request(sys.argv[1], sys.argv[2].encode(), {"Content-Type": "application/json"})
+print(urlopen(request, timeout=60).read().decode())
+"""
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +57,21 @@ def test_the_quick_start_by_addresses_and_by_discovery(
     assert found.code == 0, found.stderr
     assert "starter of 3 nodes, with " in found.stderr
     assert samples_of(by_address.stdout) == samples_of(found.stdout) == samples_of(on_one.result().stdout) != ""
+
+
+def test_nodes_that_were_found_serve_users(three: tuple[Scripts, list[Host]], tiny: Path) -> None:
+    scripts, (head, *_) = three
+    flags = ("--discover", 2, "--serve", "127.0.0.1:8000", "--ckpt", tiny, "--dtype", "float32", "--keep-nodes")
+    server = scripts.start(*head.script("starter.py", *flags), env=KEYED)
+    server.wait_for("serving ")
+    question = json.dumps({"model": "tiny", "prompt": "Once upon a time", "max_tokens": 3})
+    command = [sys.executable, "-c", ASK, "http://127.0.0.1:8000/v1/completions", question]
+    answer = subprocess.run(
+        ["ip", "netns", "exec", head.namespace, *command], capture_output=True, check=True, timeout=60
+    )
+    assert json.loads(answer.stdout)["choices"][0]["text"]
+    server.send_signal(signal.SIGTERM)
+    assert server.result().code in (0, 143)
 
 
 def test_a_firewall_that_lets_one_direction_through_is_named(three: tuple[Scripts, list[Host]]) -> None:

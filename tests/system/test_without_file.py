@@ -1,7 +1,14 @@
 """Nodes without a nodes configuration: they share a key, and the starter is told their addresses."""
 
+import contextlib
+import http.server
+import os
 import re
+import shutil
 import socket
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,21 +16,38 @@ from typing import Any
 
 import pytest
 
+from mdi.cli.networks import network_of
+from mdi.cluster.rendezvous import clients_of
 from mdi.config.addresses import NodeAddress
-from mdi.config.keyed_network import network_at
-from mdi.config.options import StarterOptions
+from mdi.config.keyed_network import network_at, secondary_without_file
+from mdi.config.options import NetworkOptions, StarterOptions
+from mdi.control.protocol import NotAuthorized
 from mdi.engine.sample import Outcome, Sample
+from mdi.ids import NodeId
 from mdi.net.access import Access
+from mdi.net.certificates import make_certificates
 from mdi.net.keys import Key, Keys
 from support.bench import TIMEOUTS
 from support.logs import whenever_logged
-from support.rings import Machine, ring_of, starter_for
-from support.scripts import Network, Process, Result, Scripts, WarmPython, free_ports, one_line_error, samples_of
+from support.paths import home_with_kernels
+from support.rings import Machine, Ring, ring_of, starter_for
+from support.scripts import (
+    SCRIPTS,
+    Network,
+    Process,
+    Result,
+    Scripts,
+    WarmPython,
+    free_ports,
+    one_line_error,
+    samples_of,
+)
 
 pytestmark = pytest.mark.slow
 
 SECRET = "correct horse battery staple"
 KEYED = {"MDI_KEY": SECRET}
+PROMPTS = [list(range(5, 25)), [9]]
 GREEDY = ("--temperature", 0, "--dtype", "float32", "--n-tokens", 3, "--n-samples", 3)
 
 
@@ -86,12 +110,13 @@ def test_the_nodes_are_listed_and_reach_each_other(running: Running) -> None:
 def test_what_is_wrong_with_a_node_is_one_line(running: Running, tiny: Path) -> None:
     """All starters at once: each waits for its deadline."""
     (nobody,) = free_ports(1)
-    with socket.create_server(("127.0.0.1", 0)) as silent:
+    with socket.create_server(("127.0.0.1", 0)) as silent, web_server() as web_port:
         silent_port = silent.getsockname()[1]
         cases = {
             "no-such-machine.invalid": r"no-such-machine\.invalid:8088 cannot be reached: no machine is known by",
             f"127.0.0.1:{nobody}": rf"127\.0\.0\.1:{nobody} cannot be reached: is secondary\.py running there\?",
             f"127.0.0.1:{silent_port}": rf"127\.0\.0\.1:{silent_port} did not answer: silent for",
+            f"127.0.0.1:{web_port}": rf"127\.0\.0\.1:{web_port} is not a node of this version: HTTP \d+",
             f"{running.addresses[0]},localhost:{running.ports[0]}": r"are one node: give each node once",
         }
         options = ("--ckpt", tiny, "--node-timeout", 1, "--n-tokens", 3, "--nodes")
@@ -103,6 +128,74 @@ def test_what_is_wrong_with_a_node_is_one_line(running: Running, tiny: Path) -> 
     other = {"MDI_KEY": "another horse, another staple"}
     refused = running.starter(tiny, "--nodes", running.addresses[0], env=other)
     one_line_error(refused, 1, "secondary 0 at .* did not show that it has this ring's key: .* different keys")
+
+
+@contextlib.contextmanager
+def web_server() -> Iterator[int]:
+    """The port of a server that is no node."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server.server_port
+        server.shutdown()
+        thread.join()
+
+
+def test_a_node_that_dies_while_it_is_measured_is_named(running: Running, tiny: Path, tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    flags = ("-v", "--cache-dir", tmp_path / "cache", "--no-announce", "--port", port)
+    node = running.scripts.start("secondary.py", *flags, env=KEYED)
+    node.wait_for("waiting for a starter")
+    addresses = f"{running.addresses[0]},127.0.0.1:{port}"
+    planner = running.scripts.start("plan.py", "--ckpt", tiny, "--nodes", addresses, env=KEYED)
+    node.wait_for("timing the layers of")
+    node.kill()
+    pattern = rf"secondary 1 at http://127\.0\.0\.1:{port} did not answer"
+    one_line_error(planner.result(), 1, pattern, after="measuring 3 nodes")
+
+
+def test_a_chat_is_served_by_nodes_that_go_on_afterwards(running: Running, tiny: Path, tmp_path: Path) -> None:
+    arguments = ["--nodes", ",".join(running.addresses), "--ckpt", str(tiny), "--dtype", "float32", "--n-tokens", "4"]
+    done = subprocess.run(
+        [sys.executable, str(SCRIPTS / "chat.py"), "--temperature", "0", *arguments],
+        input="Once upon a time\n",
+        capture_output=True,
+        encoding="utf-8",
+        env=os.environ | KEYED | {"MDI_HOME": str(home_with_kernels(tmp_path))},
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0 and done.stdout.strip(), done.stderr
+    listed = running.scripts.run("nodes.py", "--nodes", ",".join(running.addresses), env=KEYED)
+    assert listed.stdout.count("  idle  ") == 2, listed.stdout
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl on this machine")
+def test_nodes_without_a_file_encrypt_what_they_send(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Named by an address and by a name, both of which their certificate has."""
+    make_certificates(["localhost", "box.local"], tmp_path / "certs")
+    monkeypatch.setenv("MDI_KEY", SECRET)
+    ports, machines = free_ports(3), []
+    for port, certificate in zip(ports, ("localhost", "localhost", "box.local"), strict=True):
+        monkeypatch.setenv("MDI_TLS", str(tmp_path / "certs" / certificate))
+        machine = Machine(tmp_path / "cache", TIMEOUTS)
+        machine.node = secondary_without_file("127.0.0.1", port, 0)
+        machine.start()
+        machines.append(machine)
+    monkeypatch.setenv("MDI_TLS", str(tmp_path / "certs" / "localhost"))
+    try:
+        network = network_of(NetworkOptions(nodes=f"localhost:{ports[0]},127.0.0.1:{ports[1]}"))
+        tokens = Ring(network, []).generate(tiny, PROMPTS)
+        other = network_of(NetworkOptions(nodes=f"127.0.0.1:{ports[2]}"))
+        with pytest.raises(NotAuthorized, match=r"does not agree on TLS: .*IP address mismatch"):
+            clients_of(other)[NodeId(1)].status()
+    finally:
+        for machine in machines:
+            machine.kill()
+    with ring_of(1, tmp_path / "none") as one:
+        assert tokens == one.generate(tiny, PROMPTS)
 
 
 def test_a_node_that_comes_back_on_another_ring_port_is_asked_for_it(tiny: Path, tmp_path: Path) -> None:

@@ -11,10 +11,11 @@ from mdi.checkpoint.folder import find_folder, open_folder
 from mdi.cli.plan_report import Report
 from mdi.cluster.device_classes import STORED_DTYPE, estimate, network_of, parse_devices
 from mdi.cluster.forecast import Costs, Objective, advise, forecast_of
+from mdi.cluster.identities import refuse_shared_names, refuse_twins
 from mdi.cluster.measured_network import MeasuredNetwork
 from mdi.cluster.member_setup import MemberSetup, Patience
 from mdi.cluster.network_times import NetworkTimes
-from mdi.cluster.rendezvous import clients_of, in_background
+from mdi.cluster.rendezvous import Statuses, clients_of, in_background
 from mdi.cluster.ring_costs import Job
 from mdi.config.network import NetworkConfig
 from mdi.config.options import PlannerOptions
@@ -92,7 +93,8 @@ def _measured(options: PlannerOptions, network: NetworkConfig) -> tuple[str, Cos
             listener = stack.enter_context(listen(starter.listen_addr, starter.port_in))
             network = network.with_starter_ports(0, listener.getsockname()[1])
         clients = clients_of(network)
-        wait_until_up(clients, options.node_timeout_s)
+        refuse_twins(clients, wait_until_up(clients, options.node_timeout_s))
+        refuse_shared_names(network)
         measured = MeasuredNetwork(
             network=network,
             model=model,
@@ -110,8 +112,8 @@ def _measured(options: PlannerOptions, network: NetworkConfig) -> tuple[str, Cos
         return model.name, measured.measure(clients, listener, Inbox(), again=options.measure)
 
 
-def wait_until_up(clients: Mapping[NodeId, ControlClient], node_timeout_s: float) -> None:
-    """Wait for all secondaries, each in a thread of its own. Raises `PeersTimedOut`."""
+def wait_until_up(clients: Mapping[NodeId, ControlClient], node_timeout_s: float) -> Statuses:
+    """What each secondary says of itself, once it is up; each in a thread of its own. Raises `PeersTimedOut`."""
     timeouts, closing = DEFAULT_TIMEOUTS, threading.Event()
     deadline_s = timeouts.deadline_s(node_timeout_s)
     told = set[NodeId]()
@@ -122,6 +124,6 @@ def wait_until_up(clients: Mapping[NodeId, ControlClient], node_timeout_s: float
             log.warning("waiting for %s at %s", clients[node].name, clients[node].url)
 
     patience = Patience(node_timeout_s, lambda node: deadline_s, lambda error: True, say_missing)
-    setups = [MemberSetup(node, client, patience, timeouts, closing) for node, client in clients.items()]
-    for future in [in_background(setup.await_status) for setup in setups]:
-        future.result()
+    setups = {node: MemberSetup(node, client, patience, timeouts, closing) for node, client in clients.items()}
+    pending = {node: in_background(setup.await_status) for node, setup in setups.items()}
+    return {node: future.result() for node, future in pending.items()}

@@ -94,9 +94,10 @@ class NodeMeter:
     def _check_memory(self, needed_bytes: int) -> None:
         room_bytes = usable_bytes(free_memory_bytes(self.device), self.memory_limit_bytes)
         if needed_bytes > room_bytes:
+            more = "end other programs" if self.memory_limit_bytes is None else "allow it more (--memory-limit)"
             raise ConfigError(
                 f"timing a layer of this model takes {format_bytes(needed_bytes)} of memory, and"
-                f" {format_bytes(room_bytes)} may be used: end other programs, or try --quantize int8"
+                f" {format_bytes(room_bytes)} may be used: {more}, or try --quantize int8"
             )
 
     def _disk_speed(self) -> tuple[float | None, float | None]:

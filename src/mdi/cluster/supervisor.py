@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from mdi.checkpoint.folder import ModelFolder
 from mdi.checkpoint.weights import MODEL_FILE
 from mdi.cluster.expectation import RingExpectation
+from mdi.cluster.identities import refuse_shared_names, refuse_twins
 from mdi.cluster.measured_network import MeasuredNetwork
 from mdi.cluster.measured_split import MeasuredSplit
 from mdi.cluster.member_setup import Patience, PeersTimedOut
@@ -275,7 +276,8 @@ class RingSupervisor:
         except PeersTimedOut as exc:
             self._recovery.expired(self._timeouts.clock(), exc.nodes)
             raise
-        self._refuse_twins(statuses)
+        refuse_twins(self._rendezvous.clients, statuses)
+        refuse_shared_names(self._network, self._timeouts)
         members, options = self._members(self._recovery.members, statuses), self._plan_options
         if options.split == MEASURED:
             members, options = self._chosen(members, options)
@@ -295,15 +297,6 @@ class RingSupervisor:
         rendezvous.leave_out([node.node for node in members if node.node not in found.ring.order])
         chosen = [replace(members[node], quantize=self._measured.modes.get(NodeId(node))) for node in found.ring.order]
         return chosen, replace(options, split=found.split)
-
-    def _refuse_twins(self, statuses: Statuses) -> None:
-        """Raise `ConfigError` where two addresses of the network are those of one node, which would wait for itself."""
-        urls: dict[str, str] = {}
-        for node, status in statuses.items():
-            if status is not None and status.process is not None:
-                url = self._rendezvous.clients[node].url
-                if (other := urls.setdefault(status.process, url)) != url:
-                    raise ConfigError(f"{other} and {url} are one node: give each node once")
 
     def _can_resplit(self) -> bool:
         """Whether the layers can be spread over one node less: from the whole model, or as chunks that lie ready."""

@@ -142,8 +142,7 @@ class NetworkOptions(Section):
         has_file = self.nodes_config != type(self).nodes_config
         if [self.nodes is not None, self.discover is not None, has_file].count(True) > 1:
             raise ConfigError(TWO_NETWORKS)
-        if self.discover is not None:
-            Interval(0.1, MAX_DISCOVER_S).check("--discover", self.discover)
+        _check_discover(self.discover)
         for flag, value in (("--save-nodes", self.save_nodes), ("--port", self.port), ("--ring-port", self.ring_port)):
             if value and self.is_of_file:
                 raise ConfigError(f"{flag} {value}: is for --nodes and --discover; the file of --nodes-config has it")
@@ -336,13 +335,15 @@ class ChatOptions(PrecisionOptions):
     ckpt: Path | None = None
     nodes_config: Path | None = None
     nodes: str | None = None
+    discover: float | None = None
     device: str | None = None
     compile: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.nodes is not None and self.nodes_config is not None:
+        if [self.nodes, self.discover, self.nodes_config].count(None) < 2:
             raise ConfigError(TWO_NETWORKS)
+        _check_discover(self.discover)
         if self.n_tokens is not None:
             at_least("--n-tokens", self.n_tokens, 1)
         for name in ("temperature", "top_k", "top_p"):
@@ -358,7 +359,7 @@ class ChatOptions(PrecisionOptions):
     @property
     def starts_server(self) -> bool:
         """Whether the chat starts a server for itself."""
-        return any(value is not None for value in (self.ckpt, self.nodes_config, self.nodes))
+        return any(value is not None for value in (self.ckpt, self.nodes_config, self.nodes, self.discover))
 
     @property
     def _of_own_server(self) -> dict[str, object]:
@@ -366,6 +367,7 @@ class ChatOptions(PrecisionOptions):
             "--ckpt": self.ckpt,
             "--nodes-config": self.nodes_config,
             "--nodes": self.nodes,
+            "--discover": self.discover,
             "--device": self.device,
             "--compile": self.compile,
             "--dtype": self.dtype,
@@ -420,6 +422,11 @@ class MonitorOptions:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.interval_s) and self.interval_s > 0):
             raise ConfigError(f"--interval {self.interval_s}: must be a positive number of seconds")
+
+
+def _check_discover(seconds: float | None) -> None:
+    if seconds is not None:
+        Interval(0.1, MAX_DISCOVER_S).check("--discover", seconds)
 
 
 def _check_port(flag: str, port: int) -> None:

@@ -9,6 +9,7 @@ from mdi.cli.local_ring import LocalRing, NodeFlags, check_ports, flags_of_addre
 from mdi.cli.networks import network_of
 from mdi.cli.node_log import MergedLog, ending
 from mdi.cli.serve_options import KEY_VARIABLE, served_url
+from mdi.config.keyed_network import keyed_access
 from mdi.config.network import load_network, node_name
 from mdi.config.options import ChatOptions, NetworkOptions
 from mdi.config.paths import SETTINGS_DIR
@@ -39,7 +40,7 @@ class OwnServer:
     def __init__(self, options: ChatOptions, inbox: Inbox) -> None:
         """Raises `ConfigError` where the network has no starter on this machine, or its ports are taken."""
         self._options, self._inbox = options, inbox
-        self._nodes, flags = _nodes_beside(options.nodes) if options.nodes else _nodes_here(options.nodes_config)
+        self._nodes, flags = _nodes_of(options)
         self.key = secrets.token_urlsafe()
         self._ring = LocalRing(flags, _Log(inbox, self._nodes, is_shown=options.verbose))
 
@@ -74,6 +75,14 @@ class OwnServer:
         return ["-v"] * options.verbose + ["-c"] * options.compile + device
 
 
+def _nodes_of(options: ChatOptions) -> tuple[list[int], NodeFlags]:
+    if options.nodes is not None:
+        return _nodes_beside(options.nodes)
+    if options.discover is not None:
+        return _nodes_found(options.discover)
+    return _nodes_here(options.nodes_config)
+
+
 def _nodes_here(nodes_config: Path | None) -> tuple[list[int], NodeFlags]:
     """The nodes to start of a file's, and how."""
     path = nodes_config or SETTINGS_DIR / "standalone.json"
@@ -90,6 +99,12 @@ def _nodes_beside(nodes: str) -> tuple[list[int], NodeFlags]:
     network = network_of(NetworkOptions(nodes=nodes))
     flags = flags_of_addresses(nodes, network)
     return [0], lambda index: [*flags(index), "--keep-nodes"]
+
+
+def _nodes_found(seconds: float) -> tuple[list[int], NodeFlags]:
+    """As `_nodes_beside`; the starter looks for them."""
+    keyed_access("--discover")
+    return [0], lambda index: ["--discover", f"{seconds:g}", "--keep-nodes"]
 
 
 class _Log:

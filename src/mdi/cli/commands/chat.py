@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from mdi.cli.local_ring import STOP_TIMEOUT_S
-from mdi.cli.parser import Parser, options_from
+from mdi.cli.parser import Parser, add_discover, options_from
 from mdi.cli.script import run_script, set_up_logging
 from mdi.cli.serve_options import DEFAULT_ADDRESS, KEY_VARIABLE
 from mdi.cli.signals import GRACE_S, Signals
@@ -43,6 +43,7 @@ def _add_own_server(parser: Parser) -> None:
     option("--ckpt", type=Path, metavar="DIR", help="the model's folder")
     option("--nodes-config", type=Path, metavar="FILE", help="the network (default: this machine alone)")
     option("--nodes", metavar="A,B:PORT", help="secondaries that run without a file, and go on afterwards")
+    add_discover(parser)
     option("--device", help="cpu, mps, cuda or cuda:N", values=("cpu", "mps", "cuda"))
     option("--dtype", help="float32, float16 or bfloat16", values=DTYPES)
     option("--quantize", metavar="MODE", help="none, int8 or int4 weights", values=MODES)
