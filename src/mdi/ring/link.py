@@ -28,7 +28,7 @@ from mdi.ring.config import LinkConfig
 from mdi.ring.handshake import Initiator, KeyMismatch
 from mdi.ring.messages import Activation, Message, Ping, Refuse, Welcome, carried_rows
 from mdi.ring.pace import Pace
-from mdi.ring.transport import send
+from mdi.ring.transport import ReadAhead, send
 from mdi.ring.wire import Decoder, Encoder, Session, State
 from mdi.strings import one_line
 from mdi.trace import Timeline
@@ -188,10 +188,11 @@ class Link:
 
     def _read(self) -> None:
         sock, decoder = self._accept_predecessor()
+        source = ReadAhead(sock)
         with self._owned(sock):
             self._post(PredecessorConnected(self))
             while decoder.state is not State.CLOSED:
-                message = self._receive(sock, decoder)
+                message = self._receive(source, decoder)
                 self.n_received += isinstance(message, Activation)
                 if not isinstance(message, Ping):
                     self._post(Received(self, message, self.config.timeouts.clock()))
@@ -204,17 +205,13 @@ class Link:
         sock.settimeout(self.config.peer_timeout_s)
         return sock, decoder
 
-    def _receive(self, sock: socket.socket, decoder: Decoder, deadline_s: float | None = None) -> Message:
-        """The next message. The timeout of `sock` bounds a silence, and `deadline_s`, or else the pace of the link, a
-        message that has begun.
+    def _receive(self, source: ReadAhead, decoder: Decoder) -> Message:
+        """The next message. The timeout of the socket bounds a silence, and the pace of the link a message that has
+        begun.
         """
         transfer, began_s = None, 0.0
         while True:
-            if deadline_s is not None:
-                sock.settimeout(self.config.timeouts.left_s(deadline_s) or 0.001)  # 0 would not wait, nor time out
-            # Straight into the memory that becomes the rows' tensor. The decoder never offers room beyond the part of
-            # the frame that it knows the size of, so nothing of the next frame has to be moved afterwards.
-            n_bytes = sock.recv_into(decoder.buffer())
+            n_bytes = source.recv_into(decoder.buffer())
             if n_bytes == 0:
                 decoder.end_of_file()
             if transfer is None:
@@ -222,12 +219,10 @@ class Link:
             frame_bytes = decoder.frame_bytes
             if (message := decoder.received(n_bytes)) is not None:
                 transfer.end(frame_bytes)
-                if deadline_s is None:  # by the reader thread: a handshake of the writer's is not counted
-                    self._timeline.meter.received(time.perf_counter() - began_s)
+                self._timeline.meter.received(time.perf_counter() - began_s)
                 self._record("receive", began_s, message, self.config.expected, self.n_received)
                 return message
-            if deadline_s is None:
-                transfer.check(decoder.frame_bytes)
+            transfer.check(decoder.frame_bytes)
 
     # ---- writer thread
 
@@ -305,7 +300,7 @@ class Link:
             # we send may fail, and the alert that says why can still be read.
             with contextlib.suppress(BrokenPipeError, ConnectionResetError, ssl.SSLEOFError):
                 send(sock, encoder, initiator.hello())
-            answer = self._receive(sock, Decoder(config.session, backward=True), deadline_s)
+            answer = self._receive_answer(sock, deadline_s)
         except ssl.SSLError as exc:
             raise self._tls_failure(exc) from exc
         except LinkClosed as exc:
@@ -325,6 +320,16 @@ class Link:
         encoder.open(session_key)
         sock.settimeout(config.peer_timeout_s)
         return encoder
+
+    def _receive_answer(self, sock: socket.socket, deadline_s: float) -> Message:
+        decoder, timeouts = Decoder(self.config.session, backward=True), self.config.timeouts
+        while True:
+            sock.settimeout(timeouts.left_s(deadline_s) or 0.001)  # 0 would not wait, nor time out
+            n_bytes = sock.recv_into(decoder.buffer())
+            if n_bytes == 0:
+                decoder.end_of_file()
+            if (message := decoder.received(n_bytes)) is not None:
+                return message
 
     def _tls_failure(self, exc: ssl.SSLError) -> LinkClosed:
         peer, timeout_s = self.config.successor, self.config.timeouts.handshake_s

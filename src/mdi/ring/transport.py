@@ -1,4 +1,4 @@
-"""One frame onto a socket, plain or TLS."""
+"""Frames onto a socket and from it, plain or TLS."""
 
 import socket
 import ssl
@@ -6,6 +6,8 @@ import ssl
 from mdi.ring.messages import Message
 from mdi.ring.pace import Transfer
 from mdi.ring.wire import Encoder
+
+READ_AHEAD_BYTES = 64 << 10
 
 
 def send(sock: socket.socket, encoder: Encoder, message: Message, transfer: Transfer | None = None) -> None:
@@ -26,3 +28,26 @@ def send(sock: socket.socket, encoder: Encoder, message: Message, transfer: Tran
             transfer.check(n_bytes)
     if transfer is not None:
         transfer.end(n_bytes)
+
+
+class ReadAhead:
+    """The bytes of a socket, of which one read takes as many as there are: a small frame, and what is behind it.
+
+    Into buffers of `READ_AHEAD_BYTES` or more it reads directly: these are rows, and become a tensor as they are.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._read = memoryview(bytearray(READ_AHEAD_BYTES))
+        self._start = self._stop = 0  # of what was read and not taken
+
+    def recv_into(self, buffer: memoryview) -> int:
+        """Fill a part of `buffer`, and return how much; 0 at the end of the stream. Waits as the socket does."""
+        if self._start == self._stop:
+            if len(buffer) >= READ_AHEAD_BYTES:
+                return self._sock.recv_into(buffer)
+            self._start, self._stop = 0, self._sock.recv_into(self._read)
+        n_bytes = min(len(buffer), self._stop - self._start)
+        buffer[:n_bytes] = self._read[self._start : self._start + n_bytes]
+        self._start += n_bytes
+        return n_bytes
