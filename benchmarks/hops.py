@@ -1,8 +1,7 @@
 """What a hop costs outside the stages: two real links in two processes, on two cores.
 
-A message goes to the other process and comes back as it is: tensor to bytes, frame and checksum, writer thread,
-socket, reader thread, inbox, bytes to tensor. Half the round trip is one hop. With a key a MAC takes the place of the
-checksum.
+A message goes to the other process and comes back as it is: tensor to bytes, frame and checksum, socket, reader
+thread, inbox, bytes to tensor. Half the round trip is one hop. With a key a MAC takes the place of the checksum.
 
 The processor time of a hop, and how often a thread waits in it, say more than its duration where other programs run.
 

@@ -28,7 +28,7 @@ class _MainThread(NamedTuple):
 class WorkMeter:
     """Counts the work of one node. Any thread may read it.
 
-    Each counter is written by one thread, the main thread or one of the link, so those need no lock.
+    Each counter is written by one thread at a time, the main thread or one of the link, so those need no lock.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -73,7 +73,7 @@ class WorkMeter:
             return main._replace(compute_s=main.compute_s + passed_s)
         return main if main.activity is None else main._replace(idle_s=main.idle_s + passed_s)
 
-    # ---- threads of the link
+    # ---- whoever sends or receives
 
     def sent(self, took_s: float) -> None:
         """A frame went out."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import queue
 import socket
@@ -17,6 +18,7 @@ from mdi.ring.link import Link, LinkDown, LinkEvent, PredecessorConnected, Recei
 from mdi.ring.messages import Activation, Message
 from mdi.ring.wire import Session
 from mdi.segments import Segment
+from mdi.trace import Timeline
 from support.wire import GOODBYE, HEADER_BYTES, PROOF, SESSION, frame, rows
 
 HOST = "127.0.0.1"
@@ -76,9 +78,11 @@ class Bench:
         predecessor_addr: str | None = None,
         access: Access = THIS_MACHINE,
         timeouts: Timeouts = PATIENT,
+        timeline: Timeline | None = None,
+        inbox: "queue.Queue[LinkEvent] | None" = None,
     ) -> End:
-        listener = listener or self.listener(host=host)
-        inbox: queue.Queue[LinkEvent] = queue.Queue()
+        """`inbox` may have room for few events: then the link waits until they are taken."""
+        listener, inbox = listener or self.listener(host=host), inbox or queue.Queue()
         config = LinkConfig(
             session=session,
             predecessor=Peer("the node before", predecessor_addr or host, 1),
@@ -91,7 +95,8 @@ class Bench:
             source_port=source_port,
             timeouts=timeouts,
         )
-        link = Link(config, listener=listener, post=inbox.put_nowait, access=access)
+        post = functools.partial(inbox.put, timeout=PATIENCE_S)
+        link = Link(config, listener=listener, post=post, access=access, timeline=timeline)
         self._stack.callback(link.close)
         return End(link, inbox, listener.getsockname()[1])
 

@@ -115,9 +115,11 @@ class LinkRing:
         raise AssertionError("a message before the ring closed")
 
     def send(self, segments: tuple[Segment, ...], rows: torch.Tensor, own_s: float) -> None:
-        self._link.send(Activation(segments, to_buffer(rows, self._link.session.wire_dtype)))
-        self._n_sent += 1
+        message = Activation(segments, to_buffer(rows, self._link.session.wire_dtype))
+        # Before the message leaves, which may be at once: another thread could see one that left and was never counted.
         self._trips.sent(len(rows), own_s, prompt_rows_of(segments))
+        self._n_sent += 1
+        self._link.send(message)
 
     def next_event(self) -> object:
         began_s = self._timeouts.clock()

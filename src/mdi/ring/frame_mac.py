@@ -12,7 +12,7 @@ TAG_BYTES = 16
 
 
 class FrameMac:
-    """Counts the frames of one direction. Used from one thread only."""
+    """Counts the frames of one direction. Used from one thread at a time."""
 
     def __init__(self, session_key: bytes) -> None:
         self._keyed = hashlib.blake2b(key=session_key, digest_size=TAG_BYTES)

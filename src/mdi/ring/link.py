@@ -1,14 +1,13 @@
 """Two sockets and two threads that move messages from the predecessor and to the successor.
 
 The reader thread accepts the predecessor and posts what it sends to the node's inbox. The writer thread connects to
-the successor and sends what `Link.send` was given. A thread that fails posts `LinkDown` and ends. Every blocking call
-has a deadline; an idle writer pings, so that silence means trouble.
+the successor and sends what the compute thread does not send itself (`mdi.ring.sender`). A thread that fails posts
+`LinkDown` and ends. Every blocking call has a deadline; an idle writer pings, so that silence means trouble.
 """
 
 import contextlib
 import errno
 import logging
-import queue
 import socket
 import ssl
 import threading
@@ -28,6 +27,7 @@ from mdi.ring.config import LinkConfig
 from mdi.ring.handshake import Initiator, KeyMismatch
 from mdi.ring.messages import Activation, Message, Ping, Refuse, Welcome, carried_rows
 from mdi.ring.pace import Pace
+from mdi.ring.sender import Sender
 from mdi.ring.transport import ReadAhead, send
 from mdi.ring.wire import Decoder, Encoder, Session, State
 from mdi.strings import one_line
@@ -88,14 +88,14 @@ class Link:
         self.config = config
         self._listener, self._post, self._access = listener, post, access
         self._timeline, self._refusals = timeline or Timeline(), refusals or RefusalLog()
-        # Unbounded, and bounded by `send`: `close` must be able to end the writer where the queue is full.
-        self._outbox: queue.Queue[Message | None] = queue.Queue()
         self._reader = self._thread("ring-reader", self._read, config.predecessor)
         self._writer = self._thread("ring-writer", self._write, config.successor)
         timeouts = config.timeouts
         self._reading = Pace(timeouts, config.peer_timeout_s, timeouts.fast_link_bytes_s)
         # What is sent is only in the system's buffers by then, so that it went fast says nothing of the link.
-        self._writing = Pace(timeouts, config.peer_timeout_s, timeouts.link_bytes_s)
+        writing = Pace(timeouts, config.peer_timeout_s, timeouts.link_bytes_s)
+        ping_every_s = timeouts.ping_every_s(config.peer_timeout_s)
+        self._sender = Sender(config.capacity, ping_every_s, writing, self._count_sent)
         self.n_received = self.n_sent = 0  # messages with rows
         self._wake, self._woken = socket.socketpair()
         self._sockets: list[socket.socket] = []
@@ -119,10 +119,8 @@ class Link:
         self._writer.start()
 
     def send(self, message: Message) -> None:
-        """Queue `message` for the successor. Raises `queue.Full` where more wait than may travel: a bug."""
-        if self._outbox.qsize() >= self.config.capacity:
-            raise queue.Full
-        self._outbox.put_nowait(message)
+        """Send `message` to the successor, as `Sender.send` does. Called only from the compute thread."""
+        self._sender.send(message)
 
     def close(self, drain_s: float = 0.0) -> None:
         """Let the writer send what is queued for up to `drain_s` seconds, then end both threads.
@@ -132,7 +130,7 @@ class Link:
         if self._closing:
             return
         self._closing = True
-        self._outbox.put_nowait(None)
+        self._sender.finish()
         if drain_s and self._writer.ident is not None:
             self._writer.join(drain_s)
         with self._lock:
@@ -227,22 +225,17 @@ class Link:
     # ---- writer thread
 
     def _write(self) -> None:
-        timeouts = self.config.timeouts
         with self._owned(self._connect_to_successor()) as sock:
             encoder = self._handshake(sock)
-            while encoder.state is not State.CLOSED:
-                try:
-                    message = self._outbox.get(timeout=timeouts.ping_every_s(self.config.peer_timeout_s))
-                except queue.Empty:
-                    message = Ping()
-                if message is None:
-                    return
-                began_s = time.perf_counter()
-                send(sock, encoder, message, self._writing.begin())
-                self._timeline.meter.sent(time.perf_counter() - began_s)
-                self._record("send", began_s, message, self.config.hello, self.n_sent)
-                self.n_sent += isinstance(message, Activation)
-            await_close(sock, timeouts.close_s)
+            self._sender.serve(sock, encoder)
+            if encoder.state is State.CLOSED:
+                await_close(sock, self.config.timeouts.close_s)
+
+    def _count_sent(self, message: Message, began_s: float) -> None:
+        """Called from the thread that has sent it."""
+        self._timeline.meter.sent(time.perf_counter() - began_s)
+        self._record("send", began_s, message, self.config.hello, self.n_sent)
+        self.n_sent += isinstance(message, Activation)
 
     def _connect_to_successor(self) -> socket.socket:
         """Connect from our port, or from any port where that one cannot be had."""

@@ -15,7 +15,7 @@ N_MEASURED = 8
 
 
 class Pace:
-    """One direction of a link. Called from the thread that reads it, or the one that writes it."""
+    """One direction of a link. Called from the thread that reads it, or from the one whose turn it is to write."""
 
     def __init__(self, timeouts: Timeouts, peer_timeout_s: float, fastest_bytes_s: float) -> None:
         """`fastest_bytes_s`: no link is taken to be faster, whatever was measured."""

@@ -134,7 +134,7 @@ _KIND_OF: dict[type, Kind] = {
 
 
 class Encoder:
-    """Messages -> buffers, for one direction of one connection. Used from the writer thread only."""
+    """Messages -> buffers, for one direction of one connection. Used from one thread at a time."""
 
     def __init__(self, session: Session, *, backward: bool = False) -> None:
         self._session = session
