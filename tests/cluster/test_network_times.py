@@ -89,7 +89,7 @@ def test_what_was_measured_is_kept(ring: Ring, tiny: Path, monkeypatch: pytest.M
     first = client.measure(request)
     assert isinstance(first, StageTimes) and first.mode == "int8"
 
-    def fail(*arguments: Any) -> None:
+    def fail(*arguments: Any, **more: Any) -> None:
         raise ConfigError("measured again")
 
     monkeypatch.setattr(node_meter, "StageTimer", fail)

@@ -1,6 +1,7 @@
 """What is timed of a stage, against an engine whose clock is its own."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from litgpt.config import Config
 
 from mdi.cluster import stage_times
-from mdi.cluster.stage_times import StageTimer
+from mdi.cluster.stage_times import ROWS, StageTimer
 from mdi.control.measurement import LayerTime
 from mdi.formats import BackendChoice, Mode
 from mdi.model.backends.select import make_head, make_span_engine
@@ -27,6 +28,7 @@ class Machine:
 
     def __init__(self, slowness: float = 1.0) -> None:
         self.now_s, self.slowness = 0.0, slowness
+        self.n_passes = self.n_heads = 0
 
     def clock(self) -> float:
         self.now_s += 1e-9  # so that a loop which waits for time to pass ends
@@ -54,6 +56,7 @@ class Engine:
         self.filled.add(target)
 
     def forward(self, x: torch.Tensor, segments: Sequence[Segment]) -> torch.Tensor:
+        self.machine.n_passes += 1
         assert not len(self.span) or {segment.slot for segment in segments} <= self.filled
         positions = sum(segment.stop for segment in segments)
         layer_s = ROW_S * len(x) + POSITION_S * positions
@@ -72,6 +75,7 @@ class Head:
         return torch.zeros(len(ids), BASE["n_embd"])
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
+        self.machine.n_heads += 1
         self.machine.now_s += LOGITS_S * len(x) * self.n_tokens / BASE["padded_vocab_size"]
         return torch.zeros(len(x), self.n_tokens)
 
@@ -113,7 +117,7 @@ def test_a_slow_machine_does_not_compute_pieces() -> None:
 def test_of_a_large_vocabulary_a_part_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = {time.rows: time.seconds for time in timer_on(Machine()).head()}
     assert whole == pytest.approx({rows: LOGITS_S * rows for rows in (1, 4, 16)}, rel=1e-3)
-    monkeypatch.setattr(stage_times, "WEIGHTS_BYTES", 100_000)
+    monkeypatch.setattr(stage_times, "HEAD_BYTES", 100_000)
     machine = Machine()
     large = timer_on(machine, vocab_size=32_000, padded_vocab_size=32_000)
     assert large._head_config.padded_vocab_size == 1024
@@ -122,14 +126,17 @@ def test_of_a_large_vocabulary_a_part_is_timed(monkeypatch: pytest.MonkeyPatch) 
     )
 
 
-@pytest.mark.parametrize(("weights_bytes", "n_layers"), [(1, 1), (10**9, 6)])
-def test_as_many_layers_are_timed_as_no_cache_holds(
-    weights_bytes: int, n_layers: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(stage_times, "WEIGHTS_BYTES", weights_bytes)
-    timer = timer_on(Machine())
+@pytest.mark.parametrize(("layers_bytes", "n_layers"), [(1, 1), (100_000, 3), (10**9, 6)])
+def test_as_many_layers_are_timed_as_may_take_memory(layers_bytes: int, n_layers: int) -> None:
+    timer, alone = (replace(timer_on(Machine()), layers_bytes=n) for n in (layers_bytes, 1))
     assert timer._n_layers == n_layers
-    assert timer.needed_bytes > 0
+    assert timer.needed_bytes - alone.needed_bytes >= (n_layers - 1) * 30_000
+
+
+def test_the_layers_pass_through_the_caches_before_each_time_of_the_head() -> None:
+    machine = Machine()
+    timer_on(machine).head()
+    assert machine.n_passes == machine.n_heads - len(ROWS), "the first time of each is not timed"
 
 
 class RealEngine(Engine):

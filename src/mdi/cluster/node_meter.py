@@ -14,7 +14,7 @@ from mdi import __version__
 from mdi.checkpoint.config import config_from_dict
 from mdi.checkpoint.disk_speed import disk_speed
 from mdi.cluster.budget import usable_bytes
-from mdi.cluster.stage_times import StageTimer
+from mdi.cluster.stage_times import LAYERS_BYTES, StageTimer
 from mdi.control.measurement import StageRequest, StageTimes
 from mdi.documents import read_json
 from mdi.errors import ConfigError, ControlError, StorageError
@@ -32,7 +32,7 @@ from mdi.strings import format_bytes
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2  # of what is kept; another one is measured anew
+FORMAT = 3  # of what is kept; another one is measured anew
 _MAX_FILE_BYTES = 1 << 16
 _USUAL_ROWS = 4  # of a message, for backends that choose a layout by it
 
@@ -72,8 +72,16 @@ class NodeMeter:
         self, request: StageRequest, config: ModelConfig, placement: Placement, cores: CoreShare
     ) -> StageTimes:
         self.make_room()
-        timer = StageTimer(config, TORCH_DTYPES[request.stored_dtype], placement, make_span_engine, make_head)
-        self._check_memory(timer.needed_bytes)
+        room_bytes = usable_bytes(free_memory_bytes(self.device), self.memory_limit_bytes)
+        timer = StageTimer(
+            config,
+            TORCH_DTYPES[request.stored_dtype],
+            placement,
+            make_span_engine,
+            make_head,
+            layers_bytes=int(min(LAYERS_BYTES, room_bytes / 2)),
+        )
+        self._check_memory(timer.needed_bytes, room_bytes)
         cores.settle()
         message_s = timer.message_s()
         read_bytes_s, write_bytes_s = self._disk_speed()
@@ -91,8 +99,7 @@ class NodeMeter:
             free_memory_bytes=None,  # it changes, and is asked for each time; so is the limit
         )
 
-    def _check_memory(self, needed_bytes: int) -> None:
-        room_bytes = usable_bytes(free_memory_bytes(self.device), self.memory_limit_bytes)
+    def _check_memory(self, needed_bytes: int, room_bytes: float) -> None:
         if needed_bytes > room_bytes:
             more = "end other programs" if self.memory_limit_bytes is None else "allow it more (--memory-limit)"
             raise ConfigError(

@@ -15,6 +15,7 @@ from mdi.checkpoint.config import config_from_dict, config_to_dict
 from mdi.control.measurement import HeadTime, LayerTime
 from mdi.engine.sampler import choose
 from mdi.engine.sampling_params import SamplingParams
+from mdi.liveness import no_tick
 from mdi.model.architecture import ModelConfig
 from mdi.model.build import Placement
 from mdi.model.quant import held_bytes
@@ -29,10 +30,13 @@ ROWS = (1, 4, 16)  # of a message that carries the next token of so many samples
 PIECE_ROWS = 128  # of a piece of a prompt
 CONTEXTS = (128, 512)  # positions
 TIMING_S = 0.2  # that one thing is repeated for, at least
+MAX_TIMING_S = 3 * TIMING_S  # with what is done between
 MAX_PIECE_S = 1.5  # a piece that would take longer is reckoned from messages of 16 rows
 MIN_LAYERS_PART = 0.1  # of the time of a message
-# Of the layers that are timed: far more than the caches hold, as in a whole stage. Of the head as well.
-WEIGHTS_BYTES = 128 << 20
+# Of the layers that are timed: many times what a cache of 32 MiB holds. Of 128 MiB, which pass over and over, a quarter
+# stays in such a cache, and a layer takes three quarters of what it takes in a whole stage.
+LAYERS_BYTES = 512 << 20
+HEAD_BYTES = 128 << 20  # of the part of the head that is timed
 
 Clock = Callable[[], float]
 
@@ -47,13 +51,14 @@ class StageTimer:
     make_engine: SpanEngineFactory
     make_head: HeadFactory
     clock: Clock = time.perf_counter
+    layers_bytes: int = LAYERS_BYTES  # that may be taken for layers; one is timed at least
 
     @property
     def needed_bytes(self) -> int:
-        """The memory that `layers` takes, or `head`, beside the stored weight of one tensor."""
+        """The memory that timing takes, beside the stored weight of one tensor."""
         slots = kv_bytes(self.config, self._n_layers, CONTEXTS[-1], self.placement.dtype) * (max(ROWS) + 1)
         head = _weights_bytes(self._head_config, self.placement, None)
-        return max(_weights_bytes(self.config, self.placement, self._n_layers) + slots, head)
+        return _weights_bytes(self.config, self.placement, self._n_layers) + slots + head
 
     def message_s(self) -> float:
         """Seconds for a message of one row on a node without layers."""
@@ -67,7 +72,7 @@ class StageTimer:
         Args:
             message_s: what a message takes besides.
         """
-        engine, n_layers = self._engine(self._n_layers), self._n_layers
+        engine, n_layers = self._stage, self._n_layers
         times = []
         for context in sorted({min(context, self.config.block_size) for context in CONTEXTS}):
             _fill_slots(engine, max(ROWS), context)
@@ -94,29 +99,42 @@ class StageTimer:
     def head(self) -> tuple[HeadTime, ...]:
         """Seconds of embedding, head and sampling for every number of rows.
 
-        Of a large vocabulary only a part is timed: all three are in proportion to it.
+        Of a large vocabulary only a part is timed: all three are in proportion to it. Before each time the layers
+        compute, as they do in a ring: they leave little of the head in the caches.
         """
         config, placement = self._head_config, self.placement
         head = self.make_head(config, synthetic_ends(config, self.stored_dtype), placement)
         params, share = SamplingParams(1), self.config.padded_vocab_size / config.padded_vocab_size
+        layers = self._stage
+        _fill_slots(layers, 1, 1)
+        row = torch.zeros(1, config.n_embd, dtype=placement.dtype, device=placement.device)
 
         def choose_tokens(rows: int) -> None:
             x = head.embed([slot % config.padded_vocab_size for slot in range(rows)], [0] * rows)
             for logits in head.logits(x):
                 choose(logits, params, None)
 
-        return tuple(HeadTime(rows, share * self._mean_s(functools.partial(choose_tokens, rows))) for rows in ROWS)
+        def pass_layers() -> None:
+            layers.forward(row, [Segment(0, 0, 1, 1)])
+
+        return tuple(
+            HeadTime(rows, share * self._mean_s(functools.partial(choose_tokens, rows), pass_layers)) for rows in ROWS
+        )
+
+    @functools.cached_property
+    def _stage(self) -> SpanEngine:
+        return self._engine(self._n_layers)
 
     @functools.cached_property
     def _n_layers(self) -> int:
         """So many that they do not fit into a cache, if the model has as many."""
         layer_bytes = _weights_bytes(self.config, self.placement, 1)
-        return max(1, min(int(self.config.n_layer), -(-WEIGHTS_BYTES // layer_bytes)))
+        return max(1, min(int(self.config.n_layer), self.layers_bytes // layer_bytes))
 
     @functools.cached_property
     def _head_config(self) -> ModelConfig:
         row_bytes = self.config.n_embd * self.placement.dtype.itemsize
-        n_tokens = min(self.config.padded_vocab_size, max(1024, WEIGHTS_BYTES // row_bytes))
+        n_tokens = min(self.config.padded_vocab_size, max(1024, HEAD_BYTES // row_bytes))
         return config_from_dict(config_to_dict(self.config) | {"vocab_size": n_tokens, "padded_vocab_size": n_tokens})
 
     def _engine(self, n_layers: int) -> SpanEngine:
@@ -133,14 +151,21 @@ class StageTimer:
         buffer = memoryview(bytearray(to_buffer(values, dtype)))
         return self._mean_s(lambda: to_buffer(engine.forward(from_buffer(buffer, dtype, n_embd), segments), dtype))
 
-    def _mean_s(self, action: Callable[[], object]) -> float:
-        """Seconds that `action` takes on average, once it has been done for the first time."""
-        clock, tick, n = self.clock, self.placement.tick, 0
+    def _mean_s(self, action: Callable[[], object], between: Callable[[], object] = no_tick) -> float:
+        """Seconds that `action` takes on average, once it has been done for the first time.
+
+        Args:
+            between: what is done before each time, and not timed.
+        """
+        clock, n, passed_s = self.clock, 0, 0.0
         action()
-        began_s = clock()
-        while (passed_s := clock() - began_s) < TIMING_S or not n:
+        first_s = clock()
+        while not n or (passed_s < TIMING_S and clock() - first_s < MAX_TIMING_S):
+            between()
+            began_s = clock()
             action()
-            tick()
+            passed_s += clock() - began_s
+            self.placement.tick()
             n += 1
         return passed_s / n
 
