@@ -208,7 +208,7 @@ def main() -> None:
         if options.only not in configuration.name or len(configuration.split) > len(cores):
             continue
         outcomes.append(take(configuration, options.ckpt, cores, options.scratch, options.rounds))
-        print(f"{configuration.name}: {outcomes[-1].predicted:.1f} predicted, {outcomes[-1].reached:.1f} measured")
+        print(f"{configuration.name}: {outcomes[-1].predicted:.1f} predicted, {outcomes[-1].reached:.1f} measured", flush=True)
     if not outcomes:
         parser.error(f"--only {options.only}: no such configuration, or fewer cores than nodes")
     options.output.parent.mkdir(parents=True, exist_ok=True)
