@@ -12,7 +12,7 @@ LLAMA_PYTHON ?= $(BIN)/python
 LLAMA_SERVER ?= llama-server
 MODEL := $(CHECKPOINTS)/local/SmolLM2-135M-Instruct
 
-.PHONY: help demo chat demo-compare plan-demo certs renew-certs test test-quick lint types pytest resolve clients soak soak-serve chaos browser deploy-check floods fuzz native-check tuning bench bench-quick bench-serve published recording reference venv model clean
+.PHONY: help demo chat demo-compare plan-demo certs renew-certs test test-quick lint types pytest resolve clients soak soak-serve chaos browser deploy-check floods fuzz native-check tuning bench bench-quick bench-serve bench-planning published recording reference venv model clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := demo
 
@@ -89,6 +89,9 @@ published: | $(VENV)/.installed  ## run the published experiments with random we
 
 clients: $(VENV)/.clients $(GGUF)  ## other people's clients against a ring that serves: llm, LangChain
 	$(BIN)/python -m pytest -m clients tests/serve/test_clients.py
+
+bench-planning: $(MODEL)/model_config.yaml  ## rings that are uneven on purpose: predicted against reached, 15 minutes
+	$(BIN)/python benchmarks/planning.py --ckpt $(MODEL)
 
 # Its peer is llama.cpp's own server: LLAMA_SERVER=<path>, and LLAMA_PYTHON to make its model file.
 bench-serve: $(MODEL)/model_config.yaml $(GGUF)  ## measure a ring that serves beside llama.cpp's server, 25 minutes

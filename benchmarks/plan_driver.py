@@ -2,7 +2,7 @@
 
 A request has `ckpt`, `nodes_config`, `seen_as` (a network file with the ports of relays, or null), `context`,
 `n_samples`, and `splits`, each of which is a list of layers. The answer has the tokens/s that are predicted for each
-split, and the split that the planner would choose with all nodes.
+split, the split that the planner would choose with all nodes, and how many nodes it would choose.
 """
 
 from pathlib import Path
@@ -38,7 +38,8 @@ def predict(request: dict[str, Any]) -> dict[str, Any]:
         costs = measured.measure(clients, listener, Inbox(), again=True)
     order = range(len(network.nodes))
     rates = [costs.tokens_s(order, layers, request["n_samples"]) for layers in request["splits"]]
-    return {"tokens_s": rates, "planned": list(costs.plan(use_all=True).layers)}
+    planned = costs.plan(use_all=True).layers
+    return {"tokens_s": rates, "planned": list(planned), "n_nodes": len(costs.plan().order)}
 
 
 def main() -> None:

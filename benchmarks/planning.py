@@ -4,8 +4,9 @@
     python benchmarks/planning.py --output benchmarks/results/planning.json
 
 Nodes are pinned to a core each; a busy loop on a core makes its node slower, and relays delay and limit the links.
-Every configuration is measured anew for its prediction, then runs with the split that it was predicted for.
-Writes the figures as JSON, a table as Markdown, and a plot. For a machine that is otherwise idle; about 10 minutes.
+Every configuration is measured anew for its prediction, then runs with the split that it was predicted for. Of some,
+all splits are tried, and the first node alone: is the planner's choice among the best, and is its advice right?
+Writes the figures as JSON, a table as Markdown, and a plot. For a machine that is otherwise idle; about 15 minutes.
 """
 
 import argparse
@@ -14,8 +15,9 @@ import json
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
@@ -30,6 +32,7 @@ from mdi.config.paths import CHECKPOINTS_DIR  # noqa: E402
 PROMPT_TOKENS, STEPS = 96, 48  # every sample decodes around position 128
 BURN = "while True: pass"
 MEDIAN_GOAL, WORST_GOAL = 0.10, 0.25  # of the relative error of tokens/s
+CHOICE_GOAL = 0.05  # by how much the planner's split may be slower than the best one
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Configuration:
     name: str
     split: tuple[int, ...]
     n_samples: int
-    burners: tuple[int, ...] = ()  # nodes whose core a busy loop shares
+    burners: tuple[int, ...] = ()  # nodes whose core a busy loop shares; one with more loops is named more often
     delay_ms: float = 0.0  # one way, of every link
     mbit: float | None = None  # of every link
 
@@ -64,6 +67,14 @@ CONFIGURATIONS = (
     Configuration("slow second node, 5 ms and 20 Mbit/s", (67, 33), 4, burners=(1,), delay_ms=5, mbit=20),
 )
 
+SWEPT = (
+    Configuration("nodes alike", (50, 50), 4),
+    Configuration("second node half as fast", (50, 50), 4, burners=(1,)),
+    Configuration("second node a quarter as fast", (50, 50), 4, burners=(1, 1, 1)),
+    Configuration("a quarter as fast, 20 ms on every link", (50, 50), 4, burners=(1, 1, 1), delay_ms=20),
+)
+SWEPT_PERCENTS = tuple(range(10, 100, 10))  # of the layers, on the first node
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -71,7 +82,6 @@ class Outcome:
 
     configuration: Configuration
     layers: tuple[int, ...]
-    planned: tuple[int, ...]  # what the planner would have chosen
     predicted: float
     measured: tuple[float, ...]
 
@@ -117,10 +127,46 @@ def relayed(configuration: Configuration, nodes_config: Path) -> Iterator[Path |
         yield write_seen_as(nodes_config, [relay.port for relay in relays])
 
 
-def take(configuration: Configuration, ckpt: Path, cores: Sequence[int], scratch: Path, rounds: int) -> Outcome:
-    """Predict, then run."""
-    layers = layers_of(configuration.split, load_config(ckpt).n_layer)
-    own = [cores[i] for i in range(len(layers))]
+@dataclass(frozen=True)
+class Layout:
+    """The processes of a configuration: a ring that runs, and whoever predicts it."""
+
+    configuration: Configuration
+    ckpt: Path
+    ring: Ring
+    planner: Worker
+    seen_as: str | None
+
+    def predict(self, *splits: Sequence[int]) -> dict[str, Any]:
+        """The answer of `plan_driver`."""
+        answer: dict[str, Any] = self.planner.ask(
+            {
+                "ckpt": str(self.ckpt),
+                "nodes_config": str(self.ring.nodes_config),
+                "seen_as": self.seen_as,
+                "context": PROMPT_TOKENS + STEPS,
+                "n_samples": self.configuration.n_samples,
+                "splits": splits,
+            }
+        )
+        return answer
+
+    def reach(self, split: Sequence[int]) -> float:
+        """Tokens/s with so many layers on each node."""
+        request = Request(
+            prompt=[i % 1000 for i in range(7, 7 + PROMPT_TOKENS)],
+            n_samples=self.configuration.n_samples,
+            n_tokens=STEPS,
+            seen_as=self.seen_as,
+            split=",".join(map(str, split)),
+        )
+        return self.ring.run(request).tokens_per_s
+
+
+@contextlib.contextmanager
+def laid_out(configuration: Configuration, ckpt: Path, cores: Sequence[int], scratch: Path) -> Iterator[Layout]:
+    """All processes of a configuration, ready."""
+    own = cores[: len(configuration.split)]
     logs, settings = scratch / "logs", NodeSettings()
     with contextlib.ExitStack() as stack:
         nodes_config = stack.enter_context(secondaries(own[1:], scratch, settings))
@@ -130,27 +176,52 @@ def take(configuration: Configuration, ckpt: Path, cores: Sequence[int], scratch
         ring.wait_until_ready()
         planner.hear()
         seen_as = stack.enter_context(relayed(configuration, nodes_config))
-        seen = None if seen_as is None else str(seen_as)
         stack.enter_context(burning([own[i] for i in configuration.burners], scratch))
-        answer = planner.ask(
-            {
-                "ckpt": str(ckpt),
-                "nodes_config": str(nodes_config),
-                "seen_as": seen,
-                "context": PROMPT_TOKENS + STEPS,
-                "n_samples": configuration.n_samples,
-                "splits": [layers],
-            }
-        )
-        request = Request(
-            prompt=[i % 1000 for i in range(7, 7 + PROMPT_TOKENS)],
-            n_samples=configuration.n_samples,
-            n_tokens=STEPS,
-            seen_as=seen,
-            split=",".join(map(str, layers)),
-        )
-        measured = tuple(ring.run(request).tokens_per_s for _ in range(rounds))
-    return Outcome(configuration, layers, tuple(answer["planned"]), answer["tokens_s"][0], measured)
+        yield Layout(configuration, ckpt, ring, planner, None if seen_as is None else str(seen_as))
+
+
+def take(configuration: Configuration, ckpt: Path, cores: Sequence[int], scratch: Path, rounds: int) -> Outcome:
+    """Predict, then run."""
+    layers = layers_of(configuration.split, load_config(ckpt).n_layer)
+    with laid_out(configuration, ckpt, cores, scratch) as layout:
+        (predicted,) = layout.predict(layers)["tokens_s"]
+        return Outcome(configuration, layers, predicted, tuple(layout.reach(layers) for _ in range(rounds)))
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One configuration with every split: tokens/s by the layers of the first node, and of that node alone."""
+
+    configuration: Configuration
+    n_layer: int
+    planned: int  # layers of the first node, in the planner's ring of both
+    is_dropped: bool  # whether the planner leaves the second node out
+    reached: dict[int, float]
+    alone: float
+
+    @property
+    def best(self) -> float:
+        return max(self.reached.values())
+
+    @property
+    def is_advice_right(self) -> bool:
+        """Also where both are as fast as each other, within the error of such a measurement."""
+        gain = self.alone / self.best
+        return (gain > 1) == self.is_dropped or abs(gain - 1) < CHOICE_GOAL
+
+
+def sweep(configuration: Configuration, ckpt: Path, cores: Sequence[int], scratch: Path, rounds: int) -> Sweep:
+    """Plan, then try all splits in turn, as often as there are rounds."""
+    n_layer = load_config(ckpt).n_layer
+    with laid_out(configuration, ckpt, cores, scratch) as layout:
+        answer = layout.predict()
+        planned = answer["planned"][0]
+        tried = sorted({planned, *(layers_of((percent, 0), n_layer)[0] for percent in SWEPT_PERCENTS)})
+        runs = [{first: layout.reach((first, n_layer - first)) for first in tried} for _ in range(rounds)]
+    reached = {first: statistics.median(run[first] for run in runs) for first in tried}
+    with laid_out(replace(configuration, split=(100,), burners=(), delay_ms=0), ckpt, cores, scratch) as layout:
+        alone = statistics.median(layout.reach((n_layer,)) for _ in range(rounds))
+    return Sweep(configuration, n_layer, planned, answer["n_nodes"] == 1, reached, alone)
 
 
 # ---- results
@@ -174,6 +245,24 @@ def table(outcomes: Sequence[Outcome]) -> str:
             f" (goal {WORST_GOAL:.0%}), of {len(errors)} configurations.",
         ]
     )
+
+
+def sweep_table(sweeps: Sequence[Sweep]) -> str:
+    """Markdown: what the planner chose, against the best of all splits and against the even one."""
+    lines = [
+        "| nodes | planned | reached | best of all | of the best | over even | first node alone | advice |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for found in sweeps:
+        n_layer = found.n_layer
+        reached, best = found.reached[found.planned], max(found.reached, key=lambda first: found.reached[first])
+        advice = f"{'without' if found.is_dropped else 'with'} it: {'right' if found.is_advice_right else 'wrong'}"
+        lines.append(
+            f"| {found.configuration.name} | {found.planned},{n_layer - found.planned} | {reached:.1f}"
+            f" | {found.best:.1f} ({best},{n_layer - best}) | {reached / found.best:.0%}"
+            f" | {reached / found.reached[n_layer // 2]:.2f}x | {found.alone:.1f} | {advice} |"
+        )
+    return "\n".join(lines)
 
 
 def plot(outcomes: Sequence[Outcome], path: Path) -> None:
@@ -203,19 +292,35 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "planning.json")
     parser.add_argument("--only", metavar="TEXT", default="", help="configurations whose name holds this")
     options = parser.parse_args()
-    cores, outcomes = own_cores(), []
-    for configuration in CONFIGURATIONS:
-        if options.only not in configuration.name or len(configuration.split) > len(cores):
-            continue
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    cores = own_cores()
+
+    def chosen(configurations: Sequence[Configuration]) -> Iterator[Configuration]:
+        return (one for one in configurations if options.only in one.name and len(one.split) <= len(cores))
+
+    outcomes, sweeps = [], []
+    for configuration in chosen(CONFIGURATIONS):
         outcomes.append(take(configuration, options.ckpt, cores, options.scratch, options.rounds))
-        print(f"{configuration.name}: {outcomes[-1].predicted:.1f} predicted, {outcomes[-1].reached:.1f} measured", flush=True)
-    if not outcomes:
+        print(f"{configuration.name}: {outcomes[-1].predicted:.1f} predicted, {outcomes[-1].reached:.1f} reached")
+    for configuration in chosen(SWEPT):
+        sweeps.append(sweep(configuration, options.ckpt, cores, options.scratch, options.rounds))
+        print(f"{configuration.name}: {sweeps[-1].planned} layers planned, {sweeps[-1].reached}")
+    if not outcomes and not sweeps:
         parser.error(f"--only {options.only}: no such configuration, or fewer cores than nodes")
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=1) + "\n")
-    options.output.with_suffix(".md").write_text(table(outcomes) + "\n")
-    plot(outcomes, options.output.with_suffix(".png"))
-    print(table(outcomes))
+    write(outcomes, sweeps, options.output)
+
+
+def write(outcomes: Sequence[Outcome], sweeps: Sequence[Sweep], output: Path) -> None:
+    """The figures, the tables, and the plot."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    figures = {"rings": list(map(asdict, outcomes)), "sweeps": list(map(asdict, sweeps))}
+    output.write_text(json.dumps(figures, indent=1) + "\n")
+    tables = [table(outcomes)] if outcomes else []
+    tables += [sweep_table(sweeps)] if sweeps else []
+    output.with_suffix(".md").write_text("\n\n".join(tables) + "\n")
+    print(*tables, sep="\n\n")
+    if outcomes:
+        plot(outcomes, output.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import planning
 from benchmarks.gguf_export import export_gguf
 from benchmarks.measures import alternate, prompt_of
+from benchmarks.planning import Outcome, Sweep
 from benchmarks.relay import Relay
 from benchmarks.report import TARGETS, Series, markdown, plot, ratio, read_json, slug, spread, verdict_table, write_json
 from benchmarks.ring_driver import network_of
@@ -40,6 +42,26 @@ def test_every_link_of_a_relayed_ring_leads_through_a_relay(tmp_path: Path) -> N
     network = network_of({"nodes_config": path, "seen_as": write_seen_as(path, [7001, 7002, 7003])})
     nodes, locations = [NodeId(node) for node in range(3)], Locations(network)
     assert [locations.ring_peer(node, seen_from=node).port for node in nodes] == [7001, 7002, 7003]
+
+
+def test_predictions_are_held_against_what_was_reached(tmp_path: Path) -> None:
+    two, one = planning.CONFIGURATIONS[3], planning.CONFIGURATIONS[0]
+    outcomes = [
+        Outcome(two, planning.layers_of(two.split, 31), 22.0, (19.0, 20.0, 30.0)),
+        Outcome(one, planning.layers_of(one.split, 31), 7.0, (10.0,)),
+    ]
+    sweeps = [
+        Sweep(planning.SWEPT[0], 30, planned=12, is_dropped=False, reached={9: 20.0, 12: 19.4, 15: 9.7}, alone=20.5),
+        Sweep(planning.SWEPT[1], 30, planned=15, is_dropped=False, reached={9: 20.0, 15: 19.0}, alone=30.0),
+    ]
+    planning.write(outcomes, sweeps, tmp_path / "planning.json")
+    written = (tmp_path / "planning.md").read_text()
+    assert "| even, 1 sample | 16,15 | 22.0 | 20.0 (19.0 to 30.0) | +10% |" in written
+    assert "Median error 20.0% (goal 10%), worst 30.0% (goal 25%), of 2 configurations." in written
+    assert "| nodes alike | 12,18 | 19.4 | 20.0 (9,21) | 97% | 2.00x | 20.5 | with it: right |" in written
+    assert "| second node half as fast | 15,15 | 19.0 | 20.0 (9,21) | 95% | 1.00x | 30.0 | with it: wrong |" in written
+    assert json.loads((tmp_path / "planning.json").read_text())["sweeps"][0]["reached"]["12"] == 19.4
+    assert (tmp_path / "planning.png").stat().st_size > 0
 
 
 def test_decode_rate_of_one_sample_leaves_out_the_first_token() -> None:
