@@ -195,7 +195,7 @@ def test_a_misspelled_machine_is_answered_with_the_one_that_was_meant() -> None:
 def test_every_class_has_its_source_and_every_link_is_an_option() -> None:
     from mdi.config.options import LINKS
 
-    assert all(device.source for device in DEVICE_CLASSES.values())
+    assert all("memory: " in device.source and "arithmetic: " in device.source for device in DEVICE_CLASSES.values())
     assert set(LINK_CLASSES) == set(LINKS)
 
 
@@ -205,3 +205,6 @@ def test_the_page_on_planning_has_every_class() -> None:
         row = next(line for line in page.splitlines() if f"`{name}`" in line and line.startswith("| `"))
         assert f"{device.bandwidth_bytes_s / 1e9:g}" in row and device.dtype in row
         assert f"{device.memory_bytes / 1e9:g}" in row
+        size, unit = (1e12, "TFLOP/s") if device.flops >= 1e12 else (1e9, "GFLOP/s")
+        assert f"{device.flops / size:g}" in row and unit in row
+        assert row.rstrip(" |").rpartition("|")[2].strip(), f"{name} has no source"

@@ -43,11 +43,16 @@ class DeviceClass:
     is_measured: bool = False  # whether the bandwidth is what a program reached, and not what the vendor tells
 
 
-_PI5 = "bandwidth: 11.4 of 17 GB/s sustained, hellomatik.com/research/hitting-the-memory-wall-30b-moe-raspberry-pi"
-_PI4 = "bandwidth: STREAM 5.56 GB/s, sci-pi.org.uk/bench/stream.html"
-_ORIN = "NVIDIA Jetson Orin Nano Series data sheet: 128-bit LPDDR5, 20 TOPS INT8 dense"
-_PRODUCT = "width times rate of the memory; arithmetic: cores x clock x lanes"
-_GEFORCE = "NVIDIA's specification of the card"
+_PI4 = "memory: STREAM 5.56 GB/s, sci-pi.org.uk/bench/stream.html; arithmetic: 4 Cortex-A72 x 1.8 GHz x 8"
+_PI5 = (
+    "memory: 11.4 of 17 GB/s sustained, hellomatik.com/research/hitting-the-memory-wall-30b-moe-raspberry-pi;"
+    " arithmetic: 4 Cortex-A76 x 2.4 GHz x 16"
+)
+_ORIN = (
+    "NVIDIA Jetson Orin Nano Series data sheet: memory: 128-bit LPDDR5, {} GB/s; arithmetic: half of {} TOPS INT8 dense"
+)
+_LAPTOP = "memory: JEDEC {}, two modules of 8 bytes; arithmetic: {}"
+_GEFORCE = "memory: NVIDIA's specification of the card; arithmetic: dense tensor cores with sums in float32, {}"
 
 DEVICE_CLASSES: Mapping[str, DeviceClass] = {
     "pi4-4gb": DeviceClass(4e9, 5.56e9, 58e9, "float32", "cpu", 1e-4, _PI4, is_measured=True),
@@ -55,17 +60,29 @@ DEVICE_CLASSES: Mapping[str, DeviceClass] = {
     "pi5-4gb": DeviceClass(4e9, 11.4e9, 154e9, "float32", "cpu", 1e-4, _PI5, is_measured=True),
     "pi5-8gb": DeviceClass(8e9, 11.4e9, 154e9, "float32", "cpu", 1e-4, _PI5, is_measured=True),
     "pi5-16gb": DeviceClass(16e9, 11.4e9, 154e9, "float32", "cpu", 1e-4, _PI5, is_measured=True),
-    "orin-nano": DeviceClass(8e9, 68e9, 10e12, "bfloat16", "cuda", 5e-4, f"{_ORIN}, 68 GB/s"),
-    "orin-nano-super": DeviceClass(8e9, 102e9, 16e12, "bfloat16", "cuda", 5e-4, f"{_ORIN}, `Super` mode: 102 GB/s"),
-    "laptop-ddr3": DeviceClass(8e9, 25.6e9, 150e9, "float32", "cpu", 1e-4, f"2 x DDR3-1600: {_PRODUCT}"),
-    "laptop-ddr4": DeviceClass(16e9, 51.2e9, 400e9, "float32", "cpu", 1e-4, f"2 x DDR4-3200: {_PRODUCT}"),
-    "laptop-ddr5": DeviceClass(16e9, 89.6e9, 800e9, "float32", "cpu", 1e-4, f"2 x DDR5-5600: {_PRODUCT}"),
-    "rtx3060-12gb": DeviceClass(12e9, 360e9, 51e12, "bfloat16", "cuda", 5e-4, f"{_GEFORCE}: 360 GB/s"),
-    "rtx3090": DeviceClass(24e9, 936e9, 142e12, "bfloat16", "cuda", 5e-4, f"{_GEFORCE}: 936 GB/s"),
-    "rtx4090": DeviceClass(24e9, 1008e9, 165e12, "bfloat16", "cuda", 5e-4, f"{_GEFORCE}: 1008 GB/s"),
+    "orin-nano": DeviceClass(8e9, 68e9, 10e12, "bfloat16", "cuda", 5e-4, _ORIN.format(68, 20)),
+    "orin-nano-super": DeviceClass(8e9, 102e9, 16e12, "bfloat16", "cuda", 5e-4, _ORIN.format(102, 33)),
+    "laptop-ddr3": DeviceClass(
+        8e9, 25.6e9, 150e9, "float32", "cpu", 1e-4, _LAPTOP.format("DDR3-1600 (JESD79-3)", "4 cores x 2.4 GHz x 16")
+    ),
+    "laptop-ddr4": DeviceClass(
+        16e9, 51.2e9, 400e9, "float32", "cpu", 1e-4, _LAPTOP.format("DDR4-3200 (JESD79-4)", "4 cores x 3.1 GHz x 32")
+    ),
+    "laptop-ddr5": DeviceClass(
+        16e9, 89.6e9, 800e9, "float32", "cpu", 1e-4, _LAPTOP.format("DDR5-5600 (JESD79-5)", "8 cores x 3.1 GHz x 32")
+    ),
+    "rtx3060-12gb": DeviceClass(
+        12e9, 360e9, 25e12, "bfloat16", "cuda", 5e-4, _GEFORCE.format("28 multiprocessors x 512 x 1.78 GHz")
+    ),
+    "rtx3090": DeviceClass(
+        24e9, 936e9, 71e12, "bfloat16", "cuda", 5e-4, _GEFORCE.format("Ampere GA102 GPU Architecture whitepaper")
+    ),
+    "rtx4090": DeviceClass(
+        24e9, 1008e9, 165e12, "bfloat16", "cuda", 5e-4, _GEFORCE.format("Ada GPU Architecture whitepaper")
+    ),
 }
-# One way, and bytes a second: 1000BASE-T and 100BASE-TX less their framing; a home's wireless network is far from its
-# nominal rate, and slower to answer.
+# One way, and bytes a second: 1000BASE-T and 100BASE-TX (IEEE 802.3) less their framing. A home's wireless network is
+# far from its nominal rate, and slower to answer: its figures are assumed.
 LINK_CLASSES: Mapping[str, LinkCosts] = {
     "gigabit": LinkCosts(2e-4, 117e6),
     "100mbit": LinkCosts(3e-4, 11.7e6),
