@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,12 +22,13 @@ from mdi.cluster.rendezvous import clients_of
 from mdi.config.addresses import NodeAddress
 from mdi.config.keyed_network import network_at, secondary_without_file
 from mdi.config.options import NetworkOptions, StarterOptions
-from mdi.control.protocol import NotAuthorized
+from mdi.control.protocol import NotAuthorized, WrongVersion
 from mdi.engine.sample import Outcome, Sample
 from mdi.ids import NodeId
 from mdi.net.access import Access
 from mdi.net.certificates import make_certificates
 from mdi.net.keys import Key, Keys
+from mdi.net.validity import DAY_S
 from support.bench import TIMEOUTS
 from support.logs import whenever_logged
 from support.paths import home_with_kernels
@@ -174,11 +176,12 @@ def test_a_chat_is_served_by_nodes_that_go_on_afterwards(running: Running, tiny:
 def test_nodes_without_a_file_encrypt_what_they_send(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Named by an address and by a name, both of which their certificate has."""
+    """Named by an address and by a name, both of which their certificate has. Others are told what is wrong."""
     make_certificates(["localhost", "box.local"], tmp_path / "certs")
+    make_certificates(["127.0.0.1"], tmp_path / "certs", now_s=time.time() - 1000 * DAY_S)
     monkeypatch.setenv("MDI_KEY", SECRET)
-    ports, machines = free_ports(3), []
-    for port, certificate in zip(ports, ("localhost", "localhost", "box.local"), strict=True):
+    ports, machines = free_ports(4), []
+    for port, certificate in zip(ports, ("localhost", "localhost", "box.local", "127.0.0.1"), strict=True):
         monkeypatch.setenv("MDI_TLS", str(tmp_path / "certs" / certificate))
         machine = Machine(tmp_path / "cache", TIMEOUTS)
         machine.node = secondary_without_file("127.0.0.1", port, 0)
@@ -188,14 +191,32 @@ def test_nodes_without_a_file_encrypt_what_they_send(
     try:
         network = network_of(NetworkOptions(nodes=f"localhost:{ports[0]},127.0.0.1:{ports[1]}"))
         tokens = Ring(network, []).generate(tiny, PROMPTS)
-        other = network_of(NetworkOptions(nodes=f"127.0.0.1:{ports[2]}"))
-        with pytest.raises(NotAuthorized, match=r"does not agree on TLS: .*IP address mismatch"):
-            clients_of(other)[NodeId(1)].status()
+        wrong = {2: r"does not agree on TLS: .*IP address mismatch", 3: "its certificate is .*ended"}
+        for number, told in wrong.items():
+            other = network_of(NetworkOptions(nodes=f"127.0.0.1:{ports[number]}"))
+            with pytest.raises(NotAuthorized, match=told):
+                clients_of(other)[NodeId(1)].status()
     finally:
         for machine in machines:
             machine.kill()
     with ring_of(1, tmp_path / "none") as one:
         assert tokens == one.generate(tiny, PROMPTS)
+
+
+def test_a_node_of_another_version_is_named(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mdi.nodes.secondary.__version__", "0.0.1")
+    access = Access(Keys(Key(SECRET, "test")), addrs=None)
+    machine = Machine(tmp_path / "cache", TIMEOUTS, access)
+    machine.node = replace(machine.node, port_in=0)
+    machine.start()
+    try:
+        network = network_at([NodeAddress("127.0.0.1", machine.node.http_port)], "127.0.0.1", access)
+        with pytest.raises(
+            WrongVersion, match=r"secondary 0 at http://127\.0\.0\.1:\d+ runs version 0\.0\.1, this node "
+        ):
+            Ring(network, []).generate(tiny, PROMPTS)
+    finally:
+        machine.kill()
 
 
 def test_a_node_that_comes_back_on_another_ring_port_is_asked_for_it(tiny: Path, tmp_path: Path) -> None:
