@@ -5,54 +5,12 @@
 // and no lanes are ever added. The rows of a tile never meet.
 #pragma once
 
-#include "rows.hpp"
+#include "float_products.hpp"
 
 namespace mdi {
 
-constexpr int kAhead = 4096;        // bytes of weights that are asked for beforehand: more than a memory access takes
-constexpr int kPanelGroups = 4;     // groups whose weights stay in the cache while all rows pass
-constexpr int kFloatBlocks = 8;     // blocks whose products are summed before they are added to the rest: less rounding
-
-// Asks for weights that come later. The first rows do so for all that pass a panel.
-INLINE void prefetch(int first_row, const uint8_t *weights, int n_bytes) {
-  if (first_row == 0)
-    for (int i = 0; i < n_bytes; i += 64) __builtin_prefetch(weights + kAhead + i);
-}
-
-// The rows from `first` on, all blocks of G groups. Registers permitting, an input that was spread over the lanes serves
-// several groups: loads would take longer than products otherwise.
-template <int R, int G, class Number>
-INLINE void multiply(FloatTile<Number>, const uint8_t *tiles, int n_blocks, const Rows &x, int first,
-                     Floats (&totals)[G][R]) {
-  using Tile = FloatTile<Number>;
-  const int64_t group_bytes = static_cast<int64_t>(n_blocks) * Tile::kBytes;
-  for (int begin = 0; begin < n_blocks; begin += kFloatBlocks) {
-    const int end = begin + kFloatBlocks < n_blocks ? begin + kFloatBlocks : n_blocks;
-    Floats sums[G][R];
-    for (int g = 0; g < G; g++)
-      for (int r = 0; r < R; r++) sums[g][r] = splat(0.0f);
-    for (int b = begin; b < end; b++, tiles += Tile::kBytes) {
-      for (int g = 0; g < G; g++) prefetch(first, tiles + g * group_bytes, Tile::kBytes);
-      const float *row = x.floats + (static_cast<int64_t>(b) * x.n + first) * kBlock;
-#pragma GCC unroll 8
-      for (int k = 0; k < kBlock; k++) {
-        Floats w[G];
-        for (int g = 0; g < G; g++) w[g] = load(reinterpret_cast<const Number *>(tiles + g * group_bytes) + k * kGroup);
-#pragma GCC unroll 16
-        for (int r = 0; r < R; r++) {
-          const Floats input = splat(row[r * kBlock + k]);
-#pragma GCC unroll 2
-          for (int g = 0; g < G; g++) {
-            sums[g][r] = fma(w[g], input, sums[g][r]);
-            keep(sums[g][r]);
-          }
-        }
-      }
-    }
-    for (int g = 0; g < G; g++)
-      for (int r = 0; r < R; r++) totals[g][r] = totals[g][r] + sums[g][r];
-  }
-}
+constexpr int kPanelGroups = 4;          // groups whose weights stay in the cache while all rows pass
+constexpr int kFewRows = 2 * kTileRows;  // of so many, each passes all inputs at once
 
 // The integer products of one block.
 template <int R, class Tile>
@@ -101,12 +59,6 @@ INLINE void multiply(Int4Tile, const uint8_t *tiles, int n_blocks, const Rows &x
   }
 }
 
-// Where results go: (M, stride), with room for all padded outputs.
-struct Target {
-  float *y;
-  int stride;
-};
-
 template <int R, int G, class Tile>
 void multiply_tile(const Linear &linear, int group, const Rows &x, int first, const Target &to) {
   Floats totals[G][R];
@@ -117,8 +69,7 @@ void multiply_tile(const Linear &linear, int group, const Rows &x, int first, co
   for (int g = 0; g < G; g++)
     for (int r = 0; r < R; r++) {
       const int output = (group + g) * kGroup;
-      float *y = to.y + static_cast<int64_t>(first + r) * to.stride + output;
-      store(y, linear.bias ? totals[g][r] + load(linear.bias + output) : totals[g][r]);
+      store(to.at(first + r, group + g), linear.bias ? totals[g][r] + load(linear.bias + output) : totals[g][r]);
     }
 }
 
@@ -137,13 +88,12 @@ void multiply_rows(const Linear &linear, int begin, int end, const Rows &x, int 
 // The outputs of the groups `begin <= g < end`, for all rows.
 inline void multiply(const Linear &linear, int begin, int end, const Rows &x, const Target &to) {
   with_tile(linear.type, [&](auto t) {
-    const int n_tiles = (x.n + kTileRows - 1) / kTileRows;
+    using Tile = decltype(t);
+    if constexpr (std::is_same_v<Tile, FloatTile<BFloat16>> || std::is_same_v<Tile, FloatTile<Half>>)
+      if (x.n > kFewRows) return multiply_many<typename Tile::Weight>(linear, begin, end, x, to);
     for (int panel = begin; panel < end; panel += kPanelGroups) {
-      const int stop = panel + kPanelGroups < end ? panel + kPanelGroups : end;
-      for (int i = 0; i < n_tiles; i++) {  // tiles of rows as even as possible
-        const int first = x.n * i / n_tiles, next = x.n * (i + 1) / n_tiles;
-        multiply_rows<kTileRows, decltype(t)>(linear, panel, stop, x, first, next - first, to);
-      }
+      const int stop = std::min(panel + kPanelGroups, end);
+      for_row_tiles(x.n, [&](int first, int n) { multiply_rows<kTileRows, Tile>(linear, panel, stop, x, first, n, to); });
     }
   });
 }

@@ -1,0 +1,143 @@
+// Products of rows with weights of floats: in sixteen lanes of outputs, summed over `kFloatBlocks` blocks of inputs, and these
+// sums added to each other from the first to the last.
+#pragma once
+
+#include <algorithm>
+
+#include "rows.hpp"
+
+namespace mdi {
+
+constexpr int kAhead = 4096;     // bytes of weights that are asked for beforehand: more than a memory access takes
+constexpr int kFloatBlocks = 8;  // blocks whose products are summed before they are added to the rest: less rounding
+constexpr int kTileWeights = kBlock * kGroup;
+
+// Asks for weights that come later. The first rows do so for all that pass a panel.
+INLINE void prefetch(int first_row, const void *weights, int n_bytes) {
+  if (first_row == 0)
+    for (int i = 0; i < n_bytes; i += 64) __builtin_prefetch(static_cast<const char *>(weights) + kAhead + i);
+}
+
+// Where results go: (M, stride), with room for all padded outputs.
+struct Target {
+  float *y;
+  int stride;
+
+  float *at(int row, int group) const { return y + static_cast<int64_t>(row) * stride + group * kGroup; }
+};
+
+// Some blocks of some groups of weights.
+template <class Number> struct Panel {
+  const Number *weights;
+  int64_t distance;  // from one group's to the next's
+  int first_block, n_blocks;
+};
+
+// Sums of the products of R rows, from `first` on, with a panel of G groups. Registers permitting, an input that was spread
+// over the lanes serves several groups: loads would take longer than products otherwise.
+template <int R, int G, class Number>
+INLINE void sum_products(const Panel<Number> &panel, const Rows &x, int first, Floats (&sums)[G][R]) {
+  const Number *weights = panel.weights;
+#pragma GCC unroll 2
+  for (int g = 0; g < G; g++)
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++) sums[g][r] = splat(0.0f);
+  for (int b = 0; b < panel.n_blocks; b++, weights += kTileWeights) {
+    for (int g = 0; g < G; g++) prefetch(first, weights + g * panel.distance, kTileWeights * sizeof(Number));
+    const float *row = x.floats + (static_cast<int64_t>(panel.first_block + b) * x.n + first) * kBlock;
+#pragma GCC unroll 8
+    for (int k = 0; k < kBlock; k++) {
+      Floats w[G];
+      for (int g = 0; g < G; g++) w[g] = load(weights + g * panel.distance + k * kGroup);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; r++) {
+        const Floats input = splat(row[r * kBlock + k]);
+#pragma GCC unroll 2
+        for (int g = 0; g < G; g++) {
+          sums[g][r] = fma(w[g], input, sums[g][r]);
+          keep(sums[g][r]);
+        }
+      }
+    }
+  }
+}
+
+// The rows from `first` on, all blocks of G groups.
+template <int R, int G, class Number>
+INLINE void multiply(FloatTile<Number>, const uint8_t *tiles, int n_blocks, const Rows &x, int first,
+                     Floats (&totals)[G][R]) {
+  const Number *weights = reinterpret_cast<const Number *>(tiles);
+  for (int b = 0; b < n_blocks; b += kFloatBlocks) {
+    Floats sums[G][R];
+    const Panel<Number> panel{weights + static_cast<int64_t>(b) * kTileWeights, static_cast<int64_t>(n_blocks) * kTileWeights,
+                              b, std::min(kFloatBlocks, n_blocks - b)};
+    sum_products(panel, x, first, sums);
+    for (int g = 0; g < G; g++)
+      for (int r = 0; r < R; r++) totals[g][r] = totals[g][r] + sums[g][r];
+  }
+}
+
+// ---- many rows and weights of 16 bits
+//
+// All rows pass the weights of one sum before the next, which are widened once for all of them instead of for each tile.
+// Meanwhile totals wait where the results go.
+
+// The rows from `first` on. `group` is the panel's first.
+template <int R, int G>
+void add_panel(const Panel<float> &panel, const Linear &linear, int group, const Rows &x, int first, const Target &to) {
+  Floats sums[G][R];
+  sum_products(panel, x, first, sums);
+  const bool is_first = panel.first_block == 0, is_last = panel.first_block + panel.n_blocks == linear.blocks();
+  const float *bias = is_last ? linear.bias : nullptr;
+  // Unrolled, or else GCC would keep the sums in memory.
+#pragma GCC unroll 2
+  for (int g = 0; g < G; g++)
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++) {
+      float *y = to.at(first + r, group + g);
+      const Floats total = (is_first ? splat(0.0f) : load(y)) + sums[g][r];
+      store(y, bias ? total + load(bias + (group + g) * kGroup) : total);
+    }
+}
+
+// `n_rows` rows from `first` on, up to R.
+template <int R, int G>
+void add_panel_up_to(int n_rows, const Panel<float> &panel, const Linear &linear, int group, const Rows &x, int first, const Target &to) {
+  if constexpr (R > 1)
+    if (n_rows < R) return add_panel_up_to<R - 1, G>(n_rows, panel, linear, group, x, first, to);
+  add_panel<R, G>(panel, linear, group, x, first, to);
+}
+
+// Calls `f(first, n)` for tiles of rows that are as even as possible.
+template <class F> INLINE void for_row_tiles(int n_rows, F f) {
+  const int n_tiles = (n_rows + kTileRows - 1) / kTileRows;
+  for (int i = 0; i < n_tiles; i++) {
+    const int first = n_rows * i / n_tiles;
+    f(first, n_rows * (i + 1) / n_tiles - first);
+  }
+}
+
+template <int G, class Number>
+void multiply_groups(const Linear &linear, int group, const Rows &x, const Target &to) {
+  constexpr int64_t kPanelWeights = kFloatBlocks * kTileWeights;
+  alignas(64) float widened[G * kPanelWeights];
+  const int n_blocks = linear.blocks();
+  const int64_t distance = static_cast<int64_t>(n_blocks) * kTileWeights;
+  const Number *weights = reinterpret_cast<const Number *>(linear.tiles) + group * distance;
+  for (int b = 0; b < n_blocks; b += kFloatBlocks, weights += kPanelWeights) {
+    const Panel<float> panel{widened, kPanelWeights, b, std::min(kFloatBlocks, n_blocks - b)};
+    for (int g = 0; g < G; g++)
+      for (int i = 0; i < panel.n_blocks * kTileWeights; i += kLanes)
+        store(widened + g * kPanelWeights + i, load(weights + g * distance + i));
+    for_row_tiles(x.n, [&](int first, int n) { add_panel_up_to<kTileRows, G>(n, panel, linear, group, x, first, to); });
+  }
+}
+
+// The outputs of the groups `begin <= g < end`, for all rows.
+template <class Number> void multiply_many(const Linear &linear, int begin, int end, const Rows &x, const Target &to) {
+  int group = begin;
+  for (; group + kFloatGroups <= end; group += kFloatGroups) multiply_groups<kFloatGroups, Number>(linear, group, x, to);
+  for (; group < end; group++) multiply_groups<1, Number>(linear, group, x, to);
+}
+
+}  // namespace mdi
