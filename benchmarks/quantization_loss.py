@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""What quantized weights cost in quality, and what they save, on a text that is in the public domain.
+"""What quantized weights, keys and values cost in quality, and what they save, on a text that is in the public domain.
 
     python benchmarks/quantization_loss.py
-    python benchmarks/quantization_loss.py --ckpt DIR --tokens 2048 --modes none int8
+    python benchmarks/quantization_loss.py --ckpt DIR --tokens 2048 --modes none int8 --kv-dtypes float32 int8
 
 Prints a Markdown table. All is computed in float32 by a node's own stage; the others are held against the first mode.
 """
@@ -12,7 +12,7 @@ import math
 import multiprocessing
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -30,10 +30,9 @@ from mdi.checkpoint.config import CONFIG_FILE, load_config  # noqa: E402
 from mdi.checkpoint.tensor_file import open_weights  # noqa: E402
 from mdi.checkpoint.weights import whole_models  # noqa: E402
 from mdi.config.paths import CHECKPOINTS_DIR  # noqa: E402
-from mdi.formats import MODES, Mode  # noqa: E402
-from mdi.model.backends.select import make_span_engine  # noqa: E402
+from mdi.formats import KV_DTYPES, MODES, KvDtype, Mode  # noqa: E402
+from mdi.model.backends.select import make_head, make_span_engine  # noqa: E402
 from mdi.model.build import Placement  # noqa: E402
-from mdi.model.head import EmbeddingAndHead  # noqa: E402
 from mdi.model.span import Span  # noqa: E402
 from mdi.model.stage import Stage, kept_rows  # noqa: E402
 from mdi.segments import Segment  # noqa: E402
@@ -49,7 +48,7 @@ Ids = list[int]
 
 @dataclass(frozen=True)
 class Result:
-    """What one mode made of the text."""
+    """What a model made of the text, in one mode and with one kind of keys and values."""
 
     chunk_bytes: int
     resident_bytes: int  # of the loaded stage and head
@@ -61,11 +60,11 @@ class Result:
 class Model:
     """A whole model as one stage, loaded from a chunk."""
 
-    def __init__(self, folder: Path, chunk: Path) -> None:
+    def __init__(self, folder: Path, chunk: Path, kv_dtype: KvDtype | None) -> None:
         config, weights = load_config(folder), open_weights(chunk)
-        placement = Placement(torch.device("cpu"), torch.float32, rows=N_PROMPTS)
+        placement = Placement(torch.device("cpu"), torch.float32, kv_dtype=kv_dtype, rows=N_PROMPTS)
         self._stage = Stage(make_span_engine(config, Span(0, config.n_layer), weights, placement))
-        self._head = EmbeddingAndHead(config, weights, placement)
+        self._head = make_head(config, weights, placement)
 
     def logits(self, ids: Sequence[int], segments: Sequence[Segment]) -> torch.Tensor:
         """Token ids of a message's rows -> the logits (K, vocabulary) of the rows that segments keep."""
@@ -103,12 +102,12 @@ def prompts_of(windows: Sequence[Ids]) -> list[Ids]:
     return [ids[start : start + PROMPT_TOKENS] for start in range(0, len(ids), len(ids) // N_PROMPTS)][:N_PROMPTS]
 
 
-def measure(folder: Path, chunk: Path, windows: Sequence[Ids], n_new: int) -> Result:
+def measure(folder: Path, chunk: Path, windows: Sequence[Ids], n_new: int, kv_dtype: KvDtype | None = None) -> Result:
     """Load a chunk and let it read and write. Wants a process of its own, for the memory's sake."""
     torch.set_num_threads(1)
     memory = psutil.Process().memory_info
     before_bytes = memory().rss
-    model = Model(folder, chunk)
+    model = Model(folder, chunk, kv_dtype)
     resident_bytes = memory().rss - before_bytes
     losses, best = [], []
     for window in windows:
@@ -119,15 +118,25 @@ def measure(folder: Path, chunk: Path, windows: Sequence[Ids], n_new: int) -> Re
     return Result(chunk.stat().st_size, resident_bytes, losses, best, continuations)
 
 
-def measure_mode(folder: Path, mode: Mode, windows: Sequence[Ids], n_new: int = NEW_TOKENS) -> Result:
-    """Write the model as one chunk in a mode, and measure it in a new process."""
+def measure_mode(
+    folder: Path, mode: Mode, kv_dtypes: Sequence[KvDtype | None], windows: Sequence[Ids], n_new: int = NEW_TOKENS
+) -> dict[str, Result]:
+    """Write the model as one chunk in a mode, and measure it with each kind of keys and values, in new processes."""
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         for path in (folder / CONFIG_FILE, *whole_models(folder)):
             (Path(scratch) / path.name).symlink_to(path.resolve())
         manifest = split_model(Path(scratch), [Span(0, load_config(folder).n_layer)], quantization=mode)
         chunk = manifest.folder / manifest.files[0].name
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            return pool.apply(measure, (folder, chunk, windows, n_new))
+        with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+            return {
+                label(mode, kv_dtype): pool.apply(measure, (folder, chunk, windows, n_new, kv_dtype))
+                for kv_dtype in kv_dtypes
+            }
+
+
+def label(mode: Mode, kv_dtype: KvDtype | None) -> str:
+    """What a row of the table is called."""
+    return mode if kv_dtype is None else f"{mode}, keys and values {kv_dtype}"
 
 
 def common_share(tokens: Ids, reference: Ids) -> float:
@@ -149,8 +158,8 @@ def row(mode: str, result: Result, reference: Result) -> str:
     )
 
 
-def table(results: dict[Mode, Result]) -> str:
-    """The Markdown table of all modes, the first of which is the reference."""
+def table(results: Mapping[str, Result]) -> str:
+    """The Markdown table of all results, the first of which is the reference."""
     first, reference = next(iter(results.items()))
     head = f"| weights | perplexity | over {first} | same best token | same text | chunk, MB | loaded, MB |"
     return "\n".join([head, "|---" * 7 + "|", *(row(mode, results[mode], reference) for mode in results)])
@@ -161,12 +170,16 @@ def main() -> None:
     parser.add_argument("--ckpt", type=Path, default=CHECKPOINTS_DIR / "local" / "SmolLM2-135M-Instruct")
     parser.add_argument("--tokens", type=int, default=10_000, help="most tokens of the text to read")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
+    parser.add_argument("--kv-dtypes", nargs="+", choices=KV_DTYPES, default=[None], help="default: a node's own")
     options = parser.parse_args()
     windows = read_windows(options.ckpt, options.tokens)
     if not windows:
         parser.error(f"--tokens {options.tokens}: at least one window of {WINDOW} is needed")
     print(f"{len(windows)} windows of {WINDOW} tokens; {N_PROMPTS} prompts, {NEW_TOKENS} tokens each\n")
-    print(table({mode: measure_mode(options.ckpt, mode, windows) for mode in options.modes}))
+    results: dict[str, Result] = {}
+    for mode in options.modes:
+        results |= measure_mode(options.ckpt, mode, options.kv_dtypes, windows)
+    print(table(results))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -250,13 +251,17 @@ sys.stdin.read()
     monkeypatch.setattr(
         local_ring, "command", lambda *options: [sys.executable, "-c", NODE.format(body=body), *options]
     )
-    options = ChatOptions(ckpt=Path("m"), compile=True, device="cpu", dtype="float32", quantize="int8", verbose=True)
+    precision: dict[str, Any] = {"dtype": "float32", "quantize": "int8", "kv_dtype": "int8"}
+    options = ChatOptions(ckpt=Path("m"), compile=True, device="cpu", verbose=True, **precision)
     with OwnServer(options, Inbox()) as server:
         assert server.start() == "http://127.0.0.1:4711/v1"
         assert len(server.key) > 20
     key, *arguments = (tmp_path / "seen").read_text().split()
     assert key == server.key
-    expected = "starter --serve 127.0.0.1:0 --max-slots 2 --ckpt m --dtype float32 --quantize int8 -v -c --device cpu"
+    expected = (
+        "starter --serve 127.0.0.1:0 --max-slots 2 --ckpt m --dtype float32 --quantize int8 --kv-dtype int8"
+        " -v -c --device cpu"
+    )
     assert " ".join(arguments).partition(" --nodes-config")[0] == expected
 
 

@@ -2,9 +2,11 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from litgpt.config import Config
 
 from mdi.checkpoint.chunks import StoredForm, split_model
 from mdi.checkpoint.config import load_config
@@ -30,12 +32,13 @@ from mdi.model.span import Span
 from mdi.model.tensors import dtype_name
 from mdi.model.weights import Weights
 from mdi.strings import count
-from support.models import make_model
+from support.models import BASE, make_model
 from support.rings import ring_of
 from support.statuses import IDLE
 
 MB = 1_000_000
 CPU = torch.device("cpu")
+CONFIG = Config(**{**BASE, "head_size": 16})
 
 
 def budget(free: int | None, *, weights: int = 10 * MB, slot: int = MB, name: str = "starter") -> Budget:
@@ -94,7 +97,7 @@ def test_what_is_counted_for_kernels_is_what_they_allocate(
     assert need.weights == runner.weights_bytes + norms
     engine = runner._loaded_stage.engine
     assert isinstance(engine, NativeSpan)
-    assert 3 * need.slot == sum(tensor.nbytes for tensor in engine._slots)
+    assert 3 * need.slot == runner.cache_bytes
 
 
 def test_kernels_take_less_than_torch_where_they_compute(tmp_path: Path) -> None:
@@ -203,6 +206,22 @@ def test_a_node_counts_in_the_dtype_that_it_will_compute_in() -> None:
     found = [facts_of("x", "x", status, "none", None, "float32").dtype for status in (None, untold, told)]
     assert found == [torch.float32, torch.float32, torch.bfloat16]
     assert facts_of("x", "x", untold, "none", None).dtype == torch.bfloat16
+
+
+def test_slots_count_as_what_keeps_them() -> None:
+    native = replace(IDLE, has_kernels=True)
+
+    def slot_bytes(status: NodeStatus, *wanted: Any) -> int:
+        (budget,) = budgets_of([facts_of("x", "x", status, *wanted)], CONFIG, [Span(0, 2)], context=20, max_rows=1)
+        return budget.need.slot
+
+    keys_and_values = 2 * 2 * 2 * 16  # layers, both, groups, head size
+    assert slot_bytes(IDLE, "none", "int8", "float32", "int8") == keys_and_values * 20 * 4  # torch
+    assert slot_bytes(native, "none", None, "float32") == keys_and_values * 32 * 4  # positions are filled up
+    assert slot_bytes(native, "none", "int8", "float32") == keys_and_values * 32 * 2
+    assert slot_bytes(native, "none", "int8", "float32", "int8") == keys_and_values * 32 * 20 // 16  # with scales
+    own = replace(native, kv_dtype="float16")
+    assert slot_bytes(own, "none", "none", "float32", "int8") == keys_and_values * 32 * 2
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from mdi.cluster.device_classes import DEVICE_CLASSES, LINK_CLASSES, estimate, n
 from mdi.cluster.forecast import Costs, advise, behind_plan, forecast_of, shortage
 from mdi.cluster.network_times import NetworkTimes
 from mdi.cluster.planner import LinkCosts
-from mdi.cluster.ring_costs import costs_of, layer_points
+from mdi.cluster.ring_costs import costs_of, layer_points, memory_bytes
 from mdi.config.network import NetworkConfig
 from mdi.control.measurement import LayerTime
 from mdi.errors import ConfigError
@@ -179,6 +179,11 @@ def test_machines_that_are_not_here_are_estimated() -> None:
     assert [node.dtype for node in times.nodes] == ["float32"] * 4 + ["bfloat16"]
     costs = Costs(network_of(names), times, JOB)
     assert costs.plan().prediction.tokens_s > 0
+    small = estimate(names, "gigabit", CONFIG, "none", kv_dtype="int8")
+    on_cpu, on_gpu = ([node[i] for node in (times.nodes, small.nodes)] for i in (0, 4))
+    assert on_cpu[1].layers[-2].seconds < on_cpu[0].layers[-2].seconds
+    assert memory_bytes(on_cpu[1], JOB, 2, has_ends=False) < memory_bytes(on_cpu[0], JOB, 2, has_ends=False)
+    assert on_gpu[1].layers == on_gpu[0].layers
 
 
 @pytest.mark.parametrize("text", ["", "toaster", "0x pi5-8gb", "200x pi5-8gb", "pi5-8gb,", "-1x pi5-8gb", "4y pi5-8gb"])

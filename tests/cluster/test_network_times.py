@@ -49,7 +49,7 @@ def request_for(folder: Path, **fields: Any) -> StageRequest:
     config = config_to_dict(load_config(folder))
     return StageRequest(**{
         "config": config, "stored_dtype": "float32", "stored": "none", "dtype": "float32", "quantize": None,
-        "has_head": False, "nodes_on_host": 1, **fields,
+        "kv_dtype": None, "has_head": False, "nodes_on_host": 1, **fields,
     })  # fmt: skip
 
 
@@ -95,7 +95,8 @@ def test_what_was_measured_is_kept(ring: Ring, tiny: Path, monkeypatch: pytest.M
     monkeypatch.setattr(node_meter, "StageTimer", fail)
     again = client.measure(request)
     assert again == replace(first, free_memory_bytes=again.free_memory_bytes)  # type: ignore[union-attr]
-    for other in (replace(request, again=True), replace(request, quantize="int4"), replace(request, has_head=True)):
+    changes: list[dict[str, Any]] = [{"again": True}, {"quantize": "int4"}, {"kv_dtype": "int8"}, {"has_head": True}]
+    for other in (replace(request, **change) for change in changes):
         with pytest.raises(Refused, match=r"secondary 0 at http://.*measured again"):
             client.measure(other)
 

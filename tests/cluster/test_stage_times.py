@@ -42,7 +42,7 @@ class Machine:
 
 
 class Engine:
-    weights_bytes = mapped_bytes = 0
+    weights_bytes = mapped_bytes = cache_bytes = 0
     numerics = "none"
 
     def __init__(self, machine: Machine, span: Span) -> None:

@@ -476,6 +476,8 @@ BAD_NODE_OPTIONS: list[tuple[str, str, object]] = [
     ("--device", "device", "cuda:x"),
     ("--dtype", "dtype", "int8"),
     ("--dtype", "dtype", ""),
+    ("--kv-dtype", "kv_dtype", "bfloat16"),
+    ("--kv-dtype", "kv_dtype", ""),
     ("--seed", "seed", 2**63),
     ("--seed", "seed", -(2**63) - 1),
     ("--chunk", "chunk", Path("no/such/chunk.pth")),

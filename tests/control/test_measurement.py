@@ -47,6 +47,7 @@ def test_an_answer_is_itself_again(measured: Measured) -> None:
         ("stored", None),
         ("dtype", "int8"),
         ("quantize", "int3"),
+        ("kv_dtype", "int4"),
         ("has_head", 1),
         ("nodes_on_host", 0),
         ("again", None),
@@ -61,6 +62,7 @@ def test_a_request_with_a_wrong_field_is_refused_by_its_name(field: str, value: 
 @pytest.mark.parametrize(
     ("field", "value"),
     [
+        ("kv_dtype", "bfloat16"),
         ("layers", []),
         ("layers", [[1, 128]]),
         ("layers", [[1, 128, -1.0]]),

@@ -82,6 +82,7 @@ BAD_VALUES: dict[str, list[Any]] = {
     "wire_dtype": [None, "", "float64", "int8", ["float32"], {}],
     "dtype": ["", "float64", "int8", ["float32"], {}],
     "quantize": ["", "int2", 8, ["int8"], {}],
+    "kv_dtype": ["", "bfloat16", "int4", 8, ["int8"], {}],
     "peer_timeout_s": [None, "5", True, 0, -1, 0.01, 1e9, float("nan"), float("inf")],
     "timeline": [None, 0, 1, "true"],
     "nodes_on_host": BAD_NUMBERS,

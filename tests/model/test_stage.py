@@ -1,5 +1,6 @@
 """A stage is a function of messages: any mix of segments gives litgpt's hidden states, row for row."""
 
+import dataclasses
 import gc
 import weakref
 from itertools import chain, product
@@ -338,3 +339,19 @@ def test_the_first_backend_that_supports_a_model_is_chosen(model: Model, monkeyp
     monkeypatch.setattr("mdi.model.backends.select.BACKENDS", (native, BACKENDS[-1]))
     weights = {name: torch.ones(shape) for name, shape in stage_shapes(model.config, Span(0, 1)).items()}
     assert isinstance(make_span_engine(model.config, Span(0, 1), weights, CPU), TorchSpan)
+
+
+def test_torch_says_where_it_keeps_keys_and_values_in_another_dtype_than_asked(
+    model: Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    weights = model.reference.state_dict()
+    engines = [
+        TorchSpan(model.config, Span(0, 2), weights, dataclasses.replace(CPU, kv_dtype=kv_dtype))
+        for kv_dtype in ("float32", "int8")
+    ]
+    assert caplog.messages == ["--kv-dtype int8: torch keeps keys and values in float32 all the same"]
+    assert engines[1].cache_bytes == 0
+    engines[1].allocate(3, 21)
+    assert engines[1].cache_bytes == sum(
+        block.attn.k_slots.nbytes + block.attn.v_slots.nbytes for block in engines[1].blocks.values()
+    )

@@ -14,7 +14,7 @@ from mdi.cli.requests import load_requests, samples_for
 from mdi.config.network import NetworkConfig, NodeConfig
 from mdi.config.options import StarterOptions
 from mdi.engine.sample import Sample, Sink, discard
-from mdi.formats import BackendChoice
+from mdi.formats import BackendChoice, KvDtype
 from mdi.model.packed import IN_MEMORY, PackedFiles
 from mdi.net.access import THIS_MACHINE, Access
 from mdi.net.timeouts import DEFAULT_TIMEOUTS, Timeouts
@@ -103,10 +103,11 @@ def ring_of(
     dtype: str | None = "float32",
     backend: BackendChoice = "auto",
     packed_files: PackedFiles = IN_MEMORY,
+    kv_dtype: KvDtype | None = None,
 ) -> Iterator[Ring]:
     """A ring with `n_nodes - 1` secondaries, each serving in a thread of its own, with one chunk cache.
 
-    `dtype` is what the secondaries are started with; a starter has its own.
+    `dtype` and `kv_dtype` are what the secondaries are started with; a starter has its own.
     All nodes have the same access, unless the starter is given another one.
     """
     shares = shares or [1.0] * n_nodes
@@ -116,7 +117,7 @@ def ring_of(
         for share in shares[1:]:
             sources = WeightSources(ChunkCache(cache_dir, content_digest))
             secondary = stack.enter_context(
-                Secondary(any_port, sources, dtype=dtype, backend=backend, packed_files=packed_files)
+                Secondary(any_port, sources, dtype=dtype, kv_dtype=kv_dtype, backend=backend, packed_files=packed_files)
             )
             thread = threading.Thread(target=secondary.serve, name="secondary")
             thread.start()

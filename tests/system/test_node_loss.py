@@ -49,6 +49,24 @@ def test_a_node_that_comes_back_goes_on_from_where_it_was(
     bench.assert_at_rest()
 
 
+def test_slots_of_8_bits_are_filled_again_as_they_were(make_bench: Callable[[int], Bench], tiny: Path) -> None:
+    """Prompts in pieces, tokens one by one, or all of them at once in a replay: the same bits."""
+    bench, told = make_bench(3), set[str | None]()
+    undisturbed = bench.run(tiny, kv_dtype="int8")
+    machine = bench.machines[2]
+
+    def restart(n_tokens: int) -> None:
+        if n_tokens == 25:
+            told.update(one.secondary.status().numerics for one in bench.machines.values())
+            machine.kill()
+            machine.start()
+
+    assert bench.run(tiny, on_token=restart, kv_dtype="int8", max_batch_tokens=16) == undisturbed
+    assert bench.n_recoveries == 1
+    assert len(told) == 1
+    assert str(told.pop()).startswith(("native-1-kv-int8:", "torch-"))
+
+
 def test_a_node_that_is_killed_again_and_again_does_no_harm_within_the_limit(
     make_bench: Callable[[int], Bench], tiny: Path, expected: dict[str, list[list[int]]]
 ) -> None:

@@ -19,6 +19,7 @@ import torch
 
 from mdi.checkpoint.cache import ChunkCache
 from mdi.checkpoint.chunks import split_model
+from mdi.checkpoint.config import load_config
 from mdi.checkpoint.digests import content_digest
 from mdi.checkpoint.folder import open_folder
 from mdi.checkpoint.manifest import chunk_name, chunks_folder
@@ -31,6 +32,7 @@ from mdi.engine.sample import Outcome, Sample, Sink, discard
 from mdi.errors import CheckpointError, ControlError, RingBroken
 from mdi.ids import Rank
 from mdi.model.backends.native.library import UnavailableError, load_library
+from mdi.model.backends.native.memory import cache_bytes
 from mdi.model.span import spans_of
 from mdi.net.access import THIS_MACHINE
 from mdi.nodes.secondary import Secondary
@@ -93,13 +95,40 @@ def test_a_nodes_own_dtype_wins_over_the_starters(tiny: Path, tmp_path: Path) ->
         starter.run()
 
 
-def test_nodes_that_compute_differently_are_named_in_one_warning(
-    tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+@pytest.fixture
+def kernels() -> None:
     try:
         load_library()
     except UnavailableError as exc:
         pytest.skip(str(exc))
+
+
+@pytest.mark.usefixtures("kernels")
+def test_the_starters_kv_dtype_holds_on_nodes_that_were_told_none(
+    tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with ring_of(2, tmp_path) as ring, starter_of(ring, tiny, kv_dtype="int8") as starter:
+        starter.prepare()
+        status = ring.secondaries[0].status()
+        assert status.numerics == starter.status().numerics == "native-1-kv-int8:float32"
+        assert status.span is not None
+        layer_bytes = sum(cache_bytes(load_config(tiny), starter._supervisor.plan.context, "int8"))
+        assert status.cache_bytes == len(status.span) * layer_bytes
+        starter.run()
+        wait_until(lambda: ring.secondaries[0].status().cache_bytes == 0, 60, "the slots are given back")
+    assert "compute differently" not in caplog.text
+    with ring_of(2, tmp_path, kv_dtype="float16") as ring, starter_of(ring, tiny, kv_dtype="int8") as starter:
+        starter.prepare()
+        status = ring.secondaries[0].status()
+        assert (status.kv_dtype, status.numerics) == ("float16", "native-1-kv-float16:float32")
+        assert "starter: native-1-kv-int8:float32; secondary 0: native-1-kv-float16:float32" in caplog.text
+        starter.run()
+
+
+@pytest.mark.usefixtures("kernels")
+def test_nodes_that_compute_differently_are_named_in_one_warning(
+    tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with ring_of(2, tmp_path, backend="torch") as ring:
         ring.generate(tiny, [[1, 2]])
         assert "compute differently" not in caplog.text

@@ -12,7 +12,7 @@ from mdi.cli.utf8 import is_text
 from mdi.config.options import LOG_FORMATS
 from mdi.config.paths import LOGS_DIR
 from mdi.config.section import defaults_of
-from mdi.formats import BACKEND_CHOICES, DTYPES, MODES, QUANTIZED
+from mdi.formats import BACKEND_CHOICES, DTYPES, KV_DTYPES, MODES, QUANTIZED
 from mdi.net.key_sources import KEY_FILE_VARIABLE, make_key_file, new_key
 from mdi.strings import did_you_mean, quoted
 
@@ -145,6 +145,12 @@ def add_node_options(parser: Parser) -> None:
         metavar="MODE",
         help="none, int8 or int4 weights (default: as the chunk holds them)",
         values=MODES,
+    )
+    parser.option(
+        "--kv-dtype",
+        metavar="DTYPE",
+        help="float32, float16 or int8 keys and values, with native kernels (default: as exact as the weights)",
+        values=KV_DTYPES,
     )
     parser.option(
         "--backend",

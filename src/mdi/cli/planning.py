@@ -60,7 +60,7 @@ def _estimated(options: PlannerOptions) -> tuple[str, Costs]:
     model, config, mode = _known_model(options)
 
     def times_in(mode: Mode) -> NetworkTimes:
-        times = estimate(names, options.link, config, mode, options.dtype)
+        times = estimate(names, options.link, config, mode, options.dtype, options.kv_dtype)
         return times.with_limit(0, options.memory_limit_bytes)
 
     times, alternatives = times_in(mode), tuple(map(times_in, allowed_modes(options.allow_quantize)))
@@ -105,6 +105,7 @@ def _measured(options: PlannerOptions, network: NetworkConfig) -> tuple[str, Cos
             dtype=options.dtype,
             quantize=options.quantize,
             allow_quantize=options.allow_quantize,
+            kv_dtype=options.kv_dtype,
             backend=options.backend,
             memory_limit_bytes=options.memory_limit_bytes or starter.memory_limit_bytes,
             folder=measurements_dir(),

@@ -129,6 +129,7 @@ def run_secondary(options: SecondaryOptions, config: NodeConfig, cache_folder: P
         device=options.device,
         dtype=options.dtype,
         quantize=options.quantize,
+        kv_dtype=options.kv_dtype,
         backend=options.backend,
         compile_stage=options.compile,
         memory_limit_bytes=options.memory_limit_bytes,

@@ -13,7 +13,7 @@ from mdi.checkpoint.chunks import UNKNOWN_FORM, StoredForm
 from mdi.cluster.partition import Load, balanced
 from mdi.control.status import NodeStatus
 from mdi.errors import ConfigError
-from mdi.formats import Mode
+from mdi.formats import KvDtype, Mode
 from mdi.model.architecture import ModelConfig
 from mdi.model.backends.native import memory as native
 from mdi.model.backends.native.blocks import unsupported
@@ -57,6 +57,7 @@ class NodeFacts:
     mode: Mode
     free_bytes: int | None  # None: it cannot tell
     has_kernels: bool = False  # native ones, for what they support
+    kv_dtype: KvDtype | None = None  # that kernels are asked for; None: as exact as the weights
     limit_bytes: int | None = None  # that it may take; None: what is free
 
     def computes_natively(self, config: ModelConfig) -> bool:
@@ -76,8 +77,8 @@ class NodeFacts:
     def slot_bytes(self, config: ModelConfig, n_layers: int, context: int) -> int:
         """What the keys and values of one sample take."""
         if self.computes_natively(config):
-            item_bytes = native.cache_item_bytes(self.dtype, is_quantized=self.mode != "none")
-            return n_layers * sum(native.cache_bytes(config, context, item_bytes))
+            kv_dtype = self.kv_dtype or native.default_kv_dtype(self.dtype, is_quantized=self.mode != "none")
+            return n_layers * sum(native.cache_bytes(config, context, kv_dtype))
         return kv_bytes(config, n_layers, context, self.dtype)
 
     def message_bytes(self, config: ModelConfig, n_rows: int) -> int:
@@ -94,6 +95,7 @@ def facts_of(
     stored: Mode,
     wanted: Mode | None,
     wanted_dtype: str | None = None,
+    wanted_kv: KvDtype | None = None,
     limit_bytes: int | None = None,
 ) -> NodeFacts:
     """The facts in a node's status; guesses where it gave none.
@@ -101,6 +103,7 @@ def facts_of(
     Args:
         stored: the quantization of the chunks; `wanted`: what the starter asks for, None if it does not say.
         wanted_dtype: the dtype that the starter asks for, None if it does not say.
+        wanted_kv: the dtype of keys and values that it asks for.
         limit_bytes: that the node may take, where it tells no limit itself.
     """
     mode = (status and status.quantize) or wanted or "none"
@@ -113,6 +116,7 @@ def facts_of(
         mode=stored if stored != "none" else mode,
         free_bytes=status.free_memory_bytes if status else None,
         has_kernels=status is not None and status.has_kernels,
+        kv_dtype=(status and status.kv_dtype) or wanted_kv,
         limit_bytes=(status and status.memory_limit_bytes) or limit_bytes,
     )
 

@@ -14,8 +14,9 @@ from mdi.cluster.stage_times import PIECE_ROWS, ROWS
 from mdi.config.network import NetworkConfig, NodeConfig
 from mdi.control.measurement import HeadTime, LayerTime, StageTimes
 from mdi.errors import ConfigError
-from mdi.formats import Mode
+from mdi.formats import KvDtype, Mode
 from mdi.model.architecture import ModelConfig
+from mdi.model.backends.native.memory import POSITIONS, cache_bytes
 from mdi.model.quant import held_bytes
 from mdi.model.shapes import kv_bytes, stage_shapes
 from mdi.model.span import Span
@@ -112,23 +113,39 @@ def network_of(names: list[str]) -> NetworkConfig:
     return NetworkConfig(nodes[0], tuple(nodes[1:]))
 
 
-def estimate(names: list[str], link: str, config: ModelConfig, mode: Mode, dtype: str | None) -> NetworkTimes:
+def estimate(
+    names: list[str],
+    link: str,
+    config: ModelConfig,
+    mode: Mode,
+    dtype: str | None = None,
+    kv_dtype: KvDtype | None = None,
+) -> NetworkTimes:
     """What such machines would take, all joined by one kind of link."""
     times = tuple(
-        _stage_times(DEVICE_CLASSES[name], config, mode, dtype, has_head=index == 0) for index, name in enumerate(names)
+        _stage_times(DEVICE_CLASSES[name], config, mode, dtype, kv_dtype, has_head=index == 0)
+        for index, name in enumerate(names)
     )
     return NetworkTimes(times, [[LINK_CLASSES[link]] * len(names) for _ in names])
 
 
 def _stage_times(
-    device: DeviceClass, config: ModelConfig, mode: Mode, dtype: str | None, *, has_head: bool
+    device: DeviceClass,
+    config: ModelConfig,
+    mode: Mode,
+    dtype: str | None,
+    kv_dtype: KvDtype | None,
+    *,
+    has_head: bool,
 ) -> StageTimes:
     computes = dtype or device.dtype
     n_layer = config.n_layer
     shapes = stage_shapes(config, Span(0, n_layer))
     weights_bytes = held_bytes(shapes, TORCH_DTYPES[STORED_DTYPE], mode, "cpu") / n_layer
     n_parameters = sum(shape.numel() for shape in shapes.values()) / n_layer
-    position_bytes = kv_bytes(config, 1, 1, TORCH_DTYPES[computes])
+    position_bytes: float = kv_bytes(config, 1, 1, TORCH_DTYPES[computes])
+    if kv_dtype is not None and device.device == "cpu":
+        position_bytes = sum(cache_bytes(config, POSITIONS, kv_dtype)) / POSITIONS
 
     def layer_s(rows: int, context: int) -> float:
         n_slots = 1 if rows == PIECE_ROWS else rows
@@ -142,6 +159,7 @@ def _stage_times(
         device=device.device,
         dtype=computes,
         mode=mode,
+        kv_dtype=kv_dtype,
         threads=1,
         has_kernels=device.device == "cpu",
         layers=tuple(layers),

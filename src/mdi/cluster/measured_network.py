@@ -25,7 +25,7 @@ from mdi.control.measurement import StageRequest, StageTimes
 from mdi.documents import read_json
 from mdi.errors import ControlError, StorageError
 from mdi.files import write_text
-from mdi.formats import BackendChoice, Mode, allowed_modes
+from mdi.formats import BackendChoice, KvDtype, Mode, allowed_modes
 from mdi.ids import NodeId
 from mdi.inbox import Inbox
 from mdi.model.devices import pick_dtype
@@ -50,6 +50,7 @@ class MeasuredNetwork:
     max_rows: int
     dtype: str | None = None
     quantize: Mode | None = None
+    kv_dtype: KvDtype | None = None
     allow_quantize: Mode | None = None  # the least exact mode that a plan may choose for a node
     backend: BackendChoice = "auto"
     memory_limit_bytes: int | None = None  # of the starter
@@ -70,6 +71,7 @@ class MeasuredNetwork:
             self.device,
             self.dtype,
             self.quantize,
+            self.kv_dtype,
             self.backend,
             folder=self.folder,
             memory_limit_bytes=self.memory_limit_bytes,
@@ -103,7 +105,8 @@ class MeasuredNetwork:
             return None
 
     def _request(self, *, again: bool = False) -> StageRequest:
-        return request_for(self.model, len(self.network.nodes), self.dtype, self.quantize, again=again)
+        n_nodes = len(self.network.nodes)
+        return request_for(self.model, n_nodes, self.dtype, self.quantize, self.kv_dtype, again=again)
 
     @property
     def _wire_dtype(self) -> str:
@@ -127,7 +130,7 @@ class MeasuredNetwork:
         if self.folder is None:
             return None
         nodes = [[node.addr, node.http_port, node.device, node.memory_limit_bytes] for node in self.network.nodes]
-        model = [config_to_dict(self.model.config), self.dtype, self.quantize]
+        model = [config_to_dict(self.model.config), self.dtype, self.quantize, self.kv_dtype]
         known: dict[str, Any] = {"nodes": nodes, "device": str(self.device), "model": model, "version": __version__}
         known["memory_limit_bytes"] = self.memory_limit_bytes
         digest = hashlib.blake2b(json.dumps(known, sort_keys=True).encode(), digest_size=16).hexdigest()

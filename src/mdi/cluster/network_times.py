@@ -23,7 +23,7 @@ from mdi.control.client import ControlClient
 from mdi.control.measurement import LinkRequest, LinkTimes, Measured, MeasureRequest, StageRequest, StageTimes
 from mdi.control.protocol import NodeBusy, Refused
 from mdi.errors import ConfigError, ControlError
-from mdi.formats import Mode
+from mdi.formats import KvDtype, Mode
 from mdi.ids import NodeId, Rank
 from mdi.inbox import Inbox
 from mdi.net.refusals import RefusalLog
@@ -58,7 +58,13 @@ class NetworkTimes:
 
 
 def request_for(
-    model: ModelFolder, n_nodes: int, dtype: str | None, quantize: Mode | None, *, again: bool = False
+    model: ModelFolder,
+    n_nodes: int,
+    dtype: str | None,
+    quantize: Mode | None,
+    kv_dtype: KvDtype | None,
+    *,
+    again: bool = False,
 ) -> StageRequest:
     """What a secondary of a ring of so many nodes is asked to time, if it has its machine for itself."""
     return StageRequest(
@@ -67,6 +73,7 @@ def request_for(
         stored=model.stored_mode(n_nodes, quantize),
         dtype=dtype,
         quantize=quantize,
+        kv_dtype=kv_dtype,
         has_head=False,
         nodes_on_host=1,
         again=again,

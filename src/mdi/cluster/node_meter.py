@@ -19,7 +19,7 @@ from mdi.control.measurement import StageRequest, StageTimes
 from mdi.documents import read_json
 from mdi.errors import ConfigError, ControlError, StorageError
 from mdi.files import write_text
-from mdi.formats import BackendChoice, Mode
+from mdi.formats import BackendChoice, KvDtype, Mode
 from mdi.liveness import no_tick
 from mdi.model.architecture import ModelConfig
 from mdi.model.backends.select import make_head, make_span_engine, prepare
@@ -44,6 +44,7 @@ class NodeMeter:
     device: torch.device
     dtype: str | None = None  # that the node was started with
     quantize: Mode | None = None
+    kv_dtype: KvDtype | None = None
     backend: BackendChoice = "auto"
     folder: Path | None = None  # where measurements are kept, and chunks beside them; None: nowhere
     memory_limit_bytes: int | None = None  # that the node may take for a model
@@ -66,7 +67,8 @@ class NodeMeter:
     def _placement(self, request: StageRequest) -> Placement:
         mode = resolve(request.stored, self.quantize or request.quantize, "the model")
         dtype = pick_dtype(self.dtype or request.dtype, self.device)
-        return Placement(self.device, dtype, mode, _USUAL_ROWS, backend=self.backend, tick=self.tick)
+        kv_dtype = self.kv_dtype or request.kv_dtype
+        return Placement(self.device, dtype, mode, kv_dtype, _USUAL_ROWS, backend=self.backend, tick=self.tick)
 
     def _measure(
         self, request: StageRequest, config: ModelConfig, placement: Placement, cores: CoreShare
@@ -89,6 +91,7 @@ class NodeMeter:
             device=str(self.device),
             dtype=dtype_name(placement.dtype),
             mode=placement.quantize,
+            kv_dtype=placement.kv_dtype,
             threads=torch.get_num_threads(),
             has_kernels=prepare(self.device, self.backend),
             layers=timer.layers(message_s),
@@ -115,11 +118,12 @@ class NodeMeter:
         """Where it is kept: under the digest of all that it depends on."""
         if self.folder is None:
             return None
-        known: dict[str, Any] = asdict(replace(request, again=False, dtype=None, quantize=None)) | {
+        computes = [dtype_name(placement.dtype), placement.quantize, placement.kv_dtype, self.backend]
+        known: dict[str, Any] = asdict(replace(request, again=False, dtype=None, quantize=None, kv_dtype=None)) | {
             "format": FORMAT,
             "program": __version__,
             "device": _name_of(self.device),
-            "computes": [dtype_name(placement.dtype), placement.quantize, self.backend, torch.get_num_threads()],
+            "computes": [*computes, torch.get_num_threads()],
         }
         digest = hashlib.blake2b(json.dumps(known, sort_keys=True).encode(), digest_size=16).hexdigest()
         return self.folder / f"{digest}.json"

@@ -15,7 +15,7 @@ from mdi.cluster.partition import Load, split
 from mdi.config.network import NodeConfig, node_name
 from mdi.control.status import NodeStatus
 from mdi.errors import CheckpointError
-from mdi.formats import Mode
+from mdi.formats import KvDtype, Mode
 from mdi.ids import NodeId
 from mdi.model.span import Span
 
@@ -46,6 +46,7 @@ class PlanOptions:
     split: str = "auto"
     dtype: str | None = None
     quantize: Mode | None = None
+    kv_dtype: KvDtype | None = None
     is_fixed: bool = False  # whether exactly `n_slots` are wanted, rather than at most as many
 
 
@@ -100,6 +101,7 @@ def _facts_of(member: Member, stored: Mode, options: PlanOptions) -> NodeFacts:
         stored,
         member.quantize or options.quantize,
         options.dtype,
+        options.kv_dtype,
         member.config.memory_limit_bytes,
     )
 

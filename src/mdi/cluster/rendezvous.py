@@ -199,6 +199,7 @@ class Rendezvous:
             wire_dtype=self._wire_dtype,
             dtype=self._options.dtype,
             quantize=plan.modes[rank],
+            kv_dtype=self._options.kv_dtype,
             peer_timeout_s=self._options.peer_timeout_s,
             timeline=self._timeline.on,
             nodes_on_host=nodes_on_host(self._network, nodes[rank]),

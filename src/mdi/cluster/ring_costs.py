@@ -93,7 +93,9 @@ def _needs(times: StageTimes, job: Job, has_ends: bool) -> tuple[Need, Need]:
 
 def _need(times: StageTimes, job: Job, span: Span, has_ends: bool) -> Need:
     dtype = TORCH_DTYPES[times.dtype]
-    node = NodeFacts("", "", times.device, dtype, times.mode, times.free_memory_bytes, times.has_kernels)
+    node = NodeFacts(
+        "", "", times.device, dtype, times.mode, times.free_memory_bytes, times.has_kernels, times.kv_dtype
+    )
     return need_of(
         node, job.config, span, has_ends=has_ends, context=job.context, max_rows=job.max_rows, stored=job.stored
     )

@@ -14,9 +14,18 @@ from pathlib import Path
 from mdi.config.addresses import DEFAULT_HTTP_PORT
 from mdi.config.bounds import SAMPLING_BOUNDS, Interval, LogitBias, check_sampling, parse_size
 from mdi.config.paths import SETTINGS_DIR
-from mdi.config.section import Section, at_least, check_device, check_dtype, check_quantize, flag_of, section_of
+from mdi.config.section import (
+    Section,
+    at_least,
+    check_device,
+    check_dtype,
+    check_kv_dtype,
+    check_quantize,
+    flag_of,
+    section_of,
+)
 from mdi.errors import ConfigError
-from mdi.formats import BACKEND_CHOICES, QUANTIZED, BackendChoice, Mode
+from mdi.formats import BACKEND_CHOICES, QUANTIZED, BackendChoice, KvDtype, Mode
 from mdi.net.sockets import MAX_PORT
 
 LOG_FORMATS = ("text", "json")
@@ -43,15 +52,17 @@ class SeedOption(Section):
 
 @dataclass(frozen=True)
 class PrecisionOptions(Section):
-    """`--dtype` and `--quantize`: the starter's choice for the whole ring, or a secondary's for itself."""
+    """`--dtype`, `--quantize`, `--kv-dtype`: the starter's choice for the whole ring, or a secondary's for itself."""
 
     dtype: str | None = None
     quantize: Mode | None = None
+    kv_dtype: KvDtype | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_dtype(self.dtype)
         check_quantize(self.quantize)
+        check_kv_dtype(self.kv_dtype)
 
 
 @dataclass(frozen=True)
@@ -372,6 +383,7 @@ class ChatOptions(PrecisionOptions):
             "--compile": self.compile,
             "--dtype": self.dtype,
             "--quantize": self.quantize,
+            "--kv-dtype": self.kv_dtype,
         }
 
 

@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 from mdi.config.bounds import Interval
 from mdi.errors import ConfigError
-from mdi.formats import DEVICE, DTYPES, MODES
+from mdi.formats import DEVICE, DTYPES, KV_DTYPES, MODES
 
 S = TypeVar("S", bound="Section")
 
@@ -44,6 +44,12 @@ def check_quantize(mode: str | None) -> None:
     """Raise `ConfigError` unless `mode` is None or one of `MODES`."""
     if mode is not None and mode not in MODES:
         raise ConfigError(f"--quantize {mode}: expected one of {', '.join(MODES)}")
+
+
+def check_kv_dtype(dtype: str | None) -> None:
+    """Raise `ConfigError` unless `dtype` is None or one of `KV_DTYPES`."""
+    if dtype is not None and dtype not in KV_DTYPES:
+        raise ConfigError(f"--kv-dtype {dtype}: expected one of {', '.join(KV_DTYPES)}")
 
 
 def at_least(flag: str, value: float, minimum: float) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from mdi.formats import DIGEST, DTYPES, MODES
+from mdi.formats import DIGEST, DTYPES, KV_DTYPES, MODES
 from mdi.strings import one_line
 
 MAX_STRING_CHARACTERS = 1024
@@ -62,6 +62,10 @@ def is_span(value: Any) -> bool:
 
 def is_dtype(value: Any) -> bool:
     return isinstance(value, str) and value in DTYPES
+
+
+def is_kv_dtype(value: Any) -> bool:
+    return isinstance(value, str) and value in KV_DTYPES
 
 
 def is_mode(value: Any) -> bool:

@@ -13,6 +13,7 @@ from mdi.control.checks import (
     Check,
     is_dtype,
     is_flag,
+    is_kv_dtype,
     is_mode,
     is_seconds,
     is_string,
@@ -24,7 +25,7 @@ from mdi.control.checks import (
 from mdi.control.protocol import WrongVersion
 from mdi.control.session import is_config, is_peer
 from mdi.errors import ControlError
-from mdi.formats import Mode
+from mdi.formats import KvDtype, Mode
 from mdi.ids import Rank
 from mdi.net.sockets import Peer
 from mdi.net.timeouts import DEFAULT_TIMEOUTS, Timeouts
@@ -45,6 +46,7 @@ class StageRequest:
     stored: Mode  # how they are quantized there
     dtype: str | None  # to compute in, as in `SessionSpec`
     quantize: Mode | None  # as in `SessionSpec`
+    kv_dtype: KvDtype | None  # as in `SessionSpec`
     has_head: bool
     nodes_on_host: int  # nodes that share this one's cores
     again: bool = False  # even if the same was measured before
@@ -78,6 +80,7 @@ class StageTimes:
     device: str
     dtype: str  # that it computed in
     mode: Mode  # of the weights
+    kv_dtype: KvDtype | None  # that kernels were asked for; None: as exact as the weights
     threads: int
     has_kernels: bool  # native ones, as in `NodeStatus`
     layers: tuple[LayerTime, ...]  # of each layer
@@ -250,6 +253,7 @@ _STAGE_CHECKS: dict[str, Check] = {
     "stored": is_mode,
     "dtype": optional(is_dtype),
     "quantize": optional(is_mode),
+    "kv_dtype": optional(is_kv_dtype),
     "has_head": is_flag,
     "nodes_on_host": whole(1, 10_000),
     "again": is_flag,
@@ -259,6 +263,7 @@ _TIMES_CHECKS: dict[str, Check] = {
     "device": is_string,
     "dtype": is_dtype,
     "mode": is_mode,
+    "kv_dtype": optional(is_kv_dtype),
     "threads": whole(1, 10_000),
     "has_kernels": is_flag,
     "layers": _at_least_one(_are_times(2)),

@@ -8,6 +8,7 @@ from mdi.control.checks import (
     Check,
     is_digest,
     is_dtype,
+    is_kv_dtype,
     is_mode,
     is_name,
     is_span,
@@ -19,7 +20,7 @@ from mdi.control.checks import (
 )
 from mdi.control.protocol import WrongVersion
 from mdi.errors import ControlError
-from mdi.formats import Mode
+from mdi.formats import KvDtype, Mode
 from mdi.ids import Rank
 from mdi.model.span import Span
 from mdi.net.sockets import MAX_PORT, Peer
@@ -53,6 +54,7 @@ class SessionSpec:
     quantize: (
         Mode | None
     )  # for weights that are not quantized already, unless the node was started with another; None: none
+    kv_dtype: KvDtype | None  # unless the node was started with another; None: as exact as the weights
     peer_timeout_s: float
     timeline: bool  # whether to record what the node does when
     nodes_on_host: int  # nodes that share this one's cores
@@ -183,6 +185,7 @@ _CHECKS: dict[str, Check] = {
     "wire_dtype": is_dtype,
     "dtype": optional(is_dtype),
     "quantize": optional(is_mode),
+    "kv_dtype": optional(is_kv_dtype),
     "peer_timeout_s": lambda value: type(value) in (int, float) and 0.1 <= value <= 86_400,
     "timeline": lambda value: type(value) is bool,
     "nodes_on_host": whole(1, 10_000),

@@ -12,6 +12,7 @@ from mdi.control.checks import (
     Check,
     is_dtype,
     is_flag,
+    is_kv_dtype,
     is_mode,
     is_name,
     is_seconds,
@@ -23,7 +24,7 @@ from mdi.control.checks import (
     whole,
 )
 from mdi.errors import ControlError
-from mdi.formats import Mode
+from mdi.formats import KvDtype, Mode
 from mdi.ids import Rank
 from mdi.model.span import Span
 from mdi.net.sockets import MAX_PORT
@@ -62,8 +63,10 @@ class NodeStatus:
     dtype: str  # that it computes in
     own_dtype: str | None  # that it was started with; None: as the starter says, else what the device computes fast
     quantize: Mode | None  # that it was started with; None: as the starter or the chunk has it
+    kv_dtype: KvDtype | None = None  # that it was started with; None: as the starter says, else as exact as the weights
     weights: Mode | None = None  # how the weights that it has loaded are held; None: it has loaded none
     weights_bytes: int = 0
+    cache_bytes: int = 0  # of keys and values, in all slots
     has_kernels: bool = False  # for its CPU, to compute the models with that they support
     run: int | None
     epoch: int | None
@@ -148,8 +151,10 @@ _NODE_CHECKS: dict[str, Check] = {
     "dtype": is_dtype,
     "own_dtype": optional(is_dtype),
     "quantize": optional(is_mode),
+    "kv_dtype": optional(is_kv_dtype),
     "weights": optional(is_mode),
     "weights_bytes": _SIZE,
+    "cache_bytes": _SIZE,
     "has_kernels": is_flag,
     "run": _RUN_NUMBER,
     "epoch": _RUN_NUMBER,

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from mdi.errors import CheckpointError
-from mdi.formats import BackendChoice, Mode
+from mdi.formats import BackendChoice, KvDtype, Mode
 from mdi.liveness import no_tick
 from mdi.model.linear import make_linear
 from mdi.model.litgpt_modules import LLaMAMLP, LLaMAMoE, RMSNorm
@@ -35,6 +35,7 @@ class Placement:
     device: torch.device
     dtype: torch.dtype
     quantize: Mode = "none"  # for weights that are not quantized already
+    kv_dtype: KvDtype | None = None  # of keys and values; None: as exact as the weights
     rows: int = 1  # rows that a message usually carries
     compile_ops: bool = False  # where that makes a step faster
     backend: BackendChoice = "auto"

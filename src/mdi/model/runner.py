@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 
 from mdi.errors import LocalProtocolError, StorageError
-from mdi.formats import BackendChoice, Mode
+from mdi.formats import BackendChoice, KvDtype, Mode
 from mdi.liveness import no_tick
 from mdi.model.architecture import ModelConfig
 from mdi.model.build import Placement
@@ -39,6 +39,7 @@ class StageSpec:
     dtype: str  # to compute in
     quantize: Mode | None  # for weights that are not quantized already; None: none
     rows: int = field(compare=False)  # that a message usually carries; decides between layouts
+    kv_dtype: KvDtype | None = None  # of keys and values; None: as exact as the weights
 
 
 def _packing_key(spec: StageSpec, weights: Weights, mode: Mode) -> str:
@@ -125,6 +126,7 @@ class StageRunner:
                 self.device,
                 TORCH_DTYPES[spec.dtype],
                 mode,
+                spec.kv_dtype,
                 spec.rows,
                 self._compile_ops,
                 self._backend,
@@ -223,6 +225,11 @@ class StageRunner:
     def weights_bytes(self) -> int:
         """What the loaded weights hold."""
         return sum(part.weights_bytes for part in (self._stage, self._head) if part is not None)
+
+    @property
+    def cache_bytes(self) -> int:
+        """What the slots take, filled or not."""
+        return 0 if self._stage is None else self._stage.cache_bytes
 
     @property
     def _loaded_stage(self) -> Stage:

@@ -30,6 +30,10 @@ class SpanEngine(Protocol):
         """Of these, what lies in files that are mapped: the system can take that memory, and read them again."""
 
     @property
+    def cache_bytes(self) -> int:
+        """What the slots take, filled or not."""
+
+    @property
     def numerics(self) -> str:
         """The name of its arithmetic: two engines with one name give the same numbers for the same weights."""
 

@@ -49,6 +49,11 @@ class Stage:
         return self.engine.mapped_bytes
 
     @property
+    def cache_bytes(self) -> int:
+        """What the slots take, filled or not."""
+        return self.engine.cache_bytes
+
+    @property
     def numerics(self) -> str:
         """The name of the engine's arithmetic."""
         return self.engine.numerics

@@ -27,7 +27,7 @@ from mdi.control.routes import ControlServer
 from mdi.control.session import SessionSpec
 from mdi.control.status import InitAnswer, NeedsChunk, Ready, SecondaryStatus
 from mdi.errors import ControlError, MdiError, RingError
-from mdi.formats import BackendChoice, Mode
+from mdi.formats import BackendChoice, KvDtype, Mode
 from mdi.ids import Rank
 from mdi.inbox import Inbox, Stopped
 from mdi.liveness import StepCounter
@@ -98,6 +98,7 @@ class Secondary:
         device: str | None = None,
         dtype: str | None = None,
         quantize: Mode | None = None,
+        kv_dtype: KvDtype | None = None,
         backend: BackendChoice = "auto",
         compile_stage: bool = False,
         memory_limit_bytes: int | None = None,
@@ -112,7 +113,8 @@ class Secondary:
         """
         self.config = config
         self._memory_limit_bytes = memory_limit_bytes or config.memory_limit_bytes
-        self._sources, self._own_dtype, self._quantize, self._timeouts = sources, dtype, quantize, timeouts
+        self._sources, self._timeouts = sources, timeouts
+        self._own_dtype, self._quantize, self._kv_dtype = dtype, quantize, kv_dtype
         torch_device = pick_device(device or config.device)
         self._default_dtype = dtype_name(pick_dtype(dtype, torch_device))
         self._has_kernels = prepare(torch_device, backend)
@@ -141,6 +143,7 @@ class Secondary:
             torch_device,
             dtype,
             quantize,
+            kv_dtype,
             backend,
             folder=sources.cache.measurements,
             memory_limit_bytes=self._memory_limit_bytes,
@@ -206,8 +209,10 @@ class Secondary:
             dtype=self._dtype_in(spec),
             own_dtype=self._own_dtype,
             quantize=self._quantize,
+            kv_dtype=self._kv_dtype,
             weights=runner.quantization,
             weights_bytes=runner.weights_bytes,
+            cache_bytes=runner.cache_bytes,
             has_kernels=self._has_kernels,
             numerics=runner.numerics,
             starter=f"{spec.starter.addr}:{spec.starter.port}" if spec else None,
@@ -429,6 +434,7 @@ class Secondary:
             weights_id=(spec.chunk_digest or spec.run, spec.rank),
             dtype=self._dtype_in(spec),
             quantize=self._quantize or spec.quantize,
+            kv_dtype=self._kv_dtype or spec.kv_dtype,
             rows=-(-spec.n_slots // spec.n_nodes),
         )
         if not self._runner.holds(stage):

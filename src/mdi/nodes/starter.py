@@ -88,6 +88,7 @@ class Starter:
             split=options.split,
             dtype=options.dtype,
             quantize=options.quantize,
+            kv_dtype=options.kv_dtype,
             is_fixed=options.max_slots is not None,
         )
         device = pick_device(options.device or network.starter.device)
@@ -161,6 +162,7 @@ class Starter:
             dtype=self._options.dtype,
             quantize=self._options.quantize,
             allow_quantize=self._options.allow_quantize,
+            kv_dtype=self._options.kv_dtype,
             backend=self._options.backend,
             memory_limit_bytes=self._memory_limit_bytes,
             folder=measurements_dir(),
@@ -235,8 +237,10 @@ class Starter:
             dtype=self._dtype,
             own_dtype=self._options.dtype,
             quantize=self._options.quantize,
+            kv_dtype=self._options.kv_dtype,
             weights=runner.quantization,
             weights_bytes=runner.weights_bytes,
+            cache_bytes=runner.cache_bytes,
             has_kernels=self._has_kernels,
             numerics=runner.numerics,
             run=supervisor.run,
@@ -368,6 +372,7 @@ class Starter:
             weights_id=model.path,
             dtype=self._dtype,
             quantize=plan.modes[0],
+            kv_dtype=self._options.kv_dtype,
             rows=-(-plan.n_slots // len(plan.members)),
         )
         cores = CoreShare(nodes_on_host(self._network, self._network.starter))

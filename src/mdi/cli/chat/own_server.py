@@ -64,7 +64,12 @@ class OwnServer:
 
     def _starter_flags(self) -> list[str]:
         options = self._options
-        values = {"--ckpt": options.ckpt, "--dtype": options.dtype, "--quantize": options.quantize}
+        values = {
+            "--ckpt": options.ckpt,
+            "--dtype": options.dtype,
+            "--quantize": options.quantize,
+            "--kv-dtype": options.kv_dtype,
+        }
         given = [part for flag, value in values.items() if value is not None for part in (flag, str(value))]
         return ["--serve", "127.0.0.1:0", "--max-slots", str(N_SLOTS), *given, *self._flags()]
 

@@ -11,7 +11,7 @@ from mdi.cli.script import run_script, set_up_logging
 from mdi.cli.serve_options import DEFAULT_ADDRESS, KEY_VARIABLE
 from mdi.cli.signals import GRACE_S, Signals
 from mdi.config.options import ChatOptions
-from mdi.formats import DTYPES, MODES
+from mdi.formats import DTYPES, KV_DTYPES, MODES
 
 DEFAULT_URL = f"http://{DEFAULT_ADDRESS}/v1"
 
@@ -47,6 +47,7 @@ def _add_own_server(parser: Parser) -> None:
     option("--device", help="cpu, mps, cuda or cuda:N", values=("cpu", "mps", "cuda"))
     option("--dtype", help="float32, float16 or bfloat16", values=DTYPES)
     option("--quantize", metavar="MODE", help="none, int8 or int4 weights", values=MODES)
+    option("--kv-dtype", metavar="DTYPE", help="float32, float16 or int8 keys and values", values=KV_DTYPES)
     option("-c", "--compile", action="store_true", help="compile the stage with torch.compile")
 
 

@@ -9,7 +9,7 @@ from mdi.cli.parser import Parser, add_allow_quantize, add_discover, add_memory_
 from mdi.cli.script import announce, run_script, set_up_logging
 from mdi.cli.signals import Signals
 from mdi.config.options import LINKS, OBJECTIVES, PlannerOptions
-from mdi.formats import BACKEND_CHOICES, DTYPES, MODES
+from mdi.formats import BACKEND_CHOICES, DTYPES, KV_DTYPES, MODES
 
 
 def build_parser() -> Parser:
@@ -27,6 +27,7 @@ def build_parser() -> Parser:
     option("--dtype", help="float32, float16 or bfloat16 (default: each device's best)", values=DTYPES)
     option("--quantize", metavar="MODE", help="none, int8 or int4 weights", values=MODES)
     add_allow_quantize(parser)
+    option("--kv-dtype", metavar="DTYPE", help="float32, float16 or int8 keys and values", values=KV_DTYPES)
     parser.section("the nodes")
     option("--nodes-config", type=Path, metavar="FILE", help="the network; run this where its starter will run")
     option("--nodes", metavar="A,B:PORT", help="addresses of secondaries that run without a file; needs a key")

@@ -16,8 +16,9 @@ from mdi.model.build import ModuleBuilder, Placement
 from mdi.model.devices import memory_errors
 from mdi.model.litgpt_modules import Block
 from mdi.model.quant import held_bytes
-from mdi.model.shapes import stage_shapes
+from mdi.model.shapes import kv_bytes, stage_shapes
 from mdi.model.span import Span
+from mdi.model.tensors import dtype_name
 from mdi.model.weights import Weights
 from mdi.segments import Segment
 
@@ -44,6 +45,9 @@ class TorchSpan:
         )
         if placement.quantize == "int8":
             log.info("int8: torch's kernels know one scale a row, to which the blocks of 32 weights are rounded again")
+        self.cache_bytes = 0
+        if placement.kv_dtype not in (None, kept := dtype_name(self.dtype)):
+            log.warning("--kv-dtype %s: torch keeps keys and values in %s all the same", placement.kv_dtype, kept)
         source = Weights.of(weights)
         self.blocks = {layer: _load_block(config, layer, source, placement) for layer in range(*span)}
         if placement.compile_ops:
@@ -64,6 +68,7 @@ class TorchSpan:
         """Make `n_slots` slots of `context` positions each. Earlier slots are forgotten."""
         for block in self.blocks.values():
             block.attn.allocate(n_slots, context, self.device, self.dtype)
+        self.cache_bytes = n_slots * kv_bytes(self.config, len(self.blocks), context, self.dtype)
         self._cos, self._sin = architecture_of(self.config).rotary_tables(
             self.config, context, self.device
         )  # (context, D[, 2])

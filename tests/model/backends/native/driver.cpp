@@ -54,8 +54,9 @@ uint64_t hash_of(const std::vector<float> &rows, uint64_t hash) {
   return hash;
 }
 
-// What blocks have: the least; everything but experts; experts; a dense block, and one with experts in groups and a shared one.
-enum Kind { kPlain, kRich, kExperts, kGroupedExperts };
+// What blocks have: the least; everything but experts; experts; experts in groups and a shared one behind a dense block;
+// keys and values of 8 bits.
+enum Kind { kPlain, kRich, kExperts, kGroupedExperts, kInt8Cache };
 
 // The experts of a block, and the memory behind them.
 struct Expertise {
@@ -80,10 +81,12 @@ struct Expertise {
 
 uint64_t run(Type type, Kind kind, int n_threads) {
   const bool rich = kind == kRich, grouped = kind == kGroupedExperts;
-  constexpr int C = 40, H = 6, G = 2, D = 12, F = 72, kRotary = 8, kContext = 48, kSlots = 3;
+  constexpr int C = 40, H = 6, G = 2, F = 72, kRotary = 8, kContext = 48, kSlots = 3;
+  const int D = kind == kInt8Cache ? 44 : 12;  // 8-bit keys have more than one scale
   Random random;
+  const Type cache = kind == kInt8Cache ? Type::kInt8 : type == Type::kFloat32 ? Type::kFloat32 : Type::kFloat16;
   const Routing routing = grouped ? Routing{20, 3, 4, 2, 2, 1, 1.5f} : Routing{7, 2, 0, 0, 0, 0, 1.0f};
-  const Shape shape{C, H, G, D, kRotary, rich, 0, rich, 0, type != Type::kFloat32,
+  const Shape shape{C, H, G, D, kRotary, rich, 0, rich, 0, cache,
                     rich ? Activation::kGelu : Activation::kSilu, {0.3f, rich ? 5.0f : 0.0f}, routing};
   const std::vector<float> weight = random.numbers(C), bias = random.numbers(C), head_weight = random.numbers(D);
   const Norm norm{rich ? Norm::Kind::kLayer : Norm::Kind::kRms, 1e-5f, weight.data(), rich ? bias.data() : nullptr};
@@ -101,7 +104,7 @@ uint64_t run(Type type, Kind kind, int n_threads) {
   if (grouped) blocks[1].experts = expertise.experts;
   Span span(shape, blocks, 2);
 
-  const size_t bytes = static_cast<size_t>(kSlots) * G * kContext * 16 * sizeof(float);
+  const size_t bytes = static_cast<size_t>(kSlots) * G * kContext * 48 * sizeof(float);
   std::vector<std::vector<uint8_t>> memory(4, std::vector<uint8_t>(bytes));
   void *keys[] = {memory[0].data(), memory[1].data()}, *values[] = {memory[2].data(), memory[3].data()};
   const std::vector<float> cos = random.numbers(kContext * kRotary), sin = random.numbers(kContext * kRotary);
@@ -132,6 +135,6 @@ uint64_t run(Type type, Kind kind, int n_threads) {
 int main(int argc, char **) {
   const int n_threads = argc > 1 ? 3 : 1;
   for (int type = 0; type <= static_cast<int>(Type::kInt4); type++)
-    for (Kind kind : {kPlain, kRich, kExperts, kGroupedExperts})
+    for (Kind kind : {kPlain, kRich, kExperts, kGroupedExperts, kInt8Cache})
       std::printf("%d %d %016llx\n", type, kind, static_cast<unsigned long long>(run(static_cast<Type>(type), kind, n_threads)));
 }

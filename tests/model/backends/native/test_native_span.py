@@ -11,8 +11,10 @@ from litgpt.config import Config
 from litgpt.model import GPT
 
 from mdi.errors import CheckpointError, LocalProtocolError, RemoteProtocolError
-from mdi.formats import Mode
+from mdi.formats import KV_DTYPES, KvDtype, Mode
 from mdi.model.backends.native.blocks import unsupported
+from mdi.model.backends.native.library import NUMERICS
+from mdi.model.backends.native.memory import cache_bytes
 from mdi.model.backends.native.native_head import NativeHead
 from mdi.model.backends.native.native_span import NativeSpan
 from mdi.model.backends.torch_span import TorchSpan
@@ -122,6 +124,54 @@ def test_quantized_weights_lose_little_and_give_the_same_bits_on_every_cpu(
     assert all(torch.equal(first, other) for other in others)
 
 
+@pytest.mark.parametrize(("kv_dtype", "most"), [("float32", 1e-6), ("float16", 1e-3), ("int8", 1e-2)])
+@pytest.mark.parametrize("head_size", [20, 64])
+def test_keys_and_values_of_fewer_bits_lose_little_and_give_the_same_bits_on_every_cpu(
+    kv_dtype: KvDtype, most: float, head_size: int, libraries: dict[str, ctypes.CDLL]
+) -> None:
+    config = Config(**{**BASE, **WIDE, "head_size": head_size})
+    weights, placement = weights_of(config), dataclasses.replace(CPU, kv_dtype=kv_dtype)
+    spans = [NativeSpan(config, SPAN, weights, placement, one) for one in libraries.values()]
+    first, *others = [run(span, 64) for span in spans]
+    expected = run(TorchSpan(config, SPAN, weights, CPU), 64)
+    assert (first - expected).norm() < most * expected.norm()
+    assert all(torch.equal(first, other) for other in others)
+
+
+@pytest.mark.parametrize("kv_dtype", KV_DTYPES)
+@pytest.mark.parametrize("head_size", [8, 20, 33, 64])
+def test_slots_take_what_plans_count(kv_dtype: KvDtype, head_size: int, library: ctypes.CDLL) -> None:
+    config = Config(**{**BASE, "head_size": head_size, "rotary_percentage": 0.0})
+    placement = dataclasses.replace(CPU, kv_dtype=kv_dtype)
+    for span in (Span(0, 1), Span(1, 3)):
+        engine = NativeSpan(config, span, weights_of(config), placement, library)
+        assert engine.cache_bytes == 0
+        engine.allocate(3, 21)
+        assert engine.cache_bytes == 3 * len(span) * sum(cache_bytes(config, 21, kv_dtype))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "mode", "usual", "others"),
+    [
+        (torch.float32, "none", "float32", {"float16", "int8"}),
+        (torch.float32, "int8", "float16", {"float32", "int8"}),
+        (torch.bfloat16, "none", "float16", {"float32", "int8"}),
+    ],
+)
+def test_keys_and_values_are_as_exact_as_the_weights_or_else_named(
+    dtype: torch.dtype, mode: Mode, usual: KvDtype, others: set[KvDtype], library: ctypes.CDLL
+) -> None:
+    config = Config(**BASE)
+    weights, placement = weights_of(config), Placement(torch.device("cpu"), dtype, mode)
+
+    def numerics(kv_dtype: KvDtype | None) -> str:
+        own = dataclasses.replace(placement, kv_dtype=kv_dtype)
+        return NativeSpan(config, Span(1, 2), weights, own, library).numerics
+
+    assert numerics(None) == numerics(usual) == NUMERICS
+    assert {numerics(kv_dtype) for kv_dtype in others} == {f"{NUMERICS}-kv-{kv_dtype}" for kv_dtype in others}
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_weights_of_16_bits_are_computed_with_as_if_they_were_float32(dtype: torch.dtype, library: ctypes.CDLL) -> None:
     config = Config(**{**BASE, **WIDE})
@@ -135,13 +185,26 @@ def test_weights_of_16_bits_are_computed_with_as_if_they_were_float32(dtype: tor
     assert (near.float() - run(spans[0], 64)).norm() < 0.02 * near.float().norm()
 
 
-@pytest.fixture(params=["none", "int8", "int4", "none, experts", "int8, experts"])
+KINDS: dict[str, dict[str, Any]] = {
+    "float32": {},
+    "bfloat16": {"stored": torch.bfloat16},
+    "int8": {"quantize": "int8"},
+    "int4": {"quantize": "int4"},
+    "bfloat16 experts": {"stored": torch.bfloat16, "fields": MOE | ROUTER},
+    "int8 experts": {"quantize": "int8", "fields": MOE | ROUTER},
+    "float16 slots": {"kv_dtype": "float16"},
+    "int8 slots": {"kv_dtype": "int8"},
+}
+
+
+@pytest.fixture(params=KINDS)
 def make(request: pytest.FixtureRequest, library: ctypes.CDLL) -> Make:
-    """Makes spans of a model whose sizes no tile divides, with weights of each kind."""
-    mode, _, experts = request.param.partition(", ")
-    fields = {**WIDE, "sliding_window_size": 9, "sliding_window_indices": [0, 1] * 3}
-    config = Config(**{**BASE, **fields, **(MOE | ROUTER if experts else {})})
-    weights, placement = weights_of(config), Placement(torch.device("cpu"), torch.float32, mode)
+    """Makes spans of a model whose sizes no tile divides, with weights, keys and values of each kind."""
+    kind = dict(KINDS[request.param])
+    fields = {**WIDE, "sliding_window_size": 9, "sliding_window_indices": [0, 1] * 3, **kind.pop("fields", {})}
+    config, stored = Config(**{**BASE, **fields}), kind.pop("stored", torch.float32)
+    weights = {name: tensor.to(stored) for name, tensor in weights_of(config).items()}
+    placement = dataclasses.replace(CPU, **kind)
 
     def made() -> NativeSpan:
         span = NativeSpan(config, SPAN, weights, placement, library)

@@ -52,11 +52,11 @@ def _activation(config: ModelConfig) -> int | None:
     return _GELUS.get(config.gelu_approximate) if own is None else own
 
 
-def shape_of(config: ModelConfig, has_half_cache: bool) -> native.Shape:
+def shape_of(config: ModelConfig, cache_type: int) -> native.Shape:
     """What the blocks of a model have in common.
 
     Args:
-        has_half_cache: keys and values are kept in 16 bits.
+        cache_type: what keys and values are kept as.
     """
     attention = architecture_of(config).build_block(config, 0, PointwiseOps()).attn
     return native.Shape(
@@ -69,7 +69,7 @@ def shape_of(config: ModelConfig, has_half_cache: bool) -> native.Shape:
         shared_norm=config.shared_attention_norm,
         rotates_neighbours=config.rope_interleave,
         norms_all_heads=config.norm_qk_type == "olmo2",
-        half_cache=has_half_cache,
+        cache_type=cache_type,
         activation=_activation(config),
         scale=attention.mscale**2 / math.sqrt(config.attention_scores_scalar or config.head_size),
         cap=config.attention_logit_softcapping or 0.0,

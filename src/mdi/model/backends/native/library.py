@@ -79,7 +79,7 @@ class Shape(ctypes.Structure):
                 "shared_norm",
                 "rotates_neighbours",
                 "norms_all_heads",
-                "half_cache",
+                "cache_type",
                 "activation",
             )
         ),
@@ -112,6 +112,7 @@ class Segment(ctypes.Structure):
 
 _SIGNATURES = {
     "mdi_instruction_set": (c_char_p, []),
+    "mdi_cache_bytes": (None, [c_int32, c_int, POINTER(c_int64), POINTER(c_int64)]),
     "mdi_packed_bytes": (c_int64, [c_int32, c_int, c_int]),
     "mdi_pack": (None, [c_int32, c_void_p, c_void_p, c_int, c_int, c_void_p]),
     "mdi_span_new": (c_void_p, [POINTER(Shape), POINTER(Block), c_int]),

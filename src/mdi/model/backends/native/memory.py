@@ -1,13 +1,14 @@
-"""What the native backend takes of a node's memory: it allocates by this, and plans are made by it."""
+"""What the native backend takes of a node's memory, as plans count it before there is a library to ask."""
 
 from collections.abc import Mapping
 
 import torch
 
-from mdi.formats import Mode
+from mdi.formats import KvDtype, Mode
 from mdi.model.architecture import ModelConfig, architecture_of
 from mdi.model.backends.native.packing import FILL
-from mdi.model.quant import mode_for, weight_bytes
+from mdi.model.quant import GROUP, mode_for, weight_bytes
+from mdi.model.tensors import TORCH_DTYPES
 
 POSITIONS = 16  # of a slot's keys, side by side: its positions, and the elements of a head's values, are multiples
 
@@ -17,16 +18,21 @@ def filled_up(n: int, multiple: int) -> int:
     return n + -n % multiple
 
 
-def cache_item_bytes(dtype: torch.dtype, *, is_quantized: bool) -> int:
-    """What each number of keys and values takes: they are as exact as the weights that they are made with."""
-    return 2 if is_quantized or dtype != torch.float32 else 4
+def default_kv_dtype(dtype: torch.dtype, *, is_quantized: bool) -> KvDtype:
+    """What keys and values are kept in: they are as exact as the weights that they are made with."""
+    return "float16" if is_quantized or dtype != torch.float32 else "float32"
 
 
-def cache_bytes(config: ModelConfig, context: int, item_bytes: int) -> tuple[int, int]:
-    """What the keys of one slot take in a layer, and the values."""
+def cache_bytes(config: ModelConfig, context: int, kv_dtype: KvDtype) -> tuple[int, int]:
+    """What the keys of one slot take in a layer, and the values. In int8, `GROUP` numbers share a scale in float32."""
     n_positions = config.n_query_groups * filled_up(context, POSITIONS)
+    item_bytes = 1 if kv_dtype == "int8" else TORCH_DTYPES[kv_dtype].itemsize
+    scale_bytes = 4 * -(-config.head_size // GROUP) if kv_dtype == "int8" else 0
     value_size = filled_up(config.head_size, POSITIONS)
-    return item_bytes * n_positions * config.head_size, item_bytes * n_positions * value_size
+    return (
+        n_positions * (config.head_size * item_bytes + scale_bytes),
+        n_positions * (value_size * item_bytes + scale_bytes),
+    )
 
 
 def weights_bytes(

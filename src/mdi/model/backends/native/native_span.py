@@ -14,7 +14,7 @@ from mdi.model.architecture import ModelConfig, architecture_of
 from mdi.model.backends.native import library as native
 from mdi.model.backends.native.blocks import PackedBlock, shape_of, unsupported
 from mdi.model.backends.native.mapping import FileMapper
-from mdi.model.backends.native.memory import POSITIONS, cache_bytes, cache_item_bytes, filled_up
+from mdi.model.backends.native.memory import POSITIONS, default_kv_dtype, filled_up
 from mdi.model.backends.native.packing import layout_of
 from mdi.model.build import Placement
 from mdi.model.devices import memory_errors
@@ -22,6 +22,8 @@ from mdi.model.span import Span
 from mdi.model.tensors import mapped_empty
 from mdi.model.weights import Weights
 from mdi.segments import Segment, check_segments, rows_of
+
+_CACHE_TYPES = {"float32": native.FLOAT32, "float16": native.FLOAT16, "int8": native.INT8}
 
 
 class NativeSpan:
@@ -52,11 +54,13 @@ class NativeSpan:
                 self._blocks.append(PackedBlock(library, config, layer, Weights.of(weights), placement, self._kept))
         self._n_slots = self._context = 0
         is_quantized = any(block.is_quantized for block in self._blocks)
-        self._item_bytes = cache_item_bytes(placement.dtype, is_quantized=is_quantized)
+        usual = default_kv_dtype(placement.dtype, is_quantized=is_quantized)
+        self._kv_dtype, self._has_usual_kv = placement.kv_dtype or usual, placement.kv_dtype in (None, usual)
         self._slots: list[torch.Tensor] = []  # keys and values of each layer
         self._tables: list[torch.Tensor] = []  # cosines and sines of each kind of layer
         structures = (native.Block * len(span))(*(block.structure for block in self._blocks))
-        self._span = library.mdi_span_new(ctypes.byref(shape_of(config, self._item_bytes == 2)), structures, len(span))
+        shape = shape_of(config, _CACHE_TYPES[self._kv_dtype])
+        self._span = library.mdi_span_new(ctypes.byref(shape), structures, len(span))
         weakref.finalize(self, library.mdi_span_delete, self._span)
 
     @staticmethod
@@ -81,20 +85,25 @@ class NativeSpan:
         return self._kept.mapped_bytes
 
     @property
+    def cache_bytes(self) -> int:
+        """What the slots take."""
+        return sum(layer.nbytes for layer in self._slots)
+
+    @property
     def numerics(self) -> str:
-        """The name of the kernels' arithmetic, on whatever CPU."""
-        return native.NUMERICS
+        """The name of the kernels' arithmetic, on whatever CPU: `native-1`, or `native-1-kv-int8`."""
+        return native.NUMERICS if self._has_usual_kv else f"{native.NUMERICS}-kv-{self._kv_dtype}"
 
     def allocate(self, n_slots: int, context: int) -> None:
         """Make `n_slots` slots of `context` positions each. Earlier slots are forgotten; 0 slots free their memory."""
         self._n_slots = self._context = 0
         self._slots.clear()
+        padded_context = filled_up(context, POSITIONS)
         self._slots = [
             mapped_empty(torch.Size([n_slots * n_bytes]), torch.uint8)
-            for n_bytes in cache_bytes(self.config, context, self._item_bytes)
+            for n_bytes in self._layer_bytes(padded_context)
             for _ in self._blocks
         ]
-        padded_context = filled_up(context, POSITIONS)
         self._tables = _rotary_tables(self.config, padded_context)
         n_layers = len(self._blocks)
         if self._library.mdi_span_set_slots(
@@ -108,6 +117,15 @@ class NativeSpan:
         ):
             raise RuntimeError("out of memory for the slots")
         self._n_slots, self._context = n_slots, context
+
+    def _layer_bytes(self, context: int) -> tuple[int, int]:
+        """What the kernels write of one slot in a layer, where it has `context` positions: keys and values."""
+        n_heads, head_size = self.config.n_query_groups, self.config.head_size
+        keys, values = ctypes.c_int64(), ctypes.c_int64()  # of 16 positions of one head
+        cache_type = _CACHE_TYPES[self._kv_dtype]
+        self._library.mdi_cache_bytes(cache_type, head_size, ctypes.byref(keys), ctypes.byref(values))
+        n_blocks = n_heads * context // POSITIONS
+        return n_blocks * keys.value, n_blocks * values.value
 
     def forward(self, x: torch.Tensor, segments: Sequence[Segment]) -> torch.Tensor:
         """Hidden states (N, C) of a message's rows -> (N, C) after this span; fills the slots."""

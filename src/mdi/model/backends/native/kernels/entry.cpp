@@ -24,6 +24,14 @@ template <class F> int within_memory(F f) {
 // What the library was compiled for.
 API const char *mdi_instruction_set() { return MDI_INSTRUCTION_SET; }
 
+// Bytes of the keys and of the values of 16 positions of one kv head.
+API void mdi_cache_bytes(Type type, int head_size, int64_t *keys, int64_t *values) {
+  const auto tell = [&](auto sizes) { *keys = sizes.key_block(), *values = kLanes * sizes.value(); };
+  if (type == Type::kFloat32) tell(CacheSizes<float>{head_size});
+  else if (type == Type::kInt8) tell(CacheSizes<int8_t>{head_size});
+  else tell(CacheSizes<Half>{head_size});
+}
+
 API int64_t mdi_packed_bytes(Type type, int outputs, int inputs) { return packed_bytes(type, outputs, inputs); }
 API void mdi_pack(Type type, const void *data, const uint16_t *scales, int outputs, int inputs, uint8_t *out) {
   pack(type, data, reinterpret_cast<const Half *>(scales), outputs, inputs, out);

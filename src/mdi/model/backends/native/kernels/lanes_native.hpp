@@ -21,6 +21,12 @@ INLINE void load(const BFloat16 *p, NativeFloats &v) {
   memcpy(&stored, p, sizeof stored);
   v = (NativeFloats)(__builtin_convertvector(stored, Bits) << 16);
 }
+INLINE void load(const int8_t *p, NativeFloats &v) {
+  typedef int8_t Stored __attribute__((vector_size(sizeof(NativeFloats) / 4)));
+  Stored stored;
+  memcpy(&stored, p, sizeof stored);
+  v = to_floats(__builtin_convertvector(stored, NativeInts));
+}
 INLINE void store(int8_t *p, NativeInts v) {
   typedef int8_t Stored __attribute__((vector_size(sizeof(NativeInts) / 4)));
   const Stored stored = __builtin_convertvector(v, Stored);

@@ -7,6 +7,27 @@
 
 namespace mdi {
 
+// A block of 32 numbers in 8 bits: value = integer * scale.
+struct Rounded {
+  Ints low, high;
+  float scale;
+};
+
+INLINE Ints rounded(Floats x) { return as_ints(x + splat(kRounding)) - splat(static_cast<int32_t>(bits_of(kRounding))); }
+
+// The largest magnitude becomes 127. The scale of a block with an infinity or a NaN is one too, and its integers are
+// zeros, so that whatever is computed with it is NaN.
+INLINE Rounded rounded_block(Floats low, Floats high) {
+  // As integers, magnitudes have the order of the floats, with infinity and NaN above them.
+  const Ints most = max(as_ints(absolute(low)), as_ints(absolute(high)));
+  int32_t lane[kLanes], largest = 0;
+  store(lane, most);
+  for (int32_t m : lane) largest = m > largest ? m : largest;
+  if (largest >= 0x7f800000) return {splat(0), splat(0), float_with(static_cast<uint32_t>(largest))};
+  const float scale = float_with(static_cast<uint32_t>(largest)) / 127, inverse = scale != 0 ? 1 / scale : 0;
+  return {rounded(low * splat(inverse)), rounded(high * splat(inverse)), scale};
+}
+
 struct Rows {
   int n;             // rows
   float *floats;     // [I / 32][n][32]
@@ -35,33 +56,19 @@ struct Rows {
   }
 
  private:
-  // The largest magnitude becomes 127. The scale of a block with an infinity or a NaN is one too, and its integers are
-  // zeros, so that whatever is computed with it is NaN.
   void put_block(int64_t at, const float *x) const {
-    const Floats low = load(x), high = load(x + kLanes);
-    // As integers, magnitudes have the order of the floats, with infinity and NaN above them.
-    const Ints most = max(as_ints(absolute(low)), as_ints(absolute(high)));
-    int32_t lane[kLanes], largest = 0;
-    store(lane, most);
-    for (int32_t m : lane) largest = m > largest ? m : largest;
-    const bool finite = largest < 0x7f800000;
-    const float scale = float_with(static_cast<uint32_t>(largest)) / 127, inverse = scale != 0 ? 1 / scale : 0;
-    const Ints a = finite ? rounded(low * splat(inverse)) : splat(0);
-    const Ints b = finite ? rounded(high * splat(inverse)) : splat(0);
-    store(bytes + at * kBlock, a);
-    store(bytes + at * kBlock + kLanes, b);
+    const Rounded rounded = rounded_block(load(x), load(x + kLanes));
+    store(bytes + at * kBlock, rounded.low);
+    store(bytes + at * kBlock + kLanes, rounded.high);
     if constexpr (sizeof(Dot8::Value) == 2) {
-      store(shorts + at * kBlock, a);
-      store(shorts + at * kBlock + kLanes, b);
+      store(shorts + at * kBlock, rounded.low);
+      store(shorts + at * kBlock + kLanes, rounded.high);
     }
-    store(lane, a + b);
-    int32_t sum = 0;
+    int32_t lane[kLanes], sum = 0;
+    store(lane, rounded.low + rounded.high);
     for (int32_t s : lane) sum += s;
-    scales[at] = scale;
+    scales[at] = rounded.scale;
     sums[at] = sum;
-  }
-  static INLINE Ints rounded(Floats x) {
-    return as_ints(x + splat(kRounding)) - splat(static_cast<int32_t>(bits_of(kRounding)));
   }
 };
 

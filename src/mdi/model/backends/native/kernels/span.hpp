@@ -24,7 +24,7 @@ struct Shape {
   int32_t shared_norm;        // and the same normalization of it
   int32_t rotates_neighbours;
   int32_t norms_all_heads;  // norm_q and norm_k run over all heads at once, or over each
-  int32_t half_cache;       // keys and values in 16 bits
+  Type cache_type;          // of keys and values: float32, float16 or int8
   Activation activation;
   Scaling scaling;
   Routing routing;  // where blocks have experts
@@ -116,11 +116,14 @@ class Span {
     pool_->run(rows_.n, [&](int r, int) { f(r); });
   }
   template <class F> void with_cache(const Block &block, F f) const {
-    const int n_heads = shape_.n_groups, head_size = shape_.head_size;
-    if (shape_.half_cache)
-      f(Cache<Half>{static_cast<Half *>(block.keys), static_cast<Half *>(block.values), n_heads, head_size, context_});
-    else
-      f(Cache<float>{static_cast<float *>(block.keys), static_cast<float *>(block.values), n_heads, head_size, context_});
+    switch (shape_.cache_type) {
+      case Type::kFloat32: return f(cache_of<float>(block));
+      case Type::kInt8: return f(cache_of<int8_t>(block));
+      default: return f(cache_of<Half>(block));
+    }
+  }
+  template <class T> Cache<T> cache_of(const Block &block) const {
+    return {static_cast<uint8_t *>(block.keys), static_cast<uint8_t *>(block.values), shape_.n_groups, shape_.head_size, context_};
   }
 
   void place(const Segment *segments, int n_segments) {
