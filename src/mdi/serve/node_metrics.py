@@ -40,6 +40,7 @@ _FAMILIES = (
     _Family("mdi_node_memory_bytes", "Resident memory", lambda status: status.memory_bytes),
     _Family("mdi_node_peak_memory_bytes", "The most it has been", lambda status: status.peak_memory_bytes),
     _Family("mdi_node_weights_bytes", "What the loaded weights hold", lambda status: status.weights_bytes),
+    _Family("mdi_node_cache_bytes", "What the slots take, filled or not", lambda status: status.cache_bytes),
 )
 
 
