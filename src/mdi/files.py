@@ -3,12 +3,12 @@
 import contextlib
 import errno
 import os
-import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mdi.errors import StorageError
+from mdi.partial_files import partial_beside, remove_stale
 
 _ADVICE = {
     errno.ENOSPC: "no space left on the disk: free some, or choose another folder",
@@ -47,32 +47,29 @@ def read_bytes(path: Path) -> bytes:
 def atomic_path(target: Path) -> Iterator[Path]:
     """Yield a temporary path beside `target`; on success flush it and rename it to `target`.
 
-    On failure the temporary file is removed and `target` is left as it was.
-    Raises `StorageError` for disk full, read-only folders and the like.
+    On failure the temporary file is removed and `target` is left as it was. Those that killed programs have left of it
+    are removed first. Raises `StorageError` for disk full, read-only folders and the like.
     """
-    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial.touch(exist_ok=False)
-        yield partial
-        flush(partial)
-        partial.replace(target)
+        remove_stale(target)
+        with partial_beside(target) as partial:
+            partial.touch(exist_ok=False)
+            yield partial
+            flush(partial)
+            partial.replace(target)
     except OSError as exc:
         raise storage_error(target, exc) from exc
-    finally:
-        with contextlib.suppress(OSError):  # it is not there, nor perhaps its folder
-            partial.unlink()
 
 
 def check_replaceable(target: Path) -> None:
     """Raise the `StorageError` of `atomic_path`, before there is anything to write. The folder is created."""
-    probe = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
     try:
         if target.is_dir():
             raise IsADirectoryError(errno.EISDIR, "is a folder")
         target.parent.mkdir(parents=True, exist_ok=True)
-        probe.touch(exist_ok=False)
-        probe.unlink()
+        with partial_beside(target) as probe:
+            probe.touch(exist_ok=False)
     except OSError as exc:
         raise storage_error(target, exc) from exc
 
