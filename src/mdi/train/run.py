@@ -18,6 +18,7 @@ from mdi.strings import count
 from mdi.train.batches import Batches
 from mdi.train.beginning import Beginning, find_beginning
 from mdi.train.checkpoints import Checkpoints, Progress, State, restore
+from mdi.train.compilation import check_compiler
 from mdi.train.dataset import DatasetInfo, read_info
 from mdi.train.flops import flops_per_token, peak_of
 from mdi.train.lora import add_adapters
@@ -68,6 +69,8 @@ def _train(
     is_stopped: Callable[[], bool],
 ) -> Progress:
     processes, checkpoints = Processes(fabric), Checkpoints(folder, is_adapted=beginning.lora is not None)
+    if options.compile:
+        processes.together(lambda: check_compiler(fabric.device))
     model, base_digest = processes.together(lambda: _build(options, beginning))
     if beginning.state is None:
         processes.write(lambda: _begin_folder(checkpoints, beginning, base_digest))
