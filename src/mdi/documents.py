@@ -224,6 +224,11 @@ def is_text(value: object) -> bool:
     return isinstance(value, str)
 
 
+def is_flag(value: object) -> bool:
+    """A check of `Fields`: true or false, and not 1 or 0."""
+    return isinstance(value, bool)
+
+
 class Fields:
     """The fields of an object in somebody else's document, each checked where it is asked for."""
 
@@ -250,3 +255,11 @@ class Fields:
         if not check(value):
             raise self._kind(f"{self._what}: {name} is {quoted(value)}, not {wanted}")
         return value
+
+    def count(self, name: str, default: Any = _MISSING, limit: int = 2**31 - 1) -> Any:
+        """As `get`, for a whole number from 1 to `limit`."""
+        return self.get(name, lambda value: type(value) is int and 0 < value <= limit, "a count", default)
+
+    def flag(self, name: str, default: Any = _MISSING) -> Any:
+        """As `get`, for true or false."""
+        return self.get(name, is_flag, "true or false", default)

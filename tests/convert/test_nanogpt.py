@@ -175,7 +175,7 @@ def test_the_name_is_the_files_or_its_folders(path: str, name: str, tmp_path: Pa
     [
         ({"model_args": None}, "has no model_args: is it a checkpoint of nanoGPT"),
         ({"model_args": ARGUMENTS | {"n_layer": True}}, "model_args.* n_layer is True, not a count"),
-        ({"model_args": ARGUMENTS | {"n_head": 3}}, "model_args contradict each other"),
+        ({"model_args": ARGUMENTS | {"n_head": 3}}, "model_args: its numbers contradict each other"),
         ({"model_args": ARGUMENTS | {"n_embd": 16}}, r"ckpt.pt: .* is \(8,\), where this model has \(16,\)"),
         ({"model_args": ARGUMENTS | {"n_layer": 3}}, "parameters are missing: transformer.h.2"),
         ({"model": nanogpt() | {"transformer.h.0.rotary": torch.ones(2)}}, "holds transformer.h.0.rotary, which"),

@@ -15,7 +15,6 @@ import torch
 from mdi.checkpoint.tensor_writer import Stored, TensorWriter
 from mdi.checkpoint.weights import MODEL_FILE, write_errors
 from mdi.convert.hf_numbers import is_small
-from mdi.convert.hf_rotary import is_count
 from mdi.convert.weight_files import open_weight_file
 from mdi.documents import Fields, is_text
 from mdi.errors import CheckpointError
@@ -70,27 +69,28 @@ def config_of(hf_config: Mapping[str, Any], name: str, what: str) -> Gpt2Config:
     for field, values in _REQUIRED.items():
         if field in hf_config and hf_config[field] not in values:
             raise CheckpointError(f"{what}: {field} is {quoted(hf_config[field])}, which cannot be computed")
-
-    def count(field: str, default: int | None = None) -> int:
-        given = () if default is None else (default,)
-        return int(fields.get(field, is_count, "a count", *given))
-
     activation = fields.get("activation_function", is_text, "a text", "gelu_new")
     if activation not in _ACTIVATIONS:
         raise CheckpointError(f"{what}: the activation {activation[:60]!r} is not supported for this kind of model")
-    n_embd = count("n_embd", 768)
+    n_embd = fields.count("n_embd", 768)
+    return consistent_config(
+        name,
+        what,
+        n_layer=fields.count("n_layer", 12),
+        n_head=fields.count("n_head", 12),
+        n_embd=n_embd,
+        block_size=fields.count("n_positions", fields.count("n_ctx", 1024)),
+        vocab_size=fields.count("vocab_size", 50257),
+        intermediate_size=fields.count("n_inner", 4 * n_embd),
+        norm_eps=fields.get("layer_norm_epsilon", is_small, "a number above 0 and below 1", LAYER_NORM_EPS),
+        **_ACTIVATIONS[activation],
+    )
+
+
+def consistent_config(name: str, what: str, **fields: Any) -> Gpt2Config:
+    """A configuration of the numbers in `what`. Raises `CheckpointError` where they contradict each other."""
     try:
-        return gpt2_config(
-            name,
-            n_layer=count("n_layer", 12),
-            n_head=count("n_head", 12),
-            n_embd=n_embd,
-            block_size=count("n_positions", count("n_ctx", 1024)),
-            vocab_size=count("vocab_size", 50257),
-            intermediate_size=count("n_inner", 4 * n_embd),
-            norm_eps=fields.get("layer_norm_epsilon", is_small, "a number above 0 and below 1", LAYER_NORM_EPS),
-            **_ACTIVATIONS[activation],
-        )
+        return gpt2_config(name, **fields)
     except (AssertionError, ValueError) as exc:
         raise CheckpointError(f"{what}: its numbers contradict each other: {one_line(exc)}") from exc
 

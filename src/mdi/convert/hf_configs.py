@@ -10,7 +10,7 @@ from litgpt.config import Config, configs
 from mdi.convert import gpt2
 from mdi.convert.hf_families import FAMILIES, Family, label_of
 from mdi.convert.hf_numbers import number_fields
-from mdi.convert.hf_rotary import is_count, rotary_fields
+from mdi.convert.hf_rotary import rotary_fields
 from mdi.documents import Fields
 from mdi.errors import CheckpointError, ConfigError
 from mdi.model.rotary import scaling_of
@@ -107,7 +107,7 @@ def _with_rotary(entry: Config, flat: dict[str, Any], what: str) -> Config:
                 f"{what} has {key} {quoted(theirs)}, but litgpt's {entry.name} has {ours}: choose another --model-name"
             )
     fields = Fields(flat, what, CheckpointError)
-    context = fields.get("max_position_embeddings", is_count, "a count", entry.block_size)
+    context = fields.count("max_position_embeddings", entry.block_size)
     slides = entry.sliding_window_indices[: entry.n_layer] if entry.sliding_window_size else [0] * entry.n_layer
     return _checked(asdict(entry) | rotary_fields(flat, what, slides, context), what)
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from mdi.checkpoint.config import MAX_VALUES
 from mdi.convert.hf_families import Family
-from mdi.convert.hf_rotary import is_count, is_positive, rotary_fields
+from mdi.convert.hf_rotary import is_positive, rotary_fields
 from mdi.documents import Fields, has_type, is_text
 from mdi.errors import CheckpointError
 from mdi.strings import quoted
@@ -29,12 +29,12 @@ def number_fields(flat: Mapping[str, Any], family: Family, known: Mapping[str, A
     if flat.get("model_type") == "falcon":
         found |= _falcon(fields, found)
     if flat.get("model_type") == "gpt_neox":
-        found["parallel_residual"] = fields.get("use_parallel_residual", _is_flag, "true or false", True)
+        found["parallel_residual"] = fields.flag("use_parallel_residual", True)
     if family.traits["mlp_class_name"] == "LLaMAMoE":
         found |= _experts(fields, known)
     slides = _sliding_layers(fields, family, found["n_layer"], what)
     found |= _windows(fields, slides, known, what) | _scores(fields, family, known)
-    context = fields.get("max_position_embeddings", is_count, "a count", known.get("block_size", 2048))
+    context = fields.count("max_position_embeddings", known.get("block_size", 2048))
     return found | rotary_fields(flat, what, slides, context)
 
 
@@ -91,16 +91,16 @@ def _norm_and_activation(fields: Fields, family: Family, known: Mapping[str, Any
 
 def _falcon(fields: Fields, sizes: dict[str, Any]) -> dict[str, Any]:
     """Two generations: one key and value head and one norm for both branches, or any number and two norms."""
-    if fields.get("new_decoder_architecture", _is_flag, "true or false", False):
+    if fields.flag("new_decoder_architecture", False):
         groups = _count(fields, ("num_kv_heads", "n_head_kv"), sizes["n_head"])
         return {"n_query_groups": groups, "shared_attention_norm": False}
-    one = fields.get("multi_query", _is_flag, "true or false", True)
+    one = fields.flag("multi_query", True)
     return {"n_query_groups": 1 if one else sizes["n_head"], "shared_attention_norm": True}
 
 
 def _experts(fields: Fields, known: Mapping[str, Any]) -> dict[str, Any]:
     n_expert = _count(fields, ("num_local_experts", "num_experts"), known.get("n_expert"), limit=MAX_VALUES["n_expert"])
-    width = fields.get("moe_intermediate_size", is_count, "a count", known.get("moe_intermediate_size"))
+    width = fields.count("moe_intermediate_size", known.get("moe_intermediate_size"))
     per_token = _count(fields, ("num_experts_per_tok",), known.get("n_expert_per_token"), limit=n_expert)
     return {"n_expert": n_expert, "n_expert_per_token": per_token, "moe_intermediate_size": width}
 
@@ -119,18 +119,18 @@ def _sliding_layers(fields: Fields, family: Family, n_layer: int, what: str) -> 
     if family.windows == "late":
         first = fields.get("max_window_layers", lambda value: type(value) is int and value >= 0, "a count", 28)
         return [int(layer >= first) for layer in range(n_layer)]
-    period = fields.get("sliding_window_pattern", is_count, "a count", family.period)
+    period = fields.count("sliding_window_pattern", family.period)
     return [int((layer + 1) % period != 0) for layer in range(n_layer)]
 
 
 def _has_window(fields: Fields, family: Family) -> bool:
     """The families of Qwen carry the width of a window that they do not use."""
-    uses = fields.get("use_sliding_window", _is_flag, "true or false", family.windows in ("all", "pattern"))
+    uses = fields.flag("use_sliding_window", family.windows in ("all", "pattern"))
     return uses and (family.windows == "pattern" or _width(fields) is not None)
 
 
 def _width(fields: Fields) -> int | None:
-    width: int | None = fields.get("sliding_window", is_count, "a count", None)
+    width: int | None = fields.count("sliding_window", None)
     return width
 
 
@@ -151,10 +151,6 @@ def _scores(fields: Fields, family: Family, known: Mapping[str, Any]) -> dict[st
         missing = known.get(ours, default) if theirs not in fields else None  # null means no cap
         found[ours] = fields.get(theirs, is_positive, "a positive number", missing)
     return found
-
-
-def _is_flag(value: object) -> bool:
-    return isinstance(value, bool)
 
 
 def is_small(value: Any) -> bool:

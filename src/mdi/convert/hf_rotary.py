@@ -44,7 +44,7 @@ def rotary_fields(flat: Mapping[str, Any], what: str, sliding_layers: list[int],
     full, sliding = (_Layers(flat, what, layer) for layer in _LAYERS)
     if sliding_layers and all(sliding_layers):
         full = sliding  # no layer is of the other kind
-    limits = _Context(context, fields.get("original_max_position_embeddings", is_count, "a count", None))
+    limits = _Context(context, fields.count("original_max_position_embeddings", None))
     scaling = full.scaling(limits)
     found: dict[str, Any] = {
         "rope_base": whole_if_integral(full.base),
@@ -135,7 +135,7 @@ def _factor(fields: Fields, default: float | None = None) -> float:
 
 
 def _original(fields: Fields, limits: _Context) -> int:
-    own = fields.get("original_max_position_embeddings", is_count, "a count", limits.context)
+    own = fields.count("original_max_position_embeddings", limits.context)
     return int(limits.original or own)
 
 
@@ -203,10 +203,6 @@ def _optional(fields: Fields, name: str) -> float:
     """A number from 0 on; 0, which transformers takes for none, where it is missing."""
     value = fields.get(name, lambda value: has_type(value, float) and 0 <= value < math.inf, "a number from 0 on", 0)
     return float(value)
-
-
-def is_count(value: Any) -> bool:
-    return type(value) is int and 0 < value < 2**31
 
 
 def is_positive(value: Any) -> bool:

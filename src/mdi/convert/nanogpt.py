@@ -17,16 +17,14 @@ from mdi.checkpoint.config import save_config
 from mdi.checkpoint.disk_space import announce_weights
 from mdi.checkpoint.tensor_file import open_weights, read_values
 from mdi.checkpoint.weights import MODEL_FILE
-from mdi.convert.gpt2 import located, our_name, write_model
-from mdi.convert.hf_rotary import is_count
+from mdi.convert.gpt2 import consistent_config, located, our_name, write_model
 from mdi.convert.nanogpt_tokenizer import write_tokenizer
 from mdi.documents import Fields
 from mdi.errors import CheckpointError
-from mdi.model.gpt2 import Gpt2Config, gpt2_config
+from mdi.model.gpt2 import Gpt2Config
 from mdi.model.shapes import model_shapes
 from mdi.model.tensors import TORCH_DTYPES, dtype_name
 from mdi.model.weights import Weights
-from mdi.strings import one_line
 
 SUFFIXES = (".pt", ".ckpt")
 _ANONYMOUS = ("ckpt", "ckpt_upd", "model")  # what training calls its file
@@ -83,26 +81,13 @@ def _config_of(source: Path, weights: Weights, name: str) -> Gpt2Config:
     arguments = values.get("model_args") if isinstance(values, dict) else None
     if not isinstance(arguments, dict):
         raise CheckpointError(f"{source} has no model_args: is it a checkpoint of nanoGPT?")
-    fields = Fields(arguments, f"{source}: model_args", CheckpointError)
-
-    def count(field: str) -> int:
-        return int(fields.get(field, is_count, "a count"))
-
+    what = f"{source}: model_args"
+    fields = Fields(arguments, what, CheckpointError)
     kind: Mapping[str, Any] = {"gelu_approximate": "none"}
     if _PUBLISHED in weights:
         kind = {"activation": "relu", "lm_head_bias": True}
-    try:
-        return gpt2_config(
-            name,
-            n_layer=count("n_layer"),
-            n_head=count("n_head"),
-            n_embd=count("n_embd"),
-            block_size=count("block_size"),
-            vocab_size=count("vocab_size"),
-            **kind,
-        )
-    except (AssertionError, ValueError) as exc:
-        raise CheckpointError(f"{source}: model_args contradict each other: {one_line(exc)}") from exc
+    sizes = {field: fields.count(field) for field in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size")}
+    return consistent_config(name, what, **sizes, **kind)
 
 
 def _recipes(config: Gpt2Config) -> dict[str, Recipe]:

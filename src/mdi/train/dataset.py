@@ -59,7 +59,7 @@ def read_info(folder: Path) -> DatasetInfo:
     fields = Fields(read_json(path, _MAX_BYTES, ConfigError), str(path), ConfigError)
 
     def count(name: str) -> int:
-        return int(fields.get(name, lambda value: type(value) is int and 0 < value < 2**48, "a count"))
+        return int(fields.count(name, limit=2**48))
 
     return DatasetInfo(
         fields.get("dtype", lambda value: value in ("uint16", "uint32"), "uint16 or uint32"),
