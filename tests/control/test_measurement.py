@@ -55,7 +55,7 @@ def test_an_answer_is_itself_again(measured: Measured) -> None:
 )
 def test_a_request_with_a_wrong_field_is_refused_by_its_name(field: str, value: Any) -> None:
     data = {"stage": asdict(STAGE_REQUEST) | {field: value}}
-    with pytest.raises(ControlError, match=f"StageRequest: {field} is not acceptable"):
+    with pytest.raises(ControlError, match=f"StageRequest's {field} is not acceptable"):
         request_from_json(data)
 
 
@@ -78,7 +78,7 @@ def test_a_request_with_a_wrong_field_is_refused_by_its_name(field: str, value: 
     ],
 )
 def test_an_answer_with_a_wrong_field_is_refused_by_its_name(field: str, value: Any) -> None:
-    with pytest.raises(ControlError, match=f"StageTimes: {field} is not acceptable"):
+    with pytest.raises(ControlError, match=f"StageTimes's {field} is not acceptable"):
         StageTimes.from_json(asdict(STAGE_TIMES) | {field: value})
 
 

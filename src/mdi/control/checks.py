@@ -1,8 +1,10 @@
-"""What a JSON value from another node must be, as predicates, and how it is quoted where it is something else."""
+"""What JSON values from another node must be, as predicates, and how one is quoted that is something else."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import fields
 from typing import Any
 
+from mdi.errors import ControlError
 from mdi.formats import DIGEST, DTYPES, KV_DTYPES, MODES
 from mdi.strings import one_line
 
@@ -15,6 +17,25 @@ def short(text: str) -> str:
     """What another node sent, fit to stand in one line."""
     line = one_line(text, 201)
     return line if len(line) <= 200 else f"{line[:200]}..."
+
+
+def check_fields(what: str, data: Mapping[str, Any], kind: type, checks: Mapping[str, Check]) -> None:
+    """Raise `ControlError` unless `data` has the fields of the dataclass `kind` and no others, and they are acceptable.
+
+    `what` names the object that was sent.
+    """
+    if set(data) != (wanted := {item.name for item in fields(kind)}):
+        raise ControlError(f"{what} has wrong fields: {short(', '.join(sorted(set(data) ^ wanted)))}")
+    check_values(what, data, checks)
+
+
+def check_values(what: str, data: Mapping[str, Any], checks: Mapping[str, Check]) -> None:
+    """Raise `ControlError` naming the first field of `checks` that is missing, or whose value is not acceptable."""
+    for name, check in checks.items():
+        if name not in data:
+            raise ControlError(f"{what} lacks {name}")
+        if not check(data[name]):
+            raise ControlError(f"{what}'s {name} is not acceptable: {short(repr(data[name]))}")
 
 
 def whole(least: int, most: int) -> Check:
@@ -41,10 +62,6 @@ def is_string(value: Any) -> bool:
 def is_name(value: Any) -> bool:
     """A string that can be shown, or resolved, as it is."""
     return is_string(value) and value.isprintable()
-
-
-def is_flag(value: Any) -> bool:
-    return isinstance(value, bool)
 
 
 def is_seconds(value: Any) -> bool:

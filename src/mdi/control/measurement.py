@@ -5,14 +5,14 @@
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from mdi import __version__
 from mdi.control.checks import (
     Check,
+    check_fields,
     is_dtype,
-    is_flag,
     is_kv_dtype,
     is_mode,
     is_seconds,
@@ -24,6 +24,7 @@ from mdi.control.checks import (
 )
 from mdi.control.protocol import WrongVersion
 from mdi.control.session import is_config, is_peer
+from mdi.documents import is_flag
 from mdi.errors import ControlError
 from mdi.formats import KvDtype, Mode
 from mdi.ids import Rank
@@ -221,12 +222,8 @@ def _checked_fields(kind: type, data: Any, checks: Mapping[str, Check]) -> dict[
         raise ControlError(f"{what} is not a JSON object")
     if "version" in checks and data.get("version") != __version__:
         raise WrongVersion(f"the caller runs version {short(str(data.get('version')))}, this node {__version__}")
-    if set(data) != (wanted := {item.name for item in fields(kind)}):
-        raise ControlError(f"{what} has wrong fields: {short(', '.join(sorted(map(str, set(data) ^ wanted))))}")
-    for name, check in checks.items():
-        if not check(data[name]):
-            raise ControlError(f"{what}: {name} is not acceptable: {short(repr(data[name]))}")
-    return dict(data)
+    check_fields(what, data, kind, checks)
+    return data
 
 
 def _are_times(n_numbers: int) -> Check:

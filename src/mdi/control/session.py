@@ -1,11 +1,12 @@
 """One node's part in a session, as a value: JSON in, checked, JSON out."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from mdi import __version__
 from mdi.control.checks import (
     Check,
+    check_fields,
     is_digest,
     is_dtype,
     is_kv_dtype,
@@ -19,6 +20,7 @@ from mdi.control.checks import (
     whole,
 )
 from mdi.control.protocol import WrongVersion
+from mdi.documents import is_flag
 from mdi.errors import ControlError
 from mdi.formats import KvDtype, Mode
 from mdi.ids import Rank
@@ -129,12 +131,7 @@ class SessionSpec:
         if data.get("protocol") != VERSION or data.get("version") != __version__:
             theirs = short(f"{data.get('version')} (protocol {data.get('protocol')})")
             raise WrongVersion(f"the starter runs version {theirs}, this node {__version__} (protocol {VERSION})")
-        wanted = {item.name for item in fields(cls)}
-        if set(data) != wanted:
-            raise ControlError(f"the session has wrong fields: {short(', '.join(sorted(set(data) ^ wanted)))}")
-        for name, check in _CHECKS.items():
-            if not check(data[name]):
-                raise ControlError(f"the session's {name} is not acceptable: {short(repr(data[name]))}")
+        check_fields("the session", data, cls, _CHECKS)
         if data["rank"] >= data["n_nodes"]:
             raise ControlError(f"the session's rank is not acceptable: {data['rank']} of {data['n_nodes']} nodes")
         if len(data["names"]) != data["n_nodes"]:
@@ -187,7 +184,7 @@ _CHECKS: dict[str, Check] = {
     "quantize": optional(is_mode),
     "kv_dtype": optional(is_kv_dtype),
     "peer_timeout_s": lambda value: type(value) in (int, float) and 0.1 <= value <= 86_400,
-    "timeline": lambda value: type(value) is bool,
+    "timeline": is_flag,
     "nodes_on_host": whole(1, 10_000),
     "predecessor": is_peer,
     "successor": is_peer,

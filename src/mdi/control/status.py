@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 
 from mdi.control.checks import (
     Check,
+    check_values,
     is_dtype,
-    is_flag,
     is_kv_dtype,
     is_mode,
     is_name,
@@ -23,6 +23,7 @@ from mdi.control.checks import (
     short,
     whole,
 )
+from mdi.documents import is_flag
 from mdi.errors import ControlError
 from mdi.formats import KvDtype, Mode
 from mdi.ids import Rank
@@ -230,15 +231,10 @@ class StarterStatus(NodeStatus):
 
 def _checked(kind: type[NodeStatus], data: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments for a status of that kind."""
-    values, optional_names = {}, {item.name for item in fields(kind) if item.default is not MISSING}
-    for name, check in kind.checks.items():
-        if name not in data and name in optional_names:
-            continue  # an earlier version does not tell it
-        if name not in data:
-            raise ControlError(f"the status lacks {name}")
-        if not check(data[name]):
-            raise ControlError(f"the status's {name} is not acceptable: {short(repr(data[name]))}")
-        values[name] = printable(data[name], MAX_ERROR_CHARACTERS)
+    may_lack = {item.name for item in fields(kind) if item.default is not MISSING}  # an earlier version does
+    checks = {name: check for name, check in kind.checks.items() if name in data or name not in may_lack}
+    check_values("the status", data, checks)
+    values = {name: printable(data[name], MAX_ERROR_CHARACTERS) for name in checks}
     span, work = values["span"], values.get("work")
     return values | {
         "state": NodeState(values["state"]),
