@@ -15,7 +15,7 @@ from mdi.cluster.identities import refuse_shared_names, refuse_twins
 from mdi.cluster.measured_network import MeasuredNetwork
 from mdi.cluster.member_setup import MemberSetup, Patience
 from mdi.cluster.network_times import NetworkTimes
-from mdi.cluster.rendezvous import Statuses, clients_of, in_background
+from mdi.cluster.rendezvous import Statuses, clients_of, wait_until_up
 from mdi.cluster.ring_costs import Job
 from mdi.config.network import NetworkConfig
 from mdi.config.options import PlannerOptions
@@ -93,7 +93,8 @@ def _measured(options: PlannerOptions, network: NetworkConfig) -> tuple[str, Cos
             listener = stack.enter_context(listen(starter.listen_addr, starter.port_in))
             network = network.with_starter_ports(0, listener.getsockname()[1])
         clients = clients_of(network)
-        refuse_twins(clients, wait_until_up(clients, options.node_timeout_s))
+        inbox = Inbox()
+        refuse_twins(clients, _statuses_once_up(clients, options.node_timeout_s, inbox))
         refuse_shared_names(network)
         measured = MeasuredNetwork(
             network=network,
@@ -110,11 +111,11 @@ def _measured(options: PlannerOptions, network: NetworkConfig) -> tuple[str, Cos
             memory_limit_bytes=options.memory_limit_bytes or starter.memory_limit_bytes,
             folder=measurements_dir(),
         )
-        return model.name, measured.measure(clients, listener, Inbox(), again=options.measure)
+        return model.name, measured.measure(clients, listener, inbox, again=options.measure)
 
 
-def wait_until_up(clients: Mapping[NodeId, ControlClient], node_timeout_s: float) -> Statuses:
-    """What each secondary says of itself, once it is up; each in a thread of its own. Raises `PeersTimedOut`."""
+def _statuses_once_up(clients: Mapping[NodeId, ControlClient], node_timeout_s: float, inbox: Inbox) -> Statuses:
+    """What each secondary says of itself; which of them are not there yet is said. Raises `PeersTimedOut`."""
     timeouts, closing = DEFAULT_TIMEOUTS, threading.Event()
     deadline_s = timeouts.deadline_s(node_timeout_s)
     told = set[NodeId]()
@@ -126,5 +127,4 @@ def wait_until_up(clients: Mapping[NodeId, ControlClient], node_timeout_s: float
 
     patience = Patience(node_timeout_s, lambda node: deadline_s, lambda error: True, say_missing)
     setups = {node: MemberSetup(node, client, patience, timeouts, closing) for node, client in clients.items()}
-    pending = {node: in_background(setup.await_status) for node, setup in setups.items()}
-    return {node: future.result() for node, future in pending.items()}
+    return wait_until_up(setups, inbox)

@@ -77,9 +77,7 @@ class Rendezvous:
 
     def wait_until_up(self, nodes: Sequence[NodeId], patience: Patience) -> Statuses:
         """What each secondary says of itself, once it is up. Raises `PeersTimedOut`."""
-        pending = {node: self._call(self._setup(node, patience).await_status) for node in nodes}
-        self.await_all(list(pending.values()))
-        return {node: call.future.result() for node, call in pending.items()}
+        return wait_until_up({node: self._setup(node, patience) for node in nodes}, self._inbox)
 
     def initialize(self, plan: Plan, model: ModelFolder, epoch: int, patience: Patience) -> list[Call[SecondaryStatus]]:
         """Begin to configure all secondaries of the plan, each in a thread of its own until it is ready."""
@@ -95,25 +93,8 @@ class Rendezvous:
         return MemberSetup(node, self.clients[node], patience, self._timeouts, self._closing)
 
     def await_all(self, calls: Sequence[Call[Any]]) -> None:
-        """Wait until all calls are finished.
-
-        Raises at once what cannot be helped by waiting, and `PeersTimedOut` with all who are missing once no
-        other is due.
-        """
-        missing: list[PeersTimedOut] = []
-        unfinished = set(calls)
-        while unfinished:
-            call = self._inbox.wait_for(Call)
-            if call not in unfinished:
-                continue  # of an attempt that was given up
-            unfinished.remove(call)
-            try:
-                call.future.result()
-            except PeersTimedOut as exc:
-                missing.append(exc)
-        if missing:
-            nodes = dict.fromkeys(node for exc in missing for node in exc.nodes)  # others wait to learn where one is
-            raise PeersTimedOut(str(missing[0]), list(nodes))
+        """See `await_calls`."""
+        await_calls(calls, self._inbox)
 
     def close_ring(self, plan: Plan, model: ModelFolder, epoch: int, listener: socket.socket | None) -> Ring:
         """Connect the members, which are all ready. Raises `RingBroken`."""
@@ -292,6 +273,34 @@ def begin_call(inbox: Inbox, action: Callable[..., T], *arguments: Any) -> Call[
     call = Call(in_background(action, *arguments))
     call.future.add_done_callback(lambda _: inbox.post(call))
     return call
+
+
+def await_calls(calls: Sequence[Call[Any]], inbox: Inbox) -> None:
+    """Wait until all calls are finished.
+
+    Raises at once what cannot be helped by waiting, and `PeersTimedOut` with all who are missing once no other is due.
+    """
+    missing: list[PeersTimedOut] = []
+    unfinished = set(calls)
+    while unfinished:
+        call = inbox.wait_for(Call)
+        if call not in unfinished:
+            continue  # of an attempt that was given up
+        unfinished.remove(call)
+        try:
+            call.future.result()
+        except PeersTimedOut as exc:
+            missing.append(exc)
+    if missing:
+        nodes = dict.fromkeys(node for exc in missing for node in exc.nodes)  # others wait to learn where one is
+        raise PeersTimedOut(str(missing[0]), list(nodes))
+
+
+def wait_until_up(setups: Mapping[NodeId, MemberSetup], inbox: Inbox) -> Statuses:
+    """What each secondary says of itself, once it is up; all are waited for at once. Raises as `await_calls` does."""
+    pending = {node: begin_call(inbox, setup.await_status) for node, setup in setups.items()}
+    await_calls(list(pending.values()), inbox)
+    return {node: call.future.result() for node, call in pending.items()}
 
 
 def in_background(action: Callable[..., T], *arguments: Any) -> "Future[T]":
