@@ -52,8 +52,18 @@ class Session:
         endpoint = Endpoint(url, options.get("api_key"))
         self.on_write: Callable[[str], None] = lambda text: None
         keyboard = Typist(self.inbox, lines)
+        patience_s = options.pop("patience_s", 0.0)
         values = {"temperature": 0.5} | options
-        self.chat = Chat(endpoint, "tiny", ChatOptions(**values), self.inbox, keyboard, self, say=self.said.append)
+        self.chat = Chat(
+            endpoint,
+            "tiny",
+            ChatOptions(**values),
+            self.inbox,
+            keyboard,
+            self,
+            say=self.said.append,
+            patience_s=patience_s,
+        )
         self._endpoint = endpoint
 
     @contextlib.contextmanager
@@ -160,6 +170,33 @@ def test_an_error_is_one_line_and_loses_nothing_that_was_said(api: StubApi, repl
     assert line.startswith(f"error: {said}") and "\n" not in line
     assert contents(api.requests[2]) == ["Hi", "Hello", "Again"]
     assert (session.shown, session.chat.n_failed) == ("Hello\nYes\n", 1)
+
+
+def test_a_server_that_starts_is_waited_for(api: StubApi) -> None:
+    starts = refusal(503, "the ring is starting", Retry_After="0")
+    api.replies += [starts, starts, stream("Hello")]
+    session = Session(api.url, ["Hi"], patience_s=60.0).run()
+    assert (session.shown, session.chat.n_failed) == ("Hello\n", 0)
+    assert session.said == [
+        "the server cannot answer now: the ring is starting; try again in 0 s: waiting for it",
+    ]
+    assert [contents(request) for request in api.requests] == [["Hi"]] * 3
+
+
+def test_ctrl_c_ends_the_wait_for_a_server_that_starts(api: StubApi) -> None:
+    api.replies += [refusal(503, "the ring is starting", Retry_After="3600"), stream("Hello")]
+    session = Session(api.url, ["Hi", "Hi?"], patience_s=3600.0)
+    said = session.said.append
+
+    def say(text: str) -> None:
+        said(text)
+        if text.endswith("waiting for it"):
+            session.inbox.post(Interrupted())
+
+    session.chat._say = say
+    session.run()
+    assert session.said[1:] == ["stopped"]
+    assert (session.shown, session.chat.n_failed) == ("Hello\n", 0)
 
 
 @pytest.mark.parametrize("is_whole", [True, False])

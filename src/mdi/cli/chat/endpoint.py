@@ -34,6 +34,14 @@ class NoAnswer(RequestFailed):
     """Nobody listens where the server should be."""
 
 
+class NotReady(RequestFailed):
+    """The server cannot answer now, and says in how many seconds it may."""
+
+    def __init__(self, text: str, code: str | None, retry_s: float) -> None:
+        super().__init__(text, code)
+        self.retry_s = retry_s
+
+
 class Endpoint:
     """A server by its URL, such as `http://127.0.0.1:8000/v1`. May be used from several threads."""
 
@@ -136,12 +144,15 @@ def _refusal(response: httpx.Response) -> RequestFailed:
         message, code = _told(parse_json(_body(response), "", RequestFailed))
     except RequestFailed:
         message, code = response.reason_phrase, None
-    return RequestFailed(_explained(response, message), code)
-
-
-def _explained(response: httpx.Response, message: str) -> str:
     seconds = response.headers.get("Retry-After", "")
-    again = f"; try again in {seconds} s" if seconds.isdecimal() and "try again in" not in message else ""
+    text = _explained(response, message, seconds if seconds.isdecimal() else None)
+    if response.status_code == httpx.codes.SERVICE_UNAVAILABLE and seconds.isdecimal():
+        return NotReady(text, code, float(seconds))
+    return RequestFailed(text, code)
+
+
+def _explained(response: httpx.Response, message: str, retry_s: str | None) -> str:
+    again = f"; try again in {retry_s} s" if retry_s is not None and "try again in" not in message else ""
     match response.status_code:
         case 401 | 403:
             return f"the server does not let us in: {message}; give its key by MDI_API_KEY or --api-key"

@@ -1,5 +1,8 @@
 """The chat itself: takes what is typed, asks, shows, and carries out commands."""
 
+import contextlib
+import queue
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +11,7 @@ from typing import Any
 from mdi.cli.chat.answer import Answer, Failed, Finished, Piece, Usage
 from mdi.cli.chat.conversation import Conversation, load, save
 from mdi.cli.chat.display import Display
-from mdi.cli.chat.endpoint import Endpoint, RequestFailed
+from mdi.cli.chat.endpoint import Endpoint, NotReady, RequestFailed
 from mdi.cli.chat.keyboard import Cleared, InputEnded, InputFailed, Keyboard, Typed
 from mdi.config.options import ChatOptions
 from mdi.errors import ConfigError, MdiError
@@ -17,6 +20,8 @@ from mdi.strings import count, did_you_mean, quoted
 from mdi.terminal import screen
 
 NO_TEMPLATE = "no_chat_template"  # the server's code for a model that knows no roles
+PATIENCE_S = 600.0  # with a server whose ring starts, or is formed anew
+_PAUSES_S = (0.2, 10.0)  # the shortest and the longest until it is asked again
 CONTINUATION_TOKENS = 200  # of a model that does not end by itself, unless --n-tokens says otherwise
 
 
@@ -42,8 +47,14 @@ class Chat:
         display: Display,
         *,
         say: Callable[[str], None] = screen.write_line,
+        patience_s: float = PATIENCE_S,
     ) -> None:
-        """`say` shows a line that is no answer."""
+        """
+        Args:
+            say: shows a line that is no answer.
+            patience_s: for how long a question is asked again while the server is not ready.
+        """
+        self._patience_s = patience_s
         self._endpoint, self._model, self._options = endpoint, model, options
         self._inbox, self._keyboard, self._display, self._say = inbox, keyboard, display, say
         self._conversation = Conversation(options.system)
@@ -85,13 +96,31 @@ class Chat:
 
     def _ask(self, question: str) -> None:
         try:
-            self._answer(question)
+            self._answer_once_ready(question)
         except RequestFailed as exc:
             if exc.code != NO_TEMPLATE or not self._knows_roles:
                 raise
             self._knows_roles = False
             self._say(f"{self._model} has no chat template: it goes on from what you type, as one text")
-            self._answer(question)
+            self._answer_once_ready(question)
+
+    def _answer_once_ready(self, question: str) -> None:
+        """Ask again as long as the server says that it will be ready. Raises `RequestFailed`."""
+        deadline_s, is_told = time.monotonic() + self._patience_s, False
+        while True:
+            try:
+                self._answer(question)
+                return
+            except NotReady as exc:
+                if time.monotonic() >= deadline_s:
+                    raise
+                if not is_told:
+                    self._say(f"{exc}: waiting for it")
+                is_told, pause_s = True, min(max(_PAUSES_S[0], exc.retry_s), _PAUSES_S[1])
+            with contextlib.suppress(queue.Empty):
+                self._inbox.wait_for(Interrupted, timeout_s=pause_s)
+                self._say("stopped")
+                return
 
     def _answer(self, question: str) -> None:
         """Show the answer, and keep what came of it, whole or not. Raises `RequestFailed`."""
