@@ -1,5 +1,7 @@
 """Values as strings, for messages and files."""
 
+import hashlib
+import json
 import unicodedata
 from collections.abc import Iterable, Sequence
 
@@ -49,6 +51,11 @@ def format_rate(per_second: float) -> str:
 def format_seconds(seconds: float) -> str:
     """Seconds to the microsecond without trailing zeros: `0`, `0.25`, `3661.000004`."""
     return f"{seconds:.6f}".rstrip("0").rstrip(".")
+
+
+def digest_of(values: object) -> str:
+    """32 hexadecimal digits by which to find what belongs to these JSON values, in whatever order their keys are."""
+    return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

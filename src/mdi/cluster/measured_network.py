@@ -1,6 +1,5 @@
 """A network measured for one model and one use of it: at once, or as it was measured before."""
 
-import hashlib
 import json
 import logging
 import socket
@@ -32,6 +31,7 @@ from mdi.model.devices import pick_dtype
 from mdi.model.tensors import dtype_name
 from mdi.net.refusals import RefusalLog
 from mdi.net.timeouts import DEFAULT_TIMEOUTS, Timeouts
+from mdi.strings import digest_of
 
 log = logging.getLogger(__name__)
 
@@ -133,8 +133,7 @@ class MeasuredNetwork:
         model = [config_to_dict(self.model.config), self.dtype, self.quantize, self.kv_dtype]
         known: dict[str, Any] = {"nodes": nodes, "device": str(self.device), "model": model, "version": __version__}
         known["memory_limit_bytes"] = self.memory_limit_bytes
-        digest = hashlib.blake2b(json.dumps(known, sort_keys=True).encode(), digest_size=16).hexdigest()
-        return self.folder / f"network-{digest}.json"
+        return self.folder / f"network-{digest_of(known)}.json"
 
 
 def _times_from(data: object) -> NetworkTimes:

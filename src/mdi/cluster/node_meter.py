@@ -1,6 +1,5 @@
 """A node measures itself for a model, once: what it found is kept until something changes that it depends on."""
 
-import hashlib
 import json
 import logging
 from collections.abc import Callable
@@ -28,7 +27,7 @@ from mdi.model.devices import free_memory_bytes, pick_dtype
 from mdi.model.quant import resolve
 from mdi.model.tensors import TORCH_DTYPES, dtype_name
 from mdi.model.threads import CoreShare
-from mdi.strings import format_bytes
+from mdi.strings import digest_of, format_bytes
 
 log = logging.getLogger(__name__)
 
@@ -125,8 +124,7 @@ class NodeMeter:
             "device": _name_of(self.device),
             "computes": [*computes, torch.get_num_threads()],
         }
-        digest = hashlib.blake2b(json.dumps(known, sort_keys=True).encode(), digest_size=16).hexdigest()
-        return self.folder / f"{digest}.json"
+        return self.folder / f"{digest_of(known)}.json"
 
 
 def _name_of(device: torch.device) -> str:
