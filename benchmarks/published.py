@@ -5,12 +5,14 @@
     python benchmarks/published.py --model gpt2-large   another model, by a name that prepare_model.py --random takes
     python benchmarks/published.py --quick              a tenth of the tokens, to see whether it works
     python benchmarks/published.py --redraw FILE.json   tables and plots anew, from what was measured before
+    python benchmarks/published.py --docs               the same tables and plots in docs/performance.md, too
 
 Writes a JSON file, Markdown tables and a plot for each model; benchmarks/README.md tells how to read them.
 """
 
 import argparse
 import datetime
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +30,7 @@ from benchmarks.published_report import (  # noqa: E402
     PUBLISHED,
     Experiment,
     Measured,
+    filled,
     markdown,
     plot,
     points_of,
@@ -50,6 +53,8 @@ ONE_SAMPLE = Experiment(1, 400)
 SEVERAL_SAMPLES = Experiment(3, 400)  # of models whose several samples were not published
 QUICK = 10  # times fewer tokens
 
+PAGE = ROOT / "docs" / "performance.md"
+
 OpenRing = Callable[[int], AbstractContextManager[Ring]]  # of so many nodes
 
 
@@ -59,6 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     option("--model", action="append", metavar="NAME", help=f"may repeat (default: {', '.join(MODELS)})")
     option("--quick", action="store_true", help="a tenth of the tokens")
     option("--redraw", type=Path, metavar="FILE", help="measure nothing: read this JSON file instead")
+    option("--docs", action="store_true", help="put tables and plots into docs/performance.md too")
     option("--cores", metavar="A,B,...", help="cores for the nodes, taken in turn (default: all of this process)")
     option("--ckpt-folder", type=Path, metavar="DIR", default=CHECKPOINTS_DIR, help="where the models are made")
     option("--scratch", type=Path, metavar="DIR", default=ROOT / ".cache" / "bench", help="networks, chunks and logs")
@@ -107,9 +113,8 @@ def prepared(model: str, ckpt_folder: Path) -> Path:
     return prepare(PrepareOptions(random=model, ckpt_folder=ckpt_folder))[0]
 
 
-def measure_all(options: argparse.Namespace, cores: Sequence[int]) -> list[Measured]:
+def measure_all(options: argparse.Namespace, cores: Sequence[int]) -> Iterator[Measured]:
     """All runs of all models, told as they come."""
-    runs = []
     for name in options.model or MODELS:
         folder = prepared(name, options.ckpt_folder)
         model = folder.name
@@ -120,8 +125,7 @@ def measure_all(options: argparse.Namespace, cores: Sequence[int]) -> list[Measu
         for run in measure(model, experiments_of(model, quick=options.quick), len(cores), open_ring):
             told = f"{run.tokens_per_s:.1f} tokens/s" if run.points else run.note
             print(f"{model}, {count(run.n_nodes, 'node')}, {run.experiment}: {told}", file=sys.stderr, flush=True)
-            runs.append(run)
-    return runs
+            yield run
 
 
 def describe(name: str | None, cores: Sequence[int]) -> dict[str, Any]:
@@ -143,7 +147,7 @@ def main() -> None:
     options = parser.parse_args()
     try:
         path = options.redraw or record(options)
-        report(options.output or path, *read_json(path))
+        report(options.output or path, *read_json(path), in_docs=options.docs)
     except MdiError as exc:
         parser.exit(1, f"error: {exc}\n")
 
@@ -155,19 +159,40 @@ def record(options: argparse.Namespace) -> Path:
     machine = describe(options.machine, cores)
     name = f"{machine['date']}-{slug(machine['machine'])}-published.json"
     path: Path = options.output or ROOT / "benchmarks" / "results" / name
-    write_json(path, machine, measure_all(options, cores))
+    runs = []
+    for run in measure_all(options, cores):
+        runs.append(run)
+        write_json(path, machine, runs)  # what there is, should the rest be interrupted
     return path
 
 
-def report(path: Path, machine: dict[str, Any], runs: Sequence[Measured]) -> None:
+def report(path: Path, machine: dict[str, Any], runs: Sequence[Measured], *, in_docs: bool = False) -> None:
     """Write the tables and plots beside the JSON file `path`, and print the tables."""
     text = markdown(machine, runs)
     write_text(path.with_suffix(".md"), text)
     print(text)
-    for model in dict.fromkeys(run.model for run in runs):
-        image = path.with_name(f"{path.stem}-{slug(model)}.png")
+    for model, image in images_of(path, runs).items():
         plot(image, machine["machine"], [run for run in runs if run.model == model])
         print(image)
+    if in_docs:
+        write_text(PAGE, filled(PAGE.read_text(encoding="utf-8"), section(path, machine, runs)))
+
+
+def section(path: Path, machine: dict[str, Any], runs: Sequence[Measured]) -> str:
+    """What the page on performance has of the runs in the JSON file `path`: where they are from, tables and plots."""
+
+    def link(file: Path) -> str:
+        return Path(os.path.relpath(file, PAGE.parent)).as_posix()
+
+    source = f"Written by `benchmarks/published.py --docs` from [{path.name}]({link(path)})."
+    plots = [f"![{model}: time over tokens]({link(image)})" for model, image in images_of(path, runs).items()]
+    return "\n\n".join([source, markdown(machine, runs).rstrip(), *plots])
+
+
+def images_of(path: Path, runs: Sequence[Measured]) -> dict[str, Path]:
+    """The plot of each model, beside the JSON file `path`."""
+    models = dict.fromkeys(run.model for run in runs)
+    return {model: path.with_name(f"{path.stem}-{slug(model)}.png") for model in models}
 
 
 if __name__ == "__main__":

@@ -10,10 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report import table
+from mdi import documents
 from mdi.cli.token_times import Points, rate_of
+from mdi.errors import ConfigError
 from mdi.files import atomic_path, write_text
 from mdi.strings import count
 
+BEGIN, END = "<!-- the published experiments -->", "<!-- their end -->"  # of what `--docs` writes
+MAX_FILE_BYTES = 64 << 20
 MAX_POINTS = 240  # of a curve that is kept and drawn
 
 
@@ -113,8 +117,8 @@ def write_json(path: Path, machine: Mapping[str, Any], runs: Sequence[Measured])
 
 
 def read_json(path: Path) -> tuple[dict[str, Any], list[Measured]]:
-    """What `write_json` wrote."""
-    content = json.loads(path.read_text(encoding="utf-8"))
+    """What `write_json` wrote. Raises `ConfigError` where there is no such file, or it is damaged."""
+    content = documents.read_json(path, MAX_FILE_BYTES, ConfigError)
     return content["machine"], [_measured(run) for run in content["runs"]]
 
 
@@ -135,6 +139,15 @@ def markdown(machine: Mapping[str, Any], runs: Sequence[Measured]) -> str:
     for model in dict.fromkeys(run.model for run in runs):
         parts.append(f"{model}: {_told(model)}")
     return "\n\n".join(parts) + "\n"
+
+
+def filled(page: str, section: str) -> str:
+    """A page with `section` between its two marks, in place of what was there."""
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not end:
+        raise ConfigError(f"the page has no place for the published experiments: {BEGIN} and {END}")
+    return f"{before}{begin}\n\n{section}\n\n{end}{after}"
 
 
 def published_of(model: str, experiment: Experiment) -> Published | None:

@@ -1,6 +1,7 @@
 """The published experiments: what is made of recorded runs, and what becomes of one that fails."""
 
 import contextlib
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,10 +10,13 @@ import pytest
 
 from benchmarks import published
 from benchmarks.published_report import (
+    BEGIN,
+    END,
     MAX_POINTS,
     PUBLISHED,
     Experiment,
     Measured,
+    filled,
     markdown,
     plot,
     points_of,
@@ -21,6 +25,7 @@ from benchmarks.published_report import (
 )
 from benchmarks.rings import Request, Run
 from benchmarks.workers import BenchError
+from mdi.errors import ConfigError
 
 MACHINE = {"date": "2026-11-26", "machine": "a test"}
 THREE = Experiment(3, 800)
@@ -80,6 +85,45 @@ def test_tables_and_plots_are_made_anew_from_what_was_recorded(
     assert path.with_suffix(".md").read_text(encoding="utf-8") in capsys.readouterr().out
     for name in ("runs-nanollama.png", "runs-gpt2.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_page_on_performance_has_what_the_program_writes() -> None:
+    text = published.PAGE.read_text(encoding="utf-8")
+    section = text.partition(BEGIN)[2].partition(END)[0].strip()
+    if section:
+        (name,) = re.findall(r"\]\((\S+\.json)\)", section)
+        path = published.PAGE.parent / name
+        assert section == published.section(path, *read_json(path))
+    assert filled(text, section or "x").count(BEGIN) == 1
+
+
+def test_the_tables_are_put_into_the_page_in_place_of_earlier_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page, path = tmp_path / "docs" / "page.md", tmp_path / "results" / "runs.json"
+    page.parent.mkdir()
+    page.write_text(f"Before.\n\n{BEGIN}\n\nearlier\n\n{END}\n\nBehind.\n", encoding="utf-8")
+    monkeypatch.setattr(published, "PAGE", page)
+    write_json(path, MACHINE, RUNS)
+    for _ in range(2):
+        published.report(path, MACHINE, RUNS, in_docs=True)
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith(f"Before.\n\n{BEGIN}\n\nWritten by") and text.endswith(f"{END}\n\nBehind.\n")
+    assert "earlier" not in text
+    assert "| 1 | 40.0 | 1.00x | 17.9 | 1.00x |  |" in text
+    for image in re.findall(r"\]\((\S+)\)", text):
+        assert (page.parent / image).is_file()
+    with pytest.raises(ConfigError, match="no place for the published experiments"):
+        filled("no marks", "text")
+
+
+@pytest.mark.parametrize("content", [None, b"{", b"[1, 2"])
+def test_what_was_not_recorded_is_not_drawn(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "runs.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match=re.escape(str(path))):
+        read_json(path)
 
 
 def test_a_model_without_a_run_has_an_empty_plot(tmp_path: Path) -> None:
