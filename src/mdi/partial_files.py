@@ -76,7 +76,7 @@ def _own_boot() -> str:
 
 @contextlib.contextmanager
 def _locked(folder: Path, *, exclusively: bool) -> Iterator[bool]:
-    """Hold a lock on a folder. Yields false where it cannot be had at once: nothing here is worth waiting for others."""
+    """Hold a lock on a folder. Yields false where it cannot be had at once: others may hold theirs for long."""
     descriptor: int | None = None
     try:
         with contextlib.suppress(OSError):  # of a folder that may be written to, but not read

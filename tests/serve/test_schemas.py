@@ -92,6 +92,67 @@ def test_what_cannot_be_served_is_refused_by_its_name(values: dict[str, Any], pa
     assert str(error["param"]) in error["message"]
 
 
+USER: dict[str, Any] = {"role": "user", "content": "Hi"}
+FORMATS = "'text', 'json_object', 'json_schema'"
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"temperature": 5}, "temperature must be at most 2, not 5"),
+        ({"temperature": "1"}, "temperature must be a number, not '1'"),
+        ({"top_k": 10**13}, "top_k must be at most 1000000000000, not 10000000000000"),
+        ({"top_p": 0}, "top_p must be above 0, not 0"),
+        ({"seed": 2**64}, "seed must be below 1.84467440737096e+19, not 18446744073709551616"),
+        ({"n": True}, "n must be a whole number, not True"),
+        ({"stream": 1}, "stream must be true or false, not 1"),
+        ({"stop": 3}, "stop must be a text or a list, not 3"),
+        ({"stop": ["a", ""]}, "stop.1 must have at least 1 character, not 0"),
+        ({"stop": ["a"] * 17}, "stop must have at most 16 items, not 17"),
+        ({"messages": "Hi"}, "messages must be a list, not 'Hi'"),
+        ({"messages": []}, "messages must have at least 1 item, not 0"),
+        ({"messages": ["Hi"]}, "messages.0 must be an object, not 'Hi'"),
+        ({"messages": [{"content": "Hi"}]}, "messages.0.role is missing"),
+        ({"messages": [{"role": "user"}]}, "messages.0.content: a text is expected"),
+        ({"messages": [USER, USER | {"content": {"text": "secret"}}]}, "messages.1.content must be a text or a list"),
+        (
+            {"messages": [USER | {"content": [{"type": "image_url", "text": ""}]}]},
+            "messages.0.content.0.type must be 'text', 'input_text' or 'output_text', not 'image_url'",
+        ),
+        ({"response_format": {}}, "response_format lacks 'type'"),
+        ({"response_format": {"type": "a"}}, f"response_format must have as 'type' one of {FORMATS}, not 'a'"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema is missing"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "a b", "schema": {}}}},
+            "response_format.json_schema.name must match ^[a-zA-Z0-9_-]{1,64}$, not 'a b'",
+        ),
+        ({"tool_choice": {"type": "function"}}, "tool_choice.function is missing"),
+        ({"logit_bias": {"7": 101}}, "logit_bias.7 must be at most 100, not 101"),
+        ({"user": "a\nb", "refusal": "\x1b"}, "refusal is not supported here"),
+    ],
+)
+def test_what_is_wrong_is_one_line_in_words_of_the_api(values: dict[str, Any], text: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        parse(ChatRequest, CHAT | values)
+    message = caught.value.to_json()["error"]["message"]
+    assert message.startswith(text)
+    assert message.isprintable() and "secret" not in message
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text"),
+    [
+        (3, "prompt must be a text or a list, not 3"),
+        ([1, "a"], "prompt.0 must be a text or a list, not 1"),
+        ([-1], "prompt.0 must be"),
+        ([[]], "prompt.0 must have at least 1 item, not 0"),
+    ],
+)
+def test_what_is_wrong_with_a_prompt_is_told_of_the_place_where_it_is(prompt: Any, text: str) -> None:
+    with pytest.raises(ApiError, match=text):
+        parse(CompletionRequest, COMPLETION | {"prompt": prompt})
+
+
 @pytest.mark.parametrize("body", [None, [], "x", 3])
 def test_a_body_that_is_no_object_is_refused(body: Any) -> None:
     with pytest.raises(ApiError, match="not a JSON object"):

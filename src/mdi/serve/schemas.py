@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from mdi.config.bounds import BIAS_BOUNDS, SAMPLING_BOUNDS
 from mdi.serve.errors import ApiError
+from mdi.serve.misfits import first_misfit
 from mdi.strings import did_you_mean
 
 MAX_CHOICES, MAX_STOPS, MAX_TOOLS = 16, 16, 128
@@ -247,12 +248,8 @@ def parse(kind: type[Request], values: Any) -> Request:
     try:
         return kind.model_validate(values)
     except ValidationError as exc:
-        first = exc.errors(include_url=False, include_input=False)[0]
-        param = ".".join(map(str, first["loc"])) or None
-        if first["type"] == "extra_forbidden":
-            meant = did_you_mean(str(param), list(kind.model_fields))
-            raise ApiError(
-                400, f"{param} is not supported here{meant}", param=param, code="unsupported_parameter"
-            ) from exc
-        reason = first["msg"].removeprefix("Value error, ")  # of our own checks
-        raise ApiError(400, f"{param}: {reason}", param=param, code="invalid_value") from exc
+        found = first_misfit(values, exc.errors(include_url=False))
+        if found.is_unknown:
+            meant = did_you_mean(found.param, list(kind.model_fields))
+            raise ApiError(400, f"{found.text}{meant}", param=found.param, code="unsupported_parameter") from exc
+        raise ApiError(400, found.text, param=found.param or None, code="invalid_value") from exc
