@@ -73,8 +73,8 @@ fuzz: $(VENV)/.fuzz  ## damaged input for every parser, about nine minutes
 native-check: $(VENV)/.dev  ## the kernels under sanitizers, and with the same bits for every instruction set
 	$(BIN)/python -m pytest -m native -n 2 tests/model/backends/native
 
-tuning: $(VENV)/.dev $(GGUF)  ## fine-tune the default model with adapters on a few hundred lines, and see it lose less on others
-	$(BIN)/python -m pytest -s -m tuning -o faulthandler_timeout=0 tests/system/test_fine_tuning.py
+tuning: $(VENV)/.dev $(GGUF)  ## fine-tune the default model with adapters, and see it lose less on other lines; train one that is compiled
+	$(BIN)/python -m pytest -s -m tuning -o faulthandler_timeout=0 tests/system/test_fine_tuning.py tests/train/test_compilation.py
 
 # Beside llama.cpp: pip install llama-cpp-python into .venv, or LLAMA_PYTHON=<a Python that has it>.
 bench: $(MODEL)/model_config.yaml  ## measure this machine, beside llama.cpp where it is installed

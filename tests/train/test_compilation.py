@@ -1,5 +1,6 @@
 """`-c`: training with a compiled model, and where there is no compiler."""
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,10 @@ from mdi.errors import ConfigError
 from mdi.model.shapes import model_shapes
 from support.training import begun, last_weights, llama, numbers, run
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of torch, about itself
+]
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +27,12 @@ def nothing_compiled() -> Iterator[None]:
     cpp_compiler_search.cache_clear()
 
 
-def test_a_compiled_model_has_the_losses_of_a_plain_one(dataset: Path, tmp_path: Path) -> None:
+# The compiler that is used is slow to warm up: a minute or two. All that comes before it is the same with another one.
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.tuning)])
+def test_a_compiled_model_has_the_losses_of_a_plain_one(
+    backend: str, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
     plain, compiled = begun(tmp_path / "plain", llama()), begun(tmp_path / "compiled", llama())
     run(plain, dataset, max_iters=4, ckpt_interval=2)
     counters.clear()
