@@ -103,7 +103,7 @@ browser: $(VENV)/.browser  ## the page of the server in headless Chromium
 	$(BIN)/python -m pytest -m browser tests/serve/browser
 
 chaos: $(VENV)/.dev  ## processes killed, stopped, frozen and impersonated at random
-	$(BIN)/python -m pytest -m chaos tests/system/test_chaos.py
+	$(BIN)/python -m pytest -m chaos tests/system/test_chaos.py tests/system/test_joining.py
 
 # HAProxy, systemd and libseccomp are Debian's packages; what is not installed is skipped, with its name.
 deploy-check: $(VENV)/.dev .cache/deploy/.installed  ## lint what is in deploy/, and lose and drain a ring behind HAProxy

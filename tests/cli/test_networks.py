@@ -8,9 +8,9 @@ import pytest
 
 from mdi.cli import networks
 from mdi.cli.commands import launch, secondary
-from mdi.cli.networks import advice_for_starter, describe, network_of, secondary_of, starter_address
+from mdi.cli.networks import advice_for_starter, describe, network_of, secondary_of, starter_address, starter_of
 from mdi.cli.signals import Signals
-from mdi.config.addresses import parse_addresses
+from mdi.config.addresses import NodeAddress, parse_addresses
 from mdi.config.network import load_network
 from mdi.config.options import NetworkOptions, SecondaryOptions
 from mdi.net.certificates import make_certificates
@@ -79,6 +79,14 @@ def test_a_secondary_without_a_file_listens_everywhere_and_says_where() -> None:
     with listen(node.listen_addr, 0) as listener:
         for addr in ("127.0.0.1", "::1") if node.listen_addr == "::" else ("127.0.0.1",):
             socket.create_connection((addr, listener.getsockname()[1]), timeout=60).close()
+
+
+def test_a_starter_to_join_is_one_address_and_for_a_node_without_a_file(tmp_path: Path) -> None:
+    assert starter_of(secondary.parse([])) is None
+    assert starter_of(secondary.parse(["--join", "pi4.local:8089"])) == NodeAddress("pi4.local", 8089)
+    assert "takes part in one ring: give one" in error_of(lambda: starter_of(secondary.parse(["--join", "a,b"])))
+    file = ["--nodes-config", str(tmp_path / "net.json"), "0"]
+    assert "--join a: is for a node without a file" in error_of(lambda: secondary.parse(["--join", "a", *file]))
 
 
 def test_an_option_without_a_file_or_a_key_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,10 +26,9 @@ from support.statuses import IDLE, READY
 
 KEY = Keys(Key("a key of more than sixteen characters", "test"))
 ACCESSES = [pytest.param(THIS_MACHINE, id="no key"), pytest.param(Access(KEY), id="key")]
-ROUTES = [("GET", "/"), ("GET", "/timeline"), ("POST", "/reach"), ("POST", "/init"), ("POST", "/measure"),
-          ("PUT", "/release"),
-          ("PUT", "/stop"), ("HEAD", f"/chunks/{DIGEST}"), ("PUT", f"/chunks/{DIGEST}"),
-          ("GET", "/nothing")]  # fmt: skip
+ROUTES = [("GET", "/"), ("GET", "/timeline"), ("POST", "/reach"), ("POST", "/join"), ("POST", "/init"),
+          ("POST", "/measure"), ("PUT", "/release"), ("PUT", "/stop"), ("HEAD", f"/chunks/{DIGEST}"),
+          ("PUT", f"/chunks/{DIGEST}"), ("GET", "/nothing")]  # fmt: skip
 
 
 # ---- names

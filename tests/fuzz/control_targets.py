@@ -30,6 +30,7 @@ from mdi.checkpoint.cache import ChunkCache
 from mdi.checkpoint.config import config_from_dict
 from mdi.control.auth import AuthMiddleware
 from mdi.control.hosts import OwnHosts
+from mdi.control.join import JoinRequest
 from mdi.control.protocol import UPLOAD_BYTES
 from mdi.control.routes import application_of
 from mdi.control.session import SessionSpec
@@ -95,7 +96,7 @@ KEY = Keys(Key("a key for the fuzzer, long enough", "fuzz"))
 SIGN = b"@sign"
 
 METHODS = (b"GET", b"PUT", b"POST", b"HEAD", b"DELETE", b"OPTIONS", b"TRACE", b"CONNECT", b"get", b"X" * 300)
-PATHS = (b"/", b"/init", b"/measure", b"/stop", b"/release", b"/timeline", b"/reach", b"/chunks", b"/chunks/",
+PATHS = (b"/", b"/init", b"/measure", b"/stop", b"/release", b"/timeline", b"/reach", b"/join", b"/chunks", b"/chunks/",
          b"/chunks/" + DIGEST.encode(), b"/chunks/x/y",
          b"/chunks/..%2f..%2fetc%2fpasswd", b"/chunks/../../x", b"/%00", b"/%ff", b"/init?epoch=1", b"/stop;x", b"*",
          b"http://a/b", b"//", b"/GET", b"/_node/cache", b"/__class__", b"/favicon.ico", b"/chunks/" + b"A" * 64,
@@ -153,6 +154,7 @@ class HttpTarget(Target):
             request_of(b"GET", b"/"),
             request_of(b"GET", b"/timeline"),
             request_of(b"POST", b"/reach", body=b'{"addr": "10.0.0.7", "port": 8088}'),
+            request_of(b"POST", b"/join", body=json.dumps(JoinRequest(8090).to_json()).encode()),
             request_of(b"POST", b"/init", body=init),
             request_of(b"PUT", b"/release", body=b'{"run": 5}'),
             request_of(b"PUT", b"/stop"),

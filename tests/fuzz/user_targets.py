@@ -21,8 +21,8 @@ from fuzz.raw_http import (
     sound_statuses,
 )
 from fuzz.target import Target
+from mdi.cluster.condition import RingCondition
 from mdi.cluster.ring_view import RingView
-from mdi.cluster.supervisor import RingCondition
 from mdi.control.hosts import OwnHosts
 from mdi.control.status import NodeState
 from mdi.engine.sample import Logprob, Outcome, Sample, TokenLogprobs

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from mdi.cluster.condition import RingCondition
 from mdi.cluster.ring_view import NodeView, Rates, RingView
-from mdi.cluster.supervisor import RingCondition
 from mdi.control.status import NodeState
 from mdi.engine.sample import Outcome, Sample
 from mdi.engine.speed import Comparison

@@ -14,6 +14,7 @@ from typing import Any
 
 from mdi.checkpoint.cache import ChunkCache
 from mdi.control.client import ControlClient
+from mdi.control.join import JoinRequest
 from mdi.control.measurement import LayerTime, Measured, MeasureRequest, StageRequest, StageTimes
 from mdi.control.routes import ControlServer
 from mdi.control.session import SessionSpec
@@ -69,6 +70,12 @@ class FakeNode:
         if self.refusal is not None:
             raise self._refusal()
         return self.measured
+
+    def request_join(self, request: JoinRequest, addr: str) -> str:
+        self.asked.append((request, addr))
+        if self.refusal is not None:
+            raise self._refusal()
+        return "secondary 5"
 
     def _refusal(self) -> Exception:
         """A fresh exception: its traceback holds the connection, and the node outlives the request."""

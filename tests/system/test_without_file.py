@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from mdi.cli.networks import network_of
-from mdi.cluster.rendezvous import clients_of
+from mdi.cluster.roster import clients_of
 from mdi.config.addresses import NodeAddress
 from mdi.config.keyed_network import network_at, secondary_without_file
 from mdi.config.options import NetworkOptions, StarterOptions

@@ -95,6 +95,16 @@ def secondary_of(options: SecondaryOptions) -> NodeConfig:
     return node
 
 
+def starter_of(options: SecondaryOptions) -> NodeAddress | None:
+    """The starter that --join names. Raises `ConfigError`."""
+    if options.join is None:
+        return None
+    addresses = parse_addresses(options.join, "--join")
+    if len(addresses) > 1:
+        raise ConfigError(f"--join {options.join}: a node takes part in one ring: give one starter")
+    return addresses[0]
+
+
 def _try_ports(node: NodeConfig) -> None:
     """Raise `ConfigError` where a port of this node is taken, which names the flag that it came from."""
     for port, flag in ((node.http_port, "--port"), (node.port_in, "--ring-port")):

@@ -15,8 +15,9 @@ from mdi.cluster.identities import refuse_shared_names, refuse_twins
 from mdi.cluster.measured_network import MeasuredNetwork
 from mdi.cluster.member_setup import MemberSetup, Patience
 from mdi.cluster.network_times import NetworkTimes
-from mdi.cluster.rendezvous import Statuses, clients_of, wait_until_up
+from mdi.cluster.rendezvous import Statuses, wait_until_up
 from mdi.cluster.ring_costs import Job
+from mdi.cluster.roster import clients_of
 from mdi.config.network import NetworkConfig
 from mdi.config.options import PlannerOptions
 from mdi.config.paths import measurements_dir

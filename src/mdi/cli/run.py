@@ -20,14 +20,17 @@ from mdi.cli.signals import Signals
 from mdi.cli.speed_report import tell_speed
 from mdi.cli.token_times import run_names, write_token_csv
 from mdi.cli.transcript import Transcript
-from mdi.cluster.supervisor import Incident
+from mdi.cluster.condition import Incident
+from mdi.config.addresses import NodeAddress
 from mdi.config.network import NetworkConfig, NodeConfig
 from mdi.config.options import SecondaryOptions, StarterOptions
 from mdi.config.paths import IMAGES_DIR, LOGS_DIR
-from mdi.control.status import StarterStatus
+from mdi.control.client import ControlClient
+from mdi.control.status import NodeState, StarterStatus
 from mdi.errors import MdiError
 from mdi.inbox import Stopped
 from mdi.net.discovery import Announcement
+from mdi.nodes.joiner import Joiner
 from mdi.nodes.secondary import Secondary
 from mdi.nodes.sources import WeightSources
 from mdi.nodes.starter import Starter
@@ -118,8 +121,14 @@ def _plot(
         screen.write_line(f"Tokens over time: {csv} and {png}")
 
 
-def run_secondary(options: SecondaryOptions, config: NodeConfig, cache_folder: Path, signals: Signals) -> None:
-    """Serve starters until one of them, or the user, says stop. Received chunks are kept in `cache_folder`."""
+def run_secondary(
+    options: SecondaryOptions, config: NodeConfig, starter: NodeAddress | None, cache_folder: Path, signals: Signals
+) -> None:
+    """Serve starters until one of them, or the user, says stop. Received chunks are kept in `cache_folder`.
+
+    Args:
+        starter: who is asked for a place in its ring.
+    """
     gc.freeze()
     cache = ChunkCache(cache_folder, content_digest)
     sources = WeightSources(cache, options.chunk, options.ckpt)
@@ -139,9 +148,9 @@ def run_secondary(options: SecondaryOptions, config: NodeConfig, cache_folder: P
         if options.nodes_config is None:
             log.warning("waiting for a starter, %s --ckpt MODEL", advice_for_starter(secondary.http_port))
         else:
-            starter = f" at {config.starter_addr}" if config.starter_addr else ""
-            log.warning("waiting for a starter%s, on http://%s:%d", starter, config.addr, secondary.http_port)
-        with announcement(options, secondary):
+            where = f" at {config.starter_addr}" if config.starter_addr else ""
+            log.warning("waiting for a starter%s, on http://%s:%d", where, config.addr, secondary.http_port)
+        with announcement(options, secondary), joining(starter, secondary):
             secondary.serve()
 
 
@@ -152,3 +161,12 @@ def announcement(options: SecondaryOptions, secondary: Secondary) -> contextlib.
         return contextlib.nullcontext()
     name, process = status.name or "node", status.process or ""
     return Announcement(name, process, secondary.http_port, status.version, keys.current.fingerprint)
+
+
+def joining(starter: NodeAddress | None, secondary: Secondary) -> contextlib.AbstractContextManager[object]:
+    """What asks the starter of `--join` for a place in its ring, if there is one."""
+    if starter is None:
+        return contextlib.nullcontext()
+    access = secondary.config.access
+    client = ControlClient("the starter", starter.addr, starter.port, access, by_address=access.tls is None)
+    return Joiner(client, secondary.http_port, lambda: secondary.status().state is NodeState.IDLE)

@@ -42,9 +42,10 @@ class NodeWatch:
 
     def __init__(self, asks: Mapping[NodeId, Callable[[], NodeStatus]], timeouts: Timeouts = DEFAULT_TIMEOUTS) -> None:
         """`asks` have deadlines of their own, and raise `ControlError` where a node does not answer."""
-        self._asks, self._clock = asks, timeouts.clock
+        self._clock = timeouts.clock
         self._closing = threading.Event()
         self._changed = threading.Condition()  # guards all below
+        self._asks = dict(asks)
         self._wanted_until_s = 0.0
         self._threads: dict[NodeId, threading.Thread] = {}
         self._unanswered: set[NodeId] = set()  # whose thread has not had an answer or an error yet
@@ -60,6 +61,11 @@ class NodeWatch:
                 self._begin(node)
             self._changed.wait_for(lambda: not asked & self._unanswered, FIRST_ANSWERS_S)
             return dict(self._news)
+
+    def add(self, node: NodeId, ask: Callable[[], NodeStatus]) -> None:
+        """Ask one more node from now on."""
+        with self._changed:
+            self._asks[node], self._news[node], self._sightings[node] = ask, NodeNews(), deque()
 
     def close(self) -> None:
         """Ask no more. A question that is under way is waited for, up to `FIRST_ANSWERS_S`."""

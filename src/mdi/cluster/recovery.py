@@ -94,6 +94,10 @@ class Recovery:
         """Only these take part, in this order, and no others later. Called before the first ring is formed."""
         self.members = self._order = tuple(members)
 
+    def add(self, node: NodeId) -> None:
+        """A node more may take part. It is as if it had been left out. Called from any thread."""
+        self._order = (*self._order, node)
+
     def deadline_s(self, node: NodeId, now_s: float) -> float:
         """When waiting for `node` ends."""
         waited_s = min(RETURN_TIMEOUT_S, self._node_timeout_s) if node in self._returning else self._node_timeout_s

@@ -20,6 +20,7 @@ from mdi.checkpoint.folder import ModelFolder
 from mdi.cluster.locations import Locations, ask_location
 from mdi.cluster.member_setup import MemberSetup, Patience, PeersTimedOut
 from mdi.cluster.plan import Plan
+from mdi.cluster.roster import Roster
 from mdi.config.network import NetworkConfig, NodeConfig, node_name
 from mdi.config.options import RingOptions
 from mdi.control.client import ControlClient
@@ -32,7 +33,7 @@ from mdi.inbox import Inbox
 from mdi.model.quant import held_bytes
 from mdi.model.shapes import stage_shapes
 from mdi.net.refusals import RefusalLog
-from mdi.net.timeouts import DEFAULT_TIMEOUTS, Timeouts
+from mdi.net.timeouts import Timeouts
 from mdi.progress import progress_bar
 from mdi.ring.link import Link
 from mdi.trace import NodeTimeline, Timeline, from_json
@@ -55,7 +56,7 @@ class Rendezvous:
 
     def __init__(
         self,
-        network: NetworkConfig,
+        roster: Roster,
         options: RingOptions,
         inbox: Inbox,
         timeline: Timeline,
@@ -65,15 +66,23 @@ class Rendezvous:
         refusals: RefusalLog,
         timeouts: Timeouts,
     ) -> None:
-        self._network, self._options, self._inbox, self._timeline = network, options, inbox, timeline
+        self._roster, self._options, self._inbox, self._timeline = roster, options, inbox, timeline
         self._refusals, self._timeouts = refusals, timeouts
         self._run, self._wire_dtype = run, wire_dtype
-        self.clients = clients_of(network, timeouts)
         self._asked: set[NodeId] = set()  # secondaries that may be in our session
-        self._locations = Locations(network)
+        self._locations = Locations(roster.network)
         self._undamaged: set[Path] = set()  # chunks that were read whole in this run
         self._sent_to: set[NodeId] = set()  # secondaries that were sent chunks in this run
         self._closing = threading.Event()
+
+    @property
+    def clients(self) -> Mapping[NodeId, ControlClient]:
+        """Of all secondaries."""
+        return self._roster.clients
+
+    @property
+    def _network(self) -> NetworkConfig:
+        return self._roster.network
 
     def wait_until_up(self, nodes: Sequence[NodeId], patience: Patience) -> Statuses:
         """What each secondary says of itself, once it is up. Raises `PeersTimedOut`."""
@@ -131,14 +140,19 @@ class Rendezvous:
         return [NodeTimeline(node_name(0), self._timeline.events), *filter(None, found)]
 
     def send_ahead(self, plan: Plan, model: ModelFolder) -> None:
-        """Send the chunks of a plan to those of its nodes that needed one before. They may be in a ring meanwhile.
+        """Send the chunks of a plan to those of its nodes that needed one before, and to those that are new.
 
-        Called from a thread of its own. Raises `MdiError`.
+        They may be in a ring meanwhile. Called from a thread of its own. Raises `MdiError`.
         """
         for rank, node in enumerate(plan.members):
-            if node in self._sent_to:
+            if rank and (node in self._sent_to or not self.has_asked(node)):
+                self._sent_to.add(node)
                 path, digest = self._chunk(self.clients[node], model, len(plan.members), Rank(rank))
                 self.clients[node].send_chunk(path, digest)
+
+    def has_asked(self, node: NodeId) -> bool:
+        """Whether a node was asked to take part in a session of this run, or told that it does not."""
+        return node in self._asked
 
     def drop_members(self, nodes: Sequence[NodeId]) -> None:
         """Tell nodes that are left out, if they can hear it, that no ring will be closed over them."""
@@ -152,7 +166,8 @@ class Rendezvous:
     def dismiss(self, action: Callable[[ControlClient, int], None], timeout_s: float) -> None:
         """Tell each node that may be in our session, in parallel; one that cannot be told in time is gone anyway."""
         self._closing.set()
-        wait([in_background(action, self.clients[node], self._run) for node in self._asked], timeout_s)
+        nodes = self._asked.union(self._roster.joined)
+        wait([in_background(action, self.clients[node], self._run) for node in nodes], timeout_s)
 
     def spec(
         self, plan: Plan, model: ModelFolder, rank: Rank, epoch: int, locations: Locations | None = None
@@ -245,22 +260,6 @@ def _describe(name: str, status: NodeStatus | None) -> str:
         return f"{name} does not answer"
     error = status.last_error if isinstance(status, SecondaryStatus) else ""
     return f"{name} is {status.state.value}" + (f" ({error})" if error else "")
-
-
-def clients_of(network: NetworkConfig, timeouts: Timeouts = DEFAULT_TIMEOUTS) -> dict[NodeId, ControlClient]:
-    """Of all secondaries, as the starter calls them."""
-    return {
-        NodeId(node): ControlClient(
-            node_name(node),
-            config.addr,
-            config.http_port,
-            network.starter.access,
-            timeouts,
-            by_address=config.is_called_by_address,
-        )
-        for node, config in enumerate(network.nodes)
-        if node
-    }
 
 
 def nodes_on_host(network: NetworkConfig, node: NodeConfig) -> int:

@@ -82,7 +82,7 @@ class ReturnWatch:
     def _tell(self, nodes: Sequence[NodeId], problem: str) -> None:
         if problem != self._told:  # once
             self._told = problem
-            log.warning("%s cannot take part again: %s", " and ".join(map(node_name, nodes)), problem)
+            log.warning("%s cannot take part: %s", " and ".join(map(node_name, nodes)), problem)
 
 
 class _Closed(Exception):

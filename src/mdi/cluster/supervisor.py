@@ -8,11 +8,12 @@ import logging
 import queue
 import secrets
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from mdi.checkpoint.folder import ModelFolder
 from mdi.checkpoint.weights import MODEL_FILE
+from mdi.cluster.condition import Incident, RingCondition
 from mdi.cluster.expectation import RingExpectation
 from mdi.cluster.identities import refuse_shared_names, refuse_twins
 from mdi.cluster.measured_network import MeasuredNetwork
@@ -23,8 +24,9 @@ from mdi.cluster.plan import MEASURED, Member, Plan, PlanOptions, overridden_spl
 from mdi.cluster.recovery import Decision, GiveUp, GoOnWithout, Recovery, RunState
 from mdi.cluster.rendezvous import Call, Rendezvous, Statuses, describe
 from mdi.cluster.returns import Return, ReturnWatch
+from mdi.cluster.roster import Roster
 from mdi.cluster.stall import Traffic, locate
-from mdi.config.network import NetworkConfig, node_name
+from mdi.config.network import node_name
 from mdi.config.options import RingOptions
 from mdi.control.client import ControlClient
 from mdi.control.protocol import NoAnswer, NodeBusy, is_silent
@@ -73,34 +75,12 @@ class Failure:
     progressed: bool
 
 
-@dataclass(frozen=True)
-class Incident:
-    """Something that befell the ring while it ran, for plots."""
-
-    at_s: float  # by the clock of the timeouts
-    text: str
-
-
-@dataclass(frozen=True)
-class RingCondition:
-    """How the ring is, for those who wait for it."""
-
-    state: NodeState
-    seconds: float  # for how long
-    missing: tuple[str, ...] = ()  # nodes that it is waited for
-    n_recoveries: int = 0
-
-    @property
-    def is_running(self) -> bool:
-        return self.state is NodeState.RUNNING
-
-
 class RingSupervisor:
     """The ring of one run. Called from the main thread."""
 
     def __init__(
         self,
-        network: NetworkConfig,
+        roster: Roster,
         model: ModelFolder,
         options: RingOptions,
         plan_options: PlanOptions,
@@ -122,15 +102,15 @@ class RingSupervisor:
         """
         self.ring: Ring = LocalRing(inbox)
         self.run, self.epoch = secrets.randbits(63), FIRST_EPOCH - 1
-        self._network, self._options, self._plan_options = network, options, plan_options
+        self._roster, self._options, self._plan_options = roster, options, plan_options
         self._inbox, self._listener, self._measured = inbox, listener, MeasuredSplit(measured)
         self._refusals = refusals
         self._rendezvous = Rendezvous(
-            network, options, inbox, timeline, run=self.run, wire_dtype=wire_dtype, refusals=refusals, timeouts=timeouts
+            roster, options, inbox, timeline, run=self.run, wire_dtype=wire_dtype, refusals=refusals, timeouts=timeouts
         )
-        self._recovery = Recovery(len(network.nodes), options.node_timeout_s)
+        self._recovery = Recovery(len(roster.nodes), options.node_timeout_s)
         self._failure: Failure | None = None
-        self._returns: ReturnWatch | None = None  # while a ring runs that is not of all nodes
+        self._returns: ReturnWatch | None = None  # while a ring runs that other nodes may take part in later
         self._own_status: NodeStatus | None = None  # what this node said of itself before the latest attempt
         self._timeouts = timeouts
         self._changed_s = timeouts.clock()  # when the ring began to be as it is
@@ -152,11 +132,6 @@ class RingSupervisor:
         """How the ring is. May be asked from any thread."""
         missing = tuple(map(node_name, sorted(self._reported_missing.copy())))
         return RingCondition(self.state, self._timeouts.clock() - self._changed_s, missing, self.n_recoveries)
-
-    @property
-    def clients(self) -> Mapping[NodeId, ControlClient]:
-        """Of all secondaries of the network, whether they take part or not."""
-        return self._rendezvous.clients
 
     @property
     def n_recoveries(self) -> int:
@@ -212,9 +187,20 @@ class RingSupervisor:
         self.ring = self._rendezvous.close_ring(attempt.plan, attempt.model, attempt.epoch, self._listener)
         self._recovery.formed()
         self._failure, self._changed_s = None, self._timeouts.clock()
-        if len(attempt.plan.members) < len(self._network.nodes):
+        if self._may_grow:
             self._returns = self._watch_for_returns()
         return self.ring
+
+    @property
+    def _may_grow(self) -> bool:
+        """Whether nodes may come back, or join: those need a key."""
+        network = self._roster.network
+        is_open = network.starter.access.keys is not None and self._listener is not None
+        return is_open or len(self.plan.members) < len(network.nodes)
+
+    def expect(self, node: NodeId) -> None:
+        """A node was added to the roster: it is asked now and then whether it can take part. Called from any thread."""
+        self._recovery.add(node)
 
     @property
     def has_returns(self) -> bool:
@@ -230,8 +216,9 @@ class RingSupervisor:
         self._recovery.returned(found.nodes)
         self.plan, self.model, self._changed_s = found.plan, found.model, self._timeouts.clock()
         names = " and ".join(map(node_name, found.nodes))
-        self._note(f"{names} back")
-        log.warning("%s can take part again: %s", names, self.plan)
+        is_new = not any(map(self._rendezvous.has_asked, found.nodes))
+        self._note(f"{names} {'new' if is_new else 'back'}")
+        log.warning("%s can take part%s: %s", names, "" if is_new else " again", self.plan)
 
     def _compare(self, attempt: Attempt, own_numerics: str | None) -> None:
         """Tell the user, once, of members that compute differently."""
@@ -266,9 +253,9 @@ class RingSupervisor:
         """Plan with what the nodes say of themselves. A node that is missing is an error: which nodes there are is
         the user's to say.
         """
-        if overridden := overridden_split(self.model, self._network.shares, self._plan_options):
+        if overridden := overridden_split(self.model, self._roster.network.shares, self._plan_options):
             log.warning("%s", overridden)
-        if self._network.secondaries and not self._can_resplit():
+        if self._roster.network.secondaries and not self._can_resplit():
             advice = "a node that is lost for good ends the run: no other can take over its layers"
             log.warning("%s has no %s: %s", self.model.path, MODEL_FILE, advice)
         try:
@@ -277,7 +264,7 @@ class RingSupervisor:
             self._recovery.expired(self._timeouts.clock(), exc.nodes)
             raise
         refuse_twins(self._rendezvous.clients, statuses)
-        refuse_shared_names(self._network, self._timeouts)
+        refuse_shared_names(self._roster.network, self._timeouts)
         members, options = self._members(self._recovery.members, statuses), self._plan_options
         if options.split == MEASURED:
             members, options = self._chosen(members, options)
@@ -304,7 +291,7 @@ class RingSupervisor:
 
     def _members(self, members: Sequence[NodeId], statuses: Statuses) -> list[Member]:
         """These nodes, and what they say of themselves; `statuses` has those of the secondaries."""
-        nodes, own, modes = self._network.nodes, self._own_status, self._measured.modes
+        nodes, own, modes = self._roster.network.nodes, self._own_status, self._measured.modes
         return [Member(i, nodes[i], statuses.get(i) if i else own, modes.get(i)) for i in members]
 
     def _adopt(self, members: Sequence[Member], options: PlanOptions) -> None:
@@ -346,8 +333,8 @@ class RingSupervisor:
         """Plan a ring with these nodes too, and send ahead what it will load. Called from the watch's thread."""
         members = self._recovery.with_returned(nodes)
         statuses = self._rendezvous.statuses(members[1:])
-        is_whole = len(members) == len(self._network.nodes)
-        options = self._plan_options if is_whole else replace(self._plan_options, split="auto")
+        is_first = self._roster.are_initial(members)
+        options = self._plan_options if is_first else replace(self._plan_options, split="auto")
         new_plan = plan(self.model, self._members(members, statuses), options)
         model = self.model.with_chunks(list(new_plan.spans), options.quantize, tick)
         self._rendezvous.send_ahead(new_plan, model)
@@ -447,7 +434,7 @@ class RingSupervisor:
         if self._reported_missing.get(node, -1) >= answers:
             return
         self._reported_missing[node] = answers
-        config, name = self._network.nodes[node], node_name(node)
+        config, name = self._roster.network.nodes[node], node_name(node)
         who = f"{name} ({config.addr}:{config.port_in or config.http_port})"
         if self._recovery.state is RunState.STARTING:
             reason = "" if is_silent(error) else f": {error}"

@@ -6,6 +6,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from mdi import __version__
+from mdi.control.join import JoinRequest
 from mdi.control.measurement import Measured, MeasureRequest
 from mdi.control.routes import ControlServer
 from mdi.control.session import SessionSpec
@@ -80,6 +81,9 @@ class Visitor:
         raise ControlError(_NO_NODE)
 
     def request_measurement(self, request: MeasureRequest) -> "Future[Measured]":
+        raise ControlError(_NO_NODE)
+
+    def request_join(self, request: JoinRequest, addr: str) -> str:
         raise ControlError(_NO_NODE)
 
     def request_release(self, run: int) -> None:

@@ -269,9 +269,12 @@ class SecondaryOptions(NodeOptions, ModelOptions, PrecisionOptions, SeedOption):
     port: int = DEFAULT_HTTP_PORT
     ring_port: int = 0
     announce: bool = True
+    join: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.join is not None and self.nodes_config is not None:
+            raise ConfigError(f"--join {self.join}: is for a node without a file; {self.nodes_config} names its ring")
         for flag, value, default in (("--port", self.port, DEFAULT_HTTP_PORT), ("--ring-port", self.ring_port, 0)):
             _check_port(flag, value)
             if value != default and self.nodes_config is not None:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from mdi.control.calls import Caller, Request, json_request
 from mdi.control.exchange import Bounds
+from mdi.control.join import JoinRequest, name_from_json
 from mdi.control.measurement import Measured, MeasureRequest, measured_from_json, request_to_json
 from mdi.control.protocol import (
     BYTES,
@@ -80,6 +81,11 @@ class ControlClient:
         """Whether the node reaches another one, which it tries now."""
         request = json_request("POST", "/reach", asdict(target))
         return self._checked(Reach.from_json, self._caller.call(request, self._bounds()))
+
+    def join(self, request: JoinRequest) -> str:
+        """What this node is called in the ring of the starter that is asked, once it takes part."""
+        body = json_request("POST", "/join", request.to_json())
+        return self._checked(name_from_json, self._caller.call(body, self._bounds()))
 
     def measure(self, request: MeasureRequest) -> Measured:
         """What the node has measured. Meanwhile it sends signs of life, as for `init`."""

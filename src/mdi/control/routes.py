@@ -4,6 +4,7 @@
     GET  /timeline         what the node did when
     POST /reach            try whether the node reaches another one
     POST /init             configure a secondary for a session
+    POST /join             ask a starter for a place in its ring
     POST /measure          time what a node would do in one, or a link to another node
     PUT  /release          give up a session that never ran
     PUT  /stop             end the node
@@ -32,6 +33,7 @@ from mdi.control.application import application_with
 from mdi.control.attempts import MAX_ATTEMPTS, attempt, check_target
 from mdi.control.auth import STREAMED, AuthMiddleware
 from mdi.control.hosts import LOCAL_ADDRESS, OwnHosts
+from mdi.control.join import JoinRequest
 from mdi.control.measurement import Measured, MeasureRequest, measured_to_json, request_from_json
 from mdi.control.protocol import HELD_BYTES, JSON, MAX_JSON_BYTES, UPLOAD_BYTES, NodeBusy, code_of
 from mdi.control.reach import Target
@@ -67,6 +69,9 @@ class Node(Protocol):
     def request_init(self, spec: SessionSpec) -> "Future[InitAnswer]": ...
 
     def request_measurement(self, request: MeasureRequest) -> "Future[Measured]": ...
+
+    def request_join(self, request: JoinRequest, addr: str) -> str:
+        """What the node that asks from `addr` is called in this starter's ring. Takes seconds."""
 
     def timeline(self) -> dict[str, Any]: ...
 
@@ -152,14 +157,31 @@ class _Routes:
         try:
             target = Target.from_json(_read_json())
             check_target(target, cherrypy.request.remote.ip, self._access)
+            with self._attempting():
+                return _json(attempt(target, self._access, self._timeouts).to_json())
         except ControlError as exc:
             return _refused(exc, 400)
+
+    @contextlib.contextmanager
+    def _attempting(self) -> Iterator[None]:
+        """The node calls another one inside the block. Raises `NodeBusy` where it calls several already."""
         if not self._attempts.acquire(blocking=False):
-            return _refused(NodeBusy(f"{MAX_ATTEMPTS} attempts are under way"), 409)
+            raise NodeBusy(f"{MAX_ATTEMPTS} attempts are under way")
         try:
-            return _json(attempt(target, self._access, self._timeouts).to_json())
+            yield
         finally:
             self._attempts.release()
+
+    @cherrypy.expose  # type: ignore[untyped-decorator]
+    @cherrypy.tools.allow(methods=["POST"])  # type: ignore[untyped-decorator]
+    def join(self) -> bytes:
+        try:
+            request = JoinRequest.from_json(_read_json())
+            with self._attempting():
+                name = self._node.request_join(request, plain_address(cherrypy.request.remote.ip))
+        except ControlError as exc:
+            return _refused(exc, 400)
+        return _json({"name": name})
 
     @cherrypy.expose  # type: ignore[untyped-decorator]
     @cherrypy.tools.allow(methods=["POST"])  # type: ignore[untyped-decorator]

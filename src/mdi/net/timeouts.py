@@ -51,6 +51,7 @@ class Timeouts:
     ready_check_s: float = 5.0  # how often a node that waits for its ring asks whether its starter still wants it
     return_check_s: float = 5.0  # how often nodes that a ring runs without are asked whether they are back
     speed_check_s: float = 10.0  # how often the nodes of a ring that was measured are asked how long they have computed
+    join_check_s: float = 5.0  # how often a free node asks for a place in the ring of --join
     dismiss_s: float = 1.5  # for all nodes to hear that the run is over
 
     clock: Clock = time.monotonic  # by which deadlines are computed; a test can set its own

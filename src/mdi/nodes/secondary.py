@@ -21,6 +21,7 @@ from mdi.cluster.node_meter import NodeMeter
 from mdi.cluster.rendezvous import in_background
 from mdi.config.network import NodeConfig
 from mdi.control.client import ControlClient
+from mdi.control.join import JoinRequest
 from mdi.control.measurement import Measured, MeasureRequest
 from mdi.control.protocol import NodeBusy
 from mdi.control.routes import ControlServer
@@ -249,6 +250,9 @@ class Secondary:
 
     def request_measurement(self, request: MeasureRequest) -> "Future[Measured]":
         return self._measuring.request(request)
+
+    def request_join(self, request: JoinRequest, addr: str) -> str:
+        raise ControlError("this is a secondary: ask its starter")
 
     def timeline(self) -> dict[str, Any]:
         return self._timeline.to_json()

@@ -15,16 +15,20 @@ from mdi.checkpoint.digests import Check, checked, expect_digest
 from mdi.checkpoint.folder import ModelFolder
 from mdi.checkpoint.tensor_file import open_weights
 from mdi.checkpoint.weights import select
+from mdi.cluster.condition import Incident, RingCondition
 from mdi.cluster.measured_network import MeasuredNetwork
+from mdi.cluster.newcomers import Newcomers
 from mdi.cluster.node_watch import NodeWatch
 from mdi.cluster.plan import Plan, PlanOptions
 from mdi.cluster.rendezvous import nodes_on_host
 from mdi.cluster.ring_view import RingView, ring_view
+from mdi.cluster.roster import Roster
 from mdi.cluster.speed_watch import SpeedWatch
-from mdi.cluster.supervisor import RECOVERABLE, Incident, RingCondition, RingSupervisor
-from mdi.config.network import NetworkConfig
+from mdi.cluster.supervisor import RECOVERABLE, RingSupervisor
+from mdi.config.network import NetworkConfig, node_name
 from mdi.config.options import StarterOptions
 from mdi.config.paths import measurements_dir
+from mdi.control.join import JoinRequest
 from mdi.control.measurement import Measured, MeasureRequest
 from mdi.control.routes import ControlServer
 from mdi.control.session import SessionSpec
@@ -123,8 +127,9 @@ class Starter:
                 control = self._control_server(refusals)
                 stack.callback(control.close)
                 self._network = self._network.with_starter_ports(control.port, listener.getsockname()[1])
+            self._roster = Roster(self._network, self._timeouts)
             self._supervisor = RingSupervisor(
-                self._network,
+                self._roster,
                 self._model,
                 self._options.ring,
                 self._plan_options,
@@ -137,11 +142,12 @@ class Starter:
                 timeouts=self._timeouts,
             )
             stack.callback(self._supervisor.close)
-            if control is not None:
-                control.start()
-            statuses = {node: client.status for node, client in self._supervisor.clients.items()}
+            statuses = {node: client.status for node, client in self._roster.clients.items()}
             self._watch = NodeWatch({NodeId(0): self.status, **statuses}, self._timeouts)
             stack.callback(self._watch.close)
+            self._newcomers = Newcomers(self._roster, lambda: self._supervisor.state, self._expect, self._timeouts)
+            if control is not None:
+                control.start()
             self._speed_watch = SpeedWatch(
                 lambda: {NodeId(0): self.status(), **self._supervisor.statuses()},
                 lambda: self.engine.speed.expected_s,
@@ -213,10 +219,15 @@ class Starter:
 
     def view(self) -> RingView:
         """The ring and its nodes, which are asked about once a second as long as this is called now and then."""
-        supervisor, news = self._supervisor, self._watch.news()
+        news, supervisor = (
+            self._watch.news(),
+            self._supervisor,
+        )  # in this order: a node that joins is in the roster first
         messages = supervisor.ring.under_way if supervisor.condition.is_running else ()
         now_s, recent, slowness = self._timeouts.clock(), self.engine.speed.recent, self._speed_watch.slowness
-        return ring_view(self._network, supervisor.plan, supervisor.epoch, messages, news, now_s, recent, slowness)
+        return ring_view(
+            self._roster.network, supervisor.plan, supervisor.epoch, messages, news, now_s, recent, slowness
+        )
 
     # ---- called from HTTP threads
 
@@ -269,6 +280,13 @@ class Starter:
 
     def request_measurement(self, request: MeasureRequest) -> "Future[Measured]":
         raise ControlError("this is a starter; it is measured by whoever plans its ring")
+
+    def request_join(self, request: JoinRequest, addr: str) -> str:
+        return node_name(self._newcomers.admit(request, addr))
+
+    def _expect(self, node: NodeId) -> None:
+        self._watch.add(node, self._roster.clients[node].status)
+        self._supervisor.expect(node)
 
     def timeline(self) -> dict[str, Any]:
         return self._timeline.to_json()
@@ -375,7 +393,7 @@ class Starter:
             kv_dtype=self._options.kv_dtype,
             rows=-(-plan.n_slots // len(plan.members)),
         )
-        cores = CoreShare(nodes_on_host(self._network, self._network.starter))
+        cores = CoreShare(nodes_on_host(self._roster.network, self._network.starter))
         if not self._runner.holds(spec):
             self._load_undamaged(spec, path, plan, model)
         cores.settle()
@@ -401,7 +419,7 @@ class Starter:
 
     def _weights_path(self, plan: Plan, model: ModelFolder) -> Path:
         """--chunk serves the plan that it was given for; after a take-over the layers are others."""
-        is_first = len(plan.members) == len(self._network.nodes)
+        is_first = self._roster.are_initial(plan.members)
         given = self._options.chunk if is_first else None
         return given or model.starter_weights(plan.spans, self._options.quantize)
 

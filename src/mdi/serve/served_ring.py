@@ -2,8 +2,8 @@
 
 from typing import Protocol
 
+from mdi.cluster.condition import RingCondition
 from mdi.cluster.ring_view import RingView
-from mdi.cluster.supervisor import RingCondition
 from mdi.engine.sample import Sample
 
 

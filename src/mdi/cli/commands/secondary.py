@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from mdi.cli.environment import cache_folder, forget_foreign_variables, sleep_at_barriers, warn_of_loopback_name
-from mdi.cli.networks import secondary_of
+from mdi.cli.networks import secondary_of, starter_of
 from mdi.cli.parser import Parser, add_node_options, options_from
 from mdi.cli.script import announce, run_script, set_up_logging
 from mdi.cli.signals import Signals
@@ -27,6 +27,11 @@ def build_parser() -> Parser:
         "--announce",
         action=BooleanOptionalAction,
         help="let a starter find this node by --discover, without --nodes-config (default: yes)",
+    )
+    parser.option(
+        "--join",
+        metavar="STARTER:PORT",
+        help="ask this starter, at its HTTP port, for a place in the ring that it has, without --nodes-config",
     )
     parser.option("--ring-port", type=int, metavar="N", help="where the predecessor connects to; 0: any free port")
     parser.stray_advice = "; the index of a secondary follows the file: --nodes-config FILE INDEX"
@@ -52,7 +57,7 @@ def main(signals: Signals) -> None:
     debug_log = f"logs_secondary{name}.log" if options.debug else None
     as_json = options.log_format == "json"
     set_up_logging(verbose=options.verbose, quiet=options.quiet, as_json=as_json, debug_log=debug_log)
-    node = secondary_of(options)
+    node, starter = secondary_of(options), starter_of(options)
     node.access.check(waits=True)
     folder = cache_folder(options)
     origin = f", from {options.nodes_config}" if options.nodes_config else " without a file"
@@ -63,7 +68,7 @@ def main(signals: Signals) -> None:
     from mdi.cli.run import run_secondary  # after the arguments are known to be good: torch and litgpt take seconds
 
     with signals.raised():
-        run_secondary(options, node, folder, signals)
+        run_secondary(options, node, starter, folder, signals)
 
 
 def run() -> NoReturn:
