@@ -73,6 +73,7 @@ def test_what_runs_on_a_node_is_told_in_one_line() -> None:
     assert loaded.memory == "1.07 GB at most so far, 8.59 GB free"
     limited = replace(loaded, memory_limit_bytes=3_000_000_000)
     assert limited.memory == "1.07 GB at most so far, 8.59 GB free, limited to 3.00 GB"
+    assert [status.available_bytes for status in (limited, loaded, IDLE)] == [3_000_000_000, 1 << 33, None]
     assert (limited.room, IDLE.room) == ("8.59 GB free, limited to 3.00 GB", "-")
     unquantized = replace(loaded, span=Span(2, 3), weights="none")
     assert unquantized.computes == "layer 2, bfloat16 on cuda:1, weights of 269.00 MB"

@@ -115,6 +115,12 @@ class NodeStatus:
         return ", ".join(self._room) or "-"
 
     @property
+    def available_bytes(self) -> int | None:
+        """What a session may take: what is free, as far as the node's limit lets it have that. None: unknown."""
+        known = [n_bytes for n_bytes in (self.free_memory_bytes, self.memory_limit_bytes) if n_bytes is not None]
+        return min(known, default=None)
+
+    @property
     def _room(self) -> list[str]:
         free, limit = self.free_memory_bytes, self.memory_limit_bytes
         parts = [] if free is None else [f"{format_bytes(free)} free"]

@@ -88,7 +88,7 @@ def _node_json(node: NodeView) -> dict[str, Any]:
         "weights_bytes": status and status.weights_bytes,
         "memory_bytes": now and now.memory_bytes,
         "peak_memory_bytes": now and now.peak_memory_bytes,
-        "free_memory_bytes": now and now.free_memory_bytes,
+        "free_memory_bytes": now and now.available_bytes,
         "queue": now and now.waiting,
         "rows_per_s": rates and round(rates.rows_per_s, 1),
         "compute": rates and round(rates.compute, 3),
