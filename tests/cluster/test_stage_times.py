@@ -126,11 +126,19 @@ def test_of_a_large_vocabulary_a_part_is_timed(monkeypatch: pytest.MonkeyPatch) 
     )
 
 
-@pytest.mark.parametrize(("layers_bytes", "n_layers"), [(1, 1), (100_000, 3), (10**9, 6)])
-def test_as_many_layers_are_timed_as_may_take_memory(layers_bytes: int, n_layers: int) -> None:
-    timer, alone = (replace(timer_on(Machine()), layers_bytes=n) for n in (layers_bytes, 1))
+@pytest.mark.parametrize(("room_bytes", "n_layers"), [(1, 1), (3_600_000, 3), (10**9, 6)])
+def test_as_many_layers_are_timed_as_the_memory_allows(room_bytes: int, n_layers: int) -> None:
+    timer, alone = (replace(timer_on(Machine()), room_bytes=n) for n in (room_bytes, 1))
     assert timer._n_layers == n_layers
     assert timer.needed_bytes - alone.needed_bytes >= (n_layers - 1) * 30_000
+    assert timer.needed_bytes <= room_bytes or n_layers == 1
+
+
+def test_no_more_is_timed_than_there_is_room_for() -> None:
+    """Of the head, too: here embedding and head are 65 MB."""
+    large = timer_on(Machine(), vocab_size=256_000, padded_vocab_size=256_000)
+    for room_bytes in (2_000_000, 10_000_000, 50_000_000, 10**9):
+        assert replace(large, room_bytes=room_bytes).needed_bytes <= room_bytes
 
 
 def test_the_layers_pass_through_the_caches_before_each_time_of_the_head() -> None:

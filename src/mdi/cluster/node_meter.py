@@ -13,7 +13,7 @@ from mdi import __version__
 from mdi.checkpoint.config import config_from_dict
 from mdi.checkpoint.disk_speed import disk_speed
 from mdi.cluster.budget import usable_bytes
-from mdi.cluster.stage_times import LAYERS_BYTES, StageTimer
+from mdi.cluster.stage_times import StageTimer
 from mdi.control.measurement import StageRequest, StageTimes
 from mdi.documents import read_json
 from mdi.errors import ConfigError, ControlError, StorageError
@@ -80,7 +80,7 @@ class NodeMeter:
             placement,
             make_span_engine,
             make_head,
-            layers_bytes=int(min(LAYERS_BYTES, room_bytes / 2)),
+            room_bytes=room_bytes,
         )
         self._check_memory(timer.needed_bytes, room_bytes)
         cores.settle()

@@ -5,6 +5,7 @@ the machine. So times are averages, not the best ones. C = n_embd.
 """
 
 import functools
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -51,14 +52,12 @@ class StageTimer:
     make_engine: SpanEngineFactory
     make_head: HeadFactory
     clock: Clock = time.perf_counter
-    layers_bytes: int = LAYERS_BYTES  # that may be taken for layers; one is timed at least
+    room_bytes: float = math.inf  # that timing may take; one layer and a small part of the head are timed at least
 
     @property
     def needed_bytes(self) -> int:
         """The memory that timing takes, beside the stored weight of one tensor."""
-        slots = kv_bytes(self.config, self._n_layers, CONTEXTS[-1], self.placement.dtype) * (max(ROWS) + 1)
-        head = _weights_bytes(self._head_config, self.placement, None)
-        return _weights_bytes(self.config, self.placement, self._n_layers) + slots + head
+        return self._head_bytes + self._n_layers * self._layer_bytes
 
     def message_s(self) -> float:
         """Seconds for a message of one row on a node without layers."""
@@ -127,14 +126,27 @@ class StageTimer:
 
     @functools.cached_property
     def _n_layers(self) -> int:
-        """So many that they do not fit into a cache, if the model has as many."""
-        layer_bytes = _weights_bytes(self.config, self.placement, 1)
-        return max(1, min(int(self.config.n_layer), self.layers_bytes // layer_bytes))
+        """So many that they do not fit into a cache, if the model has as many and the memory is there."""
+        not_cached = LAYERS_BYTES // _weights_bytes(self.config, self.placement, 1)
+        fitting = (self.room_bytes - self._head_bytes) / self._layer_bytes
+        return int(max(1, min(int(self.config.n_layer), not_cached, fitting)))
+
+    @functools.cached_property
+    def _layer_bytes(self) -> int:
+        """Of one layer, with its part of all slots."""
+        slot = kv_bytes(self.config, 1, CONTEXTS[-1], self.placement.dtype)
+        return _weights_bytes(self.config, self.placement, 1) + (max(ROWS) + 1) * slot
+
+    @property
+    def _head_bytes(self) -> int:
+        return _weights_bytes(self._head_config, self.placement, None)
 
     @functools.cached_property
     def _head_config(self) -> ModelConfig:
+        """With so many tokens that the head, and the embedding beside it, keep to their part of the memory."""
         row_bytes = self.config.n_embd * self.placement.dtype.itemsize
-        n_tokens = min(self.config.padded_vocab_size, max(1024, HEAD_BYTES // row_bytes))
+        part_bytes = min(HEAD_BYTES, self.room_bytes / 8)
+        n_tokens = min(self.config.padded_vocab_size, max(1024, int(part_bytes // row_bytes)))
         return config_from_dict(config_to_dict(self.config) | {"vocab_size": n_tokens, "padded_vocab_size": n_tokens})
 
     def _engine(self, n_layers: int) -> SpanEngine:
