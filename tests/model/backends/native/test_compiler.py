@@ -185,6 +185,7 @@ def test_the_features_of_all_cores_count(tmp_path: Path) -> None:
     [
         ("x86_64", {"avx2", "fma", "f16c", "avx_vnni", "sse2"}, ["avxvnni", "avx2"]),
         ("x86_64", {"avx2", "fma"}, []),
+        ("aarch64", {"asimd", "asimddp", "i8mm", "bf16"}, ["neon-i8mm", "neon-dotprod", "neon"]),
         ("aarch64", {"asimd", "asimddp"}, ["neon-dotprod", "neon"]),
         ("aarch64", {"asimd"}, ["neon"]),
         ("riscv64", set(), []),

@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 BITS = (HERE / "bits.txt").read_text()
 SANITIZERS = {"address": "-fsanitize=address,undefined", "thread": "-fsanitize=thread"}
 ARM_COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
-ARM_CPUS = {"neon-dotprod": "neoverse-n1", "neon": "cortex-a72"}
+ARM_CPUS = {"neon-i8mm": "max", "neon-dotprod": "neoverse-n1", "neon": "cortex-a72"}
 
 
 def build(folder: Path, compiler: str, *flags: str) -> str:

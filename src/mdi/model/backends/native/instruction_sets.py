@@ -29,6 +29,7 @@ INSTRUCTION_SETS = (  # the fastest first
     ),
     InstructionSet("avxvnni", _X86, frozenset({"avx2", "fma", "f16c", "avx_vnni"}), (*_AVX2, "-mavxvnni")),
     InstructionSet("avx2", _X86, frozenset({"avx2", "fma", "f16c"}), _AVX2),
+    InstructionSet("neon-i8mm", _ARM, frozenset({"asimddp", "i8mm"}), ("-march=armv8.2-a+dotprod+i8mm",)),
     InstructionSet("neon-dotprod", _ARM, frozenset({"asimddp"}), ("-march=armv8.2-a+dotprod",)),
     InstructionSet("neon", _ARM, frozenset(), ()),
 )

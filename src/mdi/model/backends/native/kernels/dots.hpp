@@ -1,7 +1,8 @@
 // Exact products of integers: 16 outputs x a few inputs of weights with the same inputs of several rows.
 //
-// A `Dot` multiplies one step of a block, 64 bytes of weights. `position` says which of those bytes holds the weight of an
-// output and an input. Rows lie `kBlock` values apart.
+// A `Dot` multiplies one step of a block, `kStepBytes` of weights with `kInputs` of each row. `position` says which of those
+// bytes holds the weight of an output and an input, and of 4 bits `is_high` which half. `kRows` rows share their sums. Rows lie
+// `kBlock` values apart.
 #pragma once
 
 #include "lanes.hpp"
@@ -9,9 +10,79 @@
 namespace mdi {
 
 constexpr int kBlock = 32;  // inputs that share a scale, of weights and of rows
-constexpr int kStepBytes = 64;
 
-#if defined(MDI_DOT_OF_BYTES)
+#if defined(MDI_PRODUCT_OF_BYTE_MATRICES)
+
+// The CPU multiplies matrices: two outputs with two rows, of eight inputs each.
+struct DotOfMatrices {
+  using Value = int8_t;  // of a row
+  struct Sums {
+    NativeInts pairs[kLanes / 2];  // of outputs: [output][row]
+  };
+  static constexpr int kRows = 2;
+  static constexpr int kInputs = 8;
+  static constexpr int kOffset = 0;
+
+  static INLINE Ints total(const Sums &sums, int row) {
+    const NativeInts(&p)[kLanes / 2] = sums.pairs;
+    return {{of_row(row, p[0], p[1]), of_row(row, p[2], p[3])}, {of_row(row, p[4], p[5]), of_row(row, p[6], p[7])}};
+  }
+
+ protected:
+  template <int R> static constexpr int kSums = (R + 1) / 2;
+
+  // The next inputs of all rows; the last one is its own neighbour where their number is odd.
+  template <int R> static INLINE void load_rows(const Value *x, NativeInts (&rows)[kSums<R>]) {
+    for (int i = 0; i < kSums<R>; i++) {
+      const Value *row = x + 2 * i * kBlock;
+      rows[i] = eight_inputs(row, 2 * i + 1 < R ? row + kBlock : row);
+    }
+  }
+  template <int N> static INLINE void add_pair(Sums (&sums)[N], int pair, NativeInts weights, const NativeInts (&rows)[N]) {
+#pragma GCC unroll 8
+    for (int i = 0; i < N; i++) {
+      sums[i].pairs[pair] = multiply_matrices(sums[i].pairs[pair], weights, rows[i]);
+      keep(sums[i].pairs[pair]);
+    }
+  }
+  static INLINE NativeInts load_pair(const uint8_t *weights, int pair) {
+    NativeInts w;
+    load(reinterpret_cast<const int32_t *>(weights + pair * sizeof w), w);
+    return w;
+  }
+};
+
+struct Dot8 : DotOfMatrices {
+  static constexpr int kStepBytes = 128;
+  static constexpr int position(int output, int input) { return output * 8 + input; }
+
+  template <int R> static INLINE void add(Sums (&sums)[kSums<R>], const uint8_t *weights, const Value *x) {
+    NativeInts rows[kSums<R>];
+    load_rows<R>(x, rows);
+#pragma GCC unroll 8
+    for (int pair = 0; pair < 8; pair++) add_pair(sums, pair, load_pair(weights, pair), rows);
+  }
+};
+
+struct Dot4 : DotOfMatrices {
+  static constexpr int kStepBytes = 64;
+  static constexpr int position(int output, int input) { return output % 8 * 8 + input; }
+  static constexpr bool is_high(int output, int) { return output >= 8; }
+
+  template <int R> static INLINE void add(Sums (&sums)[kSums<R>], const uint8_t *weights, const Value *x) {
+    NativeInts rows[kSums<R>], mask;
+    load_rows<R>(x, rows);
+    fill(0x0f0f0f0f, mask);
+#pragma GCC unroll 4
+    for (int pair = 0; pair < 4; pair++) {
+      const NativeInts w = load_pair(weights, pair);
+      add_pair(sums, pair, w & mask, rows);
+      add_pair(sums, pair + 4, (w >> 4) & mask, rows);
+    }
+  }
+};
+
+#elif defined(MDI_DOT_OF_BYTES)
 
 // The CPU adds products of four neighbouring bytes to a 32-bit sum.
 template <class V> INLINE Pair<V> dot(Pair<V> sums, Pair<V> weights, Pair<V> x) {
@@ -26,10 +97,11 @@ INLINE Ints four_inputs(const int8_t *x) {
 struct Dot8 {
   using Value = int8_t;  // of a row
   using Sums = Ints;
-  static constexpr int kInputs = 4;
+  static constexpr int kRows = 1;
+  static constexpr int kInputs = 4, kStepBytes = 64;
   static constexpr int kOffset = kWeightOffset;  // added to weights as they are stored
   static constexpr int position(int output, int input) { return output * 4 + input; }
-  static INLINE Ints total(Sums sums) { return sums; }
+  static INLINE Ints total(Sums sums, int) { return sums; }
 
   template <int R> static INLINE void add(Sums (&sums)[R], const uint8_t *weights, const Value *x) {
     const Ints w = load_ints(weights);
@@ -44,9 +116,11 @@ struct Dot8 {
 struct Dot4 {
   using Value = int8_t;
   using Sums = Ints;
-  static constexpr int kInputs = 8;  // the first four in the low bits of their bytes, the others in the high bits
+  static constexpr int kRows = 1;
+  static constexpr int kInputs = 8, kStepBytes = 64;
   static constexpr int position(int output, int input) { return output * 4 + input % 4; }
-  static INLINE Ints total(Sums sums) { return sums; }
+  static constexpr bool is_high(int, int input) { return input >= 4; }
+  static INLINE Ints total(Sums sums, int) { return sums; }
 
   template <int R> static INLINE void add(Sums (&sums)[R], const uint8_t *weights, const Value *x) {
     const Ints w = load_ints(weights), low = w & splat(0x0f0f0f0f), high = (w >> 4) & splat(0x0f0f0f0f);
@@ -66,10 +140,11 @@ struct Dot4 {
 struct Dot8 {
   using Value = int16_t;
   using Sums = Ints;
-  static constexpr int kInputs = 4;
+  static constexpr int kRows = 1;
+  static constexpr int kInputs = 4, kStepBytes = 64;
   static constexpr int kOffset = 0;
   static constexpr int position(int output, int input) { return input / 2 * 32 + output * 2 + input % 2; }
-  static INLINE Ints total(Sums sums) { return sums; }
+  static INLINE Ints total(Sums sums, int) { return sums; }
 
   template <int R> static INLINE void add(Sums (&sums)[R], const uint8_t *weights, const Value *x) {
 #pragma GCC unroll 2
@@ -96,9 +171,11 @@ struct Dot4 {
   typedef int16_t Shorts __attribute__((vector_size(32)));
   using Value = int8_t;
   using Sums = Pair<Shorts>;
-  static constexpr int kInputs = 8;
+  static constexpr int kRows = 1;
+  static constexpr int kInputs = 8, kStepBytes = 64;
   static constexpr int position(int output, int input) { return output * 4 + input % 4; }
-  static INLINE Ints total(Sums sums) { return {joined(sums.low), joined(sums.high)}; }
+  static constexpr bool is_high(int, int input) { return input >= 4; }
+  static INLINE Ints total(Sums sums, int) { return {joined(sums.low), joined(sums.high)}; }
 
   template <int R> static INLINE void add(Sums (&sums)[R], const uint8_t *weights, const Value *x) {
     const Ints w = load_ints(weights), low = w & splat(0x0f0f0f0f), high = (w >> 4) & splat(0x0f0f0f0f);

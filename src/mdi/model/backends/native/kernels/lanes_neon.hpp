@@ -1,4 +1,4 @@
-// AArch64, with or without dot products of bytes: sixteen lanes are four registers.
+// AArch64, with or without products of matrices of bytes (i8mm), or dot products of bytes: sixteen lanes are four registers.
 #pragma once
 
 #include <arm_neon.h>
@@ -28,6 +28,22 @@ INLINE void store(Half *p, NativeFloats v) {
   memcpy(p, &bits, sizeof bits);
 }
 
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+#define MDI_INSTRUCTION_SET "neon-i8mm"
+#define MDI_PRODUCT_OF_BYTE_MATRICES
+// Adds products of two outputs with two rows, of eight inputs each: [output][row].
+INLINE NativeInts multiply_matrices(NativeInts sums, NativeInts weights, NativeInts rows) {
+  return (NativeInts)vmmlaq_s32((int32x4_t)sums, (int8x16_t)weights, (int8x16_t)rows);
+}
+INLINE NativeInts eight_inputs(const int8_t *row, const int8_t *next_row) {
+  return (NativeInts)vcombine_s8(vld1_s8(row), vld1_s8(next_row));
+}
+// Of four outputs, those of the first or the second row.
+INLINE NativeInts of_row(int row, NativeInts low, NativeInts high) {
+  const int32x4_t a = (int32x4_t)low, b = (int32x4_t)high;
+  return (NativeInts)(row == 0 ? vuzp1q_s32(a, b) : vuzp2q_s32(a, b));
+}
+#else
 #define MDI_DOT_OF_BYTES
 constexpr int kWeightOffset = 0;
 INLINE NativeInts dot(NativeInts sums, NativeInts weights, NativeInts x) {
@@ -42,6 +58,7 @@ INLINE NativeInts dot(NativeInts sums, NativeInts weights, NativeInts x) {
   return sums + (NativeInts)vpaddq_s32(low, high);
 #endif
 }
+#endif
 
 template <class V> INLINE void keep(V &v) { asm("" : "+w"(v)); }
 

@@ -17,14 +17,15 @@ template <int R, class Tile>
 INLINE void block_products(const uint8_t *tile, const Rows &x, int64_t at, Ints (&products)[R]) {
   using Dot = typename Tile::Dot;
   const auto *row = x.integers<typename Dot::Value>() + at * kBlock;
-  typename Dot::Sums sums[R] = {};
+  typename Dot::Sums sums[(R + Dot::kRows - 1) / Dot::kRows] = {};
   if constexpr (std::is_same_v<Tile, Int8Tile>)
     if constexpr (Dot::kOffset != 0)
       for (int r = 0; r < R; r++) sums[r] = splat(-Dot::kOffset * x.sums[at + r]);
 #pragma GCC unroll 8
   for (int step = 0; step < kBlock / Dot::kInputs; step++)
-    Dot::template add<R>(sums, tile + Tile::kHead + step * kStepBytes, row + step * Dot::kInputs);
-  for (int r = 0; r < R; r++) products[r] = Dot::total(sums[r]);
+    Dot::template add<R>(sums, tile + Tile::kHead + step * Dot::kStepBytes, row + step * Dot::kInputs);
+#pragma GCC unroll 16
+  for (int r = 0; r < R; r++) products[r] = Dot::total(sums[r / Dot::kRows], r % Dot::kRows);
 }
 
 template <int R>

@@ -72,7 +72,7 @@ void pack_output(FloatTile<Number>, uint8_t *tile, int output, const Number *row
 inline void pack_output(Int8Tile, uint8_t *tile, int output, const int8_t *row, int n_inputs, const Half *scale) {
   reinterpret_cast<Half *>(tile)[output] = *scale;
   for (int k = 0; k < kBlock; k++) {
-    const int at = k / Dot8::kInputs * kStepBytes + Dot8::position(output, k % Dot8::kInputs);
+    const int at = k / Dot8::kInputs * Dot8::kStepBytes + Dot8::position(output, k % Dot8::kInputs);
     tile[Int8Tile::kHead + at] = static_cast<uint8_t>((k < n_inputs ? row[k] : 0) + Dot8::kOffset);
   }
 }
@@ -81,8 +81,8 @@ inline void pack_output(Int4Tile, uint8_t *tile, int output, const uint8_t *row,
   reinterpret_cast<Half *>(tile)[kGroup + output] = pair[1];
   for (int k = 0; k < n_inputs; k++) {
     const int q = k % 2 ? row[k / 2] >> 4 : row[k / 2] & 15, input = k % Dot4::kInputs;
-    uint8_t &byte = tile[Int4Tile::kHead + k / Dot4::kInputs * kStepBytes + Dot4::position(output, input)];
-    byte = static_cast<uint8_t>(byte | (input < 4 ? q : q << 4));
+    uint8_t &byte = tile[Int4Tile::kHead + k / Dot4::kInputs * Dot4::kStepBytes + Dot4::position(output, input)];
+    byte = static_cast<uint8_t>(byte | (Dot4::is_high(output, input) ? q << 4 : q));
   }
 }
 
