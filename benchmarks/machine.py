@@ -23,6 +23,15 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def int8_units() -> str:
+    """What 8-bit products are computed with, as far as targets tell it apart: `VNNI`, or else `AVX2`."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").split()
+    except OSError:
+        flags = []
+    return "VNNI" if {"avx512_vnni", "avx_vnni"} & set(flags) else "AVX2"
+
+
 def busy(cores: Sequence[int]) -> str:
     """What share of the cores other programs use before we begin."""
     shares = psutil.cpu_percent(interval=BUSY_INTERVAL_S, percpu=True)

@@ -10,11 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+
 from benchmarks import hops, serving
+from benchmarks.machine import int8_units
 from benchmarks.peers import LlamaCpp, litgpt
 from benchmarks.report import Series, ratio
 from benchmarks.rings import (
     ON_CPU,
+    STANDALONE,
     NodeSettings,
     Request,
     Ring,
@@ -25,16 +29,18 @@ from benchmarks.rings import (
     write_seen_as,
 )
 from benchmarks.servers import LlamaServer, Served, served_ring
-from benchmarks.workers import BenchError, Worker, end, python_module, start
+from benchmarks.workers import ROOT, BenchError, Worker, end, python_module, start
 from mdi.checkpoint.config import load_config
 from mdi.config.network import load_network
 from mdi.config.prepare_options import PrepareOptions
+from mdi.model.span import Span
 
 T = TypeVar("T")
 Action = Callable[[], Run]
 Opener = contextlib.AbstractContextManager[Action]
 
-PROMPT_TOKENS = 32
+PROMPT_TOKENS = 104  # with the 48 tokens of a sample that is alone, a step is at position 128 in the middle
+MAX_ROWS = 128  # of a message, as a starter has it by default
 HOP_KEY = "a key for the benchmark"
 LARGE_SHAPE = "TinyLlama/TinyLlama-1.1B-Chat-v1.0"
 
@@ -186,23 +192,43 @@ def measure_litgpt(bench: Bench) -> list[Series]:
     return [theirs, ours, ratio("litgpt", "1 node over litgpt", ours, theirs, "litgpt")]
 
 
+Contestant = tuple[str, str, int, int]  # our quantization, llama.cpp's kind, nodes or threads, samples or sequences
+
+
 def measure_llama(bench: Bench) -> list[Series]:
-    """Both sides from the same weights: float32, 8 and 4 bits; one sample on one core, 16 on two."""
+    """Both sides from the same weights: float32, 8 and 4 bits; one sample and 16 on one core, 16 on two."""
+    units = int8_units()
+    targets: dict[Contestant, str] = {
+        ("none", "F32", 1, 1): "",
+        ("none", "F32", 2, 16): "",
+        ("int8", "Q8_0", 1, 1): "int8 one",
+        ("int8", "Q8_0", 1, 16): f"int8 node {units}",
+        ("int8", "Q8_0", 2, 16): f"int8 ring {units}",
+    }
+    if not bench.quick:
+        targets |= {("int4", "Q4_0", 1, 1): "int4 one", ("int4", "Q4_0", 2, 16): ""}
     same = compare_tokens(bench)
-    kinds = (("none", "float32", "F32"), ("int8", "int8", "Q8_0"), ("int4", "int4", "Q4_0"))
+    few_label, many_label = _our_label("int8", 2, 2), _our_label("int8", 2, 16)
+    speeds, ratios = _beside_llama(bench, "llama", targets, {few_label: _ours(bench, 2, 2, NodeSettings("int8"))})
+    group = ratio("llama", "int8, 2 nodes: 16 samples over 2", speeds[many_label], speeds[few_label], "int8 group")
+    return [same, *speeds.values(), group, *ratios]
+
+
+def _beside_llama(
+    bench: Bench, measure: str, targets: Mapping[Contestant, str], others: Mapping[str, Opener]
+) -> tuple[dict[str, Series], list[Series]]:
+    """Tokens/s of all, `others` too, and ours over llama.cpp's with the target that each ratio is held against."""
     openers: dict[str, Opener] = {}
-    for quantize, name, kind in kinds[:2] if bench.quick else kinds:
-        for n_nodes, n_samples in ((1, 1), (2, 16)):
-            openers[_our_label(name, n_nodes, n_samples)] = _ours(bench, n_nodes, n_samples, NodeSettings(quantize))
-            openers[_llama_label(kind, n_nodes, n_samples)] = _llama(bench, kind, n_nodes, n_samples)
-    openers[_our_label("int8", 2, 2)] = _ours(bench, 2, 2, NodeSettings("int8"))
-    speeds = contest(bench, "llama", openers)
-    many, few = speeds[_our_label("int8", 2, 16)], speeds[_our_label("int8", 2, 2)]
-    ratios = [ratio("llama", "int8, 2 nodes: 16 samples over 2", many, few, "int8 group")]
-    for _, name, kind in kinds[:2] if bench.quick else kinds:
-        targets = {(1, 1): "int8 one", (2, 16): "int8 many"} if name == "int8" else {}
-        ratios += _over_llama("llama", speeds, name, kind, targets)
-    return [same, *speeds.values(), *ratios]
+    for mode, kind, n, n_samples in targets:
+        openers[_our_label(mode, n, n_samples)] = _ours(bench, n, n_samples, NodeSettings(mode))
+        openers[_llama_label(kind, n, n_samples)] = _llama(bench, kind, n, n_samples)
+    speeds = contest(bench, measure, {**openers, **others})
+    ratios = []
+    for (mode, kind, n, n_samples), target in targets.items():
+        ours, theirs = _our_label(mode, n, n_samples), _llama_label(kind, n, n_samples)
+        label = f"{ours} over llama.cpp {kind}"
+        ratios.append(ratio(measure, label, speeds[ours], speeds[theirs], target))
+    return speeds, ratios
 
 
 def compare_tokens(bench: Bench) -> Series:
@@ -231,19 +257,19 @@ def measure_large(bench: Bench) -> list[Series]:
     bench.llama.require()
     prepare_large(bench.large)
     bench = _with_large(bench)
-    openers: dict[str, Opener] = {}
-    for n_nodes, n_samples in ((1, 1), (2, 16)):
-        openers[_our_label("int8", n_nodes, n_samples)] = _ours(bench, n_nodes, n_samples, NodeSettings("int8"))
-        openers[_llama_label("Q8_0", n_nodes, n_samples)] = _llama(bench, "Q8_0", n_nodes, n_samples)
-    speeds = contest(bench, "large", openers)
+    targets: dict[Contestant, str] = {
+        ("int8", "Q8_0", 1, 1): "int8 one large",
+        ("int8", "Q8_0", 1, 16): f"int8 node large {int8_units()}",
+        ("int8", "Q8_0", 2, 16): "",
+        ("int4", "Q4_0", 1, 1): "int4 one large",
+    }
+    speeds, ratios = _beside_llama(bench, "large", targets, {})
     bench.llama.forget(bench.ckpt, "F32")
-    return [*speeds.values(), *_over_llama("large", speeds, "int8", "Q8_0", {(1, 1): "int8 one large"})]
+    return [*speeds.values(), *ratios]
 
 
 def measure_cuda(bench: Bench) -> list[Series]:
     """One GPU: one node and two that share it beside litgpt, a model of the TinyLlama-1.1B shape in bfloat16."""
-    import torch
-
     if not torch.cuda.is_available():
         raise BenchError("no CUDA device is there")
     prepare_large(bench.large)
@@ -276,23 +302,13 @@ def _with_large(bench: Bench) -> Bench:
     return Bench(bench.large, bench.large, bench.cores, bench.scratch, bench.llama, bench.rounds, steps, bench.quick)
 
 
-def _our_label(name: str, n_nodes: int, n_samples: int) -> str:
+def _our_label(mode: str, n_nodes: int, n_samples: int) -> str:
+    name = "float32" if mode == "none" else mode
     return f"{name}, {n_nodes} node{'s' * (n_nodes > 1)}, {_samples(n_samples)}"
 
 
 def _llama_label(kind: str, n_cores: int, n_samples: int) -> str:
     return f"llama.cpp {kind}, {n_cores} thread{'s' * (n_cores > 1)}, {n_samples} sequence{'s' * (n_samples > 1)}"
-
-
-def _over_llama(
-    measure: str, speeds: Mapping[str, Series], name: str, kind: str, targets: Mapping[tuple[int, int], str]
-) -> list[Series]:
-    ratios = []
-    for n, n_samples in ((1, 1), (2, 16)):
-        ours, theirs = _our_label(name, n, n_samples), _llama_label(kind, n, n_samples)
-        target = targets.get((n, n_samples), "")
-        ratios.append(ratio(measure, f"{ours} over llama.cpp {kind}", speeds[ours], speeds[theirs], target))
-    return ratios
 
 
 def measure_hops(bench: Bench) -> list[Series]:
@@ -392,14 +408,68 @@ class FreshRun:
     first_token_s: float  # from the command line, all nodes started at the same time
 
 
-def _fresh(bench: Bench, n_nodes: int, request: Request) -> Callable[[], FreshRun]:
+def _fresh(bench: Bench, n_nodes: int, request: Request, settings: NodeSettings = ON_CPU) -> Callable[[], FreshRun]:
     def run() -> FreshRun:
         begin = time.monotonic()
-        with bench.ring(n_nodes) as nodes:
+        with bench.ring(n_nodes, settings) as nodes:
             times = nodes.run(request).times
             return FreshRun(nodes.peak_bytes(), min(sample[0] for sample in times) - begin)
 
     return run
+
+
+def measure_start(bench: Bench) -> list[Series]:
+    """A quantized node that has run before: the time to its first token, and its memory beside what it must hold."""
+    n_layer, n_samples, context = load_config(bench.ckpt).n_layer, 2, 256
+    half = Request(prompt_of(PROMPT_TOKENS), n_samples, 4, context, split=f"{n_layer - n_layer // 2},{n_layer // 2}")
+    alone, with_another = _command(bench, "--quantize", "int8"), _fresh(bench, 2, half, NodeSettings("int8"))
+    alone(), with_another()
+    rounds = min(3, bench.rounds)
+    (seconds,) = alternate(rounds, {"1 node, second start": alone}).values()
+    (runs,) = alternate(rounds, {"2 nodes, second start": with_another}).values()
+    needed = _needed_bytes(bench, n_layer // 2, n_samples, context)
+    peaks = [run.peak_bytes[1] for run in runs]
+    return [
+        Series("start", "second start to the first token, int8, 1 node", "s", tuple(seconds), target="start"),
+        Series("start", "the secondary of 2 nodes, int8: peak", "MB", tuple(peak / 1e6 for peak in peaks)),
+        Series(
+            "start",
+            "the same beside weights, slots and a message of 128 rows",
+            "MB",
+            tuple((peak - needed) / 1e6 for peak in peaks),
+            target="memory",
+        ),
+    ]
+
+
+def _command(bench: Bench, *flags: str) -> Callable[[], float]:
+    """`starter.py` as a user has it, for one token: seconds from the command to its end."""
+    command = [sys.executable, str(ROOT / "src" / "starter.py"), "--quiet", "--ckpt", str(bench.ckpt), *flags]
+    command += ["--nodes-config", str(STANDALONE), "--prompt", "a", "--n-samples", "1", "--n-tokens", "1"]
+    log = bench.scratch / "logs" / "starter.log"
+
+    def run() -> float:
+        began_s = time.monotonic()
+        if start(command, bench.cores[:1], log).wait():
+            raise BenchError(log.read_text(errors="replace").strip().rpartition("\n")[2])
+        return time.monotonic() - began_s
+
+    return run
+
+
+def _needed_bytes(bench: Bench, n_layers: int, n_samples: int, context: int) -> int:
+    """What the last layers of the model take in int8, as the budget counts them."""
+    from mdi.checkpoint.folder import open_folder
+    from mdi.cluster.budget import NodeFacts, need_of
+    from mdi.model.backends.select import prepare
+
+    model, cpu = open_folder(bench.ckpt, 2), torch.device("cpu")
+    facts = NodeFacts("", "", "cpu", torch.float32, "int8", None, has_kernels=prepare(cpu, "auto"))
+    span = Span(model.config.n_layer - n_layers, model.config.n_layer)
+    need = need_of(
+        facts, model.config, span, has_ends=False, context=context, max_rows=MAX_ROWS, stored=model.stored(2)
+    )
+    return need.weights + n_samples * need.slot + need.message
 
 
 def measure_link(bench: Bench) -> list[Series]:
@@ -501,10 +571,11 @@ MEASURES: dict[str, Callable[[Bench], list[Series]]] = {
     "prompt": measure_prompt,
     "context": measure_context,
     "memory": measure_memory,
+    "start": measure_start,
     "link": measure_link,
     "large-link": measure_large_link,
     "cuda": measure_cuda,
     "serve": measure_serve,
 }
 USUAL = tuple(name for name in MEASURES if name != "serve")  # which takes as long as all of these
-QUICK = tuple(name for name in USUAL if name not in ("large", "large-link", "context", "memory", "cuda"))
+QUICK = tuple(name for name in USUAL if name not in ("large", "large-link", "context", "memory", "start", "cuda"))
