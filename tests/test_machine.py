@@ -1,6 +1,8 @@
 """Cores and memory, of the machine and of the container; the control groups are folders as the kernel shows them."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -8,6 +10,7 @@ import pytest
 
 from mdi import machine
 from mdi.machine import available_memory_bytes, n_cores
+from support.paths import SRC
 
 GB = 1 << 30
 
@@ -122,3 +125,11 @@ def test_this_machine_has_cores_and_memory() -> None:
     assert 1 <= n_cores() <= (os.cpu_count() or 1)
     assert 0 < available_memory_bytes() <= psutil.virtual_memory().total
     assert 1 << 20 < machine.peak_memory_bytes() < 1 << 44
+
+
+def test_the_peak_of_a_process_is_not_that_of_whoever_started_it() -> None:
+    ballast = bytearray(200 << 20)
+    code = "from mdi import machine; print(machine.peak_memory_bytes())"
+    environment = os.environ | {"PYTHONPATH": str(SRC)}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert 1 << 20 < int(result.stdout) < len(ballast) < machine.peak_memory_bytes()

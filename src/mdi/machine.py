@@ -5,6 +5,7 @@ A container's limits are those of its control group and of every group above it.
 """
 
 import os
+import re
 import secrets
 import socket
 from collections.abc import Iterator
@@ -37,12 +38,15 @@ def memory_bytes() -> int:
 
 def peak_memory_bytes() -> int:
     """The largest resident set that this process has had; where the system keeps no record, the present one."""
+    status = _read(ROOT / "proc/self/status")
+    if (peak := re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)) is not None:
+        return int(peak[1]) * 1024
     try:
         import resource  # not on Windows
     except ImportError:
         return int(getattr(psutil.Process().memory_info(), "peak_wset", memory_bytes()))
+    # Not on Linux, where it begins with that of whoever started the process.
     unit_bytes = 1 if psutil.MACOS else 1024
-    # The kernel brings its record up to date only now and then.
     return max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit_bytes, memory_bytes())
 
 
