@@ -3,7 +3,6 @@
 import os
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -338,31 +337,3 @@ def test_a_full_disk_ends_all_processes_with_one_line(
     (error,) = [line for line in done.stderr.splitlines() if "error" in line]
     assert error.startswith(f"error: {folder / STATE_FILE} cannot be written")
     assert torch.load(folder / STATE_FILE, weights_only=True)["progress"]["step"] == 0
-
-
-@pytest.mark.slow
-def test_a_killed_process_is_resumed_and_ctrl_c_saves(
-    dataset: Path, tmp_path: Path, environment: dict[str, str]
-) -> None:
-    folder = begun(tmp_path / "model", gpt2())
-
-    def end_after(signal_number: int, n_rows: int, **options: Any) -> int:
-        lines = command(folder, dataset, max_iters=10**6, ckpt_interval=3, **options)
-        process = subprocess.Popen(lines, stderr=subprocess.PIPE, text=True, env=environment)
-        assert process.stderr is not None
-        with process.stderr:
-            for line in process.stderr:
-                n_rows -= "step" in line
-                if n_rows <= 0:
-                    break
-            process.send_signal(signal_number)
-            process.stderr.read()
-        return process.wait(60)
-
-    assert end_after(signal.SIGKILL, 20) == -signal.SIGKILL
-    saved = torch.load(folder / STATE_FILE, weights_only=True)["progress"]["step"]
-    assert saved >= 12
-    assert end_after(signal.SIGINT, 5, init="resume") == 130
-    steps = [int(step) for step, loss, _ in losses(folder) if loss]
-    assert steps == list(range(1, len(steps) + 1))
-    assert torch.load(folder / STATE_FILE, weights_only=True)["progress"]["step"] == steps[-1] > saved
