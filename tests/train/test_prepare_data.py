@@ -64,12 +64,14 @@ def test_byte_pairs_of_the_shipped_text_give_it_back_and_are_the_same_each_time(
 
 def test_files_of_a_folder_follow_one_another_each_with_the_end_of_a_text(tmp_path: Path) -> None:
     texts = tmp_path / "texts"
-    (texts / "more").mkdir(parents=True)
+    for name in ("more", ".hidden"):
+        (texts / name).mkdir(parents=True)
     for name, content in {
         "b.txt": "second\n",
         "a.MD": "first\n",
         "more/c.txt": "third\n",
         ".hidden.txt": "not\n",
+        ".hidden/d.txt": "not\n",
     }.items():
         (texts / name).write_text(content)
     (texts / "picture.png").write_bytes(b"\x89PNG")

@@ -219,6 +219,8 @@ def test_a_prepared_model_is_checked_before_it_is_tuned(config: ModelConfig, dat
     (tokens / "tokenizer.json").write_text("{}")
     with pytest.raises(ConfigError, match=rf"its tokens are not those of {base}: prepare the data with --tokenizer"):
         run(tmp_path / "other", tokens, **tuned)
+    with pytest.raises(ConfigError, match=rf"its tokens are not those of {tmp_path / 'tuned'}"):
+        run(tmp_path / "tuned", tokens, init="resume", max_iters=2)
     weights = dict(open_weights(base / MODEL_FILE))
     weights["transformer.ln_f.weight"] = weights["transformer.ln_f.weight"] + 1
     torch.save(weights, base / MODEL_FILE)

@@ -33,7 +33,7 @@ class Beginning:
 def find_beginning(options: TrainOptions, folder: Path, dataset: Path, info: DatasetInfo) -> Beginning:
     """What the options name. Raises `ConfigError` where that is not possible, `CheckpointError` for damaged files."""
     if options.init == "resume":
-        return _resumed(options, folder)
+        return _resumed(options, folder, dataset)
     _refuse_to_replace(folder)
     if options.init == "scratch":
         return Beginning(_shape(options, folder, info), dataset)
@@ -42,16 +42,18 @@ def find_beginning(options: TrainOptions, folder: Path, dataset: Path, info: Dat
     return Beginning(load_config(base), base, base, lora=options.lora)
 
 
-def _resumed(options: TrainOptions, folder: Path) -> Beginning:
+def _resumed(options: TrainOptions, folder: Path, dataset: Path) -> Beginning:
     state = read_state(folder)
     if not has_adapters(folder):
         if options.lora is not None:
             raise ConfigError(f"--lora: the training in {folder} is not one of adapters: leave the flag out")
+        _check_tokenizer(folder, dataset)
         return Beginning(load_config(folder), folder, state=state)
     facts = read_facts(folder)
     if options.lora not in (None, facts.lora):
         raise ConfigError(f"--lora: the adapters in {folder} are others: leave the flag out")
     base = facts.base if options.model is None else find_folder(Path(options.model))
+    _check_tokenizer(base, dataset)
     return Beginning(load_config(base), base, base, facts.base_digest, facts.lora, state)
 
 

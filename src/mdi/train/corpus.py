@@ -17,7 +17,7 @@ MAX_PIECE_CHARS = 1 << 20  # without such a place a text is cut anywhere
 
 @dataclass(frozen=True)
 class Corpus:
-    """One file, or all texts below a folder in the order of their paths."""
+    """One file, or all texts below a folder in the order of their paths, without hidden ones."""
 
     files: tuple[Path, ...]
     n_bytes: int
@@ -29,7 +29,7 @@ def open_corpus(path: Path) -> Corpus:
         files = [path]
     elif path.is_dir():
         found = (file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-        files = sorted(file for file in found if not file.name.startswith("."))
+        files = sorted(file for file in found if not _is_hidden(file.relative_to(path)))
     else:
         raise ConfigError(f"{one_line(str(path))}: no such file or folder")
     if not files:
@@ -41,6 +41,10 @@ def open_corpus(path: Path) -> Corpus:
     if 0 in sizes:
         raise ConfigError(f"{files[sizes.index(0)]}: is empty")
     return Corpus(tuple(files), sum(sizes))
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def pieces_of(file: Path, advance: Callable[[int], object]) -> Iterator[str]:
