@@ -23,7 +23,6 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGTERM, signal.SIG_DFL)
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, lambda number, frame: None)  # as `nohup` wants it for this process, not for others
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # nodes share the cores
 for name in ("MDI_KEY", "MDI_KEY_FILE", "MDI_KEY_OLD", "MDI_KEY_OLD_FILE", "MDI_TLS"):
     os.environ.pop(name, None)  # a ring of the tests has the key that its test gives it
 
