@@ -253,6 +253,10 @@ def test_data_that_do_not_fit_the_model_are_one_line(dataset: Path, tmp_path: Pa
         run(begun(tmp_path / "other", gpt2()), dataset, context=17)
     with pytest.raises(ConfigError, match="--model: say which shape"):
         run(tmp_path / "nothing", dataset)
+    with pytest.raises(ConfigError, match=r"--model 'nanoGPT-8' is not .*nanoGPT-7"):
+        run(tmp_path / "nothing", dataset, model="nanoGPT-8")
+    with pytest.raises(ConfigError, match=rf"--dataset {tmp_path}: has no dataset\.json: make tokens"):
+        run(tmp_path / "nothing", tmp_path)
 
 
 def test_tokens_above_the_vocabulary_are_told(dataset: Path, tmp_path: Path) -> None:

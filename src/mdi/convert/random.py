@@ -89,8 +89,10 @@ def make_random(
     write_byte_tokenizer(folder, config.padded_vocab_size)
 
 
-def named_config(name: str, n_embd: int | None = None, context_length: int | None = None) -> Config:
-    """The shape that a name stands for. Raises `ConfigError` for an unknown one."""
+def named_config(
+    name: str, n_embd: int | None = None, context_length: int | None = None, *, flag: str = "--random"
+) -> Config:
+    """The shape that a name stands for. Raises `ConfigError`, naming the `flag`, for an unknown one."""
     if name in NANOGPT_LAYERS:
         return _nanogpt(name, n_embd or 384, context_length or 256)
     if (n_embd, context_length) != (None, None):
@@ -99,7 +101,7 @@ def named_config(name: str, n_embd: int | None = None, context_length: int | Non
         return NANO_LLAMA
     if (own := name.rpartition("/")[2]) in gpt2.SIZES:
         return gpt2.published_config(own)
-    return config_by_name(name, flag="--random", others=[NANO_LLAMA.name, *gpt2.SIZES, *NANOGPT_LAYERS])
+    return config_by_name(name, flag=flag, others=[NANO_LLAMA.name, *gpt2.SIZES, *NANOGPT_LAYERS])
 
 
 def _nanogpt(name: str, n_embd: int, context_length: int) -> Config:

@@ -71,7 +71,7 @@ def _refuse_to_replace(folder: Path) -> None:
 def _shape(options: TrainOptions, folder: Path, info: DatasetInfo) -> ModelConfig:
     """A named shape with the vocabulary of the data, or what `folder` has."""
     if options.model is not None:
-        config = named_config(options.model)
+        config = named_config(options.model, flag="--model")
         sizes = {"vocab_size": info.vocab_size, "padded_vocab_size": info.vocab_size}
         return replace(config, **sizes, block_size=options.context or config.block_size)
     if not (folder / CONFIG_FILE).is_file():

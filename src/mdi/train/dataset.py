@@ -56,6 +56,8 @@ def write_tokens(folder: Path, pieces: Iterable[Sequence[int]], vocab_size: int)
 def read_info(folder: Path) -> DatasetInfo:
     """What a folder of tokens holds. Raises `ConfigError` where it is none, or damaged."""
     path = folder / DATASET_FILE
+    if not path.is_file():
+        raise ConfigError(f"--dataset {folder}: has no {DATASET_FILE}: make tokens of texts by prepare_data.py")
     fields = Fields(read_json(path, _MAX_BYTES, ConfigError), str(path), ConfigError)
 
     def count(name: str) -> int:
