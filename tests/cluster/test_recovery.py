@@ -126,3 +126,24 @@ def test_every_way_through_a_recovery_ends() -> None:
             if isinstance(decisions.broke(0.0, silent=here, suspect=suspect, progressed=False), Retry) and here:
                 decisions.expired(0.0, here)
         assert decisions.members == (0,)
+
+
+def test_a_node_that_joined_is_like_one_that_was_left_out() -> None:
+    decisions = recovery()
+    assert decisions.may_return(5.0) == ()
+    decisions.add(NodeId(3))
+    assert (decisions.members, decisions.may_return(5.0)) == ((0, 1, 2), (3,))
+    decisions.returned([NodeId(3)])
+    decisions.formed()
+    assert (decisions.members, decisions.may_return(5.0)) == ((0, 1, 2, 3), ())
+
+
+def test_the_order_of_a_better_split_is_kept_where_a_node_is_lost_and_returns() -> None:
+    decisions = recovery()
+    decisions.rebalanced([NodeId(0), NodeId(2), NodeId(1)])
+    assert decisions.state is RunState.RECOVERING
+    decisions.formed()
+    decisions.broke(0.0, silent=[NodeId(2)], suspect=None, progressed=True)
+    assert decisions.expired(60.0, [NodeId(2)]) == GoOnWithout((2,), "did not come back within 60 s (--node-timeout)")
+    decisions.formed()
+    assert (decisions.members, decisions.with_returned([NodeId(2)])) == ((0, 1), (0, 2, 1))

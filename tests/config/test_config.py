@@ -554,6 +554,7 @@ def test_a_number_beyond_every_float_is_refused_too() -> None:
         ({"allow_quantize": "int2", "split": "measured"}, "--allow-quantize int2: expected one of int8, int4"),
         ({"allow_quantize": "none", "split": "measured"}, "--allow-quantize none: expected one of int8, int4"),
         ({"allow_quantize": "int8"}, "--allow-quantize int8: needs --split measured"),
+        ({"rebalance": True}, "--rebalance: needs --split measured"),
         ({"allow_quantize": "int8", "quantize": "int4", "split": "measured"}, "--quantize int4 is for all nodes"),
     ],
 )

@@ -10,13 +10,18 @@ from typing import Any
 import pytest
 
 from mdi.cli.speed_report import tell_speed
+from mdi.cluster import rebalancing, returns
 from mdi.cluster.network_times import NetworkMeter, NetworkTimes
 from mdi.cluster.planner import LinkCosts
 from mdi.config.options import StarterOptions
 from mdi.control.measurement import HeadTime, LayerTime, StageRequest, StageTimes
+from mdi.engine.sample import Outcome, Sample
 from mdi.errors import ConfigError
 from mdi.formats import Mode
+from mdi.ids import NodeId
+from mdi.net.timeouts import Timeouts
 from support.rings import Ring, ring_of, starter_for
+from support.scripts import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -140,3 +145,31 @@ def test_a_split_that_is_far_behind_what_was_measured_is_told(
     assert sorted(starter.engine.speed.expected_s) == [0, 1, 2]
     tell_speed(starter.speed)
     assert re.fullmatch(r"predicted [\d.]+, reached [\d.]+ tokens/s beside prompts", caplog.messages[-1])
+
+
+def test_a_ring_is_formed_anew_on_a_better_split_and_no_token_changes(
+    ring: Ring, tiny: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "mdi")
+    expected = ring.generate(tiny, PROMPTS)
+    measured_as(monkeypatch, [1, 1, 1], [[NEAR] * 3] * 3)
+    monkeypatch.setattr(rebalancing, "SUSTAINED_S", 0.0)
+    monkeypatch.setattr(returns, "QUIET_WAIT_S", 0.0)
+    options = StarterOptions(ckpt=tiny, dtype="float32", temperature=0.0, ignore_eos=True, keep_nodes=True, n_tokens=12)
+    options = replace(options, split="measured", rebalance=True)
+
+    def slow_down(sample: Sample, outcome: Outcome) -> None:
+        if sample.number == 0 and len(sample.tokens) == 5:
+            starter._speed_watch._nodes.slowness = {NodeId(2): 4.0}
+            wait_until(lambda: starter._supervisor.has_next, 60, "a better split is ready")
+
+    timeouts = Timeouts(return_check_s=0.05)
+    with starter_for(ring.network, options, PROMPTS, sink=slow_down, timeouts=timeouts) as (starter, samples):
+        starter.prepare()
+        assert [len(span) for span in starter._supervisor.plan.spans] == [2, 2, 2]
+        starter.run()
+        plan = starter._supervisor.plan
+        layers = {node: len(span) for node, span in zip(plan.members, plan.spans, strict=True)}
+    assert [sample.tokens for sample in samples] == expected
+    assert layers[NodeId(2)] == 1 and starter.n_recoveries == 1
+    assert any(line.startswith("forming the ring anew on a better split: layer") for line in caplog.messages)

@@ -78,7 +78,7 @@ class Party:
         supervisor = self.starter._supervisor
         self.machines.append(self.new_machine())
         self.ask(self.machines[-1])
-        wait_until(lambda: supervisor.has_returns, 60, "a node can take part")
+        wait_until(lambda: supervisor.has_next, 60, "a node can take part")
 
     def leave(self, machine: Machine) -> None:
         self.machines.remove(machine)

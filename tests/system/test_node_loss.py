@@ -113,7 +113,7 @@ def returning(bench: Bench, plays: dict[int, Callable[[], object]]) -> Callable[
     def is_better() -> bool:
         assert bench.starter is not None
         is_whole = len(bench.starter.status().members) == len(bench.machines) + 1
-        return is_whole or bench.starter._supervisor.has_returns
+        return is_whole or bench.starter._supervisor.has_next
 
     def play(n_tokens: int) -> None:
         if n_tokens in plays and plays[n_tokens]() is not None:

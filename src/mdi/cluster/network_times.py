@@ -47,6 +47,12 @@ class NetworkTimes:
         """The same with weights in another mode: for arithmetic on memory, not on time."""
         return replace(self, nodes=tuple(replace(node, mode=mode) for node in self.nodes))
 
+    def slowed(self, slowness: Mapping[NodeId, float]) -> "NetworkTimes":
+        """The same with nodes that take so many times as long."""
+        return replace(
+            self, nodes=tuple(times.slowed(slowness.get(NodeId(i), 1.0)) for i, times in enumerate(self.nodes))
+        )
+
     def with_limit(self, node: int, limit_bytes: int | None) -> "NetworkTimes":
         """The same with another limit of the memory that a node may take."""
         limited = replace(self.nodes[node], memory_limit_bytes=limit_bytes)

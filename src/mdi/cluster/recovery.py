@@ -35,6 +35,7 @@ class RunEvent(enum.Enum):
     BROKE = enum.auto()  # the ring broke, or did not close
     LEFT_OUT = enum.auto()  # the deadline of a node has passed, or its failure budget is used up
     RETURNED = enum.auto()  # a node that was left out is ready to take part again
+    REBALANCED = enum.auto()  # the same nodes get other layers
     HOPELESS = enum.auto()
 
 
@@ -45,6 +46,7 @@ _TABLE = {
     (RunState.STARTING, RunEvent.HOPELESS): RunState.FAILED,
     (RunState.RUNNING, RunEvent.BROKE): RunState.RECOVERING,
     (RunState.RUNNING, RunEvent.RETURNED): RunState.RECOVERING,
+    (RunState.RUNNING, RunEvent.REBALANCED): RunState.RECOVERING,
     (RunState.RECOVERING, RunEvent.FORMED): RunState.RUNNING,
     (RunState.RECOVERING, RunEvent.BROKE): RunState.RECOVERING,
     (RunState.RECOVERING, RunEvent.LEFT_OUT): RunState.RECOVERING,
@@ -164,6 +166,12 @@ class Recovery:
         self._move(RunEvent.RETURNED)
         self._returning = frozenset(nodes)
         self.members = self.with_returned(nodes)
+
+    def rebalanced(self, members: Sequence[NodeId]) -> None:
+        """The next ring is of the same members, in this order."""
+        self._move(RunEvent.REBALANCED)
+        self.members = tuple(members)
+        self._order = (*members, *(node for node in self._order if node not in members))
 
     def give_up(self) -> None:
         """What was decided cannot be done."""

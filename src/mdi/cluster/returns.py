@@ -1,4 +1,4 @@
-"""Nodes that a ring runs without: asked now and then, and made ready in the background once they answer."""
+"""The next ring, made ready beside the one that works: with nodes that it runs without, or on a better split."""
 
 import logging
 import threading
@@ -17,26 +17,34 @@ from mdi.net.timeouts import Timeouts
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Return:
-    """Nodes that are back, and the plan of a ring with them. What its nodes are to load has been sent to them."""
+QUIET_WAIT_S = 60.0  # that a better split waits for a moment without samples; then those that run are replayed
 
-    nodes: tuple[NodeId, ...]
+
+@dataclass(frozen=True)
+class NextRing:
+    """The plan of a ring that can be formed at once: what its nodes are to load has been sent to them."""
+
+    nodes: tuple[NodeId, ...]  # that take part again, or for the first time; none: it is on a better split
     plan: Plan
     model: ModelFolder  # with the chunks of the plan
+    found_s: float = 0.0  # when it was ready, by the clock of the timeouts
+
+    def is_due(self, now_s: float, n_running: int) -> bool:
+        """Whether it is to be formed now, where so many samples run."""
+        return bool(self.nodes) or n_running == 0 or now_s - self.found_s >= QUIET_WAIT_S
 
 
 class ReturnWatch:
-    """Watches for the return of nodes while one ring runs without them, in a thread of its own.
+    """Watches for the return of nodes while one ring runs, and for a better split, in a thread of its own.
 
-    The first `Return` ends the watch. The ring that is formed next has another one.
+    The first `NextRing` ends the watch. The ring that is formed next has another one.
     """
 
     def __init__(
         self,
         absent: Callable[[], Sequence[NodeId]],
         ask: Callable[[Sequence[NodeId]], Statuses],
-        prepare: Callable[[Sequence[NodeId], Callable[[], None]], Return],
+        prepare: Callable[[Sequence[NodeId], Callable[[], None]], NextRing | None],
         on_found: Callable[[], None],
         timeouts: Timeouts,
     ) -> None:
@@ -45,11 +53,12 @@ class ReturnWatch:
         Args:
             absent: the nodes that would be taken back if they were there.
             ask: what they say of themselves.
-            prepare: makes a ring with these nodes possible. It calls the function that it is given again and again;
-                what that raises ends it. Raises `MdiError` where there can be no such ring.
+            prepare: makes a ring with these nodes possible; where there are none, one on a better split, or None. It
+                calls the function that it is given again and again; what that raises ends it. Raises `MdiError` where
+                there can be no such ring.
             on_found: called once `found` is set.
         """
-        self.found: Return | None = None
+        self.found: NextRing | None = None
         self._absent, self._ask, self._prepare, self._on_found = absent, ask, prepare, on_found
         self._timeouts, self._told = timeouts, ""
         self._closing = threading.Event()
@@ -62,8 +71,6 @@ class ReturnWatch:
     def _watch(self) -> None:
         while not self._closing.wait(self._timeouts.return_check_s):
             nodes = [node for node, status in self._ask(self._absent()).items() if _is_free(status)]
-            if not nodes:
-                continue
             try:
                 found = self._prepare(nodes, self._check)
             except _Closed:
@@ -71,9 +78,10 @@ class ReturnWatch:
             except MdiError as exc:
                 self._tell(nodes, str(exc))
                 continue
-            self.found = found
-            self._on_found()
-            return
+            if found is not None:
+                self.found = found
+                self._on_found()
+                return
 
     def _check(self) -> None:
         if self._closing.is_set():
@@ -82,7 +90,8 @@ class ReturnWatch:
     def _tell(self, nodes: Sequence[NodeId], problem: str) -> None:
         if problem != self._told:  # once
             self._told = problem
-            log.warning("%s cannot take part: %s", " and ".join(map(node_name, nodes)), problem)
+            what = f"{' and '.join(map(node_name, nodes))} cannot take part" if nodes else "the split stays as it is"
+            log.warning("%s: %s", what, problem)
 
 
 class _Closed(Exception):

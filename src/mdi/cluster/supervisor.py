@@ -8,7 +8,7 @@ import logging
 import queue
 import secrets
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from mdi.checkpoint.folder import ModelFolder
@@ -19,11 +19,11 @@ from mdi.cluster.identities import refuse_shared_names, refuse_twins
 from mdi.cluster.measured_network import MeasuredNetwork
 from mdi.cluster.measured_split import MeasuredSplit
 from mdi.cluster.member_setup import Patience, PeersTimedOut
+from mdi.cluster.next_rings import NextRings
 from mdi.cluster.numerics import differing_numerics
 from mdi.cluster.plan import MEASURED, Member, Plan, PlanOptions, overridden_split, plan
 from mdi.cluster.recovery import Decision, GiveUp, GoOnWithout, Recovery, RunState
 from mdi.cluster.rendezvous import Call, Rendezvous, Statuses, describe
-from mdi.cluster.returns import Return, ReturnWatch
 from mdi.cluster.roster import Roster
 from mdi.cluster.stall import Traffic, locate
 from mdi.config.network import node_name
@@ -88,6 +88,7 @@ class RingSupervisor:
         timeline: Timeline,
         *,
         measured: MeasuredNetwork,
+        slowness: Callable[[], Mapping[NodeId, float]],
         wire_dtype: str,
         listener: socket.socket | None,
         refusals: RefusalLog,
@@ -96,6 +97,7 @@ class RingSupervisor:
         """
         Args:
             measured: times all nodes and links, if the split depends on that.
+            slowness: of nodes that have been measured, see `SlowNodes`. May be called from any thread.
             listener: for the last node; None on a network of one.
 
         Raises `ConfigError` or `CheckpointError` where the split that was asked for cannot be had.
@@ -110,7 +112,17 @@ class RingSupervisor:
         )
         self._recovery = Recovery(len(roster.nodes), options.node_timeout_s)
         self._failure: Failure | None = None
-        self._returns: ReturnWatch | None = None  # while a ring runs that other nodes may take part in later
+        self._next = NextRings(
+            roster,
+            self._recovery,
+            self._rendezvous,
+            self._measured,
+            plan_options,
+            members_of=self._members,
+            slowness=slowness if options.rebalance else None,
+            wake=lambda: inbox.post(Wake()),
+            timeouts=timeouts,
+        )
         self._own_status: NodeStatus | None = None  # what this node said of itself before the latest attempt
         self._timeouts = timeouts
         self._changed_s = timeouts.clock()  # when the ring began to be as it is
@@ -187,34 +199,37 @@ class RingSupervisor:
         self.ring = self._rendezvous.close_ring(attempt.plan, attempt.model, attempt.epoch, self._listener)
         self._recovery.formed()
         self._failure, self._changed_s = None, self._timeouts.clock()
-        if self._may_grow:
-            self._returns = self._watch_for_returns()
+        has_key = self._roster.network.starter.access.keys is not None
+        self._next.begin(self.plan, self.model, is_open=has_key and self._listener is not None)
         return self.ring
-
-    @property
-    def _may_grow(self) -> bool:
-        """Whether nodes may come back, or join: those need a key."""
-        network = self._roster.network
-        is_open = network.starter.access.keys is not None and self._listener is not None
-        return is_open or len(self.plan.members) < len(network.nodes)
 
     def expect(self, node: NodeId) -> None:
         """A node was added to the roster: it is asked now and then whether it can take part. Called from any thread."""
         self._recovery.add(node)
 
     @property
-    def has_returns(self) -> bool:
-        """Whether nodes that the ring runs without are back, and ready to take part: see `take_back`."""
-        return self._returns is not None and self._returns.found is not None
+    def has_next(self) -> bool:
+        """Whether another ring is ready to be formed: see `take_over`."""
+        return self._next.found is not None
 
-    def take_back(self) -> None:
-        """Give up the ring for one with the nodes that are back. To be followed by an `attempt`."""
-        found = self._stop_watching()
+    def is_change_due(self, n_running: int) -> bool:
+        """Whether that is to be done now, where so many samples run."""
+        return self._next.is_due(n_running)
+
+    def take_over(self) -> None:
+        """Give up the ring for the one that is ready. To be followed by an `attempt`."""
+        found = self._next.stop()
         if found is None:
             return
         self.ring.close()
-        self._recovery.returned(found.nodes)
         self.plan, self.model, self._changed_s = found.plan, found.model, self._timeouts.clock()
+        if not found.nodes:
+            self._recovery.rebalanced(found.plan.members)
+            self._next.rebalanced()
+            self._note("split anew")
+            log.warning("forming the ring anew on a better split: %s", self.plan)
+            return
+        self._recovery.returned(found.nodes)
         names = " and ".join(map(node_name, found.nodes))
         is_new = not any(map(self._rendezvous.has_asked, found.nodes))
         self._note(f"{names} {'new' if is_new else 'back'}")
@@ -232,7 +247,7 @@ class RingSupervisor:
         """The ring broke, or could not be formed. `progressed`: a token was generated since it had been formed."""
         if isinstance(error, RingStalled):
             error = self._located(error)  # while the nodes are still in the session, and know what they counted in it
-        self._stop_watching()
+        self._next.stop()
         self.ring.close()
         if self._failure is None:
             self._changed_s = self._timeouts.clock()
@@ -244,7 +259,7 @@ class RingSupervisor:
 
     def close(self) -> None:
         """Give up the ring."""
-        self._stop_watching()
+        self._next.stop()
         self.ring.close()
 
     # ---- planning
@@ -310,35 +325,6 @@ class RingSupervisor:
             waits_for=recovery.waits_for,
             on_missing=self._report_missing,
         )
-
-    # ---- nodes that are back
-
-    def _watch_for_returns(self) -> ReturnWatch:
-        def absent() -> Sequence[NodeId]:
-            return self._recovery.may_return(self._timeouts.clock())
-
-        def wake() -> None:
-            self._inbox.post(Wake())
-
-        return ReturnWatch(absent, self._rendezvous.statuses, self._prepare_return, wake, self._timeouts)
-
-    def _stop_watching(self) -> Return | None:
-        watch, self._returns = self._returns, None
-        if watch is None:
-            return None
-        watch.close()
-        return watch.found
-
-    def _prepare_return(self, nodes: Sequence[NodeId], tick: Callable[[], None]) -> Return:
-        """Plan a ring with these nodes too, and send ahead what it will load. Called from the watch's thread."""
-        members = self._recovery.with_returned(nodes)
-        statuses = self._rendezvous.statuses(members[1:])
-        is_first = self._roster.are_initial(members)
-        options = self._plan_options if is_first else replace(self._plan_options, split="auto")
-        new_plan = plan(self.model, self._members(members, statuses), options)
-        model = self.model.with_chunks(list(new_plan.spans), options.quantize, tick)
-        self._rendezvous.send_ahead(new_plan, model)
-        return Return(tuple(nodes), new_plan, model)
 
     # ---- recovery
 

@@ -210,6 +210,7 @@ class RingOptions(MixedPrecisionOptions):
     peer_timeout_s: float = 5.0
     node_timeout_s: float = 60.0
     keep_nodes: bool = False
+    rebalance: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -219,6 +220,8 @@ class RingOptions(MixedPrecisionOptions):
             Interval(1, MAX_SAMPLES).check("--max-slots", self.max_slots)
         if self.allow_quantize is not None and self.split != "measured":
             raise ConfigError(f"--allow-quantize {self.allow_quantize}: needs --split measured, which chooses")
+        if self.rebalance and self.split != "measured":
+            raise ConfigError("--rebalance: needs --split measured, by which it compares splits")
         at_least("--max-batch-tokens", self.max_batch_tokens, 1)
         if self.max_batch_tokens > MAX_BATCH_TOKENS:
             raise ConfigError(f"--max-batch-tokens {self.max_batch_tokens}: must be at most {MAX_BATCH_TOKENS}")

@@ -5,7 +5,7 @@
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 from mdi import __version__
@@ -91,6 +91,12 @@ class StageTimes:
     disk_write_bytes_s: float | None
     free_memory_bytes: int | None  # for a session; None: unknown
     memory_limit_bytes: int | None = None  # that a session may take at most; None: what is free
+
+    def slowed(self, factor: float) -> "StageTimes":
+        """The same of a node that takes `factor` times as long to compute."""
+        layers = tuple(time._replace(seconds=factor * time.seconds) for time in self.layers)
+        head = tuple(time._replace(seconds=factor * time.seconds) for time in self.head)
+        return replace(self, layers=layers, head=head, message_s=factor * self.message_s)
 
     @classmethod
     def from_json(cls, data: Any) -> "StageTimes":

@@ -136,6 +136,7 @@ class Starter:
                 self._inbox,
                 self._timeline,
                 measured=self._measured_network(),
+                slowness=lambda: self._speed_watch.slowness,
                 wire_dtype=self._dtype,
                 listener=listener,
                 refusals=refusals,
@@ -345,14 +346,14 @@ class Starter:
         while not is_over():
             n_before = engine.scheduler.n_generated
             try:
-                while not is_over() and not supervisor.has_returns:
+                while not is_over() and not supervisor.is_change_due(engine.scheduler.n_running):
                     engine.step()
             except RECOVERABLE as exc:
                 supervisor.report_failure(exc, progressed=engine.scheduler.n_generated > n_before)
                 self._form_ring()
             else:
                 if not is_over():
-                    supervisor.take_back()
+                    supervisor.take_over()
                     self._form_ring()
         try:
             supervisor.ring.close_gracefully()

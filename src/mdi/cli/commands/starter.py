@@ -91,6 +91,11 @@ def _add_ring(parser: Parser) -> None:
         values=("auto", "table", "measured"),
     )
     add_allow_quantize(parser, "; needs --split measured")
+    option(
+        "--rebalance",
+        action="store_true",
+        help="form the ring anew where nodes have become slower and another split is better; needs --split measured",
+    )
     option("--max-slots", type=int, metavar="N", help="samples in the ring at once (default: as memory allows)")
     option(
         "--max-batch-tokens",
