@@ -3,6 +3,7 @@
 
     python benchmarks/quantization_loss.py
     python benchmarks/quantization_loss.py --ckpt DIR --tokens 2048 --modes none int8 --kv-dtypes float32 int8
+    python benchmarks/quantization_loss.py --modes none int8 --backend torch
 
 Prints a Markdown table. All is computed in float32 by a node's own stage; the others are held against the first mode.
 """
@@ -30,7 +31,7 @@ from mdi.checkpoint.config import CONFIG_FILE, load_config  # noqa: E402
 from mdi.checkpoint.tensor_file import open_weights  # noqa: E402
 from mdi.checkpoint.weights import whole_models  # noqa: E402
 from mdi.config.paths import CHECKPOINTS_DIR  # noqa: E402
-from mdi.formats import KV_DTYPES, MODES, KvDtype, Mode  # noqa: E402
+from mdi.formats import BACKEND_CHOICES, KV_DTYPES, MODES, BackendChoice, KvDtype, Mode  # noqa: E402
 from mdi.model.backends.select import make_head, make_span_engine  # noqa: E402
 from mdi.model.build import Placement  # noqa: E402
 from mdi.model.span import Span  # noqa: E402
@@ -60,9 +61,9 @@ class Result:
 class Model:
     """A whole model as one stage, loaded from a chunk."""
 
-    def __init__(self, folder: Path, chunk: Path, kv_dtype: KvDtype | None) -> None:
+    def __init__(self, folder: Path, chunk: Path, kv_dtype: KvDtype | None, backend: BackendChoice) -> None:
         config, weights = load_config(folder), open_weights(chunk)
-        placement = Placement(torch.device("cpu"), torch.float32, kv_dtype=kv_dtype, rows=N_PROMPTS)
+        placement = Placement(torch.device("cpu"), torch.float32, kv_dtype=kv_dtype, rows=N_PROMPTS, backend=backend)
         self._stage = Stage(make_span_engine(config, Span(0, config.n_layer), weights, placement))
         self._head = make_head(config, weights, placement)
 
@@ -102,12 +103,19 @@ def prompts_of(windows: Sequence[Ids]) -> list[Ids]:
     return [ids[start : start + PROMPT_TOKENS] for start in range(0, len(ids), len(ids) // N_PROMPTS)][:N_PROMPTS]
 
 
-def measure(folder: Path, chunk: Path, windows: Sequence[Ids], n_new: int, kv_dtype: KvDtype | None = None) -> Result:
+def measure(
+    folder: Path,
+    chunk: Path,
+    windows: Sequence[Ids],
+    n_new: int,
+    kv_dtype: KvDtype | None = None,
+    backend: BackendChoice = "auto",
+) -> Result:
     """Load a chunk and let it read and write. Wants a process of its own, for the memory's sake."""
     torch.set_num_threads(1)
     memory = psutil.Process().memory_info
     before_bytes = memory().rss
-    model = Model(folder, chunk, kv_dtype)
+    model = Model(folder, chunk, kv_dtype, backend)
     resident_bytes = memory().rss - before_bytes
     losses, best = [], []
     for window in windows:
@@ -119,7 +127,12 @@ def measure(folder: Path, chunk: Path, windows: Sequence[Ids], n_new: int, kv_dt
 
 
 def measure_mode(
-    folder: Path, mode: Mode, kv_dtypes: Sequence[KvDtype | None], windows: Sequence[Ids], n_new: int = NEW_TOKENS
+    folder: Path,
+    mode: Mode,
+    kv_dtypes: Sequence[KvDtype | None],
+    windows: Sequence[Ids],
+    n_new: int = NEW_TOKENS,
+    backend: BackendChoice = "auto",
 ) -> dict[str, Result]:
     """Write the model as one chunk in a mode, and measure it with each kind of keys and values, in new processes."""
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
@@ -129,7 +142,7 @@ def measure_mode(
         chunk = manifest.folder / manifest.files[0].name
         with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
             return {
-                label(mode, kv_dtype): pool.apply(measure, (folder, chunk, windows, n_new, kv_dtype))
+                label(mode, kv_dtype): pool.apply(measure, (folder, chunk, windows, n_new, kv_dtype, backend))
                 for kv_dtype in kv_dtypes
             }
 
@@ -171,6 +184,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=10_000, help="most tokens of the text to read")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
     parser.add_argument("--kv-dtypes", nargs="+", choices=KV_DTYPES, default=[None], help="default: a node's own")
+    parser.add_argument("--backend", choices=BACKEND_CHOICES, default="auto", help="default: what a node takes")
     options = parser.parse_args()
     windows = read_windows(options.ckpt, options.tokens)
     if not windows:
@@ -178,7 +192,7 @@ def main() -> None:
     print(f"{len(windows)} windows of {WINDOW} tokens; {N_PROMPTS} prompts, {NEW_TOKENS} tokens each\n")
     results: dict[str, Result] = {}
     for mode in options.modes:
-        results |= measure_mode(options.ckpt, mode, options.kv_dtypes, windows)
+        results |= measure_mode(options.ckpt, mode, options.kv_dtypes, windows, backend=options.backend)
     print(table(results))
 
 

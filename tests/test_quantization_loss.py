@@ -28,6 +28,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
     for mode in ("none", "int8", "int4"):
         found[mode] = measure(folder, folder / f"{mode}.pth", WINDOWS, 4)
     found["none, int8 kv"] = measure(folder, folder / "none.pth", WINDOWS, 4, "int8")
+    on_torch = measure(folder, folder / "none.pth", WINDOWS, 4, backend="torch")
+    assert on_torch.continuations == found["none"].continuations
     model = reference_model(folder)
     for prompt, tokens in zip(prompts_of(WINDOWS), found["none"].continuations, strict=True):
         assert tokens == generate_cached(model, prompt, 4)
