@@ -220,10 +220,8 @@ class Starter:
 
     def view(self) -> RingView:
         """The ring and its nodes, which are asked about once a second as long as this is called now and then."""
-        news, supervisor = (
-            self._watch.news(),
-            self._supervisor,
-        )  # in this order: a node that joins is in the roster first
+        news = self._watch.news()  # asked first: a node that joins is in the roster before it is watched
+        supervisor = self._supervisor
         messages = supervisor.ring.under_way if supervisor.condition.is_running else ()
         now_s, recent, slowness = self._timeouts.clock(), self.engine.speed.recent, self._speed_watch.slowness
         return ring_view(
