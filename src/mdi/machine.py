@@ -6,10 +6,7 @@ A container's limits are those of its control group and of every group above it.
 
 import os
 import re
-import secrets
-import socket
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -48,25 +45,6 @@ def peak_memory_bytes() -> int:
     # Not on Linux, where it begins with that of whoever started the process.
     unit_bytes = 1 if psutil.MACOS else 1024
     return max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit_bytes, memory_bytes())
-
-
-def boot_id(root: Path = ROOT) -> str | None:
-    """What Linux calls this machine from one start to the next; None elsewhere. Machines of one image differ in it."""
-    return _read(root / "proc/sys/kernel/random/boot_id") or None
-
-
-@dataclass(frozen=True)
-class Identity:
-    """What a node is known by, at whatever address."""
-
-    name: str  # of its machine
-    boot: str | None  # see `boot_id`
-    process: str  # a random name
-
-    @classmethod
-    def new(cls) -> "Identity":
-        """That of a node which begins on this machine."""
-        return cls(socket.gethostname(), boot_id(), secrets.token_hex(8))
 
 
 def _physical_cores(root: Path) -> int:

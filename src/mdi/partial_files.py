@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from mdi.machine import boot_id
+from mdi.identity import boot_id
 
 _UNKNOWN_BOOT = "0" * 8  # of a writer without a lock, too
 _UNCHANGED_S = 24 * 60 * 60.0

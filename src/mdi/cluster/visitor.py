@@ -12,7 +12,8 @@ from mdi.control.routes import ControlServer
 from mdi.control.session import SessionSpec
 from mdi.control.status import InitAnswer, NodeState, StarterStatus
 from mdi.errors import ControlError
-from mdi.machine import Identity, memory_bytes, peak_memory_bytes
+from mdi.identity import Identity
+from mdi.machine import memory_bytes, peak_memory_bytes
 from mdi.net.access import Access
 from mdi.net.sockets import listen
 from mdi.net.timeouts import DEFAULT_TIMEOUTS, Timeouts

@@ -29,10 +29,11 @@ from mdi.control.session import SessionSpec
 from mdi.control.status import InitAnswer, NeedsChunk, Ready, SecondaryStatus
 from mdi.errors import ControlError, MdiError, RingError
 from mdi.formats import BackendChoice, KvDtype, Mode
+from mdi.identity import Identity
 from mdi.ids import Rank
 from mdi.inbox import Inbox, Stopped
 from mdi.liveness import StepCounter
-from mdi.machine import Identity, memory_bytes, peak_memory_bytes
+from mdi.machine import memory_bytes, peak_memory_bytes
 from mdi.model.backends.select import make_head, make_span_engine, prepare
 from mdi.model.devices import pick_device, pick_dtype
 from mdi.model.packed import IN_MEMORY, PackedFiles

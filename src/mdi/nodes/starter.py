@@ -38,9 +38,10 @@ from mdi.engine.sample import Sample
 from mdi.engine.scheduler import Scheduler
 from mdi.engine.speed import Comparison
 from mdi.errors import CheckpointError, ControlError
+from mdi.identity import Identity
 from mdi.ids import NodeId, Rank
 from mdi.inbox import Inbox
-from mdi.machine import Identity, memory_bytes, peak_memory_bytes
+from mdi.machine import memory_bytes, peak_memory_bytes
 from mdi.model.backends.select import make_head, make_span_engine, prepare
 from mdi.model.devices import pick_device, pick_dtype
 from mdi.model.packed import IN_MEMORY, PackedFiles
