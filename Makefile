@@ -9,10 +9,11 @@ GGUF := .cache/SmolLM2-135M-Instruct.Q4_1.gguf
 CHECKPOINTS := src/checkpoints
 NETWORK := src/settings_distr/configuration.json
 LLAMA_PYTHON ?= $(BIN)/python
+WHEEL_PLATFORMS ?= manylinux_2_17_x86_64 manylinux_2_17_aarch64 macosx_11_0_arm64 any
 LLAMA_SERVER ?= llama-server
 MODEL := $(CHECKPOINTS)/local/SmolLM2-135M-Instruct
 
-.PHONY: help demo chat demo-compare plan-demo certs renew-certs test test-quick lint types pytest resolve clients soak soak-serve chaos browser deploy-check floods fuzz native-check tuning bench bench-quick bench-serve bench-planning published recording reference venv model clean
+.PHONY: help demo chat demo-compare plan-demo certs renew-certs test test-quick lint types pytest resolve clients soak soak-serve chaos browser deploy-check floods fuzz native-check wheel tuning bench bench-quick bench-serve bench-planning published recording reference venv model clean
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := demo
 
@@ -70,7 +71,7 @@ fuzz: $(VENV)/.fuzz  ## damaged input for every parser, about nine minutes
 	PYTHONPATH=src:tests $(BIN)/python -m fuzz
 
 # For AArch64 with g++-aarch64-linux-gnu and qemu-user; what is not installed is skipped.
-native-check: $(VENV)/.dev  ## the kernels under sanitizers, and with the same bits for every instruction set
+native-check: $(VENV)/.dev .cache/wheel-env/.installed  ## the kernels under sanitizers, and with the same bits for every instruction set
 	$(BIN)/python -m pytest -m native -n 2 tests/model/backends/native
 
 tuning: $(VENV)/.dev $(GGUF)  ## fine-tune the default model with adapters, and see it lose less on other lines; train one that is compiled
@@ -102,6 +103,14 @@ bench-serve: $(MODEL)/model_config.yaml $(GGUF)  ## measure a ring that serves b
 browser: $(VENV)/.browser  ## the page of the server in headless Chromium
 	$(BIN)/python -m pytest -m browser tests/serve/browser
 
+# In an environment of its own, whose compiler makes libraries for other machines too. `any` is the one without libraries.
+wheel: .cache/wheel-env/.installed  ## wheels for machines without a compiler, in dist/
+	rm -rf build  # it may hold modules that are gone
+	for platform in $(WHEEL_PLATFORMS); do \
+		ZIG_GLOBAL_CACHE_DIR=$(CURDIR)/.cache/wheel-env/zig .cache/wheel-env/bin/pip wheel --quiet --no-deps \
+			--no-build-isolation --wheel-dir dist --config-settings=--build-option=--plat-name=$$platform . || exit; \
+	done
+
 chaos: $(VENV)/.dev  ## processes killed, stopped, frozen and impersonated at random
 	$(BIN)/python -m pytest -m chaos tests/system/test_chaos.py tests/system/test_joining.py
 
@@ -128,6 +137,7 @@ $(VENV)/.installed: requirements.txt
 	@PYTHONPATH=src $(PYTHON) -c 'import mdi'  # says so if this Python is too old
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -r requirements.txt
+	-@{ command -v c++ || command -v g++ || command -v clang++; } >/dev/null || $(BIN)/pip install --quiet -r requirements-compiler.txt
 	-@PYTHONPATH=src $(BIN)/python -m mdi.model.backends.native  # once for this machine; without a compiler it says so
 	touch $@
 
@@ -157,6 +167,11 @@ $(VENV)/.clients: requirements-clients.txt $(VENV)/.dev
 .cache/deploy/.installed: requirements-deploy.txt
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/pip install --quiet -r requirements-deploy.txt
+	touch $@
+
+.cache/wheel-env/.installed: requirements-wheel.txt requirements-compiler.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet -r requirements-wheel.txt
 	touch $@
 
 # In an environment of its own, so that neither is among the requirements.

@@ -1,18 +1,22 @@
 """The wheel, installed: its commands run from any folder, with packaged settings and the user's folders."""
 
 import os
+import platform
 import re
 import shutil
 import subprocess
 import sys
 import sysconfig
 import venv
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from mdi.installation import program_name
+from mdi.model.backends.native.compiler import SOURCES, prebuilt_name
+from mdi.model.backends.native.instruction_sets import INSTRUCTION_SETS
 from support.paths import ROOT, SRC
 from support.vocabularies import model_folder, shared_tokenizer
 
@@ -28,16 +32,33 @@ print(paths.chunk_cache_dir())
 """
 
 
-def build_wheel(folder: Path) -> Path:
-    """Built from a copy, because the build writes into its tree."""
+def copied_tree(folder: Path) -> Path:
+    """What a build reads, because it writes into its tree."""
     tree = folder / "tree"
     skipped = shutil.ignore_patterns("__pycache__", "checkpoints", "logs", "img", "certs", "*.egg-info")
     shutil.copytree(SRC, tree / "src", ignore=lambda path, names: skipped(path, names) if path == str(SRC) else set())
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tree)
-    pip(sys.executable, "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", folder, tree)
-    (wheel,) = folder.glob("*.whl")
+    return tree
+
+
+def build_wheel(folder: Path) -> Path:
+    """With a compiler that takes no time, and gives no libraries."""
+    compiler = folder / "c++"
+    compiler.write_text('#!/bin/sh\nwhile [ "$1" != -o ]; do shift; done; echo library > "$2"\n')
+    compiler.chmod(0o755)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CXX", str(compiler))
+        options = ("--no-deps", "--no-build-isolation", "--no-index", "-w", folder)
+        pip(sys.executable, "wheel", *options, copied_tree(folder))
+    (wheel,) = folder.glob(f"*-py3-none-{platform_tag()}.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert not [name for name in names if ".data/" in name]  # not apart as files of Python alone
     return wheel
+
+
+def platform_tag() -> str:
+    return sysconfig.get_platform().replace("-", "_").replace(".", "_")
 
 
 def pip(python: object, *arguments: object) -> None:
@@ -120,6 +141,37 @@ def test_the_page_of_the_server_is_packaged(bin_folder: Path, tmp_path: Path) ->
     files = output_of([bin_folder / "python", "-c", code], tmp_path).split()
     page = SRC / "mdi" / "serve" / "page"
     assert set(files) == {"/", *(f"/page/{path.name}" for path in page.iterdir())} - {"/page/index.html"}
+
+
+def test_the_kernels_are_packaged_compiled_and_as_they_are_written(bin_folder: Path) -> None:
+    (native,) = bin_folder.parent.glob("lib/python*/site-packages/mdi/model/backends/native")
+    of_this_kind = [one for one in INSTRUCTION_SETS if platform.machine() in one.machines]
+    assert set(os.listdir(native / "prebuilt")) == set(map(prebuilt_name, of_this_kind))
+    assert set(os.listdir(native / "kernels")) == set(os.listdir(SOURCES))
+
+
+def test_a_wheel_is_built_without_a_compiler_and_without_the_requirements(tmp_path: Path) -> None:
+    """By a Python that has setuptools and nothing else, as pip makes one. One for a platform is not built without."""
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    for pattern in ("setuptools", "setuptools-*.dist-info", "_distutils_hack"):
+        (found,) = Path(sysconfig.get_path("purelib")).glob(pattern)
+        (packages / found.name).symlink_to(found)
+    environment = {"PATH": str(tmp_path), "PYTHONPATH": str(packages), "HOME": str(tmp_path)}
+    tree = copied_tree(tmp_path)
+
+    def build(*options: str) -> tuple[int, str]:
+        command = [sys.executable, "-S", "setup.py", "bdist_wheel", *options]
+        done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout + done.stderr
+
+    code, said = build("--plat-name", "manylinux_2_17_x86_64")
+    assert code == 1 and "kernels for manylinux_2_17_x86_64 are compiled by PyPI's ziglang, which is not" in said
+    code, said = build()
+    assert code == 0, said
+    assert "no native kernels in this wheel: without a compiler at the first start torch computes: no C++" in said
+    (wheel,) = (tree / "dist").iterdir()
+    assert wheel.name.endswith("-py3-none-any.whl")
 
 
 def test_mdi_home_takes_all_that_is_written(bin_folder: Path, tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ from mdi.model.weights import Weights
 
 log = logging.getLogger(__name__)
 
+TORCH_TIME = "1.5 to 3 times as long"  # docs/performance.md
+
 
 @dataclass(frozen=True)
 class Backend:
@@ -76,7 +78,8 @@ def _choose(config: ModelConfig, placement: Placement) -> Backend:
             continue
         if (reason := backend.supports(config, placement)) is None:
             if reasons and placement.device.type == "cpu":
-                _say_once(f"computing with {backend.name}, which is slower than native kernels: {reasons['native']}")
+                cost = f"which takes {TORCH_TIME} as native kernels"
+                _say_once(f"computing with {backend.name}, {cost}: {reasons['native']}")
             return backend
         reasons[backend.name] = reason
     told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())

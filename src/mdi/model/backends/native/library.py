@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import logging
 import platform
 from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
 from pathlib import Path
@@ -9,9 +10,11 @@ from pathlib import Path
 import torch
 
 from mdi.errors import ConfigError, StorageError
-from mdi.model.backends.native.compiler import NoCompilerError, library_for
-from mdi.model.backends.native.instruction_sets import usable_here
+from mdi.model.backends.native.compiler import NoCompilerError, library_for, prebuilt_library
+from mdi.model.backends.native.instruction_sets import InstructionSet, usable_here
 from mdi.strings import one_line
+
+log = logging.getLogger(__name__)
 
 # The name of the arithmetic, which nodes compare. It changes where a kernel gives other bits, on any CPU.
 NUMERICS = "native-1"
@@ -151,6 +154,8 @@ def load_library() -> ctypes.CDLL:
 def _library_or_reason() -> ctypes.CDLL | str:
     reason = f"there are no kernels for this CPU ({platform.machine()})"
     for instruction_set in usable_here():
+        if (prebuilt := _load_prebuilt(instruction_set)) is not None:
+            return prebuilt
         try:
             return load(library_for(instruction_set))
         except NoCompilerError as exc:
@@ -158,6 +163,17 @@ def _library_or_reason() -> ctypes.CDLL | str:
         except (ConfigError, StorageError, UnavailableError) as exc:
             return str(exc)
     return reason
+
+
+def _load_prebuilt(instruction_set: InstructionSet) -> ctypes.CDLL | None:
+    """What came with the installation, if it is for this system: it may have another C library, or be macOS."""
+    if (path := prebuilt_library(instruction_set)) is None:
+        return None
+    try:
+        return load(path)
+    except UnavailableError as exc:
+        log.info("%s; compiling the kernels instead", exc)
+        return None
 
 
 def load(path: Path) -> ctypes.CDLL:
