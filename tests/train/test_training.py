@@ -72,7 +72,8 @@ def test_a_trained_model_has_the_files_of_a_prepared_one(config: ModelConfig, da
 
 def test_the_last_model_is_taken_by_other_programs_too(dataset: Path, tmp_path: Path) -> None:
     folder = begun(tmp_path / "model", llama())
-    run(folder, dataset, max_iters=3)
+    assert run(folder, dataset, max_iters=3, n_steps=2) == f"{folder}: 2 steps, not validated yet"
+    run(folder, dataset, max_iters=3, init="resume")
     last, manifest = prepare(PrepareOptions(model=str(folder / "last"), n_nodes=2))
     assert manifest is not None
     assert [len(span) for span in manifest.spans] == [1, 1]

@@ -43,6 +43,11 @@ class Progress:
     n_worse: int = 0  # validations since the best one
     seconds: float = 0.0  # spent on steps, in all sessions
 
+    @property
+    def has_best(self) -> bool:
+        """Whether there is a model with the least validation loss yet."""
+        return self.best_loss < float("inf")
+
 
 @dataclass(frozen=True)
 class State:

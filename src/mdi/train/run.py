@@ -57,7 +57,8 @@ def train(options: TrainOptions, is_stopped: Callable[[], bool]) -> str | None:
         return None
     if not is_first:
         return None
-    return f"{folder}: {count(progress.step, 'step')}, best validation loss {progress.best_loss:.4f}"
+    best = f"best validation loss {progress.best_loss:.4f}" if progress.has_best else "not validated yet"
+    return f"{folder}: {count(progress.step, 'step')}, {best}"
 
 
 def _train(
@@ -144,7 +145,9 @@ def _begin_folder(checkpoints: Checkpoints, beginning: Beginning, base_digest: s
 def _set_up(fabric: Fabric, options: TrainOptions, beginning: Beginning, model: nn.Module) -> Trained:
     """Hand model and optimizer to Fabric; the model first, since its weights may be cut into parts."""
     config, state, is_adapted = beginning.config, beginning.state, beginning.lora is not None
-    fabric_model = fabric.setup_module(torch.compile(model) if options.compile else model)
+    if options.compile:
+        model.compile()  # in place, so the strategy wraps what is compiled: the wrapper of DDP cannot be
+    fabric_model = fabric.setup_module(model)
     groups = _parameter_groups(fabric_model.parameters(), options.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=options.lr, betas=_BETAS)
     if state is not None:
