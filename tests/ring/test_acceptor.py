@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import logging
 import os
 import socket
 import struct
@@ -16,6 +17,7 @@ from mdi.ring.link import PredecessorConnected
 from mdi.segments import Fork
 from support.clocks import ManualClock
 from support.links import FOREIGN, HELLO, HOST, PATIENCE_S, SHORT_HANDSHAKE, WELCOME, Bench, End, read, reset
+from support.scripts import wait_until
 from support.wire import GOODBYE, HEADER_BYTES, PROOF, frame
 
 PATIENT = Timeouts(authentication_s=2 * PATIENCE_S)
@@ -60,6 +62,23 @@ def test_a_silent_connection_is_closed_exactly_at_its_deadline(bench: Bench, cap
     with contextlib.suppress(ConnectionError):
         assert silent.recv(1) == b""
     assert "it did not authenticate within 2 s" in caplog.text
+
+
+def test_who_only_looks_whether_the_port_is_open_is_no_warning(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "mdi.ring.acceptor")
+
+    def resets() -> list[int]:
+        return [record.levelno for record in caplog.records if "reset by peer" in record.getMessage()]
+
+    end = bench.end(1)
+    end.link.accept()
+    looking, speaking = bench.dial(end.port), bench.dial(end.port)
+    speaking.sendall(HELLO)
+    assert read(speaking, HEADER_BYTES) == WELCOME
+    reset(looking)
+    wait_until(lambda: resets() == [logging.INFO], PATIENCE_S, "the log tells of the first one")
+    reset(speaking)
+    wait_until(lambda: resets() == [logging.INFO, logging.WARNING], PATIENCE_S, "the log warns of the second one")
 
 
 @pytest.mark.parametrize("data", [FOREIGN["other epoch"], FOREIGN["other facts"], FOREIGN["not hello"]])

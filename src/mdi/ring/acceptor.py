@@ -170,6 +170,9 @@ class HandshakeAcceptor:
                 self._established = connection.sock, end.value
         except ssl.SSLError as exc:
             self._refuse(connection, f"it does not agree on TLS: {failed_answer(exc, self._access.tls)}")
+        except ConnectionResetError as exc:
+            # Whoever goes without a byte has only looked whether the port is open, as `nodes.py` does.
+            self._refuse(connection, exc, logging.WARNING if connection.has_sent else logging.INFO)
         except (OSError, MdiError) as exc:
             self._refuse(connection, exc)
         else:
@@ -183,13 +186,13 @@ class HandshakeAcceptor:
                 return
             self._refuse(connection, f"it did not authenticate within {self._timeouts.authentication_s:g} s")
 
-    def _refuse(self, connection: _PendingConnection, reason: object) -> None:
+    def _refuse(self, connection: _PendingConnection, reason: object, level: int = logging.WARNING) -> None:
         if not connection.is_refused:  # else the log has the reason already
-            self._log_refusal(connection.address, reason)
+            self._log_refusal(connection.address, reason, level)
         self._close(connection)
 
-    def _log_refusal(self, address: str, reason: object) -> None:
-        self._refusals.add(log, "refused a connection from %s: %s", address, reason)
+    def _log_refusal(self, address: str, reason: object, level: int = logging.WARNING) -> None:
+        self._refusals.add(log, "refused a connection from %s: %s", address, reason, level=level)
 
     def _close(self, connection: _PendingConnection) -> None:
         self._forget(connection)
