@@ -129,7 +129,8 @@ class MeasuredNetwork:
     def _path(self) -> Path | None:
         if self.folder is None:
             return None
-        nodes = [[node.addr, node.http_port, node.device, node.memory_limit_bytes] for node in self.network.nodes]
+        network = replace(self.network, starter=replace(self.network.starter, http_port=0))  # it may be any free one
+        nodes = [[node.addr, node.http_port, node.device, node.memory_limit_bytes] for node in network.nodes]
         model = [config_to_dict(self.model.config), self.dtype, self.quantize, self.kv_dtype]
         known: dict[str, Any] = {"nodes": nodes, "device": str(self.device), "model": model, "version": __version__}
         known["memory_limit_bytes"] = self.memory_limit_bytes
