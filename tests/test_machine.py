@@ -1,5 +1,6 @@
 """Cores and memory, of the machine and of the container; the control groups are folders as the kernel shows them."""
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import psutil
 import pytest
 
 from mdi import machine
-from mdi.machine import available_memory_bytes, n_cores
+from mdi.machine import available_memory_bytes, memory_bytes, n_cores, return_freed_memory
 from support.paths import SRC
 
 GB = 1 << 30
@@ -133,3 +134,18 @@ def test_the_peak_of_a_process_is_not_that_of_whoever_started_it() -> None:
     environment = os.environ | {"PYTHONPATH": str(SRC)}
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert 1 << 20 < int(result.stdout) < len(ballast) < machine.peak_memory_bytes()
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="glibc alone is asked")
+def test_memory_that_was_freed_goes_back_to_the_system() -> None:
+    libc, n_bytes = ctypes.CDLL(None), 64 << 10  # so few are taken from the heap
+    libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+    *blocks, last = [libc.malloc(n_bytes) for _ in range(1000)]
+    for block in blocks:
+        ctypes.memset(block, 1, n_bytes)
+    for block in blocks:
+        libc.free(block)
+    kept_bytes = memory_bytes()
+    return_freed_memory()
+    assert memory_bytes() < kept_bytes - len(blocks) * n_bytes // 2
+    libc.free(last)

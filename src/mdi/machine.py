@@ -4,6 +4,7 @@ A container's limits are those of its control group and of every group above it.
 (https://docs.kernel.org/admin-guide/cgroup-v2.html), version 1 one tree for each kind of limit.
 """
 
+import ctypes
 import os
 import re
 from collections.abc import Iterator
@@ -31,6 +32,14 @@ def available_memory_bytes(root: Path = ROOT) -> int:
 def memory_bytes() -> int:
     """The resident set of this process."""
     return int(psutil.Process().memory_info().rss)
+
+
+def return_freed_memory() -> None:
+    """Give back to the system what this process has freed: glibc keeps it where something behind it is in use."""
+    if psutil.LINUX:
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none
+        if trim is not None:
+            trim(0)
 
 
 def peak_memory_bytes() -> int:

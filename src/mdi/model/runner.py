@@ -12,6 +12,7 @@ import torch
 from mdi.errors import LocalProtocolError, StorageError
 from mdi.formats import BackendChoice, KvDtype, Mode
 from mdi.liveness import no_tick
+from mdi.machine import return_freed_memory
 from mdi.model.architecture import ModelConfig
 from mdi.model.build import Placement
 from mdi.model.devices import free_memory_bytes, limit_onednn_caches
@@ -117,6 +118,7 @@ class StageRunner:
         if loaded is None:  # here, where the error is gone: it held what had been packed
             loaded = self._loaded(spec, weights, mode, IN_MEMORY)
         (self._head, self._stage), self._spec, self._mode = loaded, spec, mode
+        return_freed_memory()  # of packing
         self._slow_steps = SlowSteps()
 
     def _loaded(self, spec: StageSpec, weights: Weights, mode: Mode, files: PackedFiles) -> tuple[Head | None, Stage]:
