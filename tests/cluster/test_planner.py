@@ -89,9 +89,13 @@ def test_many_nodes_are_planned_nearly_as_well(monkeypatch: pytest.MonkeyPatch) 
     assert min(shares) > 0.75  # of links drawn at random, where a node with one layer may pay as a detour
 
 
-def test_a_hundred_nodes_and_eighty_layers_take_a_second() -> None:
+@pytest.mark.parametrize("are_alike", [False, True])
+def test_a_hundred_nodes_and_eighty_layers_take_a_second(are_alike: bool) -> None:
     """Ten times that, on a machine that is busy."""
     nodes, links, work = drawn_network(random.Random(3), 100, 80)
+    if are_alike:
+        nodes = [node(f"pi{i}", 20e-3, head_s=10e-3 * (i == 0)) for i in range(100)]
+        links, work = everywhere(NEAR, 100), Workload(80, 8192, 100)
     begun_s = time.process_time()
     assert_valid(plan_ring(nodes, links, work), nodes, work)
     assert time.process_time() - begun_s < 10

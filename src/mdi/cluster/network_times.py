@@ -169,7 +169,10 @@ class NetworkMeter:
 
     def _for(self, node: NodeId, request: StageRequest) -> StageRequest:
         sharing = nodes_on_host(self._network, self._network.nodes[node])
-        return replace(request, has_head=node == 0, nodes_on_host=sharing)
+        # Nodes beside the starter time a head as well: they would leave it the memory of their machine meanwhile, which
+        # they do not do in a ring.
+        has_head = self._network.nodes[node].host == self._network.starter.host
+        return replace(request, has_head=has_head, nodes_on_host=sharing)
 
     def _link(self, one: NodeId, other: NodeId, n_embd: int, wire_dtype: str) -> LinkTimes:
         """Of a link that `one` times and `other` echoes on."""

@@ -10,6 +10,7 @@ busiest link, which carries all of them.
 
 import enum
 import itertools
+import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from mdi.strings import count
 
 MAX_EXACT_NODES = 8  # up to here every choice of nodes and every order is looked at
 _N_PAIRS = 6  # that a larger search begins with
+_N_HALVINGS = 8  # of the seconds among which the best limit is looked for, before single ones are
+_ALIKE = 0.02  # in a larger search: nodes whose costs differ by no more are taken to be of one kind
 _N_TRIED = 12  # nodes that a larger search tries to add or to exchange at a time
 
 
@@ -305,7 +308,7 @@ class _Search:
 
     def heuristic(self) -> _Found:
         """The best ring that adding, removing, exchanging and moving single nodes leads to, from several beginnings."""
-        rings = (self._climb(beginning) for beginning in self._beginnings())
+        rings = (self._climb(beginning) for beginning in dict.fromkeys(self._beginnings()))
         return min(filter(None, rings), key=lambda found: found[0])
 
     def _beginnings(self) -> Iterator[tuple[int, ...]]:
@@ -387,14 +390,37 @@ class _Search:
         if len(order) + 1 < self._work.n_layers:
             for one, other in itertools.permutations(others, 2):
                 yield self._with(self._with(order, one), other)
-        for removed in order[1:]:
+        for removed in self._of_each_kind(order[1:]):
             rest = tuple(index for index in order if index != removed)
             for index in others:
                 yield from ((*rest[:place], index, *rest[place:]) for place in range(1, len(rest) + 1))
 
     def _others(self, order: tuple[int, ...]) -> list[int]:
-        """The nodes that take no part, those that promise most first."""
-        return [index for index in dict.fromkeys(itertools.chain(*self._interleaved)) if index not in order]
+        """Of the nodes that take no part one of each kind, those that promise most first."""
+        return self._of_each_kind(i for i in dict.fromkeys(itertools.chain(*self._interleaved)) if i not in order)
+
+    def _of_each_kind(self, nodes: Iterable[int]) -> list[int]:
+        """The first node of each kind."""
+        found: dict[tuple[int, ...], int] = {}
+        for index in nodes:
+            found.setdefault(self._kinds[index], index)
+        return list(found.values())
+
+    @cached_property
+    def _kinds(self) -> dict[int, tuple[int, ...]]:
+        """Nodes that cost nearly the same, and are as far from the starter."""
+        nodes, links, most = self._nodes, self._links, self._work.messages(1)[0]
+
+        def kind(index: int) -> tuple[int, ...]:
+            node, there, back = nodes[index], links[0][index], links[index][0]
+            costs_s = [node.layer.at(1), node.layer.at(most), node.message_s, there.latency_s, back.latency_s]
+            sizes = [*costs_s, there.bytes_s, back.bytes_s]
+            return (
+                *(round(math.log(max(size, 1e-9)) / _ALIKE) for size in sizes),
+                min(node.max_layers, self._work.n_layers),
+            )
+
+        return {index: kind(index) for index in self.others}
 
     @cached_property
     def _interleaved(self) -> list[tuple[int, ...]]:
@@ -410,30 +436,17 @@ class _Split:
         self.is_possible = len(stages) <= n_layers <= sum(stage.max_layers for stage in stages)
         self._quickest = sorted(range(len(stages)), key=lambda k: stages[k].trip_layer_s)
 
-    @cached_property
-    def _limits(self) -> list[float]:
-        """All that the busiest node can be busy for."""
-        most = [min(stage.max_layers, self._n_layers) for stage in self._stages]
-        return sorted(
-            {
-                s.busy_s + n * s.busy_layer_s
-                for s, top in zip(self._stages, most, strict=True)
-                for n in range(1, top + 1)
-            }
-        )
-
     def best(self, link_trip_s: float, link_busy_s: float) -> tuple[float, tuple[int, ...]]:
         """Seconds of a round, and the layers of each stage.
 
         The more the busiest node may be busy, the more layers the quickest nodes can have, and the shorter is the trip.
         So the best limit is where the two meet, or the one before.
         """
-        limits = self._limits
-        low, high = 0, len(limits) - 1  # the last one is no limit at all
+        limits = self._limits(*self._around(link_trip_s))
+        low, high = 0, len(limits) - 1
         while low < high:
             middle = (low + high) // 2
-            found = self._within(limits[middle], link_trip_s)
-            if found is not None and found[0] <= limits[middle]:
+            if self._meet(limits[middle], link_trip_s):
                 high = middle
             else:
                 low = middle + 1
@@ -444,6 +457,37 @@ class _Split:
                 busy_s = max(s.busy_s + n * s.busy_layer_s for s, n in zip(self._stages, layers, strict=True))
                 results.append((max(trip_s, busy_s, link_busy_s), layers))
         return min(results)
+
+    def _around(self, link_trip_s: float) -> tuple[float, float]:
+        """Seconds between which the two meet, with room for a layer more or less on every node."""
+        low, high = 0.0, max(s.busy_s + n * s.busy_layer_s for s, n in zip(self._stages, self._most, strict=True))
+        for _ in range(_N_HALVINGS):
+            middle = (low + high) / 2
+            if self._meet(middle, link_trip_s):
+                high = middle
+            else:
+                low = middle
+        step_s = max(stage.busy_layer_s for stage in self._stages)
+        return low - step_s, high + step_s
+
+    def _limits(self, from_s: float, to_s: float) -> list[float]:
+        """All that a node can be busy for, of what lies between."""
+        limits: set[float] = set()
+        for stage, most in zip(self._stages, self._most, strict=True):
+            first = max(1, math.ceil((from_s - stage.busy_s) / stage.busy_layer_s))
+            last = min(most, math.floor((to_s - stage.busy_s) / stage.busy_layer_s))
+            limits.update(stage.busy_s + n * stage.busy_layer_s for n in range(first, last + 1))
+        return sorted(limits)
+
+    @cached_property
+    def _most(self) -> list[int]:
+        """Layers that each stage can have."""
+        return [min(stage.max_layers, self._n_layers) for stage in self._stages]
+
+    def _meet(self, limit_s: float, link_trip_s: float) -> bool:
+        """Whether a trip is no longer than a node may be busy."""
+        found = self._within(limit_s, link_trip_s)
+        return found is not None and found[0] <= limit_s
 
     def _within(self, limit_s: float, link_trip_s: float) -> tuple[float, tuple[int, ...]] | None:
         """The shortest trip where no node is busy for longer, and its layers; None where they cannot have them all."""
