@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import planning
+from benchmarks import planning, scaling
 from benchmarks.gguf_export import export_gguf
 from benchmarks.measures import alternate, prompt_of
 from benchmarks.planning import Outcome, Sweep
@@ -62,6 +62,21 @@ def test_predictions_are_held_against_what_was_reached(tmp_path: Path) -> None:
     assert "| second node half as fast | 15,15 | 19.0 | 20.0 (9,21) | 95% | 1.00x | 30.0 | with it: wrong |" in written
     assert json.loads((tmp_path / "planning.json").read_text())["sweeps"][0]["reached"]["12"] == 19.4
     assert (tmp_path / "planning.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize(("n_nodes", "n_samples"), [(1, 3), (7, 1), (9, 9), (10, 25)])
+@pytest.mark.parametrize("place", scaling.LINKS)
+def test_simulated_messages_wait_for_each_other_as_the_planner_reckons(
+    n_nodes: int, n_samples: int, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if n_nodes == 1:
+        monkeypatch.setattr(scaling, "MODEL", "tiny-llama-1.1b")
+    found = scaling.point(n_nodes, n_samples, scaling.LINKS[place])
+    assert found is not None and found.simulated == pytest.approx(found.predicted, rel=0.02)
+
+
+def test_a_model_that_no_ring_holds_has_no_speed() -> None:
+    assert scaling.point(3, 1, scaling.LINKS["one room"]) is None
 
 
 def test_decode_rate_of_one_sample_leaves_out_the_first_token() -> None:
