@@ -3,26 +3,30 @@
 
     python benchmarks/planning.py --output benchmarks/results/planning.json
 
-Nodes are pinned to a core each; a busy loop on a core makes its node slower, and relays delay and limit the links.
-Every configuration is measured anew for its prediction, then runs with the split that it was predicted for. Of some,
-all splits are tried, and the first node alone: is the planner's choice among the best, and is its advice right?
+Nodes are pinned to a core each; a busy loop on a core or the quota of a control group (Linux, root) makes its node
+slower, and relays delay and limit the links. Every configuration is measured anew and then run, with the split that it
+was measured for, in every round: the speed of a shared machine drifts. Of some, all splits are tried, and the first
+node alone: is the planner's choice among the best, and is its advice right?
 Writes the figures as JSON, a table as Markdown, and a plot. For a machine that is otherwise idle; about 15 minutes.
 """
 
 import argparse
 import contextlib
 import json
+import operator
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
+from benchmarks.control_groups import limited  # noqa: E402
 from benchmarks.relay import Relay  # noqa: E402
+from benchmarks.report import spread  # noqa: E402
 from benchmarks.rings import NodeSettings, Request, Ring, secondaries, write_seen_as  # noqa: E402
 from benchmarks.workers import Worker, end, own_cores, python_module, start  # noqa: E402
 from mdi.checkpoint.config import load_config  # noqa: E402
@@ -42,7 +46,8 @@ class Configuration:
     name: str
     split: tuple[int, ...]
     n_samples: int
-    burners: tuple[int, ...] = ()  # nodes whose core a busy loop shares; one with more loops is named more often
+    burners: tuple[int, ...] = ()  # nodes whose core a busy loop shares
+    shares: tuple[float, ...] = ()  # of its core, that each node may use; empty: all of it
     delay_ms: float = 0.0  # one way, of every link
     mbit: float | None = None  # of every link
 
@@ -60,6 +65,8 @@ CONFIGURATIONS = (
     Configuration("second node half as fast, better split", (67, 33), 4, burners=(1,)),
     Configuration("first node half as fast, even split", (50, 50), 4, burners=(0,)),
     Configuration("first node half as fast, better split", (33, 67), 4, burners=(0,)),
+    Configuration("second node a quarter as fast, even split", (50, 50), 4, shares=(1, 0.25)),
+    Configuration("second node a quarter as fast, better split", (80, 20), 4, shares=(1, 0.25)),
     Configuration("5 ms on every link, 1 sample", (50, 50), 1, delay_ms=5),
     Configuration("5 ms on every link, 8 samples", (50, 50), 8, delay_ms=5),
     Configuration("20 ms on every link, 2 samples", (50, 50), 2, delay_ms=20),
@@ -70,30 +77,25 @@ CONFIGURATIONS = (
 SWEPT = (
     Configuration("nodes alike", (50, 50), 4),
     Configuration("second node half as fast", (50, 50), 4, burners=(1,)),
-    Configuration("second node a quarter as fast", (50, 50), 4, burners=(1, 1, 1)),
-    Configuration("a quarter as fast, 20 ms on every link", (50, 50), 4, burners=(1, 1, 1), delay_ms=20),
+    Configuration("second node a quarter as fast", (50, 50), 4, shares=(1, 0.25)),
+    Configuration("a quarter as fast, 20 ms on every link", (50, 50), 4, shares=(1, 0.25), delay_ms=20),
 )
 SWEPT_PERCENTS = tuple(range(10, 100, 10))  # of the layers, on the first node
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One configuration: what was predicted, and what was reached in each round."""
+    """One configuration: what was predicted, and what was reached right afterwards, in each round."""
 
     configuration: Configuration
     layers: tuple[int, ...]
-    predicted: float
-    measured: tuple[float, ...]
-
-    @property
-    def reached(self) -> float:
-        """The median."""
-        return statistics.median(self.measured)
+    predicted: tuple[float, ...]
+    reached: tuple[float, ...]
 
     @property
     def error(self) -> float:
-        """Of the prediction, relative to what was reached."""
-        return self.predicted / self.reached - 1
+        """Of the prediction, relative to what was reached: the median."""
+        return float(statistics.median(map(operator.truediv, self.predicted, self.reached)) - 1)
 
 
 def layers_of(split: Sequence[int], n_layer: int) -> tuple[int, ...]:
@@ -177,6 +179,8 @@ def laid_out(configuration: Configuration, ckpt: Path, cores: Sequence[int], scr
         planner.hear()
         seen_as = stack.enter_context(relayed(configuration, nodes_config))
         stack.enter_context(burning([own[i] for i in configuration.burners], scratch))
+        for core, share in zip(own, configuration.shares, strict=False):
+            stack.enter_context(limited(core, share))
         yield Layout(configuration, ckpt, ring, planner, None if seen_as is None else str(seen_as))
 
 
@@ -184,8 +188,9 @@ def take(configuration: Configuration, ckpt: Path, cores: Sequence[int], scratch
     """Predict, then run."""
     layers = layers_of(configuration.split, load_config(ckpt).n_layer)
     with laid_out(configuration, ckpt, cores, scratch) as layout:
-        (predicted,) = layout.predict(layers)["tokens_s"]
-        return Outcome(configuration, layers, predicted, tuple(layout.reach(layers) for _ in range(rounds)))
+        pairs = [(layout.predict(layers)["tokens_s"][0], layout.reach(layers)) for _ in range(rounds)]
+    predicted, reached = zip(*pairs, strict=True)
+    return Outcome(configuration, layers, predicted, reached)
 
 
 @dataclass(frozen=True)
@@ -219,7 +224,8 @@ def sweep(configuration: Configuration, ckpt: Path, cores: Sequence[int], scratc
         tried = sorted({planned, *(layers_of((percent, 0), n_layer)[0] for percent in SWEPT_PERCENTS)})
         runs = [{first: layout.reach((first, n_layer - first)) for first in tried} for _ in range(rounds)]
     reached = {first: statistics.median(run[first] for run in runs) for first in tried}
-    with laid_out(replace(configuration, split=(100,), burners=(), delay_ms=0), ckpt, cores, scratch) as layout:
+    one = Configuration(configuration.name, (100,), configuration.n_samples)
+    with laid_out(one, ckpt, cores, scratch) as layout:
         alone = statistics.median(layout.reach((n_layer,)) for _ in range(rounds))
     return Sweep(configuration, n_layer, planned, answer["n_nodes"] == 1, reached, alone)
 
@@ -229,13 +235,11 @@ def sweep(configuration: Configuration, ckpt: Path, cores: Sequence[int], scratc
 
 def table(outcomes: Sequence[Outcome]) -> str:
     """Markdown, with the errors that count."""
-    lines = ["| ring | layers | predicted | measured | error |", "|---|---|---|---|---|"]
+    lines = ["| ring | layers | predicted | reached | error |", "|---|---|---|---|---|"]
     for outcome in outcomes:
         layers = ",".join(map(str, outcome.layers))
-        spread = f"{outcome.reached:.1f} ({min(outcome.measured):.1f} to {max(outcome.measured):.1f})"
-        lines.append(
-            f"| {outcome.configuration.name} | {layers} | {outcome.predicted:.1f} | {spread} | {outcome.error:+.0%} |"
-        )
+        predicted, reached = spread(outcome.predicted), spread(outcome.reached)
+        lines.append(f"| {outcome.configuration.name} | {layers} | {predicted} | {reached} | {outcome.error:+.0%} |")
     errors = [abs(outcome.error) for outcome in outcomes]
     return "\n".join(
         [
@@ -271,16 +275,17 @@ def plot(outcomes: Sequence[Outcome], path: Path) -> None:
 
     figure = Figure(figsize=(6, 6), layout="constrained")
     axes = figure.subplots()
-    highest = 1.1 * max(max(outcome.predicted, outcome.reached) for outcome in outcomes)
-    lowest = 0.9 * min(min(outcome.predicted, outcome.reached) for outcome in outcomes)
+    predicted = [statistics.median(outcome.predicted) for outcome in outcomes]
+    reached = [statistics.median(outcome.reached) for outcome in outcomes]
+    lowest, highest = 0.9 * min(predicted + reached), 1.1 * max(predicted + reached)
     ends = [lowest, highest]
     axes.plot(ends, ends, color="gray", linewidth=1)
     for goal, style in ((MEDIAN_GOAL, "--"), (WORST_GOAL, ":")):
         for factor in (1 - goal, 1 + goal):
             axes.plot(ends, [factor * end for end in ends], style, color="gray", linewidth=0.8)
-    axes.scatter([outcome.reached for outcome in outcomes], [outcome.predicted for outcome in outcomes], zorder=3)
-    axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends, xlabel="measured tokens/s", ylabel="predicted tokens/s")
-    axes.set_title("Predicted against measured; dashed 10%, dotted 25%")
+    axes.scatter(reached, predicted, zorder=3)
+    axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends, xlabel="reached tokens/s", ylabel="predicted tokens/s")
+    axes.set_title("Predicted against reached; dashed 10%, dotted 25%")
     figure.savefig(path, dpi=120)
 
 
@@ -301,7 +306,7 @@ def main() -> None:
     outcomes, sweeps = [], []
     for configuration in chosen(CONFIGURATIONS):
         outcomes.append(take(configuration, options.ckpt, cores, options.scratch, options.rounds))
-        print(f"{configuration.name}: {outcomes[-1].predicted:.1f} predicted, {outcomes[-1].reached:.1f} reached")
+        print(f"{configuration.name}: {outcomes[-1].error:+.0%}")
     for configuration in chosen(SWEPT):
         sweeps.append(sweep(configuration, options.ckpt, cores, options.scratch, options.rounds))
         print(f"{configuration.name}: {sweeps[-1].planned} layers planned, {sweeps[-1].reached}")

@@ -47,8 +47,8 @@ def test_every_link_of_a_relayed_ring_leads_through_a_relay(tmp_path: Path) -> N
 def test_predictions_are_held_against_what_was_reached(tmp_path: Path) -> None:
     two, one = planning.CONFIGURATIONS[3], planning.CONFIGURATIONS[0]
     outcomes = [
-        Outcome(two, planning.layers_of(two.split, 31), 22.0, (19.0, 20.0, 30.0)),
-        Outcome(one, planning.layers_of(one.split, 31), 7.0, (10.0,)),
+        Outcome(two, planning.layers_of(two.split, 31), (20.9, 22.0, 60.0), (19.0, 20.0, 30.0)),
+        Outcome(one, planning.layers_of(one.split, 31), (7.0,), (10.0,)),
     ]
     sweeps = [
         Sweep(planning.SWEPT[0], 30, planned=12, is_dropped=False, reached={9: 20.0, 12: 19.4, 15: 9.7}, alone=20.5),
@@ -56,7 +56,7 @@ def test_predictions_are_held_against_what_was_reached(tmp_path: Path) -> None:
     ]
     planning.write(outcomes, sweeps, tmp_path / "planning.json")
     written = (tmp_path / "planning.md").read_text()
-    assert "| even, 1 sample | 16,15 | 22.0 | 20.0 (19.0 to 30.0) | +10% |" in written
+    assert "| even, 1 sample | 16,15 | 22.0 (20.9-60.0) | 20.0 (19.0-30.0) | +10% |" in written
     assert "Median error 20.0% (goal 10%), worst 30.0% (goal 25%), of 2 configurations." in written
     assert "| nodes alike | 12,18 | 19.4 | 20.0 (9,21) | 97% | 2.00x | 20.5 | with it: right |" in written
     assert "| second node half as fast | 15,15 | 19.0 | 20.0 (9,21) | 95% | 1.00x | 30.0 | with it: wrong |" in written
