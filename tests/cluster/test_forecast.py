@@ -10,7 +10,7 @@ from mdi.cluster.network_times import NetworkTimes
 from mdi.cluster.planner import LinkCosts
 from mdi.cluster.ring_costs import costs_of, layer_points, memory_bytes
 from mdi.config.network import NetworkConfig
-from mdi.control.measurement import LayerTime
+from mdi.control.measurement import HeadTime, LayerTime
 from mdi.errors import ConfigError
 from support.measured import CONFIG, JOB, NEAR, THIN, network_with, times_of
 from support.paths import ROOT
@@ -97,6 +97,16 @@ def test_costs_are_those_of_the_context() -> None:
     times = replace(times_of(1), layers=layers)
     assert layer_points(times, 320) == [(1, pytest.approx(1.5e-3)), (4, pytest.approx(4e-3))]
     assert layer_points(times, 64) == [(1, 1e-3), (4, 2e-3)]
+
+
+def test_noise_between_two_contexts_does_not_grow_with_the_context() -> None:
+    """A GPU that waits for its launches takes as long for any context: some are measured shorter."""
+    layers = (LayerTime(1, 128, 2e-3), LayerTime(4, 128, 2e-3), LayerTime(1, 512, 1e-3), LayerTime(4, 512, 1.5e-3))
+    network, times = network_with(1, 1)
+    nodes = tuple(replace(node, layers=layers, head=(HeadTime(1, 3e-3), HeadTime(16, 1e-3))) for node in times.nodes)
+    costs = costs_of(network, replace(times, nodes=nodes), replace(JOB, context=8192))
+    assert [costs[0].layer.at(rows) for rows in (1, 4)] == pytest.approx([1.5e-3, 1.75e-3])
+    assert costs[0].head.at(400) == pytest.approx(2e-3)
 
 
 def test_nodes_of_one_machine_share_its_memory() -> None:

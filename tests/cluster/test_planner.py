@@ -150,6 +150,20 @@ def test_costs_between_and_beyond_what_was_measured(rows: int, seconds: float) -
     assert Curve(((1, 1.0), (3, 2.0), (7, 4.0))).at(rows) == pytest.approx(seconds)
 
 
+@pytest.mark.parametrize(
+    ("points", "expected"),
+    [
+        ([(1, 2.0), (4, 3.0)], [2.0, 3.0, 3.0 + 12 / 3]),
+        ([(4, 1.0), (1, 3.0)], [2.0, 2.0, 2.0]),  # in any order; what falls is its mean, and stays it
+        ([(1, 1.0), (4, 5.0), (8, 3.0)], [1.0, 4.0, 4.0]),
+        ([(1, 4.0), (4, 3.0), (8, 2.0)], [3.0, 3.0, 3.0]),
+    ],
+)
+def test_measured_costs_never_fall(points: list[tuple[int, float]], expected: list[float]) -> None:
+    curve = Curve.measured(points)
+    assert [curve.at(rows) for rows in (1, 4, 16)] == pytest.approx(expected)
+
+
 def test_samples_are_spread_over_as_many_messages_as_nodes() -> None:
     assert [Workload(1, 1, n).messages(3) for n in (1, 2, 3, 5, 7)] == [[1], [1, 1], [1, 1, 1], [2, 2, 1], [3, 2, 2]]
 

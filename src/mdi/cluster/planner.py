@@ -40,6 +40,24 @@ class Curve:
 
     points: tuple[tuple[int, float], ...]  # by number of rows
 
+    @classmethod
+    def measured(cls, points: Iterable[tuple[int, float]]) -> "Curve":
+        """Through measured points, but it never falls: more rows take as long, at least.
+
+        Where a device waits for its launches, all take as long and only noise tells them apart, so that a line through
+        two of them could fall below zero beyond. By isotonic regression: neighbours that fall become their mean (pool
+        adjacent violators; Ayer et al. 1955).
+        """
+        pools: list[tuple[list[int], float]] = []  # of neighbours, and their mean
+        for n, seconds in sorted(points):
+            rows, mean_s = [n], seconds
+            while pools and pools[-1][1] > mean_s:
+                fewer, more_s = pools.pop()
+                mean_s = (len(fewer) * more_s + len(rows) * mean_s) / (len(fewer) + len(rows))
+                rows = fewer + rows
+            pools.append((rows, mean_s))
+        return cls(tuple((n, mean_s) for rows, mean_s in pools for n in rows))
+
     def at(self, rows: int) -> float:
         """Seconds for a message of `rows` rows."""
         if len(self.points) == 1 or rows <= self.points[0][0]:

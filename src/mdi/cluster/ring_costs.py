@@ -40,7 +40,7 @@ def costs_of(network: NetworkConfig, times: NetworkTimes, job: Job) -> list[Node
         NodeCosts(
             name=node_name(index),
             layer=layer_curve(measured, job.context, node.share),
-            head=Curve(tuple(measured.head) or ((1, 0.0),)),
+            head=Curve.measured(measured.head or ((1, 0.0),)),
             message_s=measured.message_s,
             max_layers=min(
                 max_layers(measured, job, has_ends=index == 0, n_sharing=places.count(places[index])),
@@ -53,7 +53,7 @@ def costs_of(network: NetworkConfig, times: NetworkTimes, job: Job) -> list[Node
 
 def layer_curve(times: StageTimes, context: int, share: float = 1.0) -> Curve:
     """Seconds of a layer for sequences of `context` positions, on a node of that share of the work."""
-    return Curve(tuple((rows, seconds / share) for rows, seconds in layer_points(times, context)))
+    return Curve.measured((rows, seconds / share) for rows, seconds in layer_points(times, context))
 
 
 def layer_points(times: StageTimes, context: int) -> list[tuple[int, float]]:
@@ -61,7 +61,7 @@ def layer_points(times: StageTimes, context: int) -> list[tuple[int, float]]:
     by_rows: dict[int, list[tuple[int, float]]] = {}
     for time in times.layers:
         by_rows.setdefault(time.rows, []).append((time.context, time.seconds))
-    return [(rows, Curve(tuple(sorted(by_rows[rows]))).at(context)) for rows in sorted(by_rows)]
+    return [(rows, Curve.measured(by_rows[rows]).at(context)) for rows in sorted(by_rows)]
 
 
 def max_layers(times: StageTimes, job: Job, *, has_ends: bool, n_sharing: int) -> int:
