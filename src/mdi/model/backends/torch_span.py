@@ -13,7 +13,7 @@ from mdi.model.architecture import ModelConfig, architecture_of
 from mdi.model.attention import make_plan
 from mdi.model.backends.torch_compile import compile_ops
 from mdi.model.build import ModuleBuilder, Placement
-from mdi.model.devices import memory_errors
+from mdi.model.devices import avoid_cudnn_attention, memory_errors
 from mdi.model.litgpt_modules import Block
 from mdi.model.quant import held_bytes
 from mdi.model.shapes import kv_bytes, stage_shapes
@@ -48,6 +48,8 @@ class TorchSpan:
         self.cache_bytes = 0
         if placement.kv_dtype not in (None, kept := dtype_name(self.dtype)):
             log.warning("--kv-dtype %s: torch keeps keys and values in %s all the same", placement.kv_dtype, kept)
+        if self.device.type == "cuda":
+            avoid_cudnn_attention()
         source = Weights.of(weights)
         self.blocks = {layer: _load_block(config, layer, source, placement) for layer in range(*span)}
         if placement.compile_ops:
