@@ -8,7 +8,7 @@ import pytest
 
 from mdi.checkpoint.chunks import split_model
 from mdi.checkpoint.folder import ModelFolder, open_folder
-from mdi.cluster.plan import Member, Plan, PlanOptions, overridden_split, plan
+from mdi.cluster.plan import Member, Plan, PlanOptions, is_worth_measuring, overridden_split, plan
 from mdi.config.network import NodeConfig
 from mdi.errors import CheckpointError, ConfigError
 from mdi.formats import Mode
@@ -119,6 +119,21 @@ def test_shares_that_the_split_of_the_chunks_overrides_are_reported(tmp_path: Pa
 
 
 @pytest.mark.slow
+def test_auto_measures_nodes_that_may_differ_where_nothing_says_how_fast_they_are(tmp_path: Path) -> None:
+    path = make_model(tmp_path / "tiny")
+    model, several = open_folder(path, 2), members(1, 1)
+    assert is_worth_measuring(model, several, OPTIONS)
+    assert not is_worth_measuring(model, members(1), OPTIONS)
+    assert not is_worth_measuring(model, members(1, 2), OPTIONS), "the user has said how fast they are"
+    assert not is_worth_measuring(model, several, replace(OPTIONS, split="3,3"))
+    near = [replace(member, config=replace(member.config, addr=f"127.0.0.{i}")) for i, member in enumerate(several)]
+    assert not is_worth_measuring(model, near, OPTIONS), "they are alike"
+    cuda = [replace(near[0], status=replace(IDLE, device="cuda:0")), replace(near[1], status=IDLE)]
+    assert is_worth_measuring(model, cuda, OPTIONS)
+    split_model(path, spans_of([3, 3]))
+    assert not is_worth_measuring(open_folder(path, 2), several, OPTIONS), "there is a split"
+
+
 def test_a_node_alone_counts_the_weights_that_it_will_load(tmp_path: Path) -> None:
     """The whole model, though quantized chunks of it lie there; those, where they are asked for."""
     folder = make_model(tmp_path / "org" / "tiny")

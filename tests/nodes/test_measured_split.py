@@ -12,7 +12,9 @@ import pytest
 from mdi.cli.speed_report import tell_speed
 from mdi.cluster import rebalancing, returns
 from mdi.cluster.network_times import NetworkMeter, NetworkTimes
+from mdi.cluster.node_meter import NodeMeter
 from mdi.cluster.planner import LinkCosts
+from mdi.config.network import NodeConfig
 from mdi.config.options import StarterOptions
 from mdi.control.measurement import HeadTime, LayerTime, StageRequest, StageTimes
 from mdi.engine.sample import Outcome, Sample
@@ -20,6 +22,7 @@ from mdi.errors import ConfigError
 from mdi.formats import Mode
 from mdi.ids import NodeId
 from mdi.net.timeouts import Timeouts
+from support.models import make_model
 from support.rings import Ring, ring_of, starter_for
 from support.scripts import wait_until
 
@@ -123,6 +126,37 @@ def test_slow_links_decide_the_order(ring: Ring, tiny: Path, monkeypatch: pytest
         monkeypatch.setattr(secondary, "_compute", compute)
     ring.generate(tiny, PROMPTS, split="measured")
     assert ranks == {0: 2, 1: 1}
+
+
+def test_auto_measures_nodes_that_may_differ_and_takes_all_of_them(
+    ring: Ring, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "mdi")
+    monkeypatch.setattr(NodeConfig, "host", property(lambda node: f"machine {node.http_port}"))
+    model = make_model(tmp_path / "new")
+    measured_as(monkeypatch, [1, 1000, 1], [[NEAR] * 3] * 3)
+    tokens = ring.generate(model, PROMPTS)
+    assert any(re.match(r"planned as measured: \d,(1,\d|\d,1); ", line) for line in caplog.messages)
+    assert sum(" as measured, and --split measured " in line for line in caplog.messages) == 1  # better without it
+    caplog.clear()
+    measured_as(monkeypatch, [1000, 1, 1], [[NEAR] * 3] * 3)
+    assert ring.generate(model, PROMPTS) == tokens
+    assert not any("planned as measured" in line for line in caplog.messages)  # the chunks have a split
+
+
+def test_where_nodes_cannot_be_measured_auto_goes_by_the_sizes(
+    ring: Ring, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "mdi")
+    monkeypatch.setattr(NodeConfig, "host", property(lambda node: f"machine {node.http_port}"))
+
+    def measure(meter: NodeMeter, request: StageRequest) -> StageTimes:
+        raise ConfigError("its clock stands still")
+
+    monkeypatch.setattr(NodeMeter, "measure", measure)
+    assert [len(each) for each in ring.generate(make_model(tmp_path / "new"), PROMPTS)] == [12, 12, 12]
+    (line,) = [line for line in caplog.messages if line.startswith("splitting by the sizes of the layers, not as ")]
+    assert line.endswith("its clock stands still")
 
 
 def test_a_split_that_is_far_behind_what_was_measured_is_told(

@@ -24,10 +24,14 @@ class MeasuredSplit:
         self.costs: Costs | None = None  # None: nothing was measured, as far as is known
         self.modes: Mapping[NodeId, Mode] = {}  # that nodes are to hold their weights in, where a plan has chosen them
 
-    def choose(self, measure: Callable[[], Costs]) -> Forecast:
-        """Measure, and choose who takes part, in which order and with how many layers. Tells the user."""
+    def choose(self, measure: Callable[[], Costs], *, use_all: bool = False) -> Forecast:
+        """Measure, and choose who takes part, in which order and with how many layers. Tells the user.
+
+        Args:
+            use_all: all nodes take part.
+        """
         self.costs = costs = measure().with_best_modes()
-        found = forecast_of(costs, costs.plan())
+        found = forecast_of(costs, costs.plan(use_all=use_all))
         for sentence in advise(costs, found):
             log.warning("%s", sentence)
         if self.network.allow_quantize is not None:

@@ -137,6 +137,18 @@ def overridden_split(model: ModelFolder, shares: Sequence[float], options: PlanO
     )
 
 
+def is_worth_measuring(model: ModelFolder, members: Sequence[Member], options: PlanOptions) -> bool:
+    """Whether `auto` should know what a layer takes on each of these nodes, who have been asked, before it chooses.
+
+    Nodes of one machine that compute on one kind of device are alike. Where their shares differ, the user has said how
+    fast they are.
+    """
+    kinds = {(member.config.host, member.status and member.status.device.partition(":")[0]) for member in members}
+    shares = {member.config.share for member in members}
+    is_free = _is_free_to_choose(model, len(members), options) and model.has_weights
+    return is_free and len(kinds) > 1 and len(shares) == 1
+
+
 def _is_free_to_choose(model: ModelFolder, n_nodes: int, options: PlanOptions) -> bool:
     """Whether there are several splits, and neither the user nor the chunks that are there say which is used."""
     return n_nodes > 1 and options.split == "auto" and model.ring_manifest(n_nodes) is None

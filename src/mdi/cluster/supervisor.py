@@ -21,7 +21,7 @@ from mdi.cluster.measured_split import MeasuredSplit
 from mdi.cluster.member_setup import Patience, PeersTimedOut
 from mdi.cluster.next_rings import NextRings
 from mdi.cluster.numerics import differing_numerics
-from mdi.cluster.plan import MEASURED, Member, Plan, PlanOptions, overridden_split, plan
+from mdi.cluster.plan import MEASURED, Member, Plan, PlanOptions, is_worth_measuring, overridden_split, plan
 from mdi.cluster.recovery import Decision, GiveUp, GoOnWithout, Recovery, RunState
 from mdi.cluster.rendezvous import Call, Rendezvous, Statuses, describe
 from mdi.cluster.roster import Roster
@@ -37,6 +37,7 @@ from mdi.engine.ring import LocalRing, Ring
 from mdi.errors import (
     CheckpointError,
     ConfigError,
+    ControlError,
     LinkError,
     MdiError,
     RemoteProtocolError,
@@ -283,17 +284,30 @@ class RingSupervisor:
         members, options = self._members(self._recovery.members, statuses), self._plan_options
         if options.split == MEASURED:
             members, options = self._chosen(members, options)
+        elif is_worth_measuring(self.model, members, options):
+            members, options = self._chosen_if_measured(members, options)
         self._adopt(members, options)
         if self._plan_options.split != MEASURED:
             self._measured.compare(self.plan)
 
-    def _chosen(self, members: Sequence[Member], options: PlanOptions) -> tuple[list[Member], PlanOptions]:
+    def _chosen_if_measured(self, members: list[Member], options: PlanOptions) -> tuple[list[Member], PlanOptions]:
+        """The order and the layers of all members as they were measured; where that fails, what they were before."""
+        try:
+            return self._chosen(members, options, use_all=True)
+        except (ConfigError, ControlError, RingError) as exc:
+            log.warning("splitting by the sizes of the layers, not as measured: %s", exc)
+            return members, options
+
+    def _chosen(
+        self, members: Sequence[Member], options: PlanOptions, *, use_all: bool = False
+    ) -> tuple[list[Member], PlanOptions]:
         """Measure, and choose who takes part, in which order and with how many layers."""
         rendezvous = self._rendezvous
         found = self._measured.choose(
             lambda: self._measured.network.measure(
                 rendezvous.clients, self._listener, self._inbox, self._refusals, self._timeouts
-            )
+            ),
+            use_all=use_all,
         )
         self._recovery.choose([NodeId(node) for node in found.ring.order])
         rendezvous.leave_out([node.node for node in members if node.node not in found.ring.order])
