@@ -355,3 +355,15 @@ def test_torch_says_where_it_keeps_keys_and_values_in_another_dtype_than_asked(
     assert engines[1].cache_bytes == sum(
         block.attn.k_slots.nbytes + block.attn.v_slots.nbytes for block in engines[1].blocks.values()
     )
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is there")
+def test_a_gpu_computes_the_same_with_kernels_that_plan_for_no_length(model: Model) -> None:
+    weights = model.reference.state_dict()
+    stage = Stage(TorchSpan(model.config, Span(0, 2), weights, Placement(torch.device("cuda"), torch.float32)))
+    stage.allocate(2, 64)
+    x = torch.randn(6, 32, generator=torch.Generator().manual_seed(0))
+    segments = [Segment(0, 0, 5, 5), Segment(1, 0, 1, 1)]
+    expected = model.stages[0].forward(x, segments)
+    torch.testing.assert_close(stage.forward(x, segments).cpu(), expected, atol=2e-5, rtol=1e-4)
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
