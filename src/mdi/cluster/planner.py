@@ -264,6 +264,7 @@ class _Search:
     def __init__(self, nodes: Sequence[NodeCosts], links: Links, work: Workload) -> None:
         self._nodes, self._links, self._work = nodes, links, work
         self.others = [index for index, node in enumerate(nodes) if index and node.max_layers > 0]
+        self._known: dict[tuple[int, int], _Stage] = {}  # by node and size of the ring
 
     # ---- a choice of nodes
 
@@ -313,14 +314,18 @@ class _Search:
         return trip_s, max((link.transfer_s(work.n_samples * work.row_bytes) for link in links), default=0.0)
 
     def _stages(self, chosen: Sequence[int]) -> list[_Stage]:
-        rows = self._work.messages(len(chosen))
-        stages = []
-        for index in chosen:
-            node, is_starter = self._nodes[index], index == 0
-            empty = [stage_s(node, 0, n, is_starter=is_starter) for n in rows]
-            layer = [node.layer.at(n) for n in rows]
-            stages.append(_Stage(empty[0], layer[0], sum(empty), sum(layer), node.max_layers))
-        return stages
+        return [self._stage(index, len(chosen)) for index in chosen]
+
+    def _stage(self, index: int, n_nodes: int) -> _Stage:
+        """The costs of one node in a ring of so many."""
+        if (known := self._known.get((index, n_nodes))) is not None:
+            return known
+        node, rows = self._nodes[index], self._work.messages(n_nodes)
+        empty = [stage_s(node, 0, n, is_starter=index == 0) for n in rows]
+        layer = [node.layer.at(n) for n in rows]
+        stage = _Stage(empty[0], layer[0], sum(empty), sum(layer), node.max_layers)
+        self._known[index, n_nodes] = stage
+        return stage
 
     # ---- many nodes
 
