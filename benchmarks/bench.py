@@ -23,7 +23,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
 from benchmarks.machine import busy, commit, processor  # noqa: E402
 from benchmarks.measures import LARGE_SHAPE, MEASURES, QUICK, USUAL, Bench  # noqa: E402
-from benchmarks.peers import LlamaCpp  # noqa: E402
+from benchmarks.peers import LlamaCpp, RpcServer  # noqa: E402
 from benchmarks.report import Series, markdown, plot, slug, write_json  # noqa: E402
 from benchmarks.servers import LlamaServer  # noqa: E402
 from benchmarks.workers import BenchError, own_cores  # noqa: E402
@@ -47,6 +47,9 @@ def build_parser() -> argparse.ArgumentParser:
     option("--cores", metavar="A,B", help="the two cores to use (default: the first two that this process may use)")
     option("--llama-python", default=sys.executable, metavar="PATH", help="a Python that has llama-cpp-python")
     option("--llama-server", default="llama-server", metavar="PATH", help="llama.cpp's server, for --only serve")
+    option(
+        "--llama-rpc-server", default="ggml-rpc-server", metavar="PATH", help="llama.cpp's RPC server, for --only rpc"
+    )
     option("--gguf", type=Path, metavar="FILE", help="what --ckpt was made from, for llama-server")
     option("--scratch", type=Path, metavar="DIR", default=ROOT / ".cache" / "bench", help="converted models and logs")
     option(
@@ -111,6 +114,7 @@ def main() -> None:
         options.quick,
         options.gguf,
         LlamaServer(options.llama_server, options.scratch),
+        RpcServer(options.llama_rpc_server, options.scratch),
     )
     machine = describe(bench, options.machine or processor())
     series = measure(bench, options.only or list(QUICK if options.quick else USUAL))

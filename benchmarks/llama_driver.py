@@ -1,8 +1,9 @@
 """llama.cpp as a peer. Runs under any Python that has llama-cpp-python, and imports nothing of ours.
 
     llama_driver.py quantize SOURCE TARGET Q8_0
-    llama_driver.py serve MODEL THREADS
+    llama_driver.py serve MODEL THREADS [RPC_SERVER GPU_LAYERS]
 
+With an RPC server (host:port) the last layers are there: GPU_LAYERS of them, of which llama.cpp counts the head as one.
 `serve` answers JSON lines: {"prompt": ids, "n_samples": n, "n_tokens": n, "exact": bool} -> {"times", "tokens"}, of
 each sequence the time at which each token was known and the token. A batch holds one row of every sequence.
 """
@@ -90,9 +91,28 @@ def generate(model: Any, n_threads: int, request: dict[str, Any]) -> dict[str, A
     return {"start": start, "times": times, "tokens": tokens}
 
 
-def serve(path: str, n_threads: int) -> None:
+def add_rpc_server(endpoint: str) -> None:
+    """Make the devices of an RPC server devices of this process, beside its own processor."""
+    # llama-cpp-python wraps nothing of the RPC backend, but whoever has loaded libllama has all of ggml.
+    ggml = llama_cpp.llama_cpp._lib
+    address, name = ctypes.c_void_p, ctypes.c_char_p
+    ggml.ggml_backend_reg_by_name.restype, ggml.ggml_backend_reg_by_name.argtypes = address, [name]
+    ggml.ggml_backend_reg_get_proc_address.restype = address
+    ggml.ggml_backend_reg_get_proc_address.argtypes = [address, name]
+    ggml.ggml_backend_register.restype, ggml.ggml_backend_register.argtypes = None, [address]
+    backend = ggml.ggml_backend_reg_by_name(b"RPC")
+    if not backend:
+        raise SystemExit("llama.cpp was built without its RPC backend")
+    add_server = ggml.ggml_backend_reg_get_proc_address(backend, b"ggml_backend_rpc_add_server")
+    server = ctypes.CFUNCTYPE(address, name)(add_server)(endpoint.encode())
+    if not server:
+        raise SystemExit(f"the RPC server {endpoint} offers no device")
+    ggml.ggml_backend_register(server)
+
+
+def serve(path: str, n_threads: int, n_gpu_layers: int = 0) -> None:
     params = llama_cpp.llama_model_default_params()
-    params.n_gpu_layers = 0
+    params.n_gpu_layers = n_gpu_layers
     model = llama_cpp.llama_model_load_from_file(path.encode(), params)
     if not model:
         raise SystemExit(f"llama.cpp cannot load {path}")
@@ -113,7 +133,10 @@ def main() -> None:
     llama_cpp.llama_backend_init()
     mode, *arguments = sys.argv[1:]
     if mode == "serve":
-        serve(arguments[0], int(arguments[1]))
+        path, n_threads, *rpc = arguments
+        if rpc:
+            add_rpc_server(rpc[0])
+        serve(path, int(n_threads), int(rpc[1]) if rpc else 0)
     else:
         quantize(*arguments)
 

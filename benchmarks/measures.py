@@ -14,7 +14,7 @@ import torch
 
 from benchmarks import hops, serving
 from benchmarks.machine import int8_units
-from benchmarks.peers import LlamaCpp, litgpt
+from benchmarks.peers import LlamaCpp, RpcServer, litgpt
 from benchmarks.report import Series, ratio
 from benchmarks.rings import (
     ON_CPU,
@@ -59,6 +59,7 @@ class Bench:
     quick: bool = False
     gguf: Path | None = None  # that `ckpt` was made from: llama-server takes the vocabulary and the template from it
     llama_server: LlamaServer = field(default_factory=lambda: LlamaServer("llama-server", Path()))
+    rpc_server: RpcServer = field(default_factory=lambda: RpcServer("ggml-rpc-server", Path()))
 
     def request(
         self, n_samples: int, *, prompt_tokens: int = PROMPT_TOKENS, sequence_length: int | None = None
@@ -137,6 +138,20 @@ def _llama(bench: Bench, kind: str, n_cores: int, n_samples: int) -> Iterator[Ac
     bench.llama.require()
     with bench.llama.serving(bench.ckpt, kind, bench.cores[:n_cores]) as peer:
         yield lambda: peer.run(request.prompt, n_samples, request.n_tokens)
+
+
+@contextlib.contextmanager
+def _llama_rpc(bench: Bench, n_samples: int, shares: list[float]) -> Iterator[Action]:
+    """`shares` gets what the server took of the processor time of each run, in percent."""
+    request = bench.request(n_samples)
+    with bench.llama.serving_with(bench.rpc_server, bench.ckpt, "Q8_0", bench.cores) as peer:
+
+        def run() -> Run:
+            result = peer.run(request.prompt, n_samples, request.n_tokens)
+            shares.append(100 * peer.server_share)
+            return result
+
+        yield run
 
 
 # ---- the measures
@@ -252,6 +267,26 @@ def compare_tokens(bench: Bench) -> Series:
     return Series("llama", label, unit, (float(n_equal),))
 
 
+def measure_rpc(bench: Bench) -> list[Series]:
+    """Our ring of two in int8 beside llama.cpp over two processes, a client and an RPC server with half the layers."""
+    bench.rpc_server.require()
+    bench.llama.require_rpc()
+    sizes = (1, 16)
+    shares: dict[int, list[float]] = {n: [] for n in sizes}
+    openers: dict[str, Opener] = {}
+    for n in sizes:
+        openers[_our_label("int8", 2, n)] = _ours(bench, 2, n, NodeSettings("int8"))
+        openers[_rpc_label(n)] = _llama_rpc(bench, n, shares[n])
+    speeds = contest(bench, "rpc", openers)
+    found = list(speeds.values())
+    for n in sizes:
+        ours, theirs = speeds[_our_label("int8", 2, n)], speeds[_rpc_label(n)]
+        label = f"{theirs.label}: the server's part of the processor time"
+        found.append(Series("rpc", label, "%", tuple(shares[n]), theirs.note))
+        found.append(ratio("rpc", f"{ours.label} over llama.cpp Q8_0 by RPC", ours, theirs))
+    return found
+
+
 def measure_large(bench: Bench) -> list[Series]:
     """The same for a larger model: random weights of the TinyLlama-1.1B shape."""
     bench.llama.require()
@@ -309,6 +344,10 @@ def _our_label(mode: str, n_nodes: int, n_samples: int) -> str:
 
 def _llama_label(kind: str, n_cores: int, n_samples: int) -> str:
     return f"llama.cpp {kind}, {n_cores} thread{'s' * (n_cores > 1)}, {n_samples} sequence{'s' * (n_samples > 1)}"
+
+
+def _rpc_label(n_samples: int) -> str:
+    return f"llama.cpp Q8_0, 2 processes by RPC, {n_samples} sequence{'s' * (n_samples > 1)}"
 
 
 def measure_hops(bench: Bench) -> list[Series]:
@@ -566,6 +605,7 @@ MEASURES: dict[str, Callable[[Bench], list[Series]]] = {
     "ring": measure_ring,
     "litgpt": measure_litgpt,
     "llama": measure_llama,
+    "rpc": measure_rpc,
     "large": measure_large,
     "hops": measure_hops,
     "prompt": measure_prompt,

@@ -78,6 +78,10 @@ class Worker:
                 pipe.close()
         end(self._process)
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def tell(self, request: Mapping[str, Any]) -> None:
         """Send one request."""
         assert self._process.stdin is not None

@@ -13,7 +13,8 @@ import torch
 
 from benchmarks import planning, scaling
 from benchmarks.gguf_export import export_gguf
-from benchmarks.measures import alternate, prompt_of
+from benchmarks.measures import Bench, alternate, measure_rpc, prompt_of
+from benchmarks.peers import LlamaCpp, RpcServer
 from benchmarks.planning import Outcome, Sweep
 from benchmarks.relay import Relay
 from benchmarks.report import TARGETS, Series, markdown, plot, ratio, read_json, slug, spread, verdict_table, write_json
@@ -269,10 +270,85 @@ def test_a_ring_of_one_node_generates_what_litgpt_generates(tmp_path: Path) -> N
     assert run.tokens_per_s > 0
 
 
+RPC_SERVER = """#!{python}
+import socket, sys, time
+assert sys.argv[5:] == ["--threads", "1", "--device", "CPU"]
+with socket.create_server((sys.argv[2], int(sys.argv[4]))) as server:
+    while True:
+        client = server.accept()[0]
+        while client.recv(1):
+            until_s = time.process_time() + {server_s}
+            while time.process_time() < until_s:
+                pass
+            client.sendall(b"x")
+"""
+LLAMA_PYTHON = """#!{python}
+import json, pathlib, socket, sys, time
+if sys.argv[1] == "-c":
+    print({supports_rpc} if "supports_rpc" in sys.argv[2] else "1.2.3")
+elif sys.argv[2] == "quantize":
+    pathlib.Path(sys.argv[4]).touch()
+else:
+    host, port = sys.argv[5].split(":")
+    server = socket.create_connection((host, int(port)))
+    print(json.dumps({{"ready": sys.argv[6]}}), flush=True)
+    for line in sys.stdin:
+        request, start = json.loads(line), time.monotonic()
+        until_s = time.process_time() + 0.2
+        while time.process_time() < until_s:
+            pass
+        server.sendall(b"x")
+        server.recv(1)
+        times = [[start + i for i in range(request["n_tokens"])]] * request["n_samples"]
+        print(json.dumps({{"start": start, "times": times, "tokens": []}}), flush=True)
+"""
+
+
+def fake_llama(folder: Path, supports_rpc: bool = True, server_s: float = 0.2) -> tuple[LlamaCpp, RpcServer]:
+    """A client and an RPC server that take 0.2 s and `server_s` of processor time for a run, a second for a token."""
+    programs = {"python": LLAMA_PYTHON, "rpc-server": RPC_SERVER}
+    for name, text in programs.items():
+        path = folder / name
+        path.write_text(text.format(python=sys.executable, supports_rpc=supports_rpc, server_s=server_s))
+        path.chmod(0o755)
+    return LlamaCpp(str(folder / "python"), folder), RpcServer(str(folder / "rpc-server"), folder)
+
+
+def test_llama_cpp_over_two_processes_tells_how_they_share_the_work(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "model")
+    llama, server = fake_llama(tmp_path)
+    with llama.serving_with(server, folder, "Q8_0", (own_cores() * 2)[:2]) as peer:
+        run = peer.run(prompt_of(8), 16, 3)
+    assert run.tokens_per_s == pytest.approx(16.0)
+    assert 0.25 < peer.server_share < 0.75
+
+
+def test_an_rpc_server_that_computes_nothing_is_no_peer(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "model")
+    llama, server = fake_llama(tmp_path, server_s=0.0)
+    refused = pytest.raises(BenchError, match="the RPC server took only")
+    with llama.serving_with(server, folder, "Q8_0", (own_cores() * 2)[:2]) as peer, refused:
+        peer.run(prompt_of(8), 1, 3)
+
+
+def test_an_rpc_server_that_ends_leaves_its_last_words(tmp_path: Path) -> None:
+    _, server = fake_llama(tmp_path)
+    (tmp_path / "rpc-server").write_text(f"#!{sys.executable}\nraise SystemExit('out of luck')")
+    with pytest.raises(BenchError, match="does not listen: out of luck"), server.listening(own_cores()[0]):
+        pass
+
+
+def test_llama_cpp_without_its_rpc_backend_is_not_measured_by_rpc(tmp_path: Path) -> None:
+    llama, server = fake_llama(tmp_path, supports_rpc=False)
+    with pytest.raises(BenchError, match="built without its RPC backend"):
+        measure_rpc(Bench(tmp_path, tmp_path, own_cores()[:1] * 2, tmp_path, llama, rpc_server=server))
+
+
 def test_one_measure_from_end_to_end(tmp_path: Path) -> None:
     """Without llama.cpp: the hops are measured, what needs llama.cpp says that it is not there."""
     folder = make_model(tmp_path / "model")
-    options = ["--ckpt", str(folder), "--only", "hops", "--only", "large", "--rounds", "1", "--quick"]
+    options = ["--ckpt", str(folder), "--rounds", "1", "--quick", "--llama-rpc-server", "/no/rpc-server"]
+    options += [argument for name in ("hops", "large", "rpc") for argument in ("--only", name)]
     options += ["--scratch", str(tmp_path / "scratch"), "--output", str(tmp_path / "r.json")]
     options += ["--cores", ",".join(str(core) for core in (own_cores() * 2)[:2]), "--llama-python", "/no/python"]
     command = [sys.executable, str(ROOT / "benchmarks" / "bench.py"), *options]
@@ -282,5 +358,6 @@ def test_one_measure_from_end_to_end(tmp_path: Path) -> None:
     assert machine["llama-cpp-python"] == "not there"
     assert next(item.values for item in series if item.target == "hop")[0] > 0
     assert "llama_cpp cannot be imported" in result.stdout
+    assert "not measured: there is no program /no/rpc-server" in result.stdout
     assert (tmp_path / "r.md").read_text() in result.stdout
     assert (tmp_path / "r.png").is_file()
