@@ -12,6 +12,7 @@ LLAMA_PYTHON ?= $(BIN)/python
 WHEEL_PLATFORMS ?= manylinux_2_17_x86_64 manylinux_2_17_aarch64 macosx_11_0_arm64 any
 LLAMA_SERVER ?= llama-server
 LLAMA_RPC_SERVER ?= ggml-rpc-server
+DLLAMA ?= dllama
 MODEL := $(CHECKPOINTS)/local/SmolLM2-135M-Instruct
 
 .PHONY: help demo chat demo-compare plan-demo certs renew-certs test test-quick lint types pytest resolve clients soak soak-serve chaos browser deploy-check floods fuzz native-check wheel tuning bench bench-quick bench-serve bench-planning published recording reference venv model clean
@@ -79,9 +80,10 @@ tuning: $(VENV)/.dev $(GGUF)  ## fine-tune the default model with adapters, and 
 	$(BIN)/python -m pytest -s -m tuning -o faulthandler_timeout=0 tests/system/test_fine_tuning.py tests/train/test_compilation.py
 
 # Beside llama.cpp: pip install llama-cpp-python into .venv, or LLAMA_PYTHON=<a Python that has it>.
-# Beside its RPC backend: both built with GGML_RPC, and LLAMA_RPC_SERVER=<path>.
-bench: $(MODEL)/model_config.yaml  ## measure this machine, beside llama.cpp where it is installed
-	$(BIN)/python benchmarks/bench.py --ckpt $(MODEL) --llama-python $(LLAMA_PYTHON) --llama-rpc-server $(LLAMA_RPC_SERVER)
+# Beside its RPC backend: both built with GGML_RPC, and LLAMA_RPC_SERVER=<path>. Beside distributed-llama: DLLAMA=<path>.
+bench: $(MODEL)/model_config.yaml  ## measure this machine, beside llama.cpp and distributed-llama where they are installed
+	$(BIN)/python benchmarks/bench.py --ckpt $(MODEL) --llama-python $(LLAMA_PYTHON) --llama-rpc-server $(LLAMA_RPC_SERVER) \
+		--dllama $(DLLAMA)
 
 bench-quick: $(MODEL)/model_config.yaml  ## the same with fewer settings
 	$(BIN)/python benchmarks/bench.py --quick --ckpt $(MODEL) --llama-python $(LLAMA_PYTHON) \

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measure this machine: rings of pinned nodes beside standalone nodes, litgpt and llama.cpp, in the same run.
+"""Measure this machine: rings of pinned nodes beside standalone nodes, litgpt, llama.cpp and others, in the same run.
 
     python benchmarks/bench.py                      everything: about 25 minutes on two cores
     python benchmarks/bench.py --quick              two rounds of most of it, the small model only
@@ -21,6 +21,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
+from benchmarks.distributed_llama import DistributedLlama  # noqa: E402
 from benchmarks.machine import busy, commit, processor  # noqa: E402
 from benchmarks.measures import LARGE_SHAPE, MEASURES, QUICK, USUAL, Bench  # noqa: E402
 from benchmarks.peers import LlamaCpp, RpcServer  # noqa: E402
@@ -50,6 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     option(
         "--llama-rpc-server", default="ggml-rpc-server", metavar="PATH", help="llama.cpp's RPC server, for --only rpc"
     )
+    option("--dllama", default="dllama", metavar="PATH", help="the program of distributed-llama")
     option("--gguf", type=Path, metavar="FILE", help="what --ckpt was made from, for llama-server")
     option("--scratch", type=Path, metavar="DIR", default=ROOT / ".cache" / "bench", help="converted models and logs")
     option(
@@ -75,6 +77,7 @@ def describe(bench: Bench, machine: str) -> dict[str, Any]:
         "litgpt": version("litgpt"),
         "llama-cpp-python": bench.llama.version() or "not there",
         "llama-server": bench.llama_server.version() or "not there",
+        "distributed-llama": bench.dllama.version() or "not there",
         "model": bench.ckpt.resolve().name,
         "rounds": bench.rounds,
     }
@@ -115,6 +118,7 @@ def main() -> None:
         options.gguf,
         LlamaServer(options.llama_server, options.scratch),
         RpcServer(options.llama_rpc_server, options.scratch),
+        DistributedLlama(options.dllama, options.scratch),
     )
     machine = describe(bench, options.machine or processor())
     series = measure(bench, options.only or list(QUICK if options.quick else USUAL))

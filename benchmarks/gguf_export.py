@@ -37,7 +37,7 @@ _N_BYTES = 256
 def export_gguf(folder: Path, target: Path) -> None:
     """Write the model of `folder` to `target` in float32. Raises `ValueError` for a model of another shape."""
     config = load_config(folder)
-    _refuse_other_shapes(config)
+    refuse_other_shapes(config)
     weights = open_weights(folder / MODEL_FILE)
     with atomic_path(target) as partial:
         writer = gguf.GGUFWriter(partial, "llama")
@@ -50,11 +50,12 @@ def export_gguf(folder: Path, target: Path) -> None:
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for _, rows, heads in tensors:
-            writer.write_tensor_data(_interleaved(rows.float().numpy(), heads))
+            writer.write_tensor_data(interleaved(rows.float().numpy(), heads))
         writer.close()
 
 
-def _refuse_other_shapes(config: Config) -> None:
+def refuse_other_shapes(config: Config) -> None:
+    """Raise `ValueError` unless the model has the Llama shape."""
     wanted = {"norm_class_name": "RMSNorm", "mlp_class_name": "LLaMAMLP", "rotary_percentage": 1.0, "bias": False}
     wanted |= {"attn_bias": False, "norm_qk": False, "parallel_residual": False, "scale_embeddings": False}
     wanted |= {"rope_adjustments": None, "post_attention_norm": False, "sliding_window_size": None}
@@ -120,7 +121,7 @@ def _same(embedding: torch.Tensor, head: torch.Tensor) -> bool:
     return embedding.data_ptr() == head.data_ptr() or torch.equal(embedding, head)
 
 
-def _interleaved(rows: Array, n_heads: int) -> Array:
+def interleaved(rows: Array, n_heads: int) -> Array:
     """Each head's halves -> its pairs, which is the order of llama.cpp's rotary: (rows, columns)."""
     if n_heads == 0:
         return np.ascontiguousarray(rows)

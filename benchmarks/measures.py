@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 
 from benchmarks import hops, serving
+from benchmarks.distributed_llama import DistributedLlama
 from benchmarks.machine import int8_units
 from benchmarks.peers import LlamaCpp, RpcServer, litgpt
 from benchmarks.report import Series, ratio
@@ -60,6 +61,7 @@ class Bench:
     gguf: Path | None = None  # that `ckpt` was made from: llama-server takes the vocabulary and the template from it
     llama_server: LlamaServer = field(default_factory=lambda: LlamaServer("llama-server", Path()))
     rpc_server: RpcServer = field(default_factory=lambda: RpcServer("ggml-rpc-server", Path()))
+    dllama: DistributedLlama = field(default_factory=lambda: DistributedLlama("dllama", Path()))
 
     def request(
         self, n_samples: int, *, prompt_tokens: int = PROMPT_TOKENS, sequence_length: int | None = None
@@ -152,6 +154,13 @@ def _llama_rpc(bench: Bench, n_samples: int, shares: list[float]) -> Iterator[Ac
             return result
 
         yield run
+
+
+@contextlib.contextmanager
+def _dllama(bench: Bench, n_nodes: int) -> Iterator[Action]:
+    request = bench.request(1)
+    with bench.dllama.nodes(bench.ckpt, "Q40", bench.cores[:n_nodes]) as nodes:
+        yield lambda: nodes.run(request.prompt, request.n_tokens)
 
 
 # ---- the measures
@@ -251,20 +260,25 @@ def compare_tokens(bench: Bench) -> Series:
 
     Raises `BenchError` where they part early: the two would not run the same model.
     """
-    label, unit = "first greedy tokens equal to llama.cpp F32", "of 24"
+    label = "first greedy tokens equal to llama.cpp F32"
     request = Request(prompt_of(8), n_samples=2, n_tokens=24)
     try:
         bench.llama.require()
     except BenchError as exc:
-        return Series("llama", label, unit, note=str(exc))
+        return Series("llama", label, "of 24", note=str(exc))
     with bench.ring(1) as node, bench.llama.serving(bench.ckpt, "F32", bench.cores[:1]) as peer:
         (ours, _), (theirs, again) = node.run(request).tokens, peer.run(request.prompt, 2, 24, exact=True).tokens
     if theirs != again:
         raise BenchError(f"two sequences of llama.cpp with the same prompt differ: {theirs[:8]} and {again[:8]}")
+    return Series("llama", label, "of 24", (_n_equal(ours, theirs, "llama.cpp"),))
+
+
+def _n_equal(ours: Sequence[int], theirs: Sequence[int], peer: str) -> float:
+    """How many tokens the two begin with alike. Raises `BenchError` where these are few."""
     n_equal = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b), len(ours))
     if n_equal < 8:
-        raise BenchError(f"llama.cpp runs another model: its tokens are {theirs[:8]}, ours {ours[:8]}")
-    return Series("llama", label, unit, (float(n_equal),))
+        raise BenchError(f"{peer} runs another model: its tokens are {theirs[:8]}, ours {ours[:8]}")
+    return float(n_equal)
 
 
 def measure_rpc(bench: Bench) -> list[Series]:
@@ -303,6 +317,35 @@ def measure_large(bench: Bench) -> list[Series]:
     return [*speeds.values(), *ratios]
 
 
+def measure_dllama(bench: Bench) -> list[Series]:
+    """One and two nodes in int4 beside as many of distributed-llama in Q40: one sample of the TinyLlama-1.1B shape."""
+    bench.dllama.require()
+    prepare_large(bench.large)
+    same = _compare_dllama_tokens(bench)
+    bench, int4 = _with_large(bench), NodeSettings("int4")
+    openers: dict[str, Opener] = {}
+    for n in (1, 2):
+        openers |= {_our_label("int4", n, 1): _ours(bench, n, 1, int4), _dllama_label(n): _dllama(bench, n)}
+    few, many = _our_label("int4", 2, 1), _our_label("int4", 2, 2)
+    speeds = contest(bench, "dllama", {**openers, many: _ours(bench, 2, 2, int4)})
+    pairs = [(_our_label("int4", n, 1), _dllama_label(n)) for n in (1, 2)]
+    pairs += [(many, _dllama_label(2)), (_dllama_label(2), _dllama_label(1)), (few, _our_label("int4", 1, 1))]
+    return [same, *speeds.values(), *(ratio("dllama", f"{a} over {b}", speeds[a], speeds[b]) for a, b in pairs)]
+
+
+def _dllama_label(n_nodes: int) -> str:
+    return f"distributed-llama Q40, {n_nodes} node{'s' * (n_nodes > 1)}, 1 sequence"
+
+
+def _compare_dllama_tokens(bench: Bench) -> Series:
+    """The same as `compare_tokens` of one node of distributed-llama; raises `BenchError` where they part early."""
+    request = Request([*prompt_of(7), 0], n_tokens=24)  # it takes 0 for the last token of any prompt
+    with bench.ring(1) as node, bench.dllama.nodes(bench.ckpt, "F32", bench.cores[:1]) as peer:
+        (ours,), (theirs,) = node.run(request).tokens, peer.run(request.prompt, request.n_tokens).tokens
+    equal = _n_equal(ours, theirs, "distributed-llama")
+    return Series("dllama", "first greedy tokens equal to distributed-llama F32", "of 24", (equal,))
+
+
 def measure_cuda(bench: Bench) -> list[Series]:
     """One GPU: one node and two that share it beside litgpt, a model of the TinyLlama-1.1B shape in bfloat16."""
     if not torch.cuda.is_available():
@@ -333,8 +376,7 @@ def prepare_large(folder: Path) -> None:
 
 def _with_large(bench: Bench) -> Bench:
     """Fewer tokens of a model that is eight times as large."""
-    steps = max(16, bench.steps // 2)
-    return Bench(bench.large, bench.large, bench.cores, bench.scratch, bench.llama, bench.rounds, steps, bench.quick)
+    return dataclasses.replace(bench, ckpt=bench.large, steps=max(16, bench.steps // 2))
 
 
 def _our_label(mode: str, n_nodes: int, n_samples: int) -> str:
@@ -607,6 +649,7 @@ MEASURES: dict[str, Callable[[Bench], list[Series]]] = {
     "llama": measure_llama,
     "rpc": measure_rpc,
     "large": measure_large,
+    "dllama": measure_dllama,
     "hops": measure_hops,
     "prompt": measure_prompt,
     "context": measure_context,
@@ -618,4 +661,5 @@ MEASURES: dict[str, Callable[[Bench], list[Series]]] = {
     "serve": measure_serve,
 }
 USUAL = tuple(name for name in MEASURES if name != "serve")  # which takes as long as all of these
-QUICK = tuple(name for name in USUAL if name not in ("large", "large-link", "context", "memory", "start", "cuda"))
+_NOT_QUICK = ("large", "dllama", "large-link", "context", "memory", "start", "cuda")
+QUICK = tuple(name for name in USUAL if name not in _NOT_QUICK)

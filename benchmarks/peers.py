@@ -145,7 +145,7 @@ class LlamaCpp:
     def model(self, ckpt: Path, kind: str) -> Path:
         """The weights of `ckpt` as a GGUF file of `kind`: F32, Q8_0 or Q4_0."""
         path = self._scratch / f"{ckpt.resolve().name}-{kind}.gguf"
-        if _is_newer(path, ckpt / MODEL_FILE):
+        if is_newer(path, ckpt / MODEL_FILE):
             return path
         self._scratch.mkdir(parents=True, exist_ok=True)
         if kind == "F32":
@@ -156,7 +156,7 @@ class LlamaCpp:
     def requantized(self, gguf: Path, kind: str) -> Path:
         """The weights of a GGUF file as another one of `kind`, with its vocabulary and its chat template."""
         path = self._scratch / f"{gguf.stem}-as-{kind}.gguf"
-        return path if _is_newer(path, gguf) else self._quantize(gguf, path, kind)
+        return path if is_newer(path, gguf) else self._quantize(gguf, path, kind)
 
     def _quantize(self, source: Path, path: Path, kind: str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -195,5 +195,6 @@ class LlamaCpp:
                 yield RpcPeer(worker, pid)
 
 
-def _is_newer(path: Path, source: Path) -> bool:
+def is_newer(path: Path, source: Path) -> bool:
+    """Whether `path`, which is made from `source`, is there and still good."""
     return path.is_file() and path.stat().st_mtime_ns >= source.stat().st_mtime_ns

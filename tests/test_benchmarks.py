@@ -1,17 +1,21 @@
-"""The benchmark's own arithmetic, its GGUF writer, its relay, and one measure from end to end."""
+"""The benchmark's own arithmetic, its writers of other programs' files, its relay, and one measure from end to end."""
 
 import json
 import socket
 import statistics
+import struct
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from benchmarks import planning, scaling
+from benchmarks.distributed_llama import DistributedLlama
+from benchmarks.dllama_export import export_model, export_tokenizer, prompt_text
 from benchmarks.gguf_export import export_gguf
 from benchmarks.measures import Bench, alternate, measure_rpc, prompt_of
 from benchmarks.peers import LlamaCpp, RpcServer
@@ -216,6 +220,130 @@ def test_a_model_of_another_shape_is_not_exported(tmp_path: Path) -> None:
     assert not (tmp_path / "model.gguf").exists()
 
 
+# ---- distributed-llama
+
+
+def header_of(content: bytes) -> tuple[int, dict[int, int], bytes]:
+    """Its magic number, its pairs, and what comes behind it."""
+    magic, size = struct.unpack_from("<2i", content)
+    numbers = struct.unpack_from(f"<{size // 4 - 2}i", content, 8)
+    return magic, dict(zip(numbers[::2], numbers[1::2], strict=True)), content[size:]
+
+
+def test_a_model_of_distributed_llama_has_our_weights_in_its_order(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "model")
+    export_model(folder, tmp_path / "model.m", "F32")
+    magic, facts, rest = header_of((tmp_path / "model.m").read_bytes())
+    assert magic == 0xA00ABCD
+    assert facts == {
+        **{0: 0, 1: 0xABCD00, 2: 32, 3: 48, 4: 6, 5: 4, 6: 2, 9: 320, 10: 128},
+        **{11: 1, 12: 10000, 13: 0, 19: 8, 20: 5},
+    }
+    weights = open_weights(folder / "lit_model.pth")
+    values = torch.from_numpy(np.frombuffer(rest, np.float32).copy())
+    assert len(values) == sum(tensor.numel() for tensor in weights.values())
+    embedding, q, k = torch.split(values[: 320 * 32 + 32 * 32 + 16 * 32], [320 * 32, 32 * 32, 16 * 32])
+    assert torch.equal(embedding.view(320, 32), weights["transformer.wte.weight"])
+    ours = weights["transformer.h.0.attn.qkv.weight"]
+    pairs = [0, 4, 1, 5, 2, 6, 3, 7]  # of a head of 8 rows: those that one angle turns lie beside each other
+    assert torch.equal(q.view(4, 8, 32), ours[:32].view(4, 8, 32)[:, pairs])
+    assert torch.equal(k.view(2, 8, 32), ours[32:48].view(2, 8, 32)[:, pairs])
+    assert torch.equal(values[-320 * 32 - 32 : -320 * 32], weights["transformer.ln_f.weight"])
+    assert torch.equal(values[-320 * 32 :].view(320, 32), weights["lm_head.weight"])
+
+
+def test_its_weights_of_4_bits_are_near_ours(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "model", intermediate_size=64)
+    export_model(folder, tmp_path / "model.m", "Q40")
+    _, facts, rest = header_of((tmp_path / "model.m").read_bytes())
+    assert facts[13] == 2
+    blocks = np.frombuffer(rest[-320 * 18 :], np.uint8).reshape(320, 18)  # the head: a row is a block of 32
+    scales = blocks[:, :2].copy().view(np.float16).astype(np.float32)
+    digits = np.concatenate([blocks[:, 2:] & 15, blocks[:, 2:] >> 4], axis=1).astype(np.float32) - 8
+    head = open_weights(folder / "lit_model.pth")["lm_head.weight"].numpy()
+    assert (np.abs(digits * scales - head) <= np.abs(scales) * 1.01).all()
+
+
+@pytest.mark.parametrize("traits", [{"norm_eps": 1e-4}, {"rope_base": 10000.5}, {"rope_condense_ratio": 2}])
+def test_a_model_that_it_cannot_run_is_not_exported(tmp_path: Path, traits: dict[str, float]) -> None:
+    folder = make_model(tmp_path / "model", **traits)
+    with pytest.raises(ValueError, match="cannot be exported"):
+        export_model(folder, tmp_path / "model.m", "F32")
+    assert not (tmp_path / "model.m").exists()
+
+
+def test_a_model_whose_rows_are_no_blocks_is_not_measured_in_4_bits(tmp_path: Path, stand_in: DistributedLlama) -> None:
+    folder = make_model(tmp_path / "model", intermediate_size=48)
+    with pytest.raises(BenchError, match="no multiple of 32"):
+        stand_in.model(folder, "Q40")
+
+
+def test_its_tokenizer_writes_numbers(tmp_path: Path) -> None:
+    export_tokenizer(12, tmp_path / "model.t")
+    magic, facts, rest = header_of((tmp_path / "model.t").read_bytes())
+    assert magic == 0x567124
+    assert facts == {0: 1, 1: 12, 2: 4, 3: 11, 9: 0, 10: 0}
+    assert rest.startswith(struct.pack("<fI", 0.0, 3) + b"<0>" + struct.pack("<fI", 0.0, 3) + b"<1>")
+    assert rest.endswith(struct.pack("<fI", 0.0, 4) + b"<11>")
+    assert prompt_text([3, 11]) == "<3><11>"
+
+
+STAND_IN = r"""#!PYTHON
+import json, pathlib, sys, time
+sys.stdout.reconfigure(encoding="utf-8")
+here = pathlib.Path(__file__).parent
+if sys.argv[1] == "worker":
+    time.sleep(600)
+if not (here / "called").exists():
+    (here / "called").touch()
+    print("Cannot connect to 127.0.0.1:1 (Connection refused)")
+    sys.exit("Critical error: Cannot connect")
+(here / "arguments").write_text(json.dumps(sys.argv[1:]))
+if "<9>" in sys.argv[sys.argv.index("--prompt") + 1]:
+    print("a word\n")
+    sys.exit("out of luck")
+print("\N{LARGE BLUE DIAMOND} Eval  10 ms Sync   1 ms | Sent     1 kB Recv     2 kB | (2 tokens)")
+for piece in ("<5>", "<310>", "~"):
+    print("\N{LARGE ORANGE DIAMOND} Pred  10 ms Sync   1 ms | Sent     1 kB Recv     2 kB |", piece, flush=True)
+print("\nPrediction\n   tokens/s: 90.00 (11.00 ms/tok)")
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path) -> DistributedLlama:
+    """A program that answers as distributed-llama does, and whose worker is late at first."""
+    program = tmp_path / "dllama"
+    program.write_text(STAND_IN.replace("PYTHON", sys.executable))
+    program.chmod(0o755)
+    return DistributedLlama(str(program), tmp_path / "scratch")
+
+
+def test_the_root_of_distributed_llama_is_started_again_until_its_worker_listens(
+    tmp_path: Path, stand_in: DistributedLlama
+) -> None:
+    folder, cores = make_model(tmp_path / "model", intermediate_size=64), (own_cores() * 2)[:2]
+    with stand_in.nodes(folder, "Q40", cores) as nodes:
+        run = nodes.run([7, 8, 0], 3)
+    assert run.tokens == [[5, 310, -1]]
+    assert run.start <= run.times[0][0] <= run.times[0][1] <= run.times[0][2]
+    arguments = json.loads((tmp_path / "arguments").read_text())
+    options = dict(zip(arguments[1::2], arguments[2::2], strict=True))
+    assert arguments[0] == "inference"
+    assert options["--prompt"] == "<7><8><0>"
+    assert options["--steps"] == options["--max-seq-len"] == "5"  # the first token comes from position 2
+    assert options["--buffer-float-type"] == "q80"
+    assert options["--workers"].startswith("127.0.0.1:")
+
+
+def test_a_root_that_fails_leaves_its_last_words(tmp_path: Path, stand_in: DistributedLlama) -> None:
+    folder = make_model(tmp_path / "model")
+    with (
+        stand_in.nodes(folder, "F32", own_cores()[:1]) as nodes,
+        pytest.raises(BenchError, match=r"out of luck \(exit 1"),
+    ):
+        nodes.run([9, 0], 3)
+
+
 # ---- the relay
 
 
@@ -345,19 +473,22 @@ def test_llama_cpp_without_its_rpc_backend_is_not_measured_by_rpc(tmp_path: Path
 
 
 def test_one_measure_from_end_to_end(tmp_path: Path) -> None:
-    """Without llama.cpp: the hops are measured, what needs llama.cpp says that it is not there."""
+    """Without llama.cpp and distributed-llama: the hops are measured, what needs a peer says that it is not there."""
     folder = make_model(tmp_path / "model")
     options = ["--ckpt", str(folder), "--rounds", "1", "--quick", "--llama-rpc-server", "/no/rpc-server"]
-    options += [argument for name in ("hops", "large", "rpc") for argument in ("--only", name)]
+    options += [argument for name in ("hops", "large", "rpc", "dllama") for argument in ("--only", name)]
     options += ["--scratch", str(tmp_path / "scratch"), "--output", str(tmp_path / "r.json")]
     options += ["--cores", ",".join(str(core) for core in (own_cores() * 2)[:2]), "--llama-python", "/no/python"]
+    options += ["--dllama", "/no/dllama"]
     command = [sys.executable, str(ROOT / "benchmarks" / "bench.py"), *options]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     machine, series = read_json(tmp_path / "r.json")
     assert machine["llama-cpp-python"] == "not there"
     assert next(item.values for item in series if item.target == "hop")[0] > 0
+    assert machine["distributed-llama"] == "not there"
     assert "llama_cpp cannot be imported" in result.stdout
     assert "not measured: there is no program /no/rpc-server" in result.stdout
+    assert "not measured: there is no program /no/dllama" in result.stdout
     assert (tmp_path / "r.md").read_text() in result.stdout
     assert (tmp_path / "r.png").is_file()
