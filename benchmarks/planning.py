@@ -4,9 +4,9 @@
     python benchmarks/planning.py --output benchmarks/results/planning.json
 
 Nodes are pinned to a core each; a busy loop on a core or the quota of a control group (Linux, root) makes its node
-slower, and relays delay and limit the links. Every configuration is measured anew and then run, with the split that it
-was measured for, in every round: the speed of a shared machine drifts. Of some, all splits are tried, and the first
-node alone: is the planner's choice among the best, and is its advice right?
+slower, weights in 8 bits make it faster, and relays delay and limit the links. Every configuration is measured anew and
+then run, with the split that it was measured for, in every round: the speed of a shared machine drifts. Of some, all
+splits are tried, and the first node alone: is the planner's choice among the best, and is its advice right?
 Writes the figures as JSON, a table as Markdown, and a plot. For a machine that is otherwise idle; about 15 minutes.
 """
 
@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import json
 import operator
+import signal
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
@@ -32,6 +33,7 @@ from benchmarks.workers import Worker, end, own_cores, python_module, start  # n
 from mdi.checkpoint.config import load_config  # noqa: E402
 from mdi.config.network import load_network  # noqa: E402
 from mdi.config.paths import CHECKPOINTS_DIR  # noqa: E402
+from mdi.formats import Mode  # noqa: E402
 
 PROMPT_TOKENS, STEPS = 96, 48  # every sample decodes around position 128
 BURN = "while True: pass"
@@ -50,6 +52,7 @@ class Configuration:
     shares: tuple[float, ...] = ()  # of its core, that each node may use; empty: all of it
     delay_ms: float = 0.0  # one way, of every link
     mbit: float | None = None  # of every link
+    quantize: Mode = "none"  # how the second node holds its weights: in int8 it is some four times as fast
 
 
 CONFIGURATIONS = (
@@ -67,6 +70,8 @@ CONFIGURATIONS = (
     Configuration("first node half as fast, better split", (33, 67), 4, burners=(0,)),
     Configuration("second node a quarter as fast, even split", (50, 50), 4, shares=(1, 0.25)),
     Configuration("second node a quarter as fast, better split", (80, 20), 4, shares=(1, 0.25)),
+    Configuration("second node four times as fast, even split", (50, 50), 4, quantize="int8"),
+    Configuration("second node four times as fast, better split", (20, 80), 4, quantize="int8"),
     Configuration("5 ms on every link, 1 sample", (50, 50), 1, delay_ms=5),
     Configuration("5 ms on every link, 8 samples", (50, 50), 8, delay_ms=5),
     Configuration("20 ms on every link, 2 samples", (50, 50), 2, delay_ms=20),
@@ -78,6 +83,7 @@ SWEPT = (
     Configuration("nodes alike", (50, 50), 4),
     Configuration("second node half as fast", (50, 50), 4, burners=(1,)),
     Configuration("second node a quarter as fast", (50, 50), 4, shares=(1, 0.25)),
+    Configuration("second node four times as fast", (50, 50), 4, quantize="int8"),
     Configuration("a quarter as fast, 20 ms on every link", (50, 50), 4, shares=(1, 0.25), delay_ms=20),
 )
 SWEPT_PERCENTS = tuple(range(10, 100, 10))  # of the layers, on the first node
@@ -171,7 +177,7 @@ def laid_out(configuration: Configuration, ckpt: Path, cores: Sequence[int], scr
     own = cores[: len(configuration.split)]
     logs, settings = scratch / "logs", NodeSettings()
     with contextlib.ExitStack() as stack:
-        nodes_config = stack.enter_context(secondaries(own[1:], scratch, settings))
+        nodes_config = stack.enter_context(secondaries(own[1:], scratch, NodeSettings(configuration.quantize)))
         planner = stack.enter_context(Worker(python_module("plan_driver"), own[:1], logs / "plan_driver.log"))
         driver = stack.enter_context(Worker(python_module("ring_driver"), own[:1], logs / "ring_driver.log"))
         ring = Ring(driver, nodes_config, ckpt, settings)
@@ -298,6 +304,7 @@ def main() -> None:
     parser.add_argument("--only", metavar="TEXT", default="", help="configurations whose name holds this")
     options = parser.parse_args()
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # in good order: no child is left behind
     cores = own_cores()
 
     def chosen(configurations: Sequence[Configuration]) -> Iterator[Configuration]:
