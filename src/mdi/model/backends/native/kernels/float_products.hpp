@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "rows.hpp"
 
@@ -10,6 +11,7 @@ namespace mdi {
 
 constexpr int kAhead = 4096;     // bytes of weights that are asked for beforehand: more than a memory access takes
 constexpr int kFloatBlocks = 8;  // blocks whose products are summed before they are added to the rest: less rounding
+constexpr int kManyGroups = 16;  // whose totals stay in the cache while many rows pass: 128 rows have 128 kB of them
 constexpr int kTileWeights = kBlock * kGroup;
 
 // Asks for weights that come later. The first rows do so for all that pass a panel.
@@ -77,10 +79,11 @@ INLINE void multiply(FloatTile<Number>, const uint8_t *tiles, int n_blocks, cons
   }
 }
 
-// ---- many rows and weights of 16 bits
+// ---- many rows
 //
-// All rows pass the weights of one sum before the next, which are widened once for all of them instead of for each tile.
-// Meanwhile totals wait where the results go.
+// All rows pass the weights of one sum before the next, and of some groups of outputs before others: so neither the inputs of
+// that sum nor the totals, which wait where the results go, leave the cache meanwhile. Weights of 16 bits are widened once for
+// all rows, not for each tile of them.
 
 // The rows from `first` on. `group` is the panel's first.
 template <int R, int G>
@@ -117,27 +120,37 @@ template <class F> INLINE void for_row_tiles(int n_rows, F f) {
   }
 }
 
+// Adds one sum of G groups, for all rows.
 template <int G, class Number>
-void multiply_groups(const Linear &linear, int group, const Rows &x, const Target &to) {
-  constexpr int64_t kPanelWeights = kFloatBlocks * kTileWeights;
-  alignas(64) float widened[G * kPanelWeights];
-  const int n_blocks = linear.blocks();
-  const int64_t distance = static_cast<int64_t>(n_blocks) * kTileWeights;
-  const Number *weights = reinterpret_cast<const Number *>(linear.tiles) + group * distance;
-  for (int b = 0; b < n_blocks; b += kFloatBlocks, weights += kPanelWeights) {
-    const Panel<float> panel{widened, kPanelWeights, b, std::min(kFloatBlocks, n_blocks - b)};
-    for (int g = 0; g < G; g++)
-      for (int i = 0; i < panel.n_blocks * kTileWeights; i += kLanes)
-        store(widened + g * kPanelWeights + i, load(weights + g * distance + i));
+void add_groups(const Linear &linear, int group, int first_block, const Rows &x, const Target &to) {
+  const int n_blocks = std::min(kFloatBlocks, linear.blocks() - first_block);
+  const int64_t distance = static_cast<int64_t>(linear.blocks()) * kTileWeights;
+  const Number *weights = reinterpret_cast<const Number *>(linear.tiles) + group * distance + first_block * kTileWeights;
+  const auto add = [&](const Panel<float> &panel) {
     for_row_tiles(x.n, [&](int first, int n) { add_panel_up_to<kTileRows, G>(n, panel, linear, group, x, first, to); });
+  };
+  if constexpr (std::is_same_v<Number, float>) {
+    add({weights, distance, first_block, n_blocks});
+  } else {
+    constexpr int64_t kPanelWeights = kFloatBlocks * kTileWeights;
+    alignas(64) float widened[G * kPanelWeights];
+    for (int g = 0; g < G; g++)
+      for (int i = 0; i < n_blocks * kTileWeights; i += kLanes)
+        store(widened + g * kPanelWeights + i, load(weights + g * distance + i));
+    add({widened, kPanelWeights, first_block, n_blocks});
   }
 }
 
 // The outputs of the groups `begin <= g < end`, for all rows.
 template <class Number> void multiply_many(const Linear &linear, int begin, int end, const Rows &x, const Target &to) {
-  int group = begin;
-  for (; group + kFloatGroups <= end; group += kFloatGroups) multiply_groups<kFloatGroups, Number>(linear, group, x, to);
-  for (; group < end; group++) multiply_groups<1, Number>(linear, group, x, to);
+  for (int chunk = begin; chunk < end; chunk += kManyGroups) {
+    const int stop = std::min(chunk + kManyGroups, end);
+    for (int block = 0; block < linear.blocks(); block += kFloatBlocks) {
+      int group = chunk;
+      for (; group + kFloatGroups <= stop; group += kFloatGroups) add_groups<kFloatGroups, Number>(linear, group, block, x, to);
+      for (; group < stop; group++) add_groups<1, Number>(linear, group, block, x, to);
+    }
+  }
 }
 
 }  // namespace mdi

@@ -90,7 +90,7 @@ void multiply_rows(const Linear &linear, int begin, int end, const Rows &x, int 
 inline void multiply(const Linear &linear, int begin, int end, const Rows &x, const Target &to) {
   with_tile(linear.type, [&](auto t) {
     using Tile = decltype(t);
-    if constexpr (std::is_same_v<Tile, FloatTile<BFloat16>> || std::is_same_v<Tile, FloatTile<Half>>)
+    if constexpr (!Tile::kQuantized)
       if (x.n > kFewRows) return multiply_many<typename Tile::Weight>(linear, begin, end, x, to);
     for (int panel = begin; panel < end; panel += kPanelGroups) {
       const int stop = std::min(panel + kPanelGroups, end);
