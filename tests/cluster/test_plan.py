@@ -69,13 +69,13 @@ def test_slots_fit_into_the_memory_that_the_nodes_report(folder: Path) -> None:
 
 def test_where_the_fastest_split_has_no_room_it_is_the_one_with_most(tmp_path: Path) -> None:
     """The starter has a large head and embedding, of which the second takes memory and no time."""
-    folder = make_model(tmp_path / "org" / "tiny", n_layer=8, padded_vocab_size=4096)
+    folder = make_model(tmp_path / "org" / "tiny", n_layer=12, padded_vocab_size=4096)
     model = open_folder(folder, 2)
     fastest = counts(plan(model, members(1, 1), OPTIONS))
     assert fastest[0] > 1
     needed = next(free for free in range(10**6, 10**7, 10_000) if fits(model, free))
     tight = members(1, 1, free_bytes=needed)
-    assert counts(plan(model, tight, OPTIONS)) == [1, 7]
+    assert counts(plan(model, tight, OPTIONS)) == [1, 11]
     with pytest.raises(ConfigError, match="starter: the weights take"):
         plan(model, tight, replace(OPTIONS, split=",".join(map(str, fastest))))
     split_model(folder, spans_of(fastest))
@@ -128,6 +128,8 @@ def test_auto_measures_nodes_that_may_differ_where_nothing_says_how_fast_they_ar
     assert not is_worth_measuring(model, several, replace(OPTIONS, split="3,3"))
     near = [replace(member, config=replace(member.config, addr=f"127.0.0.{i}")) for i, member in enumerate(several)]
     assert not is_worth_measuring(model, near, OPTIONS), "they are alike"
+    silent = [several[0], replace(several[1], status=None)]
+    assert not is_worth_measuring(model, silent, OPTIONS), "it would not answer either"
     cuda = [replace(near[0], status=replace(IDLE, device="cuda:0")), replace(near[1], status=IDLE)]
     assert is_worth_measuring(model, cuda, OPTIONS)
     split_model(path, spans_of([3, 3]))

@@ -141,12 +141,13 @@ def is_worth_measuring(model: ModelFolder, members: Sequence[Member], options: P
     """Whether `auto` should know what a layer takes on each of these nodes, who have been asked, before it chooses.
 
     Nodes of one machine that compute on one kind of device are alike. Where their shares differ, the user has said how
-    fast they are.
+    fast they are. One that does not answer as a node will not let itself be measured either.
     """
-    kinds = {(member.config.host, member.status and member.status.device.partition(":")[0]) for member in members}
-    shares = {member.config.share for member in members}
-    is_free = _is_free_to_choose(model, len(members), options) and model.has_weights
-    return is_free and len(kinds) > 1 and len(shares) == 1
+    statuses = [member.status for member in members]
+    if None in statuses or not model.has_weights or not _is_free_to_choose(model, len(members), options):
+        return False
+    kinds = {(member.config.host, member.status.device.partition(":")[0]) for member in members if member.status}
+    return len(kinds) > 1 and len({member.config.share for member in members}) == 1
 
 
 def _is_free_to_choose(model: ModelFolder, n_nodes: int, options: PlanOptions) -> bool:
