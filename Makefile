@@ -74,7 +74,7 @@ fuzz: $(VENV)/.fuzz  ## damaged input for every parser, about nine minutes
 
 # For AArch64 with g++-aarch64-linux-gnu and qemu-user; what is not installed is skipped.
 native-check: $(VENV)/.dev .cache/wheel-env/.installed  ## the kernels under sanitizers, and with the same bits for every instruction set
-	$(BIN)/python -m pytest -m native -n 2 tests/model/backends/native
+	$(BIN)/python -m pytest -m native -n 2 -o faulthandler_timeout=0 tests/model/backends/native
 
 tuning: $(VENV)/.dev $(GGUF)  ## fine-tune the default model with adapters, and see it lose less on other lines; train one that is compiled
 	$(BIN)/python -m pytest -s -m tuning -o faulthandler_timeout=0 tests/system/test_fine_tuning.py tests/train/test_compilation.py
