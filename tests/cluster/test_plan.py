@@ -118,7 +118,6 @@ def test_shares_that_the_split_of_the_chunks_overrides_are_reported(tmp_path: Pa
     assert overridden_split(model, (1, 1), OPTIONS) is None
 
 
-@pytest.mark.slow
 def test_auto_measures_nodes_that_may_differ_where_nothing_says_how_fast_they_are(tmp_path: Path) -> None:
     path = make_model(tmp_path / "tiny")
     model, several = open_folder(path, 2), members(1, 1)
@@ -136,6 +135,7 @@ def test_auto_measures_nodes_that_may_differ_where_nothing_says_how_fast_they_ar
     assert not is_worth_measuring(open_folder(path, 2), several, OPTIONS), "there is a split"
 
 
+@pytest.mark.slow
 def test_a_node_alone_counts_the_weights_that_it_will_load(tmp_path: Path) -> None:
     """The whole model, though quantized chunks of it lie there; those, where they are asked for."""
     folder = make_model(tmp_path / "org" / "tiny")
