@@ -5,9 +5,9 @@ import itertools
 import logging
 import secrets
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from mdi.checkpoint.chunks import dtype_of
 from mdi.checkpoint.config import config_to_dict
@@ -17,7 +17,7 @@ from mdi.cluster.link_probe import LinkProbe
 from mdi.cluster.locations import Locations, ask_location
 from mdi.cluster.node_meter import NodeMeter
 from mdi.cluster.planner import LinkCosts, Links
-from mdi.cluster.rendezvous import Call, begin_call, nodes_on_host
+from mdi.cluster.rendezvous import Call, await_calls, begin_call, nodes_on_host
 from mdi.config.network import NetworkConfig, node_name
 from mdi.control.client import ControlClient
 from mdi.control.measurement import LinkRequest, LinkTimes, Measured, MeasureRequest, StageRequest, StageTimes
@@ -145,7 +145,7 @@ class NetworkMeter:
             for node in self._clients
         }
         own = self._timed(NodeId(0), self._for(NodeId(0), request), otherwise)
-        self._await(calls.values())
+        await_calls(list(calls.values()), self._inbox)
         return (own, *(calls[node].future.result() for node in sorted(calls)))
 
     def _timed(self, node: NodeId, request: StageRequest, otherwise: NetworkTimes | None) -> StageTimes:
@@ -188,20 +188,11 @@ class NetworkMeter:
 
     def _ask(self, node: NodeId, request: LinkRequest) -> Measured:
         call = self._call(node, request)
-        self._await([call])
+        await_calls([call], self._inbox)
         return call.future.result()
 
     def _call(self, node: NodeId, request: MeasureRequest) -> Call[Measured]:
         return begin_call(self._inbox, self._clients[node].measure, request)
-
-    def _await(self, calls: Iterable[Call[Any]]) -> None:
-        """Wait for answers. Raises the first error at once, and `Stopped` as the inbox does."""
-        unfinished = set(calls)
-        while unfinished:
-            call = self._inbox.wait_for(Call)
-            if call in unfinished:
-                unfinished.remove(call)
-                call.future.result()
 
     def _probe(self, request: LinkRequest) -> LinkProbe:
         assert self._listener is not None, "a network of several nodes has links"
