@@ -5,7 +5,6 @@ Its root is started for each run, because it ends with its sequence; its workers
 
 import contextlib
 import re
-import shutil
 import subprocess
 import threading
 import time
@@ -15,7 +14,7 @@ from pathlib import Path
 from benchmarks.dllama_export import export_model, export_tokenizer, prompt_text
 from benchmarks.peers import is_newer
 from benchmarks.rings import Run, free_ports
-from benchmarks.workers import ANSWER_TIMEOUT_S, BenchError, end, start
+from benchmarks.workers import ANSWER_TIMEOUT_S, BenchError, Program, end, start
 from mdi.checkpoint.config import load_config
 from mdi.checkpoint.weights import MODEL_FILE
 
@@ -25,28 +24,23 @@ _PREDICTED = "\N{LARGE ORANGE DIAMOND}".encode()  # begins the line of a token t
 _TOKEN = re.compile(rb"\| <(\d+)>\s*$")
 
 
-class DistributedLlama:
+class DistributedLlama(Program):
     """The program, and its model files, which are made once."""
 
     def __init__(self, program: str, scratch: Path) -> None:
-        self._name, self._program, self._scratch = program, shutil.which(program), scratch
+        super().__init__(program)
+        self._scratch = scratch
 
     def version(self) -> str | None:
         """As git describes the source that it was built in; None where it is not there."""
-        if self._program is None:
+        if self.path is None:
             return None
-        folder = Path(self._program).resolve().parent
+        folder = Path(self.path).resolve().parent
         if not (folder / ".git").exists():
             return "unknown"
         command = ["git", "-C", str(folder), "describe", "--tags", "--always"]
         git = subprocess.run(command, capture_output=True, text=True, check=False)
         return git.stdout.strip() or "unknown"
-
-    def require(self) -> str:
-        """Where it is. Raises `BenchError` where it is not there."""
-        if self._program is None:
-            raise BenchError(f"there is no program {self._name}")
-        return self._program
 
     def model(self, ckpt: Path, kind: str) -> Path:
         """The weights of `ckpt` as a file of `kind`, F32 or Q40, with a tokenizer (.t) beside it.

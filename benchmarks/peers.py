@@ -5,10 +5,8 @@ llama.cpp computes in one process, or in two with its RPC backend.
 
 import contextlib
 import os
-import shutil
 import socket
 import subprocess
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ import psutil
 
 from benchmarks.gguf_export import export_gguf
 from benchmarks.rings import ON_CPU, NodeSettings, Run, free_ports
-from benchmarks.workers import BenchError, Worker, child_environment, end, python_module, start
+from benchmarks.workers import BenchError, Program, Worker, await_server, child_environment, end, python_module, start
 from mdi.checkpoint.config import load_config
 from mdi.checkpoint.weights import MODEL_FILE
 
@@ -74,42 +72,34 @@ def litgpt(ckpt: Path, cores: Sequence[int], scratch: Path, settings: NodeSettin
         yield Peer(worker)
 
 
-class RpcServer:
+class RpcServer(Program):
     """llama.cpp's program that lets others compute on its machine."""
 
     def __init__(self, program: str, scratch: Path) -> None:
-        self._name, self._program, self._scratch = program, shutil.which(program), scratch
-
-    def require(self) -> None:
-        """Raises `BenchError` where it is not there."""
-        if self._program is None:
-            raise BenchError(f"there is no program {self._name}")
+        super().__init__(program)
+        self._scratch = scratch
 
     @contextlib.contextmanager
     def listening(self, core: int) -> Iterator[tuple[int, str]]:
         """A server with one thread on `core`; yields its process id and where it listens."""
-        if self._program is None:
-            raise BenchError(f"{self._name} is not there")
+        program = self.require()
         (port,) = free_ports(1)
         log = self._scratch / "logs" / "ggml-rpc-server.log"
-        command = [self._program, "--host", "127.0.0.1", "--port", str(port), "--threads", "1", "--device", "CPU"]
+        command = [program, "--host", "127.0.0.1", "--port", str(port), "--threads", "1", "--device", "CPU"]
         process = start(command, [core], log, env=child_environment(None))
         try:
-            _wait_until_listening(process, port, log)
+            await_server(process, lambda: _is_open(port), LISTEN_TIMEOUT_S, log, "the RPC server does not listen")
             yield process.pid, f"127.0.0.1:{port}"
         finally:
             end(process)
 
 
-def _wait_until_listening(process: "subprocess.Popen[bytes]", port: int, log: Path) -> None:
-    deadline_s = time.monotonic() + LISTEN_TIMEOUT_S
-    while True:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5):
-            return
-        if process.poll() is not None or time.monotonic() > deadline_s:
-            lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-            raise BenchError(f"the RPC server does not listen: {lines[-1] if lines else 'no message'} (see {log})")
-        time.sleep(0.1)
+def _is_open(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+    except OSError:
+        return False
+    return True
 
 
 class LlamaCpp:

@@ -2,10 +2,8 @@
 
 import contextlib
 import json
-import shutil
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -14,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.rings import NodeSettings, free_ports, secondaries
-from benchmarks.workers import ROOT, BenchError, child_environment, end, start
+from benchmarks.workers import ROOT, Program, await_server, child_environment, end, start
 from mdi.text.tokenizer_config import special_ids
 
 READY_TIMEOUT_S = 180.0
@@ -47,35 +45,30 @@ def served_ring(ckpt: Path, cores: Sequence[int], scratch: Path, settings: NodeS
         yield Served(port, ckpt.resolve().name, {"logit_bias": stops} if stops else {})
 
 
-class LlamaServer:
+class LlamaServer(Program):
     """llama.cpp's server: a program, and the model file that it is to serve."""
 
     def __init__(self, program: str, scratch: Path) -> None:
-        self._name, self._program, self._scratch = program, shutil.which(program), scratch
+        super().__init__(program)
+        self._scratch = scratch
 
     def version(self) -> str | None:
         """What it says of itself; None where it is not there."""
-        if self._program is None:
+        if self.path is None:
             return None
-        result = subprocess.run([self._program, "--version"], capture_output=True, text=True, check=False)
+        result = subprocess.run([self.path, "--version"], capture_output=True, text=True, check=False)
         lines = [line for line in (result.stdout + result.stderr).splitlines() if line.startswith("version")]
         return lines[0].partition(":")[2].strip() if lines else "unknown"
-
-    def require(self) -> None:
-        """Raises `BenchError` where it is not there."""
-        if self._program is None:
-            raise BenchError(f"there is no program {self._name}")
 
     @contextlib.contextmanager
     def serving(self, gguf: Path, cores: Sequence[int]) -> Iterator[Served]:
         """A server with a thread on each of `cores`, and as many slots of as many positions as ours."""
-        if self._program is None:
-            raise BenchError(f"{self._name} is not there")
+        program = self.require()
         (port,) = free_ports(1)
         log = self._scratch / "logs" / "llama-server.log"
         threads = str(len(cores))
         command = [
-            self._program,
+            program,
             "--model",
             str(gguf),
             "--alias",
@@ -96,12 +89,7 @@ class LlamaServer:
 
 
 def _wait_until_ready(process: "subprocess.Popen[bytes]", port: int, log: Path) -> None:
-    deadline_s = time.monotonic() + READY_TIMEOUT_S
-    while not _is_healthy(port):
-        if process.poll() is not None or time.monotonic() > deadline_s:
-            lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-            raise BenchError(f"the server does not serve: {lines[-1] if lines else 'no message'} (see {log})")
-        time.sleep(0.1)
+    await_server(process, lambda: _is_healthy(port), READY_TIMEOUT_S, log, "the server does not serve")
 
 
 def _is_healthy(port: int) -> bool:

@@ -6,10 +6,12 @@ They live for as many rounds as a measure has, so that no run is measured while 
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -54,6 +56,34 @@ def end(process: "subprocess.Popen[bytes]") -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+
+
+class Program:
+    """A program of somebody else, which may not be installed."""
+
+    def __init__(self, name: str) -> None:
+        self._name, self.path = name, shutil.which(name)
+
+    def require(self) -> str:
+        """Where it is. Raises `BenchError` where it is not there."""
+        if self.path is None:
+            raise BenchError(f"there is no program {self._name}")
+        return self.path
+
+
+def await_server(
+    process: "subprocess.Popen[bytes]", is_ready: Callable[[], bool], timeout_s: float, log: Path, failing: str
+) -> None:
+    """Wait until a server that was started is ready.
+
+    Raises `BenchError` that begins with `failing`, with the last line of `log`, where it ends or takes too long.
+    """
+    deadline_s = time.monotonic() + timeout_s
+    while not is_ready():
+        if process.poll() is not None or time.monotonic() > deadline_s:
+            lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            raise BenchError(f"{failing}: {lines[-1] if lines else 'no message'} (see {log})")
+        time.sleep(0.1)
 
 
 class Worker:
