@@ -2,7 +2,8 @@
 
 A request has `ckpt`, `nodes_config`, `seen_as` (a network file with the ports of relays, or null), `context`,
 `n_samples`, and `splits`, each of which is a list of layers. The answer has the tokens/s that are predicted for each
-split, the split that the planner would choose with all nodes, and how many nodes it would choose.
+split, the split that the planner would choose with all nodes, how many nodes it would choose, and how many layers each
+node can hold.
 """
 
 from pathlib import Path
@@ -38,8 +39,13 @@ def predict(request: dict[str, Any]) -> dict[str, Any]:
         costs = measured.measure(clients, listener, Inbox(), again=True)
     order = range(len(network.nodes))
     rates = [costs.tokens_s(order, layers, request["n_samples"]) for layers in request["splits"]]
-    planned = costs.plan(use_all=True).layers
-    return {"tokens_s": rates, "planned": list(planned), "n_nodes": len(costs.plan().order)}
+    planned, max_layers = costs.plan(use_all=True).layers, [node.max_layers for node in costs.nodes]
+    return {
+        "tokens_s": rates,
+        "planned": list(planned),
+        "n_nodes": len(costs.plan().order),
+        "max_layers": max_layers,
+    }
 
 
 def main() -> None:

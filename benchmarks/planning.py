@@ -3,11 +3,11 @@
 
     python benchmarks/planning.py --output benchmarks/results/planning.json
 
-Nodes are pinned to a core each; a busy loop on a core or the quota of a control group (Linux, root) makes its node
+Nodes are pinned to a core each; time that is stolen from a core (Linux, root) or a busy loop on it makes its node
 slower, weights in 8 bits make it faster, and relays delay and limit the links. Every configuration is measured anew and
 then run, with the split that it was measured for, in every round: the speed of a shared machine drifts. Of some, all
 splits are tried, and the first node alone: is the planner's choice among the best, and is its advice right?
-Writes the figures as JSON, a table as Markdown, and a plot. For a machine that is otherwise idle; about 15 minutes.
+Writes the figures as JSON, a table as Markdown, and a plot. For a machine that is otherwise idle; about 30 minutes.
 """
 
 import argparse
@@ -25,7 +25,6 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
-from benchmarks.control_groups import limited  # noqa: E402
 from benchmarks.relay import Relay  # noqa: E402
 from benchmarks.report import spread  # noqa: E402
 from benchmarks.rings import NodeSettings, Request, Ring, secondaries, write_seen_as  # noqa: E402
@@ -49,10 +48,11 @@ class Configuration:
     split: tuple[int, ...]
     n_samples: int
     burners: tuple[int, ...] = ()  # nodes whose core a busy loop shares
-    shares: tuple[float, ...] = ()  # of its core, that each node may use; empty: all of it
+    shares: tuple[float, ...] = ()  # of its core, that each node has; empty: all of it
     delay_ms: float = 0.0  # one way, of every link
     mbit: float | None = None  # of every link
     quantize: Mode = "none"  # how the second node holds its weights: in int8 it is some four times as fast
+    memory_limit: str | None = None  # of the second node
 
 
 CONFIGURATIONS = (
@@ -64,10 +64,12 @@ CONFIGURATIONS = (
     Configuration("even, 8 samples", (50, 50), 8),
     Configuration("uneven split, 4 samples", (75, 25), 4),
     Configuration("uneven split the other way, 4 samples", (25, 75), 4),
-    Configuration("second node half as fast, even split", (50, 50), 4, burners=(1,)),
-    Configuration("second node half as fast, better split", (67, 33), 4, burners=(1,)),
-    Configuration("first node half as fast, even split", (50, 50), 4, burners=(0,)),
-    Configuration("first node half as fast, better split", (33, 67), 4, burners=(0,)),
+    Configuration("second node beside a busy loop, even split", (50, 50), 4, burners=(1,)),
+    Configuration("second node beside a busy loop, better split", (67, 33), 4, burners=(1,)),
+    Configuration("second node half as fast, even split", (50, 50), 4, shares=(1, 0.5)),
+    Configuration("second node half as fast, better split", (67, 33), 4, shares=(1, 0.5)),
+    Configuration("first node half as fast, even split", (50, 50), 4, shares=(0.5, 1)),
+    Configuration("first node half as fast, better split", (33, 67), 4, shares=(0.5, 1)),
     Configuration("second node a quarter as fast, even split", (50, 50), 4, shares=(1, 0.25)),
     Configuration("second node a quarter as fast, better split", (80, 20), 4, shares=(1, 0.25)),
     Configuration("second node four times as fast, even split", (50, 50), 4, quantize="int8"),
@@ -76,15 +78,17 @@ CONFIGURATIONS = (
     Configuration("5 ms on every link, 8 samples", (50, 50), 8, delay_ms=5),
     Configuration("20 ms on every link, 2 samples", (50, 50), 2, delay_ms=20),
     Configuration("4 Mbit/s on every link, 8 samples", (50, 50), 8, mbit=4),
-    Configuration("slow second node, 5 ms and 20 Mbit/s", (67, 33), 4, burners=(1,), delay_ms=5, mbit=20),
+    Configuration("half as fast, 5 ms and 20 Mbit/s on every link", (67, 33), 4, shares=(1, 0.5), delay_ms=5, mbit=20),
 )
 
 SWEPT = (
     Configuration("nodes alike", (50, 50), 4),
-    Configuration("second node half as fast", (50, 50), 4, burners=(1,)),
+    Configuration("second node half as fast", (50, 50), 4, shares=(1, 0.5)),
     Configuration("second node a quarter as fast", (50, 50), 4, shares=(1, 0.25)),
-    Configuration("second node four times as fast", (50, 50), 4, quantize="int8"),
+    Configuration("second node beside a busy loop", (50, 50), 4, burners=(1,)),
     Configuration("a quarter as fast, 20 ms on every link", (50, 50), 4, shares=(1, 0.25), delay_ms=20),
+    Configuration("second node four times as fast", (50, 50), 4, quantize="int8"),
+    Configuration("the same with 80 MB of memory", (50, 50), 4, quantize="int8", memory_limit="80MB"),
 )
 SWEPT_PERCENTS = tuple(range(10, 100, 10))  # of the layers, on the first node
 
@@ -111,11 +115,16 @@ def layers_of(split: Sequence[int], n_layer: int) -> tuple[int, ...]:
 
 
 @contextlib.contextmanager
-def burning(cores: Sequence[int], scratch: Path) -> Iterator[None]:
-    """Busy loops on these cores."""
+def disturbed(configuration: Configuration, cores: Sequence[int], scratch: Path) -> Iterator[None]:
+    """Busy loops on these cores, and time that is stolen from them."""
+    logs = scratch / "logs"
     with contextlib.ExitStack() as stack:
-        for core in cores:
-            stack.callback(end, start([sys.executable, "-c", BURN], [core], scratch / "logs" / f"burner{core}.log"))
+        for core in (cores[index] for index in configuration.burners):
+            stack.callback(end, start([sys.executable, "-c", BURN], [core], logs / f"burner{core}.log"))
+        for core, share in zip(cores, configuration.shares, strict=False):
+            if share < 1:
+                thief = Worker(python_module("steal_time", str(share)), [core], logs / f"thief{core}.log")
+                stack.enter_context(thief).hear()
         yield
 
 
@@ -176,17 +185,16 @@ def laid_out(configuration: Configuration, ckpt: Path, cores: Sequence[int], scr
     """All processes of a configuration, ready."""
     own = cores[: len(configuration.split)]
     logs, settings = scratch / "logs", NodeSettings()
+    second = NodeSettings(configuration.quantize, memory_limit=configuration.memory_limit)
     with contextlib.ExitStack() as stack:
-        nodes_config = stack.enter_context(secondaries(own[1:], scratch, NodeSettings(configuration.quantize)))
+        nodes_config = stack.enter_context(secondaries(own[1:], scratch, second))
         planner = stack.enter_context(Worker(python_module("plan_driver"), own[:1], logs / "plan_driver.log"))
         driver = stack.enter_context(Worker(python_module("ring_driver"), own[:1], logs / "ring_driver.log"))
         ring = Ring(driver, nodes_config, ckpt, settings)
         ring.wait_until_ready()
         planner.hear()
         seen_as = stack.enter_context(relayed(configuration, nodes_config))
-        stack.enter_context(burning([own[i] for i in configuration.burners], scratch))
-        for core, share in zip(own, configuration.shares, strict=False):
-            stack.enter_context(limited(core, share))
+        stack.enter_context(disturbed(configuration, own, scratch))
         yield Layout(configuration, ckpt, ring, planner, None if seen_as is None else str(seen_as))
 
 
@@ -227,7 +235,8 @@ def sweep(configuration: Configuration, ckpt: Path, cores: Sequence[int], scratc
     with laid_out(configuration, ckpt, cores, scratch) as layout:
         answer = layout.predict()
         planned = answer["planned"][0]
-        tried = sorted({planned, *(layers_of((percent, 0), n_layer)[0] for percent in SWEPT_PERCENTS)})
+        fits = [first for first in range(1, n_layer) if n_layer - first <= answer["max_layers"][1]]
+        tried = sorted({planned, *(layers_of((percent, 0), n_layer)[0] for percent in SWEPT_PERCENTS)} & set(fits))
         runs = [{first: layout.reach((first, n_layer - first)) for first in tried} for _ in range(rounds)]
     reached = {first: statistics.median(run[first] for run in runs) for first in tried}
     one = Configuration(configuration.name, (100,), configuration.n_samples)

@@ -71,12 +71,14 @@ class NodeSettings:
     quantize: str = "none"
     dtype: str = "float32"
     device: str = "cpu"
+    memory_limit: str | None = None
 
     @property
     def flags(self) -> list[str]:
         """Of a secondary."""
         flags = ["--dtype", self.dtype, "--device", self.device]
-        return flags + (["--quantize", self.quantize] if self.quantize != "none" else [])
+        flags += ["--quantize", self.quantize] if self.quantize != "none" else []
+        return flags + (["--memory-limit", self.memory_limit] if self.memory_limit else [])
 
 
 ON_CPU = NodeSettings()

@@ -1,6 +1,7 @@
 """The benchmark's own arithmetic, its writers of other programs' files, its relay, and one measure from end to end."""
 
 import json
+import os
 import socket
 import statistics
 import struct
@@ -10,10 +11,11 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
-from benchmarks import planning, scaling
+from benchmarks import planning, scaling, steal_time
 from benchmarks.distributed_llama import DistributedLlama
 from benchmarks.dllama_export import export_model, export_tokenizer, prompt_text
 from benchmarks.gguf_export import export_gguf
@@ -24,7 +26,7 @@ from benchmarks.relay import Relay
 from benchmarks.report import TARGETS, Series, markdown, plot, ratio, read_json, slug, spread, verdict_table, write_json
 from benchmarks.ring_driver import network_of
 from benchmarks.rings import Request, decode_rate, ring, write_network, write_seen_as
-from benchmarks.workers import BenchError, Worker, own_cores
+from benchmarks.workers import BenchError, Worker, own_cores, python_module
 from mdi.checkpoint.tensor_file import open_weights
 from mdi.cluster.locations import Locations
 from mdi.convert.gguf.convert import import_gguf
@@ -67,6 +69,28 @@ def test_predictions_are_held_against_what_was_reached(tmp_path: Path) -> None:
     assert "| second node half as fast | 15,15 | 19.0 | 20.0 (9,21) | 95% | 1.00x | 30.0 | with it: wrong |" in written
     assert json.loads((tmp_path / "planning.json").read_text())["sweeps"][0]["reached"]["12"] == 19.4
     assert (tmp_path / "planning.png").stat().st_size > 0
+
+
+def test_of_a_core_the_share_remains_that_was_asked_for(tmp_path: Path) -> None:
+    with Worker(python_module("steal_time", "0.25"), own_cores()[:1], tmp_path / "thief.log") as thief:
+        try:
+            thief.hear()
+        except BenchError as exc:
+            pytest.skip(str(exc))
+        before_s, process = time.monotonic(), psutil.Process(thief.pid)
+        began_s = process.cpu_times().user
+        time.sleep(1.0)
+        stolen_s, passed_s = process.cpu_times().user - began_s, time.monotonic() - before_s
+    assert 0.6 < stolen_s / passed_s < 0.85
+
+
+def test_without_the_right_to_steal_time_one_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "sched_setscheduler", refuse, raising=False)
+    with pytest.raises(SystemExit, match="root on Linux"):
+        steal_time.main()
 
 
 @pytest.mark.parametrize(("n_nodes", "n_samples"), [(1, 3), (7, 1), (9, 9), (10, 25)])
