@@ -10,7 +10,6 @@
 namespace mdi {
 
 constexpr int kAhead = 4096;     // bytes of weights that are asked for beforehand: more than a memory access takes
-constexpr int kFloatBlocks = 8;  // blocks whose products are summed before they are added to the rest: less rounding
 constexpr int kManyGroups = 16;  // whose totals stay in the cache while many rows pass: 128 rows have 128 kB of them
 constexpr int kTileWeights = kBlock * kGroup;
 
@@ -28,7 +27,7 @@ struct Target {
   float *at(int row, int group) const { return y + static_cast<int64_t>(row) * stride + group * kGroup; }
 };
 
-// Some blocks of some groups of weights.
+// Some blocks of some groups of weights; of blocks of inputs, up to a panel.
 template <class Number> struct Panel {
   const Number *weights;
   int64_t distance;  // from one group's to the next's
@@ -36,24 +35,28 @@ template <class Number> struct Panel {
 };
 
 // Sums of the products of R rows, from `first` on, with a panel of G groups. Registers permitting, an input that was spread
-// over the lanes serves several groups: loads would take longer than products otherwise.
-template <int R, int G, class Number>
-INLINE void sum_products(const Panel<Number> &panel, const Rows &x, int first, Floats (&sums)[G][R]) {
+// over the lanes serves several groups: loads would take longer than products otherwise. `ahead` is called with the weights
+// of each block.
+template <bool kInPanels, int R, int G, class Number, class Ahead>
+INLINE void sum_products(const Panel<Number> &panel, const Rows &x, int first, Ahead &&ahead, Floats (&sums)[G][R]) {
+  constexpr int kRow = kInPanels ? kPanelInputs : kBlock;
+  const int64_t next_block = kInPanels ? kBlock : static_cast<int64_t>(x.n) * kBlock;
+  const float *block = x.block<kInPanels>(panel.first_block, first);
   const Number *weights = panel.weights;
 #pragma GCC unroll 2
   for (int g = 0; g < G; g++)
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++) sums[g][r] = splat(0.0f);
   for (int b = 0; b < panel.n_blocks; b++, weights += kTileWeights) {
-    for (int g = 0; g < G; g++) prefetch(first, weights + g * panel.distance, kTileWeights * sizeof(Number));
-    const float *row = x.floats + (static_cast<int64_t>(panel.first_block + b) * x.n + first) * kBlock;
+    ahead(weights);
+    const float *row = block + b * next_block;
 #pragma GCC unroll 8
     for (int k = 0; k < kBlock; k++) {
       Floats w[G];
       for (int g = 0; g < G; g++) w[g] = load(weights + g * panel.distance + k * kGroup);
 #pragma GCC unroll 16
       for (int r = 0; r < R; r++) {
-        const Floats input = splat(row[r * kBlock + k]);
+        const Floats input = splat(row[r * kRow + k]);
 #pragma GCC unroll 2
         for (int g = 0; g < G; g++) {
           sums[g][r] = fma(w[g], input, sums[g][r]);
@@ -64,16 +67,24 @@ INLINE void sum_products(const Panel<Number> &panel, const Rows &x, int first, F
   }
 }
 
-// The rows from `first` on, all blocks of G groups.
+// Asks for weights that come later in the same groups.
+template <int G, class Number> struct AheadInGroups {
+  int64_t distance;
+
+  INLINE void operator()(const Number *weights) const {
+    for (int g = 0; g < G; g++) prefetch(0, weights + g * distance, kTileWeights * sizeof(Number));
+  }
+};
+
+// All blocks of G groups, for the R rows that there are.
 template <int R, int G, class Number>
-INLINE void multiply(FloatTile<Number>, const uint8_t *tiles, int n_blocks, const Rows &x, int first,
-                     Floats (&totals)[G][R]) {
+INLINE void multiply(FloatTile<Number>, const uint8_t *tiles, int n_blocks, const Rows &x, int first, Floats (&totals)[G][R]) {
   const Number *weights = reinterpret_cast<const Number *>(tiles);
+  const int64_t distance = static_cast<int64_t>(n_blocks) * kTileWeights;
   for (int b = 0; b < n_blocks; b += kFloatBlocks) {
     Floats sums[G][R];
-    const Panel<Number> panel{weights + static_cast<int64_t>(b) * kTileWeights, static_cast<int64_t>(n_blocks) * kTileWeights,
-                              b, std::min(kFloatBlocks, n_blocks - b)};
-    sum_products(panel, x, first, sums);
+    const Panel<Number> panel{weights + static_cast<int64_t>(b) * kTileWeights, distance, b, std::min(kFloatBlocks, n_blocks - b)};
+    sum_products<false>(panel, x, first, AheadInGroups<G, Number>{distance}, sums);
     for (int g = 0; g < G; g++)
       for (int r = 0; r < R; r++) totals[g][r] = totals[g][r] + sums[g][r];
   }
@@ -83,13 +94,32 @@ INLINE void multiply(FloatTile<Number>, const uint8_t *tiles, int n_blocks, cons
 //
 // All rows pass the weights of one sum before the next, and of some groups of outputs before others: so neither the inputs of
 // that sum nor the totals, which wait where the results go, leave the cache meanwhile. Weights of 16 bits are widened once for
-// all rows, not for each tile of them.
+// all rows, not for each tile of them. While the rows pass a panel of weights, the next one comes from memory, bit by bit.
+
+// Asks for the weights of G groups in equal parts.
+template <int G> class AheadInParts {
+ public:
+  AheadInParts(const void *weights, int64_t distance_bytes, int n_bytes, int n_parts)
+      : at_(static_cast<const char *>(weights)), end_(at_ + n_bytes), distance_(distance_bytes),
+        part_((n_bytes / kLine + n_parts - 1) / n_parts * kLine) {}
+
+  INLINE void operator()(const float *) {
+    for (const char *stop = std::min(at_ + part_, end_); at_ < stop; at_ += kLine)
+      for (int g = 0; g < G; g++) __builtin_prefetch(at_ + g * distance_, 0, 2);  // not into the first cache, which is full
+  }
+
+ private:
+  static constexpr int kLine = 64;
+  const char *at_, *end_;
+  const int64_t distance_;
+  const int part_;
+};
 
 // The rows from `first` on. `group` is the panel's first.
 template <int R, int G>
-void add_panel(const Panel<float> &panel, const Linear &linear, int group, const Rows &x, int first, const Target &to) {
+void add_panel(const Panel<float> &panel, const Linear &linear, int group, const Rows &x, int first, const Target &to, AheadInParts<G> &ahead) {
   Floats sums[G][R];
-  sum_products(panel, x, first, sums);
+  sum_products<true>(panel, x, first, ahead, sums);
   const bool is_first = panel.first_block == 0, is_last = panel.first_block + panel.n_blocks == linear.blocks();
   const float *bias = is_last ? linear.bias : nullptr;
   // Unrolled, or else GCC would keep the sums in memory.
@@ -105,51 +135,70 @@ void add_panel(const Panel<float> &panel, const Linear &linear, int group, const
 
 // `n_rows` rows from `first` on, up to R.
 template <int R, int G>
-void add_panel_up_to(int n_rows, const Panel<float> &panel, const Linear &linear, int group, const Rows &x, int first, const Target &to) {
+void add_panel_up_to(int n_rows, const Panel<float> &panel, const Linear &linear, int group, const Rows &x, int first,
+                     const Target &to, AheadInParts<G> &ahead) {
   if constexpr (R > 1)
-    if (n_rows < R) return add_panel_up_to<R - 1, G>(n_rows, panel, linear, group, x, first, to);
-  add_panel<R, G>(panel, linear, group, x, first, to);
+    if (n_rows < R) return add_panel_up_to<R - 1, G>(n_rows, panel, linear, group, x, first, to, ahead);
+  add_panel<R, G>(panel, linear, group, x, first, to, ahead);
 }
+
+constexpr int row_tiles(int n_rows) { return (n_rows + kTileRows - 1) / kTileRows; }
 
 // Calls `f(first, n)` for tiles of rows that are as even as possible.
 template <class F> INLINE void for_row_tiles(int n_rows, F f) {
-  const int n_tiles = (n_rows + kTileRows - 1) / kTileRows;
+  const int n_tiles = row_tiles(n_rows);
   for (int i = 0; i < n_tiles; i++) {
     const int first = n_rows * i / n_tiles;
     f(first, n_rows * (i + 1) / n_tiles - first);
   }
 }
 
-// Adds one sum of G groups, for all rows.
+// Where a panel begins: group of outputs, block of inputs.
+struct Corner {
+  int group, block;
+};
+
+// Adds one sum of G groups, for all rows. `next` is the panel that comes after this one.
 template <int G, class Number>
-void add_groups(const Linear &linear, int group, int first_block, const Rows &x, const Target &to) {
-  const int n_blocks = std::min(kFloatBlocks, linear.blocks() - first_block);
+void add_groups(const Linear &linear, const Corner &own, const Corner &next, const Rows &x, const Target &to) {
+  const int n_blocks = std::min(kFloatBlocks, linear.blocks() - own.block);
   const int64_t distance = static_cast<int64_t>(linear.blocks()) * kTileWeights;
-  const Number *weights = reinterpret_cast<const Number *>(linear.tiles) + group * distance + first_block * kTileWeights;
-  const auto add = [&](const Panel<float> &panel) {
-    for_row_tiles(x.n, [&](int first, int n) { add_panel_up_to<kTileRows, G>(n, panel, linear, group, x, first, to); });
+  const auto at = [&](const Corner &corner) {
+    return reinterpret_cast<const Number *>(linear.tiles) + corner.group * distance + corner.block * kTileWeights;
   };
+  const auto add = [&](const Panel<float> &panel) {
+    const int n_bytes = std::min(kFloatBlocks, linear.blocks() - next.block) * kTileWeights * static_cast<int>(sizeof(Number));
+    AheadInParts<G> ahead(at(next), distance * sizeof(Number), n_bytes, row_tiles(x.n) * n_blocks);
+    for_row_tiles(x.n, [&](int first, int n) { add_panel_up_to<kTileRows, G>(n, panel, linear, own.group, x, first, to, ahead); });
+  };
+  const Number *weights = at(own);
   if constexpr (std::is_same_v<Number, float>) {
-    add({weights, distance, first_block, n_blocks});
+    add({weights, distance, own.block, n_blocks});
   } else {
     constexpr int64_t kPanelWeights = kFloatBlocks * kTileWeights;
     alignas(64) float widened[G * kPanelWeights];
     for (int g = 0; g < G; g++)
       for (int i = 0; i < n_blocks * kTileWeights; i += kLanes)
         store(widened + g * kPanelWeights + i, load(weights + g * distance + i));
-    add({widened, kPanelWeights, first_block, n_blocks});
+    add({widened, kPanelWeights, own.block, n_blocks});
   }
 }
 
 // The outputs of the groups `begin <= g < end`, for all rows.
 template <class Number> void multiply_many(const Linear &linear, int begin, int end, const Rows &x, const Target &to) {
+  const int n_blocks = linear.blocks();
   for (int chunk = begin; chunk < end; chunk += kManyGroups) {
     const int stop = std::min(chunk + kManyGroups, end);
-    for (int block = 0; block < linear.blocks(); block += kFloatBlocks) {
-      int group = chunk;
-      for (; group + kFloatGroups <= stop; group += kFloatGroups) add_groups<kFloatGroups, Number>(linear, group, block, x, to);
-      for (; group < stop; group++) add_groups<1, Number>(linear, group, block, x, to);
-    }
+    for (int block = 0; block < n_blocks; block += kFloatBlocks)
+      for (int group = chunk; group < stop;) {
+        const int n_groups = std::min(kFloatGroups, stop - group);
+        Corner next{group + n_groups, block};
+        if (next.group == stop) next = {chunk, block + kFloatBlocks};
+        if (next.block >= n_blocks) next = {stop, stop < end ? 0 : n_blocks};  // nothing comes after the last
+        if (n_groups == kFloatGroups) add_groups<kFloatGroups, Number>(linear, {group, block}, next, x, to);
+        else add_groups<1, Number>(linear, {group, block}, next, x, to);
+        group += n_groups;
+      }
   }
 }
 

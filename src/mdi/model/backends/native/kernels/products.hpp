@@ -9,8 +9,7 @@
 
 namespace mdi {
 
-constexpr int kPanelGroups = 4;          // groups whose weights stay in the cache while all rows pass
-constexpr int kFewRows = 2 * kTileRows;  // of so many, each passes all inputs at once
+constexpr int kPanelGroups = 4;  // groups whose weights stay in the cache while all rows pass
 
 // The integer products of one block.
 template <int R, class Tile>
@@ -91,7 +90,7 @@ inline void multiply(const Linear &linear, int begin, int end, const Rows &x, co
   with_tile(linear.type, [&](auto t) {
     using Tile = decltype(t);
     if constexpr (!Tile::kQuantized)
-      if (x.n > kFewRows) return multiply_many<typename Tile::Weight>(linear, begin, end, x, to);
+      if (x.in_panels()) return multiply_many<typename Tile::Weight>(linear, begin, end, x, to);
     for (int panel = begin; panel < end; panel += kPanelGroups) {
       const int stop = std::min(panel + kPanelGroups, end);
       for_row_tiles(x.n, [&](int first, int n) { multiply_rows<kTileRows, Tile>(linear, panel, stop, x, first, n, to); });

@@ -36,16 +36,18 @@ class Memory {
   char *base_ = nullptr, *next_ = nullptr;
 };
 
+inline int64_t float_inputs(int64_t n_rows, int width) { return n_rows * panels(padded(width) / kBlock) * kPanelInputs; }
+
 // Rows of up to `width` inputs, for the products.
 inline size_t row_bytes(int64_t n_rows, int width) {
   const int64_t n = n_rows * padded(width), blocks = n / kBlock;
-  return Memory::bytes<float>(n) + Memory::bytes<int8_t>(n) + Memory::bytes<int16_t>(n) +
+  return Memory::bytes<float>(float_inputs(n_rows, width)) + Memory::bytes<int8_t>(n) + Memory::bytes<int16_t>(n) +
          Memory::bytes<float>(blocks) + Memory::bytes<int32_t>(blocks);
 }
 inline Rows take_rows(Memory &memory, int64_t n_rows, int width) {
   const int64_t n = n_rows * padded(width), blocks = n / kBlock;
   Rows rows{};
-  rows.floats = memory.take<float>(n);
+  rows.floats = memory.take<float>(float_inputs(n_rows, width));
   rows.bytes = memory.take<int8_t>(n);
   rows.shorts = memory.take<int16_t>(n);
   rows.scales = memory.take<float>(blocks);
