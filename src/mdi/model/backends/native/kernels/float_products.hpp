@@ -27,21 +27,18 @@ struct Target {
   float *at(int row, int group) const { return y + static_cast<int64_t>(row) * stride + group * kGroup; }
 };
 
-// Some blocks of some groups of weights; of blocks of inputs, up to a panel.
+// Some blocks of some groups of weights.
 template <class Number> struct Panel {
   const Number *weights;
   int64_t distance;  // from one group's to the next's
   int first_block, n_blocks;
 };
 
-// Sums of the products of R rows, from `first` on, with a panel of G groups. Registers permitting, an input that was spread
-// over the lanes serves several groups: loads would take longer than products otherwise. `ahead` is called with the weights
-// of each block.
-template <bool kInPanels, int R, int G, class Number, class Ahead>
-INLINE void sum_products(const Panel<Number> &panel, const Rows &x, int first, Ahead &&ahead, Floats (&sums)[G][R]) {
-  constexpr int kRow = kInPanels ? kPanelInputs : kBlock;
-  const int64_t next_block = kInPanels ? kBlock : static_cast<int64_t>(x.n) * kBlock;
-  const float *block = x.block<kInPanels>(panel.first_block, first);
+// Sums of the products of a tile of R rows `x`, from the panel's first block on, with a panel of G groups. Registers
+// permitting, an input that was spread over the lanes serves several groups: loads would take longer than products otherwise.
+// `ahead` is called with the weights of each block.
+template <int R, int G, class Number, class Ahead>
+INLINE void sum_products(const Panel<Number> &panel, const float *x, Ahead &&ahead, Floats (&sums)[G][R]) {
   const Number *weights = panel.weights;
 #pragma GCC unroll 2
   for (int g = 0; g < G; g++)
@@ -49,14 +46,14 @@ INLINE void sum_products(const Panel<Number> &panel, const Rows &x, int first, A
     for (int r = 0; r < R; r++) sums[g][r] = splat(0.0f);
   for (int b = 0; b < panel.n_blocks; b++, weights += kTileWeights) {
     ahead(weights);
-    const float *row = block + b * next_block;
+    const float *row = x + static_cast<int64_t>(b) * R * kBlock;
 #pragma GCC unroll 8
     for (int k = 0; k < kBlock; k++) {
       Floats w[G];
       for (int g = 0; g < G; g++) w[g] = load(weights + g * panel.distance + k * kGroup);
 #pragma GCC unroll 16
       for (int r = 0; r < R; r++) {
-        const Floats input = splat(row[r * kRow + k]);
+        const Floats input = splat(row[r * kBlock + k]);
 #pragma GCC unroll 2
         for (int g = 0; g < G; g++) {
           sums[g][r] = fma(w[g], input, sums[g][r]);
@@ -76,7 +73,7 @@ template <int G, class Number> struct AheadInGroups {
   }
 };
 
-// All blocks of G groups, for the R rows that there are.
+// The rows from `first` on, all blocks of G groups.
 template <int R, int G, class Number>
 INLINE void multiply(FloatTile<Number>, const uint8_t *tiles, int n_blocks, const Rows &x, int first, Floats (&totals)[G][R]) {
   const Number *weights = reinterpret_cast<const Number *>(tiles);
@@ -84,7 +81,7 @@ INLINE void multiply(FloatTile<Number>, const uint8_t *tiles, int n_blocks, cons
   for (int b = 0; b < n_blocks; b += kFloatBlocks) {
     Floats sums[G][R];
     const Panel<Number> panel{weights + static_cast<int64_t>(b) * kTileWeights, distance, b, std::min(kFloatBlocks, n_blocks - b)};
-    sum_products<false>(panel, x, first, AheadInGroups<G, Number>{distance}, sums);
+    sum_products(panel, x.panel({first, R}, b), AheadInGroups<G, Number>{distance}, sums);
     for (int g = 0; g < G; g++)
       for (int r = 0; r < R; r++) totals[g][r] = totals[g][r] + sums[g][r];
   }
@@ -119,7 +116,7 @@ template <int G> class AheadInParts {
 template <int R, int G>
 void add_panel(const Panel<float> &panel, const Linear &linear, int group, const Rows &x, int first, const Target &to, AheadInParts<G> &ahead) {
   Floats sums[G][R];
-  sum_products<true>(panel, x, first, ahead, sums);
+  sum_products(panel, x.panel({first, R}, panel.first_block), ahead, sums);
   const bool is_first = panel.first_block == 0, is_last = panel.first_block + panel.n_blocks == linear.blocks();
   const float *bias = is_last ? linear.bias : nullptr;
   // Unrolled, or else GCC would keep the sums in memory.
@@ -133,24 +130,13 @@ void add_panel(const Panel<float> &panel, const Linear &linear, int group, const
     }
 }
 
-// `n_rows` rows from `first` on, up to R.
+// A tile of up to R rows.
 template <int R, int G>
-void add_panel_up_to(int n_rows, const Panel<float> &panel, const Linear &linear, int group, const Rows &x, int first,
+void add_panel_up_to(const RowTile &rows, const Panel<float> &panel, const Linear &linear, int group, const Rows &x,
                      const Target &to, AheadInParts<G> &ahead) {
   if constexpr (R > 1)
-    if (n_rows < R) return add_panel_up_to<R - 1, G>(n_rows, panel, linear, group, x, first, to, ahead);
-  add_panel<R, G>(panel, linear, group, x, first, to, ahead);
-}
-
-constexpr int row_tiles(int n_rows) { return (n_rows + kTileRows - 1) / kTileRows; }
-
-// Calls `f(first, n)` for tiles of rows that are as even as possible.
-template <class F> INLINE void for_row_tiles(int n_rows, F f) {
-  const int n_tiles = row_tiles(n_rows);
-  for (int i = 0; i < n_tiles; i++) {
-    const int first = n_rows * i / n_tiles;
-    f(first, n_rows * (i + 1) / n_tiles - first);
-  }
+    if (rows.n < R) return add_panel_up_to<R - 1, G>(rows, panel, linear, group, x, to, ahead);
+  add_panel<R, G>(panel, linear, group, x, rows.first, to, ahead);
 }
 
 // Where a panel begins: group of outputs, block of inputs.
@@ -168,8 +154,9 @@ void add_groups(const Linear &linear, const Corner &own, const Corner &next, con
   };
   const auto add = [&](const Panel<float> &panel) {
     const int n_bytes = std::min(kFloatBlocks, linear.blocks() - next.block) * kTileWeights * static_cast<int>(sizeof(Number));
-    AheadInParts<G> ahead(at(next), distance * sizeof(Number), n_bytes, row_tiles(x.n) * n_blocks);
-    for_row_tiles(x.n, [&](int first, int n) { add_panel_up_to<kTileRows, G>(n, panel, linear, own.group, x, first, to, ahead); });
+    AheadInParts<G> ahead(at(next), distance * sizeof(Number), n_bytes, x.n_tiles() * n_blocks);
+    for (int i = 0; i < x.n_tiles(); i++)
+      add_panel_up_to<kTileRows, G>(x.tile(i), panel, linear, own.group, x, to, ahead);
   };
   const Number *weights = at(own);
   if constexpr (std::is_same_v<Number, float>) {

@@ -32,7 +32,7 @@ INLINE void multiply(Int8Tile, const uint8_t *tiles, int n_blocks, const Rows &x
   Floats(&totals)[R] = all[0];
   for (int b = 0; b < n_blocks; b++, tiles += Int8Tile::kBytes) {
     prefetch(first, tiles, Int8Tile::kBytes);
-    const int64_t at = static_cast<int64_t>(b) * x.n + first;
+    const int64_t at = RowTile{first, R}.at(b, n_blocks);
     Ints products[R];
     block_products<R, Int8Tile>(tiles, x, at, products);
     const Floats scale = load(reinterpret_cast<const Half *>(tiles));
@@ -46,7 +46,7 @@ INLINE void multiply(Int4Tile, const uint8_t *tiles, int n_blocks, const Rows &x
   Floats(&totals)[R] = all[0];
   for (int b = 0; b < n_blocks; b++, tiles += Int4Tile::kBytes) {
     prefetch(first, tiles, Int4Tile::kBytes);
-    const int64_t at = static_cast<int64_t>(b) * x.n + first;
+    const int64_t at = RowTile{first, R}.at(b, n_blocks);
     Ints products[R];
     block_products<R, Int4Tile>(tiles, x, at, products);
     const Half *head = reinterpret_cast<const Half *>(tiles);
@@ -73,16 +73,16 @@ void multiply_tile(const Linear &linear, int group, const Rows &x, int first, co
     }
 }
 
-// `n_rows` rows from `first` on, up to R, with some groups.
+// A tile of up to R rows, with some groups.
 template <int R, class Tile>
-void multiply_rows(const Linear &linear, int begin, int end, const Rows &x, int first, int n_rows, const Target &to) {
+void multiply_rows(const Linear &linear, int begin, int end, const Rows &x, const RowTile &rows, const Target &to) {
   if constexpr (R > 1)
-    if (n_rows < R) return multiply_rows<R - 1, Tile>(linear, begin, end, x, first, n_rows, to);
+    if (rows.n < R) return multiply_rows<R - 1, Tile>(linear, begin, end, x, rows, to);
   // A few rows wait for memory, which is faster for one group after the other.
   constexpr int G = Tile::kQuantized || R < 4 ? 1 : kFloatGroups;
   int group = begin;
-  for (; group + G <= end; group += G) multiply_tile<R, G, Tile>(linear, group, x, first, to);
-  for (; group < end; group++) multiply_tile<R, 1, Tile>(linear, group, x, first, to);
+  for (; group + G <= end; group += G) multiply_tile<R, G, Tile>(linear, group, x, rows.first, to);
+  for (; group < end; group++) multiply_tile<R, 1, Tile>(linear, group, x, rows.first, to);
 }
 
 // The outputs of the groups `begin <= g < end`, for all rows.
@@ -90,10 +90,10 @@ inline void multiply(const Linear &linear, int begin, int end, const Rows &x, co
   with_tile(linear.type, [&](auto t) {
     using Tile = decltype(t);
     if constexpr (!Tile::kQuantized)
-      if (x.in_panels()) return multiply_many<typename Tile::Weight>(linear, begin, end, x, to);
+      if (x.n > kTileRows) return multiply_many<typename Tile::Weight>(linear, begin, end, x, to);
     for (int panel = begin; panel < end; panel += kPanelGroups) {
       const int stop = std::min(panel + kPanelGroups, end);
-      for_row_tiles(x.n, [&](int first, int n) { multiply_rows<kTileRows, Tile>(linear, panel, stop, x, first, n, to); });
+      for (int i = 0; i < x.n_tiles(); i++) multiply_rows<kTileRows, Tile>(linear, panel, stop, x, x.tile(i), to);
     }
   });
 }

@@ -1,17 +1,11 @@
-// Rows of a message as the products read them: blocks of 32 inputs, all rows of a block together, so that the rows of a
-// tile lie at constant distances. Floats of more rows than a tile has lie in panels of eight blocks instead, because what
-// one tile reads of a panel fits into the first cache only if it lies together.
+// Rows of a message as the products read them: in tiles of rows; of a tile, block by block of 32 inputs, all of its rows. So
+// what passes the weights together lies together, and its rows at constant distances.
 #pragma once
 
 #include "functions.hpp"
 #include "weights.hpp"
 
 namespace mdi {
-
-constexpr int kFloatBlocks = 8;  // whose products with floats are summed before they are added to the rest: less rounding
-constexpr int kPanelInputs = kFloatBlocks * kBlock;
-
-inline int panels(int n_blocks) { return (n_blocks + kFloatBlocks - 1) / kFloatBlocks; }
 
 // A block of 32 numbers in 8 bits: value = integer * scale.
 struct Rounded {
@@ -34,43 +28,63 @@ INLINE Rounded rounded_block(Floats low, Floats high) {
   return {rounded(low * splat(inverse)), rounded(high * splat(inverse)), scale};
 }
 
+constexpr int kFloatBlocks = 8;  // whose products with floats are summed before they are added to the rest: less rounding
+
+// Blocks that a row of floats has room for: whole panels.
+constexpr int float_blocks(int n_blocks) { return (n_blocks + kFloatBlocks - 1) / kFloatBlocks * kFloatBlocks; }
+
+// Rows that pass the weights together.
+struct RowTile {
+  int first, n;
+
+  // How many blocks lie before its block `b`, of `n_blocks` of each row.
+  int64_t at(int b, int n_blocks) const { return static_cast<int64_t>(first) * n_blocks + static_cast<int64_t>(b) * n; }
+};
+
 struct Rows {
   int n;             // rows
-  float *floats;     // [I / 32][n][32], or [I / 256][n][256]
-  int8_t *bytes;     // in integers, [I / 32][n][32]: value = integer * scale
+  float *floats;     // [I / 256][tile][8][row][32]: all tiles pass a panel of 8 blocks before the next one
+  int8_t *bytes;     // in integers, [tile][I / 32][row][32]: value = integer * scale
   int16_t *shorts;   // the same, where the CPU multiplies 8-bit weights in 16 bits
-  float *scales;     // [I / 32][n]
-  int32_t *sums;     // of the integers, [I / 32][n]
+  float *scales;     // [tile][I / 32][row]
+  int32_t *sums;     // of the integers, [tile][I / 32][row]
 
   template <class Value> const Value *integers() const {
     if constexpr (sizeof(Value) == 1) return bytes;
     else return shorts;
   }
 
-  bool in_panels() const { return n > kTileRows; }
-  // The floats of a block of row `r`.
-  template <bool kInPanels> float *block(int b, int r) const {
-    if constexpr (kInPanels) return floats + (static_cast<int64_t>(b / kFloatBlocks) * n + r) * kPanelInputs + b % kFloatBlocks * kBlock;
-    else return floats + (static_cast<int64_t>(b) * n + r) * kBlock;
+  // Tiles are as even as possible.
+  int n_tiles() const { return (n + kTileRows - 1) / kTileRows; }
+  RowTile tile(int i) const {
+    const int first = n * i / n_tiles();
+    return {first, n * (i + 1) / n_tiles() - first};
+  }
+
+  // The floats of a tile in the panel of block `b`.
+  float *panel(const RowTile &tile, int b) const {
+    return floats + (static_cast<int64_t>(b / kFloatBlocks) * n + tile.first) * kFloatBlocks * kBlock;
   }
 
   // `count` rows of `n_blocks` blocks that lie apart from others, after `first` rows of the same size.
   Rows part(int first, int count, int n_blocks) const {
     const int64_t block = static_cast<int64_t>(first) * n_blocks, input = block * kBlock;
-    const int64_t panel = static_cast<int64_t>(first) * panels(n_blocks);
-    return {count, floats + panel * kPanelInputs, bytes + input, shorts + input, scales + block, sums + block};
+    return {count, floats + static_cast<int64_t>(first) * float_blocks(n_blocks) * kBlock, bytes + input, shorts + input, scales + block, sums + block};
   }
 
   // Fills in row `r` from `x`, which has a multiple of 32 elements.
   void put_floats(int r, const float *x, int n_blocks) const {
+    const RowTile own = tile_of(r);
     for (int b = 0; b < n_blocks; b++)
-      memcpy(in_panels() ? block<true>(b, r) : block<false>(b, r), x + b * kBlock, kBlock * sizeof(float));
+      memcpy(panel(own, b) + (b % kFloatBlocks * own.n + r - own.first) * kBlock, x + b * kBlock, kBlock * sizeof(float));
   }
   void put_integers(int r, const float *x, int n_blocks) const {
-    for (int b = 0; b < n_blocks; b++) put_block(static_cast<int64_t>(b) * n + r, x + b * kBlock);
+    const RowTile own = tile_of(r);
+    for (int b = 0; b < n_blocks; b++) put_block(own.at(b, n_blocks) + r - own.first, x + b * kBlock);
   }
 
  private:
+  RowTile tile_of(int r) const { return tile(((r + 1) * n_tiles() - 1) / n); }
   void put_block(int64_t at, const float *x) const {
     const Rounded rounded = rounded_block(load(x), load(x + kLanes));
     store(bytes + at * kBlock, rounded.low);

@@ -36,7 +36,7 @@ class Memory {
   char *base_ = nullptr, *next_ = nullptr;
 };
 
-inline int64_t float_inputs(int64_t n_rows, int width) { return n_rows * panels(padded(width) / kBlock) * kPanelInputs; }
+inline int64_t float_inputs(int64_t n_rows, int width) { return n_rows * float_blocks(padded(width) / kBlock) * kBlock; }
 
 // Rows of up to `width` inputs, for the products.
 inline size_t row_bytes(int64_t n_rows, int width) {
