@@ -3,7 +3,8 @@
 
 namespace mdi {
 
-INLINE void fill(float x, NativeFloats &v) { v = NativeFloats{} + x; }
+// Without a zero it is: x - 0 is x, while x + 0 is another zero where x is -0, and would be computed.
+INLINE void fill(float x, NativeFloats &v) { v = x - NativeFloats{}; }
 INLINE void fill(int32_t x, NativeInts &v) { v = NativeInts{} + x; }
 INLINE void load(const float *p, NativeFloats &v) { memcpy(&v, p, sizeof v); }
 INLINE void load(const int32_t *p, NativeInts &v) { memcpy(&v, p, sizeof v); }
