@@ -102,7 +102,7 @@ template <int G> class AheadInParts {
 
   INLINE void operator()(const float *) {
     for (const char *stop = std::min(at_ + part_, end_); at_ < stop; at_ += kLine)
-      for (int g = 0; g < G; g++) __builtin_prefetch(at_ + g * distance_, 0, 2);  // not into the first cache, which is full
+      for (int g = 0; g < G; g++) __builtin_prefetch(at_ + g * distance_);
   }
 
  private:
