@@ -13,10 +13,9 @@ constexpr int kAhead = 4096;     // bytes of weights that are asked for beforeha
 constexpr int kManyGroups = 16;  // whose totals stay in the cache while many rows pass: 128 rows have 128 kB of them
 constexpr int kTileWeights = kBlock * kGroup;
 
-// Asks for weights that come later. The first rows do so for all that pass a panel.
-INLINE void prefetch(int first_row, const void *weights, int n_bytes) {
-  if (first_row == 0)
-    for (int i = 0; i < n_bytes; i += 64) __builtin_prefetch(static_cast<const char *>(weights) + kAhead + i);
+// Asks for weights that come later.
+INLINE void prefetch(const void *weights, int n_bytes) {
+  for (int i = 0; i < n_bytes; i += 64) __builtin_prefetch(static_cast<const char *>(weights) + kAhead + i);
 }
 
 // Where results go: (M, stride), with room for all padded outputs.
@@ -69,7 +68,7 @@ template <int G, class Number> struct AheadInGroups {
   int64_t distance;
 
   INLINE void operator()(const Number *weights) const {
-    for (int g = 0; g < G; g++) prefetch(0, weights + g * distance, kTileWeights * sizeof(Number));
+    for (int g = 0; g < G; g++) prefetch(weights + g * distance, kTileWeights * sizeof(Number));
   }
 };
 
