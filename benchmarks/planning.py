@@ -235,10 +235,10 @@ def sweep(configuration: Configuration, ckpt: Path, cores: Sequence[int], scratc
     with laid_out(configuration, ckpt, cores, scratch) as layout:
         answer = layout.predict()
         planned = answer["planned"][0]
-        fits = [first for first in range(1, n_layer) if n_layer - first <= answer["max_layers"][1]]
-        tried = sorted({planned, *(layers_of((percent, 0), n_layer)[0] for percent in SWEPT_PERCENTS)} & set(fits))
-        runs = [{first: layout.reach((first, n_layer - first)) for first in tried} for _ in range(rounds)]
-    reached = {first: statistics.median(run[first] for run in runs) for first in tried}
+        tried = {planned, *(layers_of((percent, 0), n_layer)[0] for percent in SWEPT_PERCENTS)}
+        fitting = sorted(first for first in tried if n_layer - first <= answer["max_layers"][1])
+        runs = [{first: layout.reach((first, n_layer - first)) for first in fitting} for _ in range(rounds)]
+    reached = {first: statistics.median(run[first] for run in runs) for first in fitting}
     one = Configuration(configuration.name, (100,), configuration.n_samples)
     with laid_out(one, ckpt, cores, scratch) as layout:
         alone = statistics.median(layout.reach((n_layer,)) for _ in range(rounds))

@@ -113,7 +113,8 @@ template <int G> class AheadInParts {
 
 // The rows from `first` on. `group` is the panel's first.
 template <int R, int G>
-void add_panel(const Panel<float> &panel, const Linear &linear, int group, const Rows &x, int first, const Target &to, AheadInParts<G> &ahead) {
+void add_panel(const Panel<float> &panel, const Linear &linear, int group, const Rows &x, int first, const Target &to,
+               AheadInParts<G> &ahead) {
   Floats sums[G][R];
   sum_products(panel, x.panel({first, R}, panel.first_block), ahead, sums);
   const bool is_first = panel.first_block == 0, is_last = panel.first_block + panel.n_blocks == linear.blocks();

@@ -3,7 +3,7 @@
 
 namespace mdi {
 
-// Without a zero it is: x - 0 is x, while x + 0 is another zero where x is -0, and would be computed.
+// A compiler may leave out a subtraction of 0, but not an addition: -0 + 0 is 0.
 INLINE void fill(float x, NativeFloats &v) { v = x - NativeFloats{}; }
 INLINE void fill(int32_t x, NativeInts &v) { v = NativeInts{} + x; }
 INLINE void load(const float *p, NativeFloats &v) { memcpy(&v, p, sizeof v); }

@@ -69,7 +69,8 @@ struct Rows {
   // `count` rows of `n_blocks` blocks that lie apart from others, after `first` rows of the same size.
   Rows part(int first, int count, int n_blocks) const {
     const int64_t block = static_cast<int64_t>(first) * n_blocks, input = block * kBlock;
-    return {count, floats + static_cast<int64_t>(first) * float_blocks(n_blocks) * kBlock, bytes + input, shorts + input, scales + block, sums + block};
+    const int64_t float_input = static_cast<int64_t>(first) * float_blocks(n_blocks) * kBlock;
+    return {count, floats + float_input, bytes + input, shorts + input, scales + block, sums + block};
   }
 
   // Fills in row `r` from `x`, which has a multiple of 32 elements.
