@@ -26,6 +26,7 @@ from benchmarks.machine import busy, commit, processor  # noqa: E402
 from benchmarks.measures import LARGE_SHAPE, MEASURES, QUICK, USUAL, Bench  # noqa: E402
 from benchmarks.peers import LlamaCpp, RpcServer  # noqa: E402
 from benchmarks.report import Series, markdown, plot, slug, write_json  # noqa: E402
+from benchmarks.rings import without_chunks  # noqa: E402
 from benchmarks.servers import LlamaServer  # noqa: E402
 from benchmarks.workers import BenchError, own_cores  # noqa: E402
 from mdi.config.paths import CHECKPOINTS_DIR  # noqa: E402
@@ -107,7 +108,7 @@ def main() -> None:
     rounds = options.rounds or (2 if options.quick else 5)
     llama = LlamaCpp(options.llama_python, options.scratch)
     bench = Bench(
-        options.ckpt,
+        without_chunks(options.ckpt, options.scratch),
         options.large_ckpt,
         cores,
         options.scratch,

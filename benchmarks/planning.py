@@ -27,7 +27,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
 from benchmarks.relay import Relay  # noqa: E402
 from benchmarks.report import spread  # noqa: E402
-from benchmarks.rings import NodeSettings, Request, Ring, secondaries, write_seen_as  # noqa: E402
+from benchmarks.rings import NodeSettings, Request, Ring, secondaries, without_chunks, write_seen_as  # noqa: E402
 from benchmarks.workers import Worker, end, own_cores, python_module, start  # noqa: E402
 from mdi.checkpoint.config import load_config  # noqa: E402
 from mdi.config.network import load_network  # noqa: E402
@@ -314,17 +314,17 @@ def main() -> None:
     options = parser.parse_args()
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # in good order: no child is left behind
-    cores = own_cores()
+    cores, ckpt = own_cores(), without_chunks(options.ckpt, options.scratch)
 
     def chosen(configurations: Sequence[Configuration]) -> Iterator[Configuration]:
         return (one for one in configurations if options.only in one.name and len(one.split) <= len(cores))
 
     outcomes, sweeps = [], []
     for configuration in chosen(CONFIGURATIONS):
-        outcomes.append(take(configuration, options.ckpt, cores, options.scratch, options.rounds))
+        outcomes.append(take(configuration, ckpt, cores, options.scratch, options.rounds))
         print(f"{configuration.name}: {outcomes[-1].error:+.0%}")
     for configuration in chosen(SWEPT):
-        sweeps.append(sweep(configuration, options.ckpt, cores, options.scratch, options.rounds))
+        sweeps.append(sweep(configuration, ckpt, cores, options.scratch, options.rounds))
         print(f"{configuration.name}: {sweeps[-1].planned} layers planned, {sweeps[-1].reached}")
     if not outcomes and not sweeps:
         parser.error(f"--only {options.only}: no such configuration, or fewer cores than nodes")

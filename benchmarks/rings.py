@@ -3,6 +3,7 @@
 import contextlib
 import json
 import random
+import shutil
 import socket
 import sys
 import time
@@ -82,6 +83,20 @@ class NodeSettings:
 
 
 ON_CPU = NodeSettings()
+
+
+def without_chunks(ckpt: Path, scratch: Path) -> Path:
+    """A folder with the files of a model, as links, and no chunks.
+
+    A starter keeps the split of chunks that are there: one run is to leave none to another, or to its user.
+    """
+    folder = scratch / "models" / ckpt.name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for file in ckpt.iterdir():
+        if file.is_file():
+            (folder / file.name).symlink_to(file.resolve())
+    return folder
 
 
 class Ring:

@@ -25,7 +25,7 @@ from benchmarks.planning import Outcome, Sweep
 from benchmarks.relay import Relay
 from benchmarks.report import TARGETS, Series, markdown, plot, ratio, read_json, slug, spread, verdict_table, write_json
 from benchmarks.ring_driver import network_of
-from benchmarks.rings import Request, decode_rate, ring, write_network, write_seen_as
+from benchmarks.rings import Request, decode_rate, ring, without_chunks, write_network, write_seen_as
 from benchmarks.workers import BenchError, Worker, own_cores, python_module
 from mdi.checkpoint.tensor_file import open_weights
 from mdi.cluster.locations import Locations
@@ -49,6 +49,15 @@ def test_every_link_of_a_relayed_ring_leads_through_a_relay(tmp_path: Path) -> N
     network = network_of({"nodes_config": path, "seen_as": write_seen_as(path, [7001, 7002, 7003])})
     nodes, locations = [NodeId(node) for node in range(3)], Locations(network)
     assert [locations.ring_peer(node, seen_from=node).port for node in nodes] == [7001, 7002, 7003]
+
+
+def test_a_run_finds_no_chunks_of_another_one_and_leaves_none(tmp_path: Path) -> None:
+    ckpt = tmp_path / "tiny"
+    for folder in (ckpt, tmp_path / "scratch" / "models" / "tiny"):
+        (folder / "chunks" / "2nodes").mkdir(parents=True)
+    (ckpt / "lit_model.pth").write_bytes(b"weights")
+    own = without_chunks(ckpt, tmp_path / "scratch")
+    assert [(file.name, file.read_bytes()) for file in own.iterdir()] == [("lit_model.pth", b"weights")]
 
 
 def test_predictions_are_held_against_what_was_reached(tmp_path: Path) -> None:
