@@ -24,6 +24,20 @@ INLINE void load(const Half *p, NativeFloats &v) {
 INLINE void store(Half *p, NativeFloats v) {
   _mm_storeu_si128(reinterpret_cast<__m128i *>(p), _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
 }
+INLINE void load(const BFloat16 *p, NativeFloats &v) {
+  v = (NativeFloats)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p))), 16);
+}
+INLINE void load(const int8_t *p, NativeFloats &v) {
+  v = (NativeFloats)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p))));
+}
+// The integers fit.
+INLINE __m128i narrowed(NativeInts v) {
+  return _mm_packs_epi32(_mm256_castsi256_si128((__m256i)v), _mm256_extracti128_si256((__m256i)v, 1));
+}
+INLINE void store(int8_t *p, NativeInts v) {
+  _mm_storel_epi64(reinterpret_cast<__m128i *>(p), _mm_packs_epi16(narrowed(v), narrowed(v)));
+}
+INLINE void store(int16_t *p, NativeInts v) { _mm_storeu_si128(reinterpret_cast<__m128i *>(p), narrowed(v)); }
 
 #if defined(__AVXVNNI__)
 #define MDI_INSTRUCTION_SET "avxvnni"

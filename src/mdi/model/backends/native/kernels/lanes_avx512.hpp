@@ -26,6 +26,18 @@ INLINE void load(const Half *p, NativeFloats &v) {
 INLINE void store(Half *p, NativeFloats v) {
   _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
 }
+INLINE void load(const BFloat16 *p, NativeFloats &v) {
+  v = (NativeFloats)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p))), 16);
+}
+INLINE void load(const int8_t *p, NativeFloats &v) {
+  v = (NativeFloats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p))));
+}
+INLINE void store(int8_t *p, NativeInts v) {
+  _mm_storeu_si128(reinterpret_cast<__m128i *>(p), _mm512_cvtepi32_epi8((__m512i)v));
+}
+INLINE void store(int16_t *p, NativeInts v) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i *>(p), _mm512_cvtepi32_epi16((__m512i)v));
+}
 
 #define MDI_DOT_OF_BYTES
 constexpr int kWeightOffset = 128;  // the weights of a dot product are unsigned, the rows signed

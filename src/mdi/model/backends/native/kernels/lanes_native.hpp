@@ -15,28 +15,4 @@ INLINE NativeFloats to_floats(NativeInts v) { return __builtin_convertvector(v, 
 INLINE NativeFloats as_floats(NativeInts v) { return (NativeFloats)v; }
 INLINE NativeInts as_ints(NativeFloats v) { return (NativeInts)v; }
 
-INLINE void load(const BFloat16 *p, NativeFloats &v) {
-  typedef uint16_t Stored __attribute__((vector_size(sizeof(NativeFloats) / 2)));
-  typedef uint32_t Bits __attribute__((vector_size(sizeof(NativeFloats))));
-  Stored stored;
-  memcpy(&stored, p, sizeof stored);
-  v = (NativeFloats)(__builtin_convertvector(stored, Bits) << 16);
-}
-INLINE void load(const int8_t *p, NativeFloats &v) {
-  typedef int8_t Stored __attribute__((vector_size(sizeof(NativeFloats) / 4)));
-  Stored stored;
-  memcpy(&stored, p, sizeof stored);
-  v = to_floats(__builtin_convertvector(stored, NativeInts));
-}
-INLINE void store(int8_t *p, NativeInts v) {
-  typedef int8_t Stored __attribute__((vector_size(sizeof(NativeInts) / 4)));
-  const Stored stored = __builtin_convertvector(v, Stored);
-  memcpy(p, &stored, sizeof stored);
-}
-INLINE void store(int16_t *p, NativeInts v) {
-  typedef int16_t Stored __attribute__((vector_size(sizeof(NativeInts) / 2)));
-  const Stored stored = __builtin_convertvector(v, Stored);
-  memcpy(p, &stored, sizeof stored);
-}
-
 }  // namespace mdi

@@ -27,6 +27,20 @@ INLINE void store(Half *p, NativeFloats v) {
   const uint16x4_t bits = vreinterpret_u16_f16(vcvt_f16_f32((float32x4_t)v));
   memcpy(p, &bits, sizeof bits);
 }
+INLINE void load(const BFloat16 *p, NativeFloats &v) {
+  v = (NativeFloats)vshll_n_u16(vld1_u16(reinterpret_cast<const uint16_t *>(p)), 16);
+}
+INLINE void load(const int8_t *p, NativeFloats &v) {
+  int32_t four;
+  memcpy(&four, p, sizeof four);
+  v = (NativeFloats)vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(four))))));
+}
+INLINE void store(int8_t *p, NativeInts v) {
+  const int16x4_t narrow = vmovn_s32((int32x4_t)v);
+  const int32_t four = vget_lane_s32(vreinterpret_s32_s8(vmovn_s16(vcombine_s16(narrow, narrow))), 0);
+  memcpy(p, &four, sizeof four);
+}
+INLINE void store(int16_t *p, NativeInts v) { vst1_s16(p, vmovn_s32((int32x4_t)v)); }
 
 #if defined(__ARM_FEATURE_MATMUL_INT8)
 #define MDI_INSTRUCTION_SET "neon-i8mm"

@@ -28,6 +28,22 @@ INLINE void load(const Half *p, NativeFloats &v) {
 INLINE void store(Half *p, NativeFloats v) {
   for (int i = 0; i < 4; i++) p[i] = half_of(v[i]);
 }
+INLINE void load(const BFloat16 *p, NativeFloats &v) {
+  typedef uint16_t Stored __attribute__((vector_size(8)));
+  typedef uint32_t Bits __attribute__((vector_size(16)));
+  Stored stored;
+  memcpy(&stored, p, sizeof stored);
+  v = (NativeFloats)(__builtin_convertvector(stored, Bits) << 16);
+}
+INLINE void load(const int8_t *p, NativeFloats &v) {
+  for (int i = 0; i < 4; i++) v[i] = p[i];
+}
+INLINE void store(int8_t *p, NativeInts v) {
+  for (int i = 0; i < 4; i++) p[i] = static_cast<int8_t>(v[i]);
+}
+INLINE void store(int16_t *p, NativeInts v) {
+  for (int i = 0; i < 4; i++) p[i] = static_cast<int16_t>(v[i]);
+}
 
 #define MDI_DOT_OF_BYTES
 constexpr int kWeightOffset = 0;
