@@ -2,21 +2,15 @@
 // sums added to each other from the first to the last.
 #pragma once
 
-#include <algorithm>
 #include <type_traits>
 
+#include "prefetch.hpp"
 #include "rows.hpp"
 
 namespace mdi {
 
-constexpr int kAhead = 4096;     // bytes of weights that are asked for beforehand: more than a memory access takes
 constexpr int kManyGroups = 16;  // whose totals stay in the cache while many rows pass: 128 rows have 128 kB of them
 constexpr int kTileWeights = kBlock * kGroup;
-
-// Asks for weights that come later.
-INLINE void prefetch(const void *weights, int n_bytes) {
-  for (int i = 0; i < n_bytes; i += 64) __builtin_prefetch(static_cast<const char *>(weights) + kAhead + i);
-}
 
 // Where results go: (M, stride), with room for all padded outputs.
 struct Target {
@@ -68,7 +62,8 @@ template <int G, class Number> struct AheadInGroups {
   int64_t distance;
 
   INLINE void operator()(const Number *weights) const {
-    for (int g = 0; g < G; g++) prefetch(weights + g * distance, kTileWeights * sizeof(Number));
+    constexpr int kAheadWeights = kAhead / G / sizeof(Number);
+    for (int g = 0; g < G; g++) prefetch(weights + g * distance + kAheadWeights, kTileWeights * sizeof(Number));
   }
 };
 
@@ -105,7 +100,6 @@ template <int G> class AheadInParts {
   }
 
  private:
-  static constexpr int kLine = 64;
   const char *at_, *end_;
   const int64_t distance_;
   const int part_;

@@ -31,7 +31,7 @@ template <int R>
 INLINE void multiply(Int8Tile, const uint8_t *tiles, int n_blocks, const Rows &x, int first, Floats (&all)[1][R]) {
   Floats(&totals)[R] = all[0];
   for (int b = 0; b < n_blocks; b++, tiles += Int8Tile::kBytes) {
-    if (first == 0) prefetch(tiles, Int8Tile::kBytes);  // for all rows that pass
+    if (first == 0) prefetch(tiles + kAhead, Int8Tile::kBytes);  // for all rows that pass
     const int64_t at = RowTile{first, R}.at(b, n_blocks);
     Ints products[R];
     block_products<R, Int8Tile>(tiles, x, at, products);
@@ -45,7 +45,7 @@ template <int R>
 INLINE void multiply(Int4Tile, const uint8_t *tiles, int n_blocks, const Rows &x, int first, Floats (&all)[1][R]) {
   Floats(&totals)[R] = all[0];
   for (int b = 0; b < n_blocks; b++, tiles += Int4Tile::kBytes) {
-    if (first == 0) prefetch(tiles, Int4Tile::kBytes);  // for all rows that pass
+    if (first == 0) prefetch(tiles + kAhead, Int4Tile::kBytes);  // for all rows that pass
     const int64_t at = RowTile{first, R}.at(b, n_blocks);
     Ints products[R];
     block_products<R, Int4Tile>(tiles, x, at, products);
