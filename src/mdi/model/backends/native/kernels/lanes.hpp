@@ -107,11 +107,13 @@ INLINE Ints load_ints(const uint8_t *p) {
 }
 // The first `n` numbers, zeros after them; nothing else is read or written.
 INLINE Floats load_first(const float *p, int n) {
+  if (n == kLanes) return load(p);  // most often, and a copy of a size that is not known takes as long as ten loads
   float padded[kLanes] = {};
   memcpy(padded, p, n * sizeof(float));
   return load(padded);
 }
 INLINE void store_first(float *p, Floats v, int n) {
+  if (n == kLanes) return store(p, v);
   float all[kLanes];
   store(all, v);
   memcpy(p, all, n * sizeof(float));

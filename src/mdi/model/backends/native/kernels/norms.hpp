@@ -20,17 +20,12 @@ template <class F> INLINE void for_lanes(int size, F f) {
   for (; i + kLanes <= size; i += kLanes) f(i, kLanes);
   if (i < size) f(i, size - i);
 }
-INLINE Floats load_up_to(const float *p, int n) { return n == kLanes ? load(p) : load_first(p, n); }
-INLINE void store_up_to(float *p, Floats v, int n) {
-  if (n == kLanes) store(p, v);
-  else store_first(p, v, n);
-}
 
 // Mean of x - `center`, squared or not.
 template <bool kSquared> inline float mean(const float *x, int size, float center) {
   Floats sums = splat(0.0f);
   for_lanes(size, [&](int i, int n) {
-    Floats v = load_up_to(x + i, n) - splat(center);
+    Floats v = load_first(x + i, n) - splat(center);
     if (n < kLanes) v = select(lane_numbers() < splat(n), v, splat(0.0f));
     sums = kSquared ? fma(v, v, sums) : sums + v;
   });
@@ -42,10 +37,10 @@ inline void normalize(const Norm &norm, const float *x, int size, float *y) {
   const float center = norm.kind == Norm::Kind::kLayer ? mean<false>(x, size, 0) : 0;
   const float factor = 1 / std::sqrt(mean<true>(x, size, center) + norm.epsilon);
   for_lanes(size, [&](int i, int n) {
-    Floats v = (load_up_to(x + i, n) - splat(center)) * splat(factor);
-    if (norm.weight) v = v * load_up_to(norm.weight + i, n);
-    if (norm.bias) v = v + load_up_to(norm.bias + i, n);
-    store_up_to(y + i, v, n);
+    Floats v = (load_first(x + i, n) - splat(center)) * splat(factor);
+    if (norm.weight) v = v * load_first(norm.weight + i, n);
+    if (norm.bias) v = v + load_first(norm.bias + i, n);
+    store_first(y + i, v, n);
   });
 }
 

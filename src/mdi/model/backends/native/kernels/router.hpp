@@ -69,10 +69,10 @@ inline void choose_from_groups(const Routing &routing, const float *logits, cons
                                const RouterMemory &memory, Choice *chosen) {
   const int size = routing.group_size();
   for_lanes(routing.n_experts, [&](int i, int n) {
-    const Floats score = splat(1.0f) / (splat(1.0f) + exp(-load_up_to(logits + i, n)));
-    store_up_to(memory.scores + i, score, n);
-    store_up_to(memory.corrected + i, score + load_up_to(correction + i, n), n);
-    store_up_to(memory.eligible + i, splat(0.0f), n);  // as litgpt: an expert of another group may come before negative scores
+    const Floats score = splat(1.0f) / (splat(1.0f) + exp(-load_first(logits + i, n)));
+    store_first(memory.scores + i, score, n);
+    store_first(memory.corrected + i, score + load_first(correction + i, n), n);
+    store_first(memory.eligible + i, splat(0.0f), n);  // as litgpt: an expert of another group may come before negative scores
   });
   for (int g = 0; g < routing.n_groups; g++) {
     const float *group = memory.corrected + g * size;
