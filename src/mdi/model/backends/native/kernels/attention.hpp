@@ -33,37 +33,34 @@ constexpr int side_by_side(int n_queries) {
 
 // Scores of Q queries, D apart, with B blocks of 16 positions -> rows of `scores`, `stride` apart.
 template <int Q, int B, class T>
-INLINE void score_blocks(const Keys<T> &keys, int head_size, const float *q, float *scores, int stride) {
+INLINE void score_blocks(const Keys<T> &keys, int head_size, const float *q, AheadInOrder &ahead, float *scores, int stride) {
   Floats sums[Q][B];
   for (int j = 0; j < Q; j++)
     for (int b = 0; b < B; b++) sums[j][b] = splat(0.0f);
-  for (int first = 0; first < head_size; first += kBlock) {
-    typename Keys<T>::Scale scales[B];
-    for (int b = 0; b < B; b++) scales[b] = keys.scale(b, first);
-    const int stop = std::min(first + kBlock, head_size);
-#pragma GCC unroll 2
-    for (int d = first; d < stop; d++)
+  // One loop, or else GCC would keep the sums in memory.
+  for (int d = 0; d < head_size; d++) {
+    ahead(B * kLanes * sizeof(T));
 #pragma GCC unroll 4
-      for (int b = 0; b < B; b++) {
-        const Floats k = keys.load(b, d, scales[b]);
-        __builtin_prefetch(keys.at(b + B, d));
+    for (int b = 0; b < B; b++) {
+      const Floats k = keys.load(b, d);
 #pragma GCC unroll 8
-        for (int j = 0; j < Q; j++) {
-          sums[j][b] = fma(k, splat(q[j * head_size + d]), sums[j][b]);
-          keep(sums[j][b]);
-        }
+      for (int j = 0; j < Q; j++) {
+        sums[j][b] = fma(k, splat(q[j * head_size + d]), sums[j][b]);
+        keep(sums[j][b]);
       }
+    }
   }
+  ahead(B * kLanes * keys.sizes.scale_bytes());
   for (int j = 0; j < Q; j++)
     for (int b = 0; b < B; b++) store(scores + j * stride + b * kLanes, sums[j][b]);
 }
 
 template <int Q, class T>
-void score(const Keys<T> &keys, int head_size, int n_blocks, const float *q, float *scores, int stride) {
+void score(const Keys<T> &keys, int head_size, int n_blocks, const float *q, AheadInOrder ahead, float *scores, int stride) {
   constexpr int B = side_by_side(Q);
   int b = 0;
-  for (; b + B <= n_blocks; b += B) score_blocks<Q, B>(keys.from(b), head_size, q, scores + b * kLanes, stride);
-  for (; b < n_blocks; b++) score_blocks<Q, 1>(keys.from(b), head_size, q, scores + b * kLanes, stride);
+  for (; b + B <= n_blocks; b += B) score_blocks<Q, B>(keys.from(b), head_size, q, ahead, scores + b * kLanes, stride);
+  for (; b < n_blocks; b++) score_blocks<Q, 1>(keys.from(b), head_size, q, ahead, scores + b * kLanes, stride);
 }
 
 // Scores of one query, from position `first` on, a multiple of 16 -> weights that are not divided by their sum yet, zeros
@@ -87,15 +84,15 @@ inline float weigh(float *scores, int first, int n_blocks, const Sight &sight, c
   return 1 / sum(sums);
 }
 
-// Values of `n` positions, summed with the weights of Q queries: 16 B elements of each, from `first` on.
+// Adds values of `n` positions, with the weights of Q queries, to 16 B elements of each of `y`, from `first` on.
 template <int Q, int B, class T>
-INLINE void sum_values(const Values<T> &values, int first, int n, const float *weights, int stride, float *y, int size) {
+INLINE void add_values(const Values<T> &values, int first, int n, const float *weights, int stride, AheadInOrder &ahead, float *y,
+                       int size) {
   Floats sums[Q][B];
   for (int j = 0; j < Q; j++)
-    for (int b = 0; b < B; b++) sums[j][b] = splat(0.0f);
-#pragma GCC unroll 2
+    for (int b = 0; b < B; b++) sums[j][b] = load(y + j * size + first + b * kLanes);
   for (int t = 0; t < n; t++) {
-    for (int b = 0; b < B; b++) __builtin_prefetch(values.at(t + 16, first + b * kLanes));
+    ahead(B * kLanes * sizeof(T));
 #pragma GCC unroll 4
     for (int b = 0; b < B; b++) {
       const Floats v = values.load(t, first + b * kLanes);
@@ -110,13 +107,21 @@ INLINE void sum_values(const Values<T> &values, int first, int n, const float *w
     for (int b = 0; b < B; b++) store(y + j * size + first + b * kLanes, sums[j][b]);
 }
 
+constexpr int kCachedValues = 64;  // whose elements are all summed before others, so that they come from memory in order
+
 // All elements of the values of `n` positions.
 template <int Q, class T>
-void sum_all_values(const Values<T> &values, int size, int n, const float *weights, int stride, float *y) {
+void sum_values(const Values<T> &values, int size, int n, const float *weights, int stride, AheadInOrder ahead, float *y) {
   constexpr int B = side_by_side(Q);
-  int i = 0;
-  for (; i + B * kLanes <= size; i += B * kLanes) sum_values<Q, B>(values, i, n, weights, stride, y, size);
-  for (; i < size; i += kLanes) sum_values<Q, 1>(values, i, n, weights, stride, y, size);
+  memset(y, 0, Q * size * sizeof(float));
+  for (int t = 0; t < n; t += kCachedValues) {
+    const int count = std::min(kCachedValues, n - t);
+    int i = 0;
+    const Values<T> cached = values.from(t);
+    for (; i + B * kLanes <= size; i += B * kLanes) add_values<Q, B>(cached, i, count, weights + t, stride, ahead, y, size);
+    for (; i < size; i += kLanes) add_values<Q, 1>(cached, i, count, weights + t, stride, ahead, y, size);
+    ahead(count * values.sizes.scale_bytes());
+  }
 }
 
 // Memory of one thread.
@@ -126,16 +131,35 @@ struct AttentionMemory {
   float *results;  // [kQueries][D']
 };
 
-// Q queries of one kv head of a slot -> `memory.results`. A position that only some of them see has weight zero for the others.
+// Keys and values of one kv head, and what is read after them.
+struct Source {
+  int slot, head;
+  Region next;
+};
+
+// The blocks of 16 positions in which `sight` lies.
+struct KeyBlocks {
+  int begin, n;
+
+  explicit KeyBlocks(const Sight &sight) : begin(sight.first / kLanes), n((sight.stop + kLanes - 1) / kLanes - begin) {}
+};
+
+// Q queries of a kv head -> `memory.results`. A position that only some of them see has weight zero for the others.
 template <int Q, class T>
-void attend(const Cache<T> &cache, int slot, int head, const Sight *sights, const Scaling &scaling, const AttentionMemory &memory) {
-  int first = sights[0].first, stop = sights[0].stop;
-  for (int j = 1; j < Q; j++) first = std::min(first, sights[j].first), stop = std::max(stop, sights[j].stop);
-  const int begin = first / kLanes * kLanes, n_blocks = (stop - begin + kLanes - 1) / kLanes, size = cache.value_size();
-  score<Q>(cache.keys_of(slot, head).from(begin / kLanes), cache.head_size, n_blocks, memory.queries, memory.scores, cache.context);
+void attend(const Cache<T> &cache, const Source &source, const Sight *sights, const Scaling &scaling,
+            const AttentionMemory &memory) {
+  Sight all = sights[0];
+  for (int j = 1; j < Q; j++) all = {std::min(all.first, sights[j].first), std::max(all.stop, sights[j].stop)};
+  const KeyBlocks blocks(all);
+  const int first_position = blocks.begin * kLanes, n = all.stop - all.first, size = cache.value_size(), stride = cache.context;
+  const Keys<T> keys = cache.keys_of(source.slot, source.head).from(blocks.begin);
+  const Values<T> values = cache.values_of(source.slot, source.head).from(all.first);
+  const AheadInOrder ahead_in_keys(keys.region(blocks.n), values.region(n)), ahead_in_values(values.region(n), source.next);
+  score<Q>(keys, cache.head_size, blocks.n, memory.queries, ahead_in_keys, memory.scores, stride);
   float inverse[Q];
-  for (int j = 0; j < Q; j++) inverse[j] = weigh(memory.scores + j * cache.context, begin, n_blocks, sights[j], scaling);
-  sum_all_values<Q>(cache.values_of(slot, head).from(first), size, stop - first, memory.scores + (first - begin), cache.context, memory.results);
+  for (int j = 0; j < Q; j++) inverse[j] = weigh(memory.scores + j * stride, first_position, blocks.n, sights[j], scaling);
+  const float *weights = memory.scores + (all.first - first_position);
+  sum_values<Q>(values, size, n, weights, stride, ahead_in_values, memory.results);
   for (int j = 0; j < Q; j++)
     for (int i = 0; i < size; i += kLanes) {
       float *y = memory.results + j * size + i;
@@ -144,18 +168,24 @@ void attend(const Cache<T> &cache, int slot, int head, const Sight *sights, cons
 }
 
 template <int Q, class T>
-void attend_up_to(int n, const Cache<T> &cache, int slot, int head, const Sight *sights, const Scaling &scaling,
+void attend_up_to(int n, const Cache<T> &cache, const Source &source, const Sight *sights, const Scaling &scaling,
                   const AttentionMemory &memory) {
   if constexpr (Q > 1)
-    if (n < Q) return attend_up_to<Q - 1>(n, cache, slot, head, sights, scaling, memory);
-  attend<Q>(cache, slot, head, sights, scaling, memory);
+    if (n < Q) return attend_up_to<Q - 1>(n, cache, source, sights, scaling, memory);
+  attend<Q>(cache, source, sights, scaling, memory);
 }
 
 // Rotary embedding of one head (arXiv 2104.09864): element i turns with element i + n / 2, or neighbours with each other,
 // which then leave in the order of the first kind. `sin` is negative for the first half.
 inline void rotate(float *x, const float *cos, const float *sin, int n, bool neighbours, float *scratch) {
   const int half = n / 2;
-  for (int i = 0; i < half; i++) {
+  int i = 0;
+  for (; !neighbours && i + kLanes <= half; i += kLanes) {
+    const Floats a = load(x + i), b = load(x + i + half);
+    store(scratch + i, a * load(cos + i) + b * load(sin + i));
+    store(scratch + i + half, b * load(cos + i + half) + a * load(sin + i + half));
+  }
+  for (; i < half; i++) {
     const float a = neighbours ? x[2 * i] : x[i], b = neighbours ? x[2 * i + 1] : x[i + half];
     scratch[i] = a * cos[i] + b * sin[i];
     scratch[i + half] = b * cos[i + half] + a * sin[i + half];

@@ -10,6 +10,7 @@
 
 #include <algorithm>
 
+#include "prefetch.hpp"
 #include "rows.hpp"
 
 namespace mdi {
@@ -22,13 +23,13 @@ template <class T> struct CacheSizes {
   int head_size;
 
   int scales() const { return kScaled ? padded(head_size) / kBlock : 0; }
-  int64_t key_block() const { return static_cast<int64_t>(kLanes) * (head_size * sizeof(T) + scales() * sizeof(float)); }
-  int64_t value() const { return lane_multiple(head_size) * sizeof(T) + scales() * sizeof(float); }
+  int scale_bytes() const { return scales() * sizeof(float); }  // of a key, and of a value
+  int64_t key_block() const { return static_cast<int64_t>(kLanes) * (head_size * sizeof(T) + scale_bytes()); }
+  int64_t value() const { return lane_multiple(head_size) * sizeof(T) + scale_bytes(); }
 };
 
 // Keys of one slot and kv head, from some block of 16 positions on.
 template <class T> struct Keys {
-  using Scale = std::conditional_t<CacheSizes<T>::kScaled, Floats, char>;
   uint8_t *memory;
   CacheSizes<T> sizes;
 
@@ -36,13 +37,10 @@ template <class T> struct Keys {
   T *at(int block, int d) const { return reinterpret_cast<T *>(memory + block * sizes.key_block()) + static_cast<int64_t>(d) * kLanes; }
   float *scales(int block) const { return reinterpret_cast<float *>(at(block, sizes.head_size)); }
 
-  // Of element `d` and those that share its scale.
-  INLINE Scale scale(int block, int d) const {
-    if constexpr (CacheSizes<T>::kScaled) return mdi::load(scales(block) + d / kBlock * kLanes);
-    else return 0;
-  }
-  INLINE Floats load(int block, int d, Scale scale) const {
-    if constexpr (CacheSizes<T>::kScaled) return mdi::load(at(block, d)) * scale;
+  Region region(int n_blocks) const { return {memory, n_blocks * sizes.key_block()}; }
+
+  INLINE Floats load(int block, int d) const {
+    if constexpr (CacheSizes<T>::kScaled) return mdi::load(at(block, d)) * mdi::load(scales(block) + d / kBlock * kLanes);
     else return mdi::load(at(block, d));
   }
 };
@@ -55,6 +53,7 @@ template <class T> struct Values {
   Values from(int position) const { return {memory + position * sizes.value(), sizes}; }
   T *at(int position, int d) const { return reinterpret_cast<T *>(memory + position * sizes.value()) + d; }
   float *scales(int position) const { return reinterpret_cast<float *>(at(position, lane_multiple(sizes.head_size))); }
+  Region region(int n_positions) const { return {memory, n_positions * sizes.value()}; }
 
   INLINE Floats load(int position, int d) const {
     if constexpr (CacheSizes<T>::kScaled) return mdi::load(at(position, d)) * splat(scales(position)[d / kBlock]);
@@ -83,7 +82,7 @@ template <class T> struct Cache {
       const float key_scale = convert(key + d, n, stored);
       for (int i = 0; i < n; i++) to_keys.at(0, d + i)[position % kLanes] = stored[i];
       const float value_scale = convert(value + d, n, stored);
-      memcpy(to_values.at(0, d), stored, lane_multiple(n) * sizeof(T));
+      for (int i = 0; i < n; i += kLanes) memcpy(to_values.at(0, d + i), stored + i, kLanes * sizeof(T));
       if constexpr (CacheSizes<T>::kScaled) {
         to_keys.scales(0)[d / kBlock * kLanes + position % kLanes] = key_scale;
         to_values.scales(0)[d / kBlock] = value_scale;

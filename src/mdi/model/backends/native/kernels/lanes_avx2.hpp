@@ -13,7 +13,7 @@ typedef int32_t NativeInts __attribute__((vector_size(32)));
 constexpr int kTileRows = 6;
 constexpr int kFloatGroups = 1;
 constexpr int kQueries = 4;
-constexpr int kAccumulators = 12;
+constexpr int kAccumulators = 11;
 
 INLINE NativeFloats fma(NativeFloats a, NativeFloats b, NativeFloats c) {
   return (NativeFloats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);

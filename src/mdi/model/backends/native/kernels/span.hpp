@@ -178,9 +178,11 @@ class Span {
     multiply(*pool_, block.qkv, rows_, {qkv_, padded(qkv_size())});
     with_cache(block, [&](const auto &cache) {
       each_row([&](int r) { put_keys_and_values(r, block, cache); });
-      const int n_groups = shape_.n_groups;
-      pool_->run(static_cast<int>(pieces_.size()) * n_groups, [&](int i, int thread) {
-        attend_piece(pieces_[i / n_groups], i % n_groups, block, cache, attention_[thread]);
+      const int n_groups = shape_.n_groups, n_tasks = static_cast<int>(pieces_.size()) * n_groups;
+      pool_->run(n_tasks, [&](int i, int thread) {
+        const Piece &piece = pieces_[i / n_groups];
+        const Region next = i + 1 < n_tasks ? keys_seen(pieces_[(i + 1) / n_groups], (i + 1) % n_groups, block, cache) : Region{};
+        attend_piece(piece, {slot_of(piece), i % n_groups, next}, block, cache, attention_[thread]);
       });
     });
     each_row([&](int r) { put_row(rows_, r, heads(r), block.attention_proj); });
@@ -207,22 +209,34 @@ class Span {
     for (int i = 0; i < n_heads * shape_.head_size; i += size) normalize(norm, x + i, size, x + i);
   }
 
+  int slot_of(const Piece &piece) const { return places_[piece.first_row].slot; }
+  Sight sight_of(int r, const Block &block) const {
+    const int stop = places_[r].position + 1;
+    return {block.window ? std::max(0, stop - block.window) : 0, stop};
+  }
+  template <class T> Region keys_seen(const Piece &piece, int group, const Block &block, const Cache<T> &cache) const {
+    const int last_row = piece.first_row + piece.n - 1;
+    const KeyBlocks blocks({sight_of(piece.first_row, block).first, sight_of(last_row, block).stop});
+    return cache.keys_of(slot_of(piece), group).from(blocks.begin).region(blocks.n);
+  }
+
   // Query heads that share a kv head, of several rows, are alike: each sees positions of the same slot.
   template <class T>
-  void attend_piece(const Piece &piece, int group, const Block &block, const Cache<T> &cache, const AttentionMemory &memory) {
+  void attend_piece(const Piece &piece, const Source &source, const Block &block, const Cache<T> &cache,
+                    const AttentionMemory &memory) {
     const int size = shape_.head_size, per_group = shape_.n_head / shape_.n_groups, n_queries = piece.n * per_group;
     for (int first = 0; first < n_queries; first += kQueries) {
       const int n = std::min(kQueries, n_queries - first);
       Sight sights[kQueries];
       for (int j = 0; j < n; j++) {
-        const int r = piece.first_row + (first + j) / per_group, stop = places_[r].position + 1;
-        sights[j] = {block.window ? std::max(0, stop - block.window) : 0, stop};
-        memcpy(memory.queries + j * size, qkv(r) + head_of(first + j, group) * size, size * sizeof(float));
+        const int r = piece.first_row + (first + j) / per_group;
+        sights[j] = sight_of(r, block);
+        memcpy(memory.queries + j * size, qkv(r) + head_of(first + j, source.head) * size, size * sizeof(float));
       }
-      attend_up_to<kQueries>(n, cache, places_[piece.first_row].slot, group, sights, shape_.scaling, memory);
+      attend_up_to<kQueries>(n, cache, source, sights, shape_.scaling, memory);
       for (int j = 0; j < n; j++) {
         const int r = piece.first_row + (first + j) / per_group;
-        memcpy(heads(r) + head_of(first + j, group) * size, memory.results + j * cache.value_size(), size * sizeof(float));
+        memcpy(heads(r) + head_of(first + j, source.head) * size, memory.results + j * cache.value_size(), size * sizeof(float));
       }
     }
   }
