@@ -27,7 +27,8 @@ class BenchError(Exception):
 
 def child_environment(n_threads: int | None = 1) -> dict[str, str]:
     """The environment of a child: our modules are found, and torch has `n_threads` (None: as it likes)."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")])}
+    ours, others = [str(ROOT), str(ROOT / "src")], os.environ.get("PYTHONPATH")  # which may have what we depend on
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(ours + ([others] if others else []))}
     environment.pop("OMP_NUM_THREADS", None)
     return environment if n_threads is None else environment | {"OMP_NUM_THREADS": str(n_threads)}
 

@@ -26,7 +26,7 @@ from benchmarks.relay import Relay
 from benchmarks.report import TARGETS, Series, markdown, plot, ratio, read_json, slug, spread, verdict_table, write_json
 from benchmarks.ring_driver import network_of
 from benchmarks.rings import Request, decode_rate, ring, without_chunks, write_network, write_seen_as
-from benchmarks.workers import BenchError, Worker, own_cores, python_module
+from benchmarks.workers import BenchError, Worker, child_environment, own_cores, python_module
 from mdi.checkpoint.tensor_file import open_weights
 from mdi.cluster.locations import Locations
 from mdi.convert.gguf.convert import import_gguf
@@ -413,6 +413,17 @@ def test_the_relay_limits_the_rate() -> None:
 
 
 # ---- processes
+
+
+def test_a_child_finds_our_modules_and_what_its_parent_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "carried.py").write_text("")
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    command = [sys.executable, "-c", "import benchmarks.workers, mdi, carried"]
+    subprocess.run(command, cwd=tmp_path, env=child_environment(), check=True)
+    monkeypatch.delenv("PYTHONPATH")
+    assert child_environment()["PYTHONPATH"] == os.pathsep.join([str(ROOT), str(ROOT / "src")])
 
 
 def test_a_worker_that_dies_leaves_its_last_words(tmp_path: Path) -> None:
