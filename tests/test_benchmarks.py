@@ -1,5 +1,6 @@
 """The benchmark's own arithmetic, its writers of other programs' files, its relay, and one measure from end to end."""
 
+import contextlib
 import json
 import os
 import socket
@@ -19,13 +20,13 @@ from benchmarks import planning, scaling, steal_time
 from benchmarks.distributed_llama import DistributedLlama
 from benchmarks.dllama_export import export_model, export_tokenizer, prompt_text
 from benchmarks.gguf_export import export_gguf
-from benchmarks.measures import Bench, alternate, measure_rpc, prompt_of
+from benchmarks.measures import Bench, alternate, contest, measure_rpc, prompt_of
 from benchmarks.peers import LlamaCpp, RpcServer
 from benchmarks.planning import Outcome, Sweep
 from benchmarks.relay import Relay
 from benchmarks.report import TARGETS, Series, markdown, plot, ratio, read_json, slug, spread, verdict_table, write_json
 from benchmarks.ring_driver import network_of
-from benchmarks.rings import Request, decode_rate, ring, without_chunks, write_network, write_seen_as
+from benchmarks.rings import Request, Run, decode_rate, ring, without_chunks, write_network, write_seen_as
 from benchmarks.workers import BenchError, Worker, child_environment, own_cores, python_module
 from mdi.checkpoint.tensor_file import open_weights
 from mdi.cluster.locations import Locations
@@ -154,6 +155,27 @@ def test_actions_alternate_and_a_failing_one_is_left_out() -> None:
     assert order == ["a", "b", "c", "b", "a", "a", "b"]
     assert results == {"a": [1, 5, 6], "b": [2, 4, 7], "c": []}
     assert notes == {"c": "no such thing"}
+
+
+@pytest.mark.parametrize(("warms_up", "counted"), [(False, (0.25, 1.0)), (True, (1.0, 2.0))])
+def test_a_first_run_that_warms_up_is_not_counted(tmp_path: Path, warms_up: bool, counted: tuple[float, ...]) -> None:
+    steps = iter([4.0, 1.0, 0.5])  # seconds between two tokens
+    tried = []
+
+    def run() -> Run:
+        seconds = next(steps)
+        return Run(0.0, [[0.0, seconds, 2 * seconds]], [])
+
+    def fail() -> Run:
+        tried.append("b")
+        raise BenchError("no such thing")
+
+    bench = Bench(tmp_path, tmp_path, (), tmp_path, LlamaCpp("/no/python", tmp_path), rounds=2)
+    openers = {"a": contextlib.nullcontext(run), "b": contextlib.nullcontext(fail)}
+    speeds = contest(bench, "m", openers, warms_up=warms_up)
+    assert speeds["a"].values == counted
+    assert speeds["b"] == Series("m", "b", "tokens/s", note="no such thing")
+    assert tried == ["b"]
 
 
 def test_a_ratio_is_taken_round_by_round() -> None:
