@@ -19,17 +19,17 @@ def load_of(config: ModelConfig, mode: Mode, shares: Sequence[float]) -> Load:
 
     The unit is a product of one row with one 8-bit weight. A weight costs as many of them as it has bytes: 4 in
     floating point, all of which the native kernels compute in float32. For each element of the heads, attention costs
-    16 at each position, and for each element of a row, norms, rounding and sums cost 900. The head is a product, and a
+    12 at each position, and for each element of a row, norms, rounding and sums cost 450. The head is a product, and a
     `TOKEN` for each row, which counts no more than the product: in a model so small, every node takes longer for its
     messages, which are not counted.
 
-    Fitted to steps of 16 rows by the native kernels on one core (AMD EPYC, AVX-512 VNNI, 2026-11-26). In int8, int4
-    and float32 a layer of SmolLM2-135M took 409, 387 and 1,151 us, one of the TinyLlama-1.1B shape 3,417, 2,997 and
-    11,857 us, and the head of SmolLM2 as long as 5.1, 5.0 and 7.0 of its layers, without choosing. With fewer rows the
-    head costs more layers (6.7 for one row in int8), with longer contexts fewer.
+    Fitted to steps of 8 rows by the native kernels on one core (AMD EPYC, AVX-512 VNNI, 2026-11-27). In int8, int4
+    and float32 a layer of SmolLM2-135M took 189, 155 and 663 us at position 255, one of the TinyLlama-1.1B shape 1,590,
+    1,281 and 6,588 us, and the head of SmolLM2 as long as 5.7, 7.1 and 7.5 of its layers, without choosing. With fewer
+    rows the head costs more layers (8.2 for one row in int8), with more rows and with longer contexts fewer.
     """
-    attention = 16 * POSITIONS * config.n_head * config.head_size
-    besides = attention + 900 * config.n_embd
+    attention = 12 * POSITIONS * config.n_head * config.head_size
+    besides = attention + 450 * config.n_embd
     head = architecture_of(config).head_path + "weight"
     head_product = _product_cost({head: head_shapes(config)[head]}, mode)
     return Load(
