@@ -62,7 +62,7 @@ template <int G, class Number> struct AheadInGroups {
   int64_t distance;
 
   INLINE void operator()(const Number *weights) const {
-    constexpr int kAheadWeights = kAhead / G / sizeof(Number);
+    constexpr int kAheadWeights = kAhead / 2 / sizeof(Number);  // half in each of two groups, and no more in one
     for (int g = 0; g < G; g++) prefetch(weights + g * distance + kAheadWeights, kTileWeights * sizeof(Number));
   }
 };
