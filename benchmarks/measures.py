@@ -27,6 +27,7 @@ from benchmarks.rings import (
     free_ports,
     ring,
     run_together,
+    without_chunks,
     write_seen_as,
 )
 from benchmarks.servers import LlamaServer, Served, served_ring
@@ -311,7 +312,6 @@ def measure_rpc(bench: Bench) -> list[Series]:
 def measure_large(bench: Bench) -> list[Series]:
     """The same for a larger model: random weights of the TinyLlama-1.1B shape."""
     bench.llama.require()
-    prepare_large(bench.large)
     bench = _with_large(bench)
     targets: dict[Contestant, str] = {
         ("int8", "Q8_0", 1, 1): "int8 one large",
@@ -327,7 +327,6 @@ def measure_large(bench: Bench) -> list[Series]:
 def measure_dllama(bench: Bench) -> list[Series]:
     """One and two nodes in int4 beside as many of distributed-llama in Q40: one sample of the TinyLlama-1.1B shape."""
     bench.dllama.require()
-    prepare_large(bench.large)
     same = _compare_dllama_tokens(bench)
     bench, int4 = _with_large(bench), NodeSettings("int4")
     openers: dict[str, Opener] = {}
@@ -357,8 +356,7 @@ def measure_cuda(bench: Bench) -> list[Series]:
     """One GPU: one node and two that share it beside litgpt, a model of the TinyLlama-1.1B shape in bfloat16."""
     if not torch.cuda.is_available():
         raise BenchError("no CUDA device is there")
-    prepare_large(bench.large)
-    bench = dataclasses.replace(bench, ckpt=bench.large)
+    bench = dataclasses.replace(_with_large(bench), steps=bench.steps)
     plain, int8 = (NodeSettings(quantize, "bfloat16", "cuda") for quantize in ("none", "int8"))
     openers: dict[str, Opener] = {"litgpt": _litgpt(bench, plain)}
     for n_nodes, n_samples in ((1, 1), (1, 4), (1, 16), (1, 64), (2, 2), (2, 64)):
@@ -373,19 +371,15 @@ def measure_cuda(bench: Bench) -> list[Series]:
     return [*speeds.values(), *(dataclasses.replace(found, label=f"{found.label}, {name}") for found in ratios)]
 
 
-def prepare_large(folder: Path) -> None:
-    """Make the random model, where it is not there."""
+def _with_large(bench: Bench) -> Bench:
+    """Fewer tokens of the random model, which is eight times as large. It is made where it is not there."""
     from mdi.cli.prepare import prepare
 
-    if not (folder / "lit_model.pth").is_file():
-        made, _ = prepare(PrepareOptions(random=LARGE_SHAPE, ckpt_folder=folder.parent.parent))
-        if made != folder:
-            raise BenchError(f"{folder} is not there; {made} was made")
-
-
-def _with_large(bench: Bench) -> Bench:
-    """Fewer tokens of a model that is eight times as large."""
-    return dataclasses.replace(bench, ckpt=bench.large, steps=max(16, bench.steps // 2))
+    if not (bench.large / "lit_model.pth").is_file():
+        made, _ = prepare(PrepareOptions(random=LARGE_SHAPE, ckpt_folder=bench.large.parent.parent))
+        if made != bench.large:
+            raise BenchError(f"{bench.large} is not there; {made} was made")
+    return dataclasses.replace(bench, ckpt=without_chunks(bench.large, bench.scratch), steps=max(16, bench.steps // 2))
 
 
 def _our_label(mode: str, n_nodes: int, n_samples: int) -> str:
@@ -569,7 +563,6 @@ def measure_link(bench: Bench) -> list[Series]:
 
 def measure_large_link(bench: Bench) -> list[Series]:
     """The same for the larger model, which computes for so long that a delay of 5 ms need not show."""
-    prepare_large(bench.large)
     return _over_relays(_with_large(bench), "large-link", (5,), {5: "link"})
 
 
