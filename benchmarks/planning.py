@@ -85,6 +85,7 @@ SWEPT = (
     Configuration("nodes alike", (50, 50), 4),
     Configuration("second node half as fast", (50, 50), 4, shares=(1, 0.5)),
     Configuration("second node a quarter as fast", (50, 50), 4, shares=(1, 0.25)),
+    Configuration("the same with 16 samples", (50, 50), 16, shares=(1, 0.25)),  # which wait less for shared memory
     Configuration("second node beside a busy loop", (50, 50), 4, burners=(1,)),
     Configuration("a quarter as fast, 20 ms on every link", (50, 50), 4, shares=(1, 0.25), delay_ms=20),
     Configuration("second node four times as fast", (50, 50), 4, quantize="int8"),
