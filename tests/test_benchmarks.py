@@ -68,8 +68,16 @@ def test_predictions_are_held_against_what_was_reached(tmp_path: Path) -> None:
         Outcome(one, planning.layers_of(one.split, 31), (7.0,), (10.0,)),
     ]
     sweeps = [
-        Sweep(planning.SWEPT[0], 30, planned=12, is_dropped=False, reached={9: 20.0, 12: 19.4, 15: 9.7}, alone=20.5),
-        Sweep(planning.SWEPT[1], 30, planned=15, is_dropped=False, reached={9: 20.0, 15: 19.0}, alone=30.0),
+        Sweep(
+            planning.SWEPT[0],
+            30,
+            planned=12,
+            is_dropped=False,
+            reached={9: 23.0, 12: 19.0, 15: 9.7},
+            again={9: (20.0, 40.0, 20.0), 12: (19.4, 38.8, 10.0), 15: (9.7, 19.4, 10.0)},
+            alone=20.5,
+        ),
+        Sweep(planning.SWEPT[1], 30, 15, False, {9: 20.0, 15: 19.0}, {9: (20.0,), 15: (19.0,)}, alone=30.0),
     ]
     planning.write(outcomes, sweeps, tmp_path / "planning.json")
     written = (tmp_path / "planning.md").read_text()
@@ -77,7 +85,7 @@ def test_predictions_are_held_against_what_was_reached(tmp_path: Path) -> None:
     assert "Median error 20.0% (goal 10%), worst 30.0% (goal 25%), of 2 configurations." in written
     assert "| nodes alike | 12,18 | 19.4 | 20.0 (9,21) | 97% | 2.00x | 20.5 | with it: right |" in written
     assert "| second node half as fast | 15,15 | 19.0 | 20.0 (9,21) | 95% | 1.00x | 30.0 | with it: wrong |" in written
-    assert json.loads((tmp_path / "planning.json").read_text())["sweeps"][0]["reached"]["12"] == 19.4
+    assert json.loads((tmp_path / "planning.json").read_text())["sweeps"][0]["again"]["12"] == [19.4, 38.8, 10.0]
     assert (tmp_path / "planning.png").stat().st_size > 0
 
 
