@@ -46,6 +46,18 @@ def test_waiting_has_a_deadline() -> None:
         inbox.get(0.0)
 
 
+def test_it_is_known_whether_something_waits() -> None:
+    inbox = inbox_with()
+    assert inbox.is_empty
+    inbox.post(1)
+    inbox.post("a")
+    assert not inbox.is_empty
+    assert inbox.wait_for(str) == "a" and not inbox.is_empty, "what was passed over waits too"
+    assert inbox.get() == 1 and inbox.is_empty
+    inbox.interrupt(signal.SIGTERM)
+    assert not inbox.is_empty
+
+
 def test_an_interruption_is_ahead_of_all_events_and_stays() -> None:
     inbox = inbox_with(1, "a")
     inbox.check()

@@ -45,6 +45,11 @@ class Inbox:
         if self._interruption is not None:
             raise Stopped(self._interruption)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing waits to be taken. For work that is to end as soon as there is something else to do."""
+        return not self._passed_over and self._queue.empty()
+
     def get(self, timeout_s: float | None = None) -> object:
         """The oldest event; None waits for ever. Raises `queue.Empty` after `timeout_s`, `Stopped` as `check` does."""
         self.check()

@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,9 @@ from mdi.net.access import Access
 from mdi.net.keys import Key, Keys
 from mdi.net.sockets import Peer, listen
 from mdi.net.timeouts import Timeouts
+from support.measured import times_of
 from support.rings import ANY_PORT, Machine, Ring, ring_of
-from support.scripts import free_ports
+from support.scripts import free_ports, wait_until
 
 ACCESS = Access(Keys(Key("correct horse battery staple", "test")))
 
@@ -76,6 +77,7 @@ def test_all_nodes_and_all_links_are_measured(ring: Ring, tiny: Path, tmp_path: 
             link = times.links[source][target]
             assert link.bytes_s > 0 and (link.latency_s > 0) == (source != target)
     assert all(secondary.status().state.value == "idle" for secondary in ring.secondaries)
+    assert all(secondary._measuring._meter._timer is None for secondary in ring.secondaries)
 
 
 def test_a_ring_is_formed_after_it_was_measured(ring: Ring, tiny: Path) -> None:
@@ -164,6 +166,59 @@ def test_nodes_are_measured_in_another_mode_but_for_those_that_cannot(
     assert [node.mode for node in quantized.nodes] == ["int8", "int8", "none"]
     assert quantized.nodes[2] == plain.nodes[2] and quantized.links is plain.links
     assert any("secondary 1 keeps its weights as they are: " in line for line in caplog.messages)
+
+
+class ScriptedClient(ControlClient):
+    """A secondary that answers when a test lets it."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.url = name, "http://nowhere"
+        self.has_times, self.released = threading.Event(), list[int]()
+
+    def measure(self, request: object) -> StageTimes:
+        assert self.has_times.wait(60)
+        return times_of(2.0, free_bytes=1)
+
+    def release(self, run: int) -> None:
+        self.released.append(run)
+
+
+class ScriptedMeter(NodeMeter):
+    """A starter that has its times at once, and then does what a test says."""
+
+    on_busy: Callable[[Callable[[], bool]], None]
+
+    def measure(self, request: StageRequest) -> StageTimes:
+        return times_of(1.0, free_bytes=1)
+
+    def keep_busy(self, is_needed: Callable[[], bool]) -> None:
+        self.on_busy(is_needed)
+
+
+def test_the_starter_computes_until_the_others_of_its_machine_are_timed(tiny: Path) -> None:
+    """Not for another machine. Then those that share a machine may rest, which computed for each other."""
+    near, far = replace(ANY_PORT, http_port=1), replace(ANY_PORT, addr="10.0.0.9")
+    network = NetworkConfig(ANY_PORT, (near, far, near))
+    clients = {NodeId(i): ScriptedClient(node_name(i)) for i in (1, 2, 3)}
+    before, waited = NetworkTimes(tuple(times_of(1.0, free_bytes=n) for n in (7, 8, 9, 10)), []), []
+
+    def compute(is_needed: Callable[[], bool]) -> None:
+        assert is_needed()
+        clients[NodeId(1)].has_times.set()
+        assert is_needed(), "another one has no times"
+        clients[NodeId(3)].has_times.set()
+        wait_until(lambda: not is_needed(), 60, "both have answered")
+        assert not any(client.released for client in clients.values())
+        waited.append(is_needed())
+        clients[NodeId(2)].has_times.set()
+
+    meter = ScriptedMeter(torch.device("cpu"))
+    meter.on_busy = compute
+    times = NetworkMeter(network, clients, meter, None, Inbox()).held_as("int8", request_for(tiny), before)
+    assert waited == [False]
+    assert [len(client.released) for client in clients.values()] == [1, 0, 1]
+    assert [node.layers[0].seconds for node in times.nodes] == pytest.approx([1e-3, 2e-3, 2e-3, 2e-3])
+    assert [node.free_memory_bytes for node in times.nodes] == [7, 8, 9, 10], "of when all of it was free"
 
 
 def test_a_node_answers_with_the_limit_of_its_memory(

@@ -89,6 +89,20 @@ def test_the_layers_pass_through_the_caches_before_each_time_of_the_head() -> No
     assert machine.n_passes == machine.n_heads - len(ROWS), "the first time of each is not timed"
 
 
+def test_a_node_computes_usual_messages_while_others_need_it() -> None:
+    """It looks before each of them, and ticks after each."""
+    machine, ticks, answers = Machine(), [], iter([True, True, False])
+    placement = Placement(torch.device("cpu"), torch.float32, rows=4, tick=lambda: ticks.append(machine.n_passes))
+    timer = replace(timer_on(machine), placement=placement)
+    timer.layers(0.0)
+    ticks.clear()
+    n_before, began_s = machine.n_passes, machine.now_s
+    timer.keep_busy(lambda: next(answers))
+    assert ticks == [n_before + 1, n_before + 2]
+    pass_s = MESSAGE_S + BASE["n_layer"] * (4 * ROW_S + 4 * 128 * POSITION_S)
+    assert machine.now_s - began_s == pytest.approx(2 * pass_s)
+
+
 class RealEngine(Engine):
     """Computes as well."""
 
@@ -128,3 +142,5 @@ def test_real_engines_are_timed(backend: BackendChoice, mode: Mode, monkeypatch:
     assert [time[:2] for time in times] == [(1, 128), (4, 128), (16, 128), (128, 128)]
     assert max(times, key=lambda time: time.seconds) == LayerTime(128, 128, times[-1].seconds)
     assert all(time.seconds > 0 for time in timer.head())
+    answers = iter([True, False])
+    timer.keep_busy(lambda: next(answers))

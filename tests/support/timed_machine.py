@@ -1,11 +1,17 @@
 """A machine on which layers take what a test says, by a clock of its own."""
 
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import pytest
 import torch
 from litgpt.config import Config
 
+from mdi.checkpoint.config import config_to_dict
+from mdi.cluster import node_meter, stage_times
+from mdi.control.measurement import StageRequest
+from mdi.liveness import no_tick
 from mdi.model.span import Span
 from mdi.segments import Segment
 from support.models import BASE
@@ -16,9 +22,10 @@ MESSAGE_S, ROW_S, POSITION_S, LOGITS_S = 1e-3, 2e-4, 1e-6, 3e-3
 class Machine:
     """A machine that takes what it is told to take."""
 
-    def __init__(self, slowness: float = 1.0) -> None:
-        self.now_s, self.slowness = 0.0, slowness
+    def __init__(self, slowness: float = 1.0, on_pass: Callable[[], None] = no_tick) -> None:
+        self.now_s, self.slowness, self.on_pass = 0.0, slowness, on_pass
         self.n_passes = self.n_heads = 0
+        self.stages = weakref.WeakSet[Engine]()  # those that somebody holds, and that have layers
 
     def clock(self) -> float:
         self.now_s += 1e-9  # so that a loop which waits for time to pass ends
@@ -38,6 +45,8 @@ class Engine:
     def __init__(self, machine: Machine, span: Span) -> None:
         self.machine, self.span = machine, span
         self.filled: set[int] = set()
+        if len(span):
+            machine.stages.add(self)
 
     def allocate(self, n_slots: int, context: int) -> None:
         self.filled.clear()
@@ -47,6 +56,7 @@ class Engine:
 
     def forward(self, x: torch.Tensor, segments: Sequence[Segment]) -> torch.Tensor:
         self.machine.n_passes += 1
+        self.machine.on_pass()
         assert not len(self.span) or {segment.slot for segment in segments} <= self.filled
         positions = sum(segment.stop for segment in segments)
         layer_s = ROW_S * len(x) + POSITION_S * positions
@@ -68,3 +78,18 @@ class Head:
         self.machine.n_heads += 1
         self.machine.now_s += LOGITS_S * len(x) * self.n_tokens / BASE["padded_vocab_size"]
         return torch.zeros(len(x), self.n_tokens)
+
+
+def measure_on(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let nodes be timed on `machine`, each thing once."""
+    monkeypatch.setattr(node_meter, "make_span_engine", machine.make_engine)
+    monkeypatch.setattr(node_meter, "make_head", machine.make_head)
+    monkeypatch.setattr(stage_times, "TIMING_S", 0.0)
+
+
+def stage_request(**fields: Any) -> StageRequest:
+    """For layers that such a machine can be timed with."""
+    return StageRequest(**{
+        "config": config_to_dict(Config(**BASE)), "stored_dtype": "float32", "stored": "none", "dtype": "float32",
+        "quantize": None, "kv_dtype": None, "has_head": False, "nodes_on_host": 2, **fields,
+    })  # fmt: skip

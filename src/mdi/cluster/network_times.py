@@ -5,7 +5,7 @@ import itertools
 import logging
 import secrets
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _NO_LINK = LinkCosts(0.0, 1e12)  # from a node to itself
+_NO_RUN = 0  # that a node can be asked to give up
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,12 @@ class NetworkMeter:
         Raises as `measure` does.
         """
         log.warning("measuring the same with %s weights", mode)
-        return replace(times, nodes=self._nodes(replace(request, quantize=mode), otherwise=times))
+        nodes = self._nodes(replace(request, quantize=mode), otherwise=times)
+        # What was free before: a node of the same machine may not have freed yet what it was timed with last.
+        free = [node.free_memory_bytes for node in times.nodes]
+        return replace(
+            times, nodes=tuple(replace(node, free_memory_bytes=n) for node, n in zip(nodes, free, strict=True))
+        )
 
     def _nodes(self, request: StageRequest, *, otherwise: NetworkTimes | None = None) -> tuple[StageTimes, ...]:
         """The times of all nodes, by id; `otherwise` has those of nodes that refuse."""
@@ -145,8 +151,20 @@ class NetworkMeter:
             for node in self._clients
         }
         own = self._timed(NodeId(0), self._for(NodeId(0), request), otherwise)
+        beside = [call.future for node, call in calls.items() if self._is_beside_starter(node)]
+        self._meter.keep_busy(lambda: not all(future.done() for future in beside))
         await_calls(list(calls.values()), self._inbox)
+        self._let_rest(calls)
         return (own, *(calls[node].future.result() for node in sorted(calls)))
+
+    def _let_rest(self, nodes: Iterable[NodeId]) -> None:
+        """All have their times: those that share a machine no longer have to compute beside each other.
+
+        Any event ends that. This one means nothing else to a node that is idle.
+        """
+        sharing = [node for node in nodes if nodes_on_host(self._network, self._network.nodes[node]) > 1]
+        calls = [begin_call(self._inbox, self._clients[node].release, _NO_RUN) for node in sharing]
+        await_calls(calls, self._inbox)
 
     def _timed(self, node: NodeId, request: StageRequest, otherwise: NetworkTimes | None) -> StageTimes:
         """The times of one node, of a secondary in a thread of its own."""
@@ -171,8 +189,11 @@ class NetworkMeter:
         sharing = nodes_on_host(self._network, self._network.nodes[node])
         # Nodes beside the starter time a head as well: they would leave it the memory of their machine meanwhile, which
         # they do not do in a ring.
-        has_head = self._network.nodes[node].host == self._network.starter.host
-        return replace(request, has_head=has_head, nodes_on_host=sharing)
+        return replace(request, has_head=self._is_beside_starter(node), nodes_on_host=sharing)
+
+    def _is_beside_starter(self, node: NodeId) -> bool:
+        """Also of the starter itself."""
+        return self._network.nodes[node].host == self._network.starter.host
 
     def _link(self, one: NodeId, other: NodeId, n_embd: int, wire_dtype: str) -> LinkTimes:
         """Of a link that `one` times and `other` echoes on."""

@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from mdi.errors import ConfigError, ControlError, StorageError
 from mdi.files import write_text
 from mdi.formats import BackendChoice, KvDtype, Mode
 from mdi.liveness import no_tick
+from mdi.machine import return_freed_memory
 from mdi.model.architecture import ModelConfig
 from mdi.model.backends.select import make_head, make_span_engine, prepare
 from mdi.model.build import Placement
@@ -36,9 +37,9 @@ _MAX_FILE_BYTES = 1 << 16
 _USUAL_ROWS = 4  # of a message, for backends that choose a layout by it
 
 
-@dataclass(frozen=True)
+@dataclass
 class NodeMeter:
-    """Measures this node. Called only from the compute thread."""
+    """Measures this node. Called only from the compute thread, each `measure` with a `keep_busy` after it."""
 
     device: torch.device
     dtype: str | None = None  # that the node was started with
@@ -47,11 +48,17 @@ class NodeMeter:
     backend: BackendChoice = "auto"
     folder: Path | None = None  # where measurements are kept, and chunks beside them; None: nowhere
     memory_limit_bytes: int | None = None  # that the node may take for a model
+    free_bytes: Callable[[], int] | None = None  # what a session may take; None: what is free on the device
     make_room: Callable[[], None] = no_tick  # gives back what an earlier session has left in memory
     tick: Callable[[], None] = no_tick
+    _timer: StageTimer | None = field(default=None, init=False)  # that goes on for others of the machine
 
     def measure(self, request: StageRequest) -> StageTimes:
-        """What was measured before, or else now. Raises `ConfigError` where the memory does not suffice."""
+        """What was measured before, or else now. Raises `ConfigError` where the memory does not suffice.
+
+        What a node was timed with stays in memory until `keep_busy` where others are on its machine.
+        """
+        self._timer = None
         config, placement = config_from_dict(request.config), self._placement(request)
         cores = CoreShare(request.nodes_on_host)
         path = self._path(request, placement)
@@ -60,8 +67,25 @@ class NodeMeter:
             times = self._measure(request, config, placement, cores)
             if path is not None:
                 _keep(path, times)
-        free_bytes = free_memory_bytes(self.device)
-        return replace(times, free_memory_bytes=free_bytes, memory_limit_bytes=self.memory_limit_bytes)
+        else:
+            times = replace(times, free_memory_bytes=self._free_bytes())
+        return replace(times, memory_limit_bytes=self.memory_limit_bytes)
+
+    def keep_busy(self, is_needed: Callable[[], bool]) -> None:
+        """Go on computing what was timed just now for as long as others are timed beside it, then free its memory.
+
+        A slower node makes its weights more slowly too, and is timed for longer: in the end it would have the memory of
+        the machine for itself, and seem faster than it is in a ring. Where times were kept, or nobody else is on the
+        machine, nothing is computed.
+
+        Args:
+            is_needed: asked before each message.
+        """
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.keep_busy(is_needed)
+            del timer
+            return_freed_memory()
 
     def _placement(self, request: StageRequest) -> Placement:
         mode = resolve(request.stored, self.quantize or request.quantize, "the model")
@@ -73,7 +97,7 @@ class NodeMeter:
         self, request: StageRequest, config: ModelConfig, placement: Placement, cores: CoreShare
     ) -> StageTimes:
         self.make_room()
-        room_bytes = usable_bytes(free_memory_bytes(self.device), self.memory_limit_bytes)
+        room_bytes = usable_bytes(self._free_bytes(), self.memory_limit_bytes)
         timer = StageTimer(
             config,
             TORCH_DTYPES[request.stored_dtype],
@@ -85,8 +109,10 @@ class NodeMeter:
         self._check_memory(timer.needed_bytes, room_bytes)
         cores.settle()
         message_s = timer.message_s()
+        # Now all nodes of the machine have given back what they held, and none has made the weights that it times.
+        free_bytes = self._free_bytes()
         read_bytes_s, write_bytes_s = self._disk_speed()
-        return StageTimes(
+        times = StageTimes(
             device=str(self.device),
             dtype=dtype_name(placement.dtype),
             mode=placement.quantize,
@@ -98,8 +124,14 @@ class NodeMeter:
             message_s=message_s,
             disk_read_bytes_s=read_bytes_s,
             disk_write_bytes_s=write_bytes_s,
-            free_memory_bytes=None,  # it changes, and is asked for each time; so is the limit
+            free_memory_bytes=free_bytes,  # it changes, and is asked for each time; so is the limit
         )
+        if request.nodes_on_host > 1:
+            self._timer = timer
+        return times
+
+    def _free_bytes(self) -> int:
+        return free_memory_bytes(self.device) if self.free_bytes is None else self.free_bytes()
 
     def _check_memory(self, needed_bytes: int, room_bytes: float) -> None:
         if needed_bytes > room_bytes:

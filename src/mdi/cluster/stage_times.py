@@ -120,6 +120,18 @@ class StageTimer:
             HeadTime(rows, share * self._mean_s(functools.partial(choose_tokens, rows), pass_layers)) for rows in ROWS
         )
 
+    def keep_busy(self, is_needed: Callable[[], bool]) -> None:
+        """Compute usual messages, which are not timed, until they are not needed any more: asked before each of them.
+
+        One takes a small part of what the longest takes that is timed: whoever wants something else waits no longer.
+        """
+        rows, context = self.placement.rows, min(CONTEXTS[0], self.config.block_size)
+        _fill_slots(self._stage, rows, context)
+        pass_message = self._passing(self._stage, [Segment(slot, context - 1, 1, 1) for slot in range(rows)])
+        while is_needed():
+            pass_message()
+            self.placement.tick()
+
     @functools.cached_property
     def _stage(self) -> SpanEngine:
         return self._engine(self._n_layers)
@@ -156,12 +168,16 @@ class StageTimer:
         )
 
     def _pass_s(self, engine: SpanEngine, segments: Sequence[Segment]) -> float:
-        """Seconds that a message takes from the bytes that arrive to the bytes that are sent."""
+        """Seconds that a message takes."""
+        return self._mean_s(self._passing(engine, segments))
+
+    def _passing(self, engine: SpanEngine, segments: Sequence[Segment]) -> Callable[[], object]:
+        """What computes a message, from the bytes that arrive to the bytes that are sent."""
         dtype, n_embd = dtype_name(self.placement.dtype), self.config.n_embd
         rows = sum(segment.n for segment in segments)
         values = torch.randn(rows, n_embd, generator=torch.Generator().manual_seed(rows))
         buffer = memoryview(bytearray(to_buffer(values, dtype)))
-        return self._mean_s(lambda: to_buffer(engine.forward(from_buffer(buffer, dtype, n_embd), segments), dtype))
+        return lambda: to_buffer(engine.forward(from_buffer(buffer, dtype, n_embd), segments), dtype)
 
     def _mean_s(self, action: Callable[[], object], between: Callable[[], object] = no_tick) -> float:
         """Seconds that `action` takes on average, once it has been done for the first time.

@@ -3,9 +3,8 @@
 import logging
 import socket
 import threading
-from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from mdi.cluster.link_probe import LinkProbe
 from mdi.cluster.node_meter import NodeMeter
@@ -19,6 +18,10 @@ from mdi.net.timeouts import Timeouts
 from mdi.strings import one_line
 
 log = logging.getLogger(__name__)
+
+# How long a node computes at most for others that are still timed beside it. A slow one may take so much longer: for
+# weights that are quantized first, or pieces of a prompt that take a second each. Usually the starter ends it before.
+MAX_BUSY_S = 30.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +39,6 @@ class Measuring:
         self,
         config: NodeConfig,
         meter: NodeMeter,
-        free_memory_bytes: Callable[[], int],
         listener: socket.socket,
         inbox: Inbox,
         refusals: RefusalLog,
@@ -44,11 +46,10 @@ class Measuring:
     ) -> None:
         """
         Args:
-            free_memory_bytes: what a session may take.
             listener: where the node waits for its predecessor.
         """
-        self._config, self._meter, self._free_memory_bytes = config, meter, free_memory_bytes
-        self._listener, self._inbox, self._refusals, self._timeouts = listener, inbox, refusals, timeouts
+        self._config, self._meter, self._listener = config, meter, listener
+        self._inbox, self._refusals, self._timeouts = inbox, refusals, timeouts
         self._is_asked = threading.Lock()  # held from a request to its answer
 
     def request(self, request: MeasureRequest) -> "Future[Measured]":
@@ -66,7 +67,9 @@ class Measuring:
     def serve(self, event: MeasurementRequested, *, is_idle: bool) -> None:
         """Measure, or refuse to: a node that serves a run has its memory and its cores for that.
 
-        Called from the main thread.
+        A node that shares its machine computes on after its answer, until the next event, or `MAX_BUSY_S`.
+
+        Called from the main thread. Raises `Stopped` after a signal.
         """
         request, answer = event.request, event.answer
         if not is_idle:
@@ -82,10 +85,12 @@ class Measuring:
         except BaseException as exc:
             _settle(answer, NodeBusy("the node was stopped") if isinstance(exc, Stopped) else ControlError(repr(exc)))
             raise
+        deadline_s = self._timeouts.deadline_s(MAX_BUSY_S)
+        self._meter.keep_busy(lambda: self._inbox.is_empty and self._timeouts.left_s(deadline_s) > 0)
 
     def _stage(self, request: StageRequest) -> Measured:
         log.info("timing the layers of %s", one_line(str(request.config.get("name"))))
-        return replace(self._meter.measure(request), free_memory_bytes=self._free_memory_bytes())
+        return self._meter.measure(request)
 
     def _link(self, request: LinkRequest, answer: "Future[Measured]") -> None:
         probe = LinkProbe(

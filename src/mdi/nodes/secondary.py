@@ -149,12 +149,11 @@ class Secondary:
             backend,
             folder=sources.cache.measurements,
             memory_limit_bytes=self._memory_limit_bytes,
+            free_bytes=self._runner.free_memory_bytes,
             make_room=self._runner.unload,
             tick=self._tick,
         )
-        self._measuring = Measuring(
-            config, meter, self._runner.free_memory_bytes, self._listener, self._inbox, self._refusals, timeouts
-        )
+        self._measuring = Measuring(config, meter, self._listener, self._inbox, self._refusals, timeouts)
         try:
             self._control = ControlServer(
                 config.listen_addr, config.http_port, self, config.access, timeouts, self._refusals, config.hosts
