@@ -124,6 +124,7 @@ def test_one_request_is_served_at_a_time(ring: Ring, tiny: Path, monkeypatch: py
 
 
 def test_a_node_that_serves_a_run_is_not_measured(ring: Ring, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ring.generate(tiny, [[5]])  # it has its chunk from now on, and loads it once
     client, refusals = clients_of(ring.network)[NodeId(1)], []
     secondary = ring.secondaries[0]
     load = secondary._load
