@@ -102,13 +102,15 @@ def main() -> None:
     cores = [int(core) for core in options.cores.split(",")] if options.cores else own_cores()[:2]
     if len(cores) != 2:
         parser.error("two cores are needed, one for each node")
-    if not (options.ckpt / "lit_model.pth").is_file():
-        parser.error(f"{options.ckpt}: no prepared model there; `make model` prepares the default one")
+    try:
+        ckpt = without_chunks(options.ckpt, options.scratch)
+    except BenchError as exc:
+        parser.error(str(exc))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # in good order: no child is left behind
     rounds = options.rounds or (2 if options.quick else 5)
     llama = LlamaCpp(options.llama_python, options.scratch)
     bench = Bench(
-        without_chunks(options.ckpt, options.scratch),
+        ckpt,
         options.large_ckpt,
         cores,
         options.scratch,

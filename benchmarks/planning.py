@@ -29,7 +29,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 from benchmarks.relay import Relay  # noqa: E402
 from benchmarks.report import spread  # noqa: E402
 from benchmarks.rings import NodeSettings, Request, Ring, secondaries, without_chunks, write_seen_as  # noqa: E402
-from benchmarks.workers import Worker, end, own_cores, python_module, start  # noqa: E402
+from benchmarks.workers import BenchError, Worker, end, own_cores, python_module, start  # noqa: E402
 from mdi.checkpoint.config import load_config  # noqa: E402
 from mdi.config.network import load_network  # noqa: E402
 from mdi.config.paths import CHECKPOINTS_DIR  # noqa: E402
@@ -334,7 +334,10 @@ def main() -> None:
     options = parser.parse_args()
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # in good order: no child is left behind
-    cores, ckpt = own_cores(), without_chunks(options.ckpt, options.scratch)
+    try:
+        cores, ckpt = own_cores(), without_chunks(options.ckpt, options.scratch)
+    except BenchError as exc:
+        parser.error(str(exc))
 
     def chosen(configurations: Sequence[Configuration]) -> Iterator[Configuration]:
         return (one for one in configurations if options.only in one.name and len(one.split) <= len(cores))

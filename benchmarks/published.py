@@ -38,7 +38,7 @@ from benchmarks.published_report import (  # noqa: E402
     write_json,
 )
 from benchmarks.report import slug  # noqa: E402
-from benchmarks.rings import Request, Ring, ring  # noqa: E402
+from benchmarks.rings import Request, Ring, ring, without_chunks  # noqa: E402
 from benchmarks.workers import BenchError, own_cores  # noqa: E402
 from mdi.config.paths import CHECKPOINTS_DIR  # noqa: E402
 from mdi.config.prepare_options import PrepareOptions  # noqa: E402
@@ -116,7 +116,7 @@ def prepared(model: str, ckpt_folder: Path) -> Path:
 def measure_all(options: argparse.Namespace, cores: Sequence[int]) -> Iterator[Measured]:
     """All runs of all models, told as they come."""
     for name in options.model or MODELS:
-        folder = prepared(name, options.ckpt_folder)
+        folder = without_chunks(prepared(name, options.ckpt_folder), options.scratch)
         model = folder.name
 
         def open_ring(n_nodes: int, folder: Path = folder) -> AbstractContextManager[Ring]:

@@ -24,8 +24,8 @@ import psutil
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
-from benchmarks.rings import write_network  # noqa: E402
-from benchmarks.workers import end, own_cores, start  # noqa: E402
+from benchmarks.rings import without_chunks, write_network  # noqa: E402
+from benchmarks.workers import BenchError, end, own_cores, start  # noqa: E402
 from mdi.config.network import load_network  # noqa: E402
 from mdi.config.paths import CHECKPOINTS_DIR  # noqa: E402
 from mdi.control.client import ControlClient  # noqa: E402
@@ -117,6 +117,10 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=3, metavar="N", help="default: 3")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
+        try:
+            options.ckpt = without_chunks(options.ckpt, Path(scratch))
+        except BenchError as exc:
+            parser.error(str(exc))
         found = [Ring(options, Path(scratch)).measure() for _ in range(options.repetitions)]
     times = ", ".join(f"{sum(part.time_s for part in parts[1:]):.1f}" for parts in found)
     medians = [Moment(*map(statistics.median, zip(*parts, strict=True))) for parts in zip(*found, strict=True)]

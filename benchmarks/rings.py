@@ -89,7 +89,10 @@ def without_chunks(ckpt: Path, scratch: Path) -> Path:
     """A folder with the files of a model, as links, and no chunks.
 
     A starter keeps the split of chunks that are there: one run is to leave none to another, or to its user.
+    Raises `BenchError` where no model is.
     """
+    if not (ckpt / "lit_model.pth").is_file():
+        raise BenchError(f"{ckpt}: no prepared model there; `make model` prepares the default one")
     folder = scratch / "models" / ckpt.name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

@@ -61,6 +61,15 @@ def test_a_run_finds_no_chunks_of_another_one_and_leaves_none(tmp_path: Path) ->
     assert [(file.name, file.read_bytes()) for file in own.iterdir()] == [("lit_model.pth", b"weights")]
 
 
+@pytest.mark.parametrize("name", ["bench", "planning", "recovery_time"])
+def test_where_no_model_is_one_line_says_so(tmp_path: Path, name: str) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--ckpt", str(tmp_path / "none")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    last_line = result.stderr.splitlines()[-1]
+    assert last_line.endswith("none: no prepared model there; `make model` prepares the default one")
+
+
 def test_predictions_are_held_against_what_was_reached(tmp_path: Path) -> None:
     two, one = planning.CONFIGURATIONS[3], planning.CONFIGURATIONS[0]
     outcomes = [
