@@ -32,7 +32,7 @@ class Memory {
   template <class T> static size_t bytes(int64_t n) { return (n * sizeof(T) + kLine - 1) / kLine * kLine; }
 
  private:
-  static constexpr size_t kPage = 4096, kLine = 64;
+  static constexpr size_t kPage = 4096;
   char *base_ = nullptr, *next_ = nullptr;
 };
 
