@@ -1,9 +1,9 @@
 """A starter that measures and predicts: `python -m benchmarks.plan_driver` answers JSON lines.
 
 A request has `ckpt`, `nodes_config`, `seen_as` (a network file with the ports of relays, or null), `context`,
-`n_samples`, and `splits`, each of which is a list of layers. The answer has the tokens/s that are predicted for each
-split, the split that the planner would choose with all nodes, how many nodes it would choose, and how many layers each
-node can hold.
+`n_samples`, `quantize` of the run, and `splits`, each of which is a list of layers. The answer has the tokens/s that
+are predicted for each split, the split that the planner would choose with all nodes, how many nodes it would choose,
+and how many layers each node can hold.
 """
 
 from pathlib import Path
@@ -30,7 +30,14 @@ def predict(request: dict[str, Any]) -> dict[str, Any]:
     network, device = network_of(request), torch.device("cpu")
     model = open_folder(Path(request["ckpt"]), len(network.nodes))
     measured = MeasuredNetwork(
-        network, model, device, request["context"], request["n_samples"], MAX_ROWS, dtype="float32"
+        network,
+        model,
+        device,
+        request["context"],
+        request["n_samples"],
+        MAX_ROWS,
+        dtype="float32",
+        quantize=request["quantize"],
     )
     clients = {
         NodeId(i): ControlClient(node_name(i), node.addr, node.http_port) for i, node in enumerate(network.nodes) if i

@@ -52,7 +52,8 @@ class Configuration:
     shares: tuple[float, ...] = ()  # of its core, that each node has; empty: all of it
     delay_ms: float = 0.0  # one way, of every link
     mbit: float | None = None  # of every link
-    quantize: Mode = "none"  # how the second node holds its weights: in int8 it is some four times as fast
+    mode: Mode = "none"  # how all nodes hold their weights
+    second_mode: Mode | None = None  # of the second node, where it is another: in int8 it is some four times as fast
     memory_limit: str | None = None  # of the second node
 
 
@@ -67,14 +68,16 @@ CONFIGURATIONS = (
     Configuration("uneven split the other way, 4 samples", (25, 75), 4),
     Configuration("second node beside a busy loop, even split", (50, 50), 4, burners=(1,)),
     Configuration("second node beside a busy loop, better split", (67, 33), 4, burners=(1,)),
-    Configuration("second node half as fast, even split", (50, 50), 4, shares=(1, 0.5)),
-    Configuration("second node half as fast, better split", (67, 33), 4, shares=(1, 0.5)),
-    Configuration("first node half as fast, even split", (50, 50), 4, shares=(0.5, 1)),
-    Configuration("first node half as fast, better split", (33, 67), 4, shares=(0.5, 1)),
-    Configuration("second node a quarter as fast, even split", (50, 50), 4, shares=(1, 0.25)),
-    Configuration("second node a quarter as fast, better split", (80, 20), 4, shares=(1, 0.25)),
-    Configuration("second node four times as fast, even split", (50, 50), 4, quantize="int8"),
-    Configuration("second node four times as fast, better split", (20, 80), 4, quantize="int8"),
+    Configuration("second node half as fast, even split", (50, 50), 16, shares=(1, 0.5), mode="int4"),
+    Configuration("second node half as fast, better split", (67, 33), 16, shares=(1, 0.5), mode="int4"),
+    Configuration("first node half as fast, even split", (50, 50), 16, shares=(0.5, 1), mode="int4"),
+    Configuration("first node half as fast, better split", (33, 67), 16, shares=(0.5, 1), mode="int4"),
+    Configuration("second node a quarter as fast, even split", (50, 50), 16, shares=(1, 0.25), mode="int4"),
+    Configuration("second node a quarter as fast, better split", (80, 20), 16, shares=(1, 0.25), mode="int4"),
+    Configuration("a quarter as fast in float32, 4 samples, even split", (50, 50), 4, shares=(1, 0.25)),
+    Configuration("a quarter as fast in float32, 4 samples, better split", (80, 20), 4, shares=(1, 0.25)),
+    Configuration("second node four times as fast, even split", (50, 50), 4, second_mode="int8"),
+    Configuration("second node four times as fast, better split", (20, 80), 4, second_mode="int8"),
     Configuration("5 ms on every link, 1 sample", (50, 50), 1, delay_ms=5),
     Configuration("5 ms on every link, 8 samples", (50, 50), 8, delay_ms=5),
     Configuration("20 ms on every link, 2 samples", (50, 50), 2, delay_ms=20),
@@ -82,15 +85,18 @@ CONFIGURATIONS = (
     Configuration("half as fast, 5 ms and 20 Mbit/s on every link", (67, 33), 4, shares=(1, 0.5), delay_ms=5, mbit=20),
 )
 
+# The nodes of one machine share its memory, those of several machines do not. So most of these read little of it for
+# what they compute: 4 bits for a weight, once for every eight samples.
 SWEPT = (
-    Configuration("nodes alike", (50, 50), 4),
-    Configuration("second node half as fast", (50, 50), 4, shares=(1, 0.5)),
-    Configuration("second node a quarter as fast", (50, 50), 4, shares=(1, 0.25)),
-    Configuration("the same with 16 samples", (50, 50), 16, shares=(1, 0.25)),  # which wait less for shared memory
-    Configuration("second node beside a busy loop", (50, 50), 4, burners=(1,)),
-    Configuration("a quarter as fast, 20 ms on every link", (50, 50), 4, shares=(1, 0.25), delay_ms=20),
-    Configuration("second node four times as fast", (50, 50), 4, quantize="int8"),
-    Configuration("the same with 80 MB of memory", (50, 50), 4, quantize="int8", memory_limit="80MB"),
+    Configuration("nodes alike", (50, 50), 16, mode="int4"),
+    Configuration("second node half as fast", (50, 50), 16, shares=(1, 0.5), mode="int4"),
+    Configuration("second node a quarter as fast", (50, 50), 16, shares=(1, 0.25), mode="int4"),
+    Configuration("second node beside a busy loop", (50, 50), 16, burners=(1,), mode="int4"),
+    Configuration("a quarter as fast, 20 ms on every link", (50, 50), 16, shares=(1, 0.25), delay_ms=20, mode="int4"),
+    Configuration("second node four times as fast, 4 samples", (50, 50), 4, second_mode="int8"),
+    Configuration("the same with 80 MB of memory", (50, 50), 4, second_mode="int8", memory_limit="80MB"),
+    Configuration("nodes alike in float32, 4 samples", (50, 50), 4),
+    Configuration("second node a quarter as fast in float32, 4 samples", (50, 50), 4, shares=(1, 0.25)),
 )
 SWEPT_PERCENTS = tuple(range(10, 100, 10))  # of the layers, on the first node
 
@@ -165,6 +171,7 @@ class Layout:
                 "seen_as": self.seen_as,
                 "context": PROMPT_TOKENS + STEPS,
                 "n_samples": self.configuration.n_samples,
+                "quantize": self.configuration.mode,
                 "splits": splits,
             }
         )
@@ -186,8 +193,8 @@ class Layout:
 def laid_out(configuration: Configuration, ckpt: Path, cores: Sequence[int], scratch: Path) -> Iterator[Layout]:
     """All processes of a configuration, ready."""
     own = cores[: len(configuration.split)]
-    logs, settings = scratch / "logs", NodeSettings()
-    second = NodeSettings(configuration.quantize, memory_limit=configuration.memory_limit)
+    logs, settings = scratch / "logs", NodeSettings(configuration.mode)
+    second = NodeSettings(configuration.second_mode or configuration.mode, memory_limit=configuration.memory_limit)
     with contextlib.ExitStack() as stack:
         nodes_config = stack.enter_context(secondaries(own[1:], scratch, second))
         planner = stack.enter_context(Worker(python_module("plan_driver"), own[:1], logs / "plan_driver.log"))
@@ -260,7 +267,7 @@ def sweep(configuration: Configuration, ckpt: Path, cores: Sequence[int], scratc
 
         reached = {first: statistics.median(values) for first, values in run(fitting, max(1, rounds - 1)).items()}
         again = run(sorted({planned, n_layer // 2, best_of(reached)}), 2 * rounds)
-    one = Configuration(configuration.name, (100,), configuration.n_samples)
+    one = Configuration(configuration.name, (100,), configuration.n_samples, mode=configuration.mode)
     with laid_out(one, ckpt, cores, scratch) as layout:
         alone = statistics.median(layout.reach((n_layer,)) for _ in range(rounds))
     return Sweep(configuration, n_layer, planned, answer["n_nodes"] == 1, reached, again, alone)
