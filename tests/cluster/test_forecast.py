@@ -25,7 +25,7 @@ def advice_for(*slowness: float, link: LinkCosts = NEAR, n_samples: int = 2) -> 
 def test_a_forecast_says_what_each_node_holds_and_how_fast_the_ring_is() -> None:
     network, times = network_with(1, 1)
     found = forecast_of(costs := Costs(network, times, JOB), costs.plan())
-    assert found.split == "6,6"
+    assert found.ring.split == "6,6"
     assert [(part.name, tuple(part.span)) for part in found.parts] == [("starter", (0, 6)), ("secondary 0", (6, 12))]
     # A message takes 6 ms on each node and 1 ms for the head: 13 ms round; two of them overlap.
     assert found.tokens_s == pytest.approx({1: 1 / 13.2e-3, 2: 2 / 14e-3}, rel=0.01)
@@ -223,3 +223,24 @@ def test_the_page_on_planning_has_every_class() -> None:
         size, unit = (1e12, "TFLOP/s") if device.flops >= 1e12 else (1e9, "GFLOP/s")
         assert f"{device.flops / size:g}" in row and unit in row
         assert row.rstrip(" |").rpartition("|")[2].strip(), f"{name} has no source"
+
+
+def test_a_ring_of_some_nodes_names_them_as_the_network_does() -> None:
+    costs = Costs(*network_with(1, 9, 2), JOB)
+    ring = costs.ring_of([0, 2])
+    assert (ring.order, ring.split) == ((0, 2), "8,4")
+    assert costs.tokens_s(ring.order, ring.layers, 2) == pytest.approx(ring.prediction.tokens_s)
+
+
+def test_a_node_that_was_measured_later_has_links_like_the_slowest_known() -> None:
+    network, times = network_with(1, 1)
+    rows = [[NEAR, LinkCosts(1e-3, 1e9)], [LinkCosts(1e-4, 7e6), NEAR]]
+    costs = Costs(network, NetworkTimes(times.nodes, rows), JOB, alternatives=(times,))
+    larger = network_with(1, 1, 3)[0]
+    more = costs.with_node(larger, times_of(3))
+    assert not costs.has([0, 2]) and more.has([0, 2])
+    assert [row[2] for row in more.links[:2]] == list(more.links[2][:2]) == [LinkCosts(1e-3, 7e6)] * 2
+    assert more.links[2][2].latency_s == 0 and [list(row[:2]) for row in more.links[:2]] == rows
+    assert (more.network, more.alternatives) == (larger, ())
+    ring = more.ring_of([0, 1, 2])
+    assert dict(zip(ring.order, ring.layers, strict=True))[2] < 3

@@ -13,7 +13,7 @@ import torch
 from mdi.checkpoint import disk_speed
 from mdi.checkpoint.config import config_to_dict, load_config
 from mdi.cluster import link_probe, node_meter, stage_times
-from mdi.cluster.network_times import NetworkMeter, NetworkTimes
+from mdi.cluster.network_times import NetworkMeter, NetworkTimes, measure_alone
 from mdi.cluster.node_meter import NodeMeter
 from mdi.config.network import NetworkConfig, node_name
 from mdi.control.client import ControlClient
@@ -78,6 +78,16 @@ def test_all_nodes_and_all_links_are_measured(ring: Ring, tiny: Path, tmp_path: 
             assert link.bytes_s > 0 and (link.latency_s > 0) == (source != target)
     assert all(secondary.status().state.value == "idle" for secondary in ring.secondaries)
     assert all(secondary._measuring._meter._timer is None for secondary in ring.secondaries)
+
+
+def test_a_node_is_measured_alone_while_the_others_do_what_they_do(ring: Ring, tiny: Path) -> None:
+    limited = replace(ring.network.secondaries[1], memory_limit_bytes=10**8)
+    network = replace(ring.network, secondaries=(ring.network.secondaries[0], limited))
+    client = clients_of(network)[NodeId(2)]
+    times = measure_alone(network, NodeId(2), client, request_for(tiny, again=True))
+    assert {time.rows for time in times.layers} == {1, 4, 16, 128} and times.memory_limit_bytes == 10**8
+    meter = ring.secondaries[1]._measuring._meter
+    wait_until(lambda: meter._timer is None, 10, "it does not compute on for the others")
 
 
 def test_a_ring_is_formed_after_it_was_measured(ring: Ring, tiny: Path) -> None:

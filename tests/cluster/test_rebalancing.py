@@ -32,9 +32,9 @@ class Ring:
             self.now_s += 10.0
             found = self.rebalancing.due(self.now_s, COSTS, self.plan, slowness)
             if found is not None:
-                self.plan = plan_of(*found.layers)
+                self.plan = plan_of(*found.ring.layers)
                 self.rebalancing.changed(self.now_s)
-                self.changes.append((self.now_s, found.split))
+                self.changes.append((self.now_s, found.ring.split))
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def ring() -> Ring:
 def test_a_node_that_became_slow_gets_fewer_layers() -> None:
     found = best_split(COSTS, plan_of(6, 6), {ONE: 2.0})
     assert found is not None
-    assert (found.members, found.split) == ((0, 1), "8,4")
+    assert (found.members, found.ring.split) == ((0, 1), "8,4")
     assert found.gain == pytest.approx(24 / 18, rel=0.01)  # the busiest node: 12 ms for each of two messages, or 9 ms
 
 

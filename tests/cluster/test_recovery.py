@@ -82,7 +82,7 @@ def test_a_node_that_returns_takes_its_place_and_is_not_waited_for_long() -> Non
     decisions.broke(0.0, silent=[1], suspect=1, progressed=True)
     decisions.expired(60.0, [1])
     decisions.formed()
-    decisions.returned([1])
+    decisions.returned([1], [0, 1, 2])
     assert (decisions.state, decisions.members) == (RunState.RECOVERING, (0, 1, 2))
     assert (decisions.deadline_s(1, 100.0), decisions.deadline_s(2, 100.0)) == (110.0, 160.0)
     decisions.broke(100.0, silent=[1], suspect=None, progressed=False)
@@ -96,7 +96,7 @@ def test_a_node_that_has_returned_is_like_the_others() -> None:
     decisions.broke(0.0, silent=[1], suspect=1, progressed=True)
     decisions.expired(60.0, [1])
     decisions.formed()
-    decisions.returned([1])
+    decisions.returned([1], [0, 1, 2])
     decisions.formed()
     assert (decisions.deadline_s(1, 100.0), decisions.may_return(100.0)) == (160.0, ())
     assert decisions.n_recoveries == 2
@@ -110,8 +110,9 @@ def test_nodes_that_a_plan_leaves_out_never_return_and_the_others_keep_their_ord
     decisions.expired(60.0, [NodeId(3)])
     decisions.formed()
     assert (decisions.members, decisions.may_return(60.0)) == ((0, 1), (3,))
-    decisions.returned([NodeId(3)])
+    decisions.returned([NodeId(3)], decisions.with_returned([NodeId(3)]))
     assert decisions.members == (0, 3, 1)
+    assert decisions.may_take_part(NodeId(3)) and not decisions.may_take_part(NodeId(2))
 
 
 def test_every_way_through_a_recovery_ends() -> None:
@@ -133,9 +134,9 @@ def test_a_node_that_joined_is_like_one_that_was_left_out() -> None:
     assert decisions.may_return(5.0) == ()
     decisions.add(NodeId(3))
     assert (decisions.members, decisions.may_return(5.0)) == ((0, 1, 2), (3,))
-    decisions.returned([NodeId(3)])
+    decisions.returned([NodeId(3)], [NodeId(0), NodeId(3), NodeId(1), NodeId(2)])
     decisions.formed()
-    assert (decisions.members, decisions.may_return(5.0)) == ((0, 1, 2, 3), ())
+    assert (decisions.members, decisions.may_return(5.0)) == ((0, 3, 1, 2), ())
 
 
 def test_the_order_of_a_better_split_is_kept_where_a_node_is_lost_and_returns() -> None:
@@ -147,3 +148,13 @@ def test_the_order_of_a_better_split_is_kept_where_a_node_is_lost_and_returns() 
     assert decisions.expired(60.0, [NodeId(2)]) == GoOnWithout((2,), "did not come back within 60 s (--node-timeout)")
     decisions.formed()
     assert (decisions.members, decisions.with_returned([NodeId(2)])) == ((0, 1), (0, 2, 1))
+
+
+def test_another_order_of_those_that_are_left_is_not_that_of_all() -> None:
+    decisions = Recovery(4, 60.0)
+    decisions.formed()
+    decisions.broke(0.0, silent=[NodeId(1)], suspect=None, progressed=True)
+    decisions.expired(60.0, [NodeId(1)])
+    decisions.arrange([NodeId(0), NodeId(3), NodeId(2)])
+    assert decisions.members == (0, 3, 2)
+    assert decisions.with_returned([NodeId(1)]) == (0, 1, 2, 3)

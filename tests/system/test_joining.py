@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 
 import mdi.cluster.recovery
+from mdi.cluster.forecast import Costs
+from mdi.cluster.measured_network import MeasuredNetwork
+from mdi.cluster.node_meter import NodeMeter
 from mdi.config.addresses import NodeAddress
 from mdi.config.keyed_network import network_at
 from mdi.config.options import StarterOptions
@@ -21,6 +24,7 @@ from mdi.net.access import Access
 from mdi.net.keys import Key, Keys
 from mdi.nodes.starter import Starter
 from support.bench import N_TOKENS, PROMPTS, STYLES, TIMEOUTS
+from support.measured import JOB, network_with, times_of
 from support.models import make_model
 from support.rings import Machine, starter_for
 from support.scripts import Process, Scripts, WarmPython, free_ports, read_samples, wait_until, write_network
@@ -77,8 +81,15 @@ class Party:
         assert self.starter is not None
         supervisor = self.starter._supervisor
         self.machines.append(self.new_machine())
-        self.ask(self.machines[-1])
+        wait_until(lambda: self.is_taken(self.machines[-1]), 60, "a node is taken")
         wait_until(lambda: supervisor.has_next, 60, "a node can take part")
+
+    def is_taken(self, machine: Machine) -> bool:
+        """Asks once; a node that is measured first asks again."""
+        try:
+            return bool(self.ask(machine))
+        except NodeBusy:
+            return False
 
     def leave(self, machine: Machine) -> None:
         self.machines.remove(machine)
@@ -112,6 +123,41 @@ def test_a_new_node_takes_part_and_ends_with_the_run(
     for machine in party.machines:
         machine._thread.join(60)
         assert not machine._thread.is_alive(), "it is told that the run is over"
+
+
+def test_in_a_ring_that_was_measured_a_new_node_is_too_and_a_loss_splits_the_others_as_measured(
+    party: Party,
+    tmp_path: Path,
+    expected: dict[str, list[list[int]]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The starter and the first node are alike, and the new one, by what it answers, ten times as fast."""
+    monkeypatch.setattr(mdi.cluster.recovery, "MAX_FAILURES", 1)  # a node that is lost is not waited for
+
+    def measure(network: MeasuredNetwork, *arguments: object, **more: object) -> Costs:
+        return Costs(network.network, network_with(1, 1)[1], replace(JOB, config=network.model.config))
+
+    monkeypatch.setattr(MeasuredNetwork, "measure", measure)
+    monkeypatch.setattr(NodeMeter, "measure", lambda meter, request: times_of(0.1))
+    splits = list[dict[str, int]]()
+
+    def play(n_tokens: int) -> None:
+        assert party.starter is not None
+        if n_tokens == 16:
+            party.join()
+        if n_tokens == 32:
+            party.leave(party.machines[0])
+        plan = party.starter._supervisor.plan
+        splits.append(dict(zip(plan.names, map(len, plan.spans), strict=True)))
+
+    model = make_model(tmp_path / "org" / "tiny")  # its chunks are no others' affair
+    assert party.run(model, play, **STYLES["greedy"], split="measured") == expected["greedy"]
+    assert set(splits[0]) == {"starter", "secondary 0"}
+    assert {"starter": 1, "secondary 0": 1, "secondary 1": 4} in splits
+    assert splits[-1] == {"starter": 1, "secondary 1": 5}
+    lines = [line for line in caplog.messages if "can take part: " in line or "going on without" in line]
+    assert len(lines) == 2 and all("; predicted " in line for line in lines)
 
 
 def test_ten_nodes_join_and_leave_at_random(

@@ -1,6 +1,6 @@
 """What a planned ring will do, and what its user should know about it. Arithmetic only."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
@@ -55,11 +55,6 @@ class Forecast:
     first_token_s: float  # of a prompt of `PROMPT_TOKENS`
 
     @property
-    def split(self) -> str:
-        """As --split takes it."""
-        return ",".join(map(str, self.ring.layers))
-
-    @property
     def rates(self) -> str:
         """`11.2 tokens/s with 1 sample, 29 tokens/s with 3 samples`"""
         return ", ".join(f"{format_rate(rate)} tokens/s with {count(n, 'sample')}" for n, rate in self.tokens_s.items())
@@ -93,6 +88,24 @@ class Costs:
             return plan_ring(self.nodes, self.links, self._work_for(objective), use_all=use_all)
         except ConfigError as exc:
             raise ConfigError(f"{exc}: {shortage(self)}") from exc
+
+    def ring_of(self, members: Sequence[int]) -> RingPlan:
+        """The best ring of all of these nodes, the starter (0) first. Raises `ConfigError` where there is none."""
+        nodes = [self.nodes[node] for node in members]
+        links = [[self.links[one][other] for other in members] for one in members]
+        ring = plan_ring(nodes, links, self.job.workload, use_all=True)
+        return replace(ring, order=tuple(members[index] for index in ring.order))
+
+    def has(self, members: Iterable[int]) -> bool:
+        """Whether all of these nodes were measured."""
+        return max(members) < len(self.nodes)
+
+    def with_node(self, network: NetworkConfig, times: StageTimes) -> "Costs":
+        """The same with the last node of `network` too, which was measured alone.
+
+        Its links are taken to be like the slowest ones that are known: those who would time them serve a ring.
+        """
+        return replace(self, network=network, times=self.times.with_node(times), alternatives=())
 
     def with_best_modes(self, objective: Objective = "throughput") -> "Costs":
         """The same, with the weights of each node held as makes the ring fastest, where a plan may choose.

@@ -14,7 +14,7 @@ from mdi import __version__
 from mdi.checkpoint.config import config_to_dict
 from mdi.checkpoint.folder import ModelFolder
 from mdi.cluster.forecast import Costs
-from mdi.cluster.network_times import NetworkMeter, NetworkTimes, request_for
+from mdi.cluster.network_times import NetworkMeter, NetworkTimes, measure_alone, request_for
 from mdi.cluster.node_meter import NodeMeter
 from mdi.cluster.planner import LinkCosts
 from mdi.cluster.ring_costs import Job
@@ -83,6 +83,10 @@ class MeasuredNetwork:
         self._keep(times)
         alternatives = [network_meter.held_as(mode, request, times) for mode in self._modes(request.stored)]
         return replace(self._costs(times), alternatives=tuple(alternatives))
+
+    def measure_newcomer(self, network: NetworkConfig, client: ControlClient) -> StageTimes:
+        """Time the last node of `network`, beside a ring that works. Any thread may call it. Raises `ControlError`."""
+        return measure_alone(network, NodeId(len(network.nodes) - 1), client, self._request())
 
     def _modes(self, stored: Mode) -> Sequence[Mode]:
         """How nodes may hold weights otherwise than as they are stored."""

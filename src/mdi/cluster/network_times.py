@@ -5,7 +5,7 @@ import itertools
 import logging
 import secrets
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -54,6 +54,13 @@ class NetworkTimes:
             self, nodes=tuple(times.slowed(slowness.get(NodeId(i), 1.0)) for i, times in enumerate(self.nodes))
         )
 
+    def with_node(self, times: StageTimes) -> "NetworkTimes":
+        """The same with a node more, whose links are like the slowest of the others."""
+        known = [link for i, row in enumerate(self.links) for j, link in enumerate(row) if i != j]
+        link = LinkCosts(max(each.latency_s for each in known), min(each.bytes_s for each in known))
+        links = [[*row, link] for row in self.links]
+        return NetworkTimes((*self.nodes, times), [*links, [link] * len(self.nodes) + [_NO_LINK]])
+
     def with_limit(self, node: int, limit_bytes: int | None) -> "NetworkTimes":
         """The same with another limit of the memory that a node may take."""
         limited = replace(self.nodes[node], memory_limit_bytes=limit_bytes)
@@ -85,6 +92,20 @@ def request_for(
         nodes_on_host=1,
         again=again,
     )
+
+
+def measure_alone(network: NetworkConfig, node: NodeId, client: ControlClient, request: StageRequest) -> StageTimes:
+    """Time one secondary while the others of `network` do what they do. Any thread may call it.
+
+    Args:
+        request: of a secondary that has its machine for itself.
+
+    Raises `ControlError` where it does not answer, refuses or fails.
+    """
+    times = _times_of(network, node, lambda: client.measure(_on(network, node, request)))
+    if nodes_on_host(network, network.nodes[node]) > 1:
+        client.release(_NO_RUN)
+    return times
 
 
 class NetworkMeter:
@@ -147,11 +168,11 @@ class NetworkMeter:
     def _nodes(self, request: StageRequest, *, otherwise: NetworkTimes | None = None) -> tuple[StageTimes, ...]:
         """The times of all nodes, by id; `otherwise` has those of nodes that refuse."""
         calls = {
-            node: begin_call(self._inbox, self._timed, node, self._for(node, request), otherwise)
+            node: begin_call(self._inbox, self._timed, node, _on(self._network, node, request), otherwise)
             for node in self._clients
         }
-        own = self._timed(NodeId(0), self._for(NodeId(0), request), otherwise)
-        beside = [call.future for node, call in calls.items() if self._is_beside_starter(node)]
+        own = self._timed(NodeId(0), _on(self._network, NodeId(0), request), otherwise)
+        beside = [call.future for node, call in calls.items() if _is_beside_starter(self._network, node)]
         self._meter.keep_busy(lambda: not all(future.done() for future in beside))
         await_calls(list(calls.values()), self._inbox)
         self._let_rest(calls)
@@ -169,31 +190,18 @@ class NetworkMeter:
     def _timed(self, node: NodeId, request: StageRequest, otherwise: NetworkTimes | None) -> StageTimes:
         """The times of one node, of a secondary in a thread of its own."""
         try:
-            times = self._clients[node].measure(request) if node else self._meter.measure(request)
+            measure = self._clients[node].measure if node else self._meter.measure
+            return _times_of(self._network, node, lambda: measure(request))
         except (ConfigError, Refused) as exc:
             if otherwise is None or isinstance(exc, NodeBusy):
                 raise
             log.warning("%s keeps its weights as they are: %s", node_name(node), exc)
             return otherwise.nodes[node]
-        # A limit that the node was not started with may be in the starter's configuration.
-        limit_bytes = self._network.nodes[node].memory_limit_bytes
-        times = _expected(StageTimes, node, times)
-        return replace(times, memory_limit_bytes=times.memory_limit_bytes or limit_bytes)
 
     def _locate(self) -> None:
         """Ask those nodes for their ring ports that have not been given one."""
         for node in self._clients:
             self._locations.locate(node, functools.partial(ask_location, self._network, node, self._clients[node]))
-
-    def _for(self, node: NodeId, request: StageRequest) -> StageRequest:
-        sharing = nodes_on_host(self._network, self._network.nodes[node])
-        # Nodes beside the starter time a head as well: they would leave it the memory of their machine meanwhile, which
-        # they do not do in a ring.
-        return replace(request, has_head=self._is_beside_starter(node), nodes_on_host=sharing)
-
-    def _is_beside_starter(self, node: NodeId) -> bool:
-        """Also of the starter itself."""
-        return self._network.nodes[node].host == self._network.starter.host
 
     def _link(self, one: NodeId, other: NodeId, n_embd: int, wire_dtype: str) -> LinkTimes:
         """Of a link that `one` times and `other` echoes on."""
@@ -227,6 +235,25 @@ class NetworkMeter:
             refusals=self._refusals,
             timeouts=self._timeouts,
         )
+
+
+def _on(network: NetworkConfig, node: NodeId, request: StageRequest) -> StageRequest:
+    """What this node is asked to time; `request` is of a secondary that has its machine for itself."""
+    sharing = nodes_on_host(network, network.nodes[node])
+    # Nodes beside the starter time a head as well: they would leave it the memory of their machine meanwhile, which
+    # they do not do in a ring.
+    return replace(request, has_head=_is_beside_starter(network, node), nodes_on_host=sharing)
+
+
+def _is_beside_starter(network: NetworkConfig, node: NodeId) -> bool:
+    """Also of the starter itself."""
+    return network.nodes[node].host == network.starter.host
+
+
+def _times_of(network: NetworkConfig, node: NodeId, measure: Callable[[], Measured]) -> StageTimes:
+    times = _expected(StageTimes, node, measure())
+    # A limit that the node was not started with may be in the starter's configuration.
+    return replace(times, memory_limit_bytes=times.memory_limit_bytes or network.nodes[node].memory_limit_bytes)
 
 
 def _expected(kind: type[T], node: NodeId, answer: Measured) -> T:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from mdi.checkpoint.folder import ModelFolder
-from mdi.cluster.measured_split import MeasuredSplit
+from mdi.cluster.measured_split import MeasuredSplit, PlanWith
 from mdi.cluster.plan import Member, Plan, PlanOptions, plan
 from mdi.cluster.rebalancing import BetterSplit, Rebalancing
 from mdi.cluster.recovery import Recovery
@@ -84,34 +84,40 @@ class NextRings:
     # ---- called from the watch's thread
 
     def _with(self, nodes: Sequence[NodeId], model: ModelFolder, tick: Callable[[], None]) -> NextRing:
-        """A ring with these nodes too."""
+        """A ring with these nodes too: as the user asked for where it is of those that he named, else as measured."""
         members = self._recovery.with_returned(nodes)
-        is_first = self._roster.are_initial(members)
-        options = self._options if is_first else replace(self._options, split="auto")
-        return self._prepared(nodes, members, options, model, tick)
+        plan_with = self._planner(members, model)
+        if self._roster.are_initial(members) and not self._measured.is_chosen:
+            new_plan = plan_with(members, self._options.split)
+        else:
+            new_plan = self._measured.plan(model, members, plan_with)
+        return self._prepared(nodes, new_plan, model, tick)
 
     def _on_better_split(self, running: Plan, model: ModelFolder, tick: Callable[[], None]) -> NextRing | None:
         found = self._better_split(running)
         if found is None:
             return None
-        return self._prepared((), found.members, replace(self._options, split=found.split), model, tick)
+        new_plan = self._planner(found.members, model)(found.members, found.ring.split)
+        return self._prepared((), new_plan, model, tick)
 
     def _better_split(self, running: Plan) -> BetterSplit | None:
         if self._slowness is None:
             return None
         return self._rebalancing.due(self._timeouts.clock(), self._measured.costs, running, self._slowness())
 
-    def _prepared(
-        self,
-        nodes: Sequence[NodeId],
-        members: Sequence[NodeId],
-        options: PlanOptions,
-        model: ModelFolder,
-        tick: Callable[[], None],
-    ) -> NextRing:
-        """Plan a ring, and send ahead what it will load. Raises `MdiError`."""
+    def _planner(self, members: Sequence[NodeId], model: ModelFolder) -> PlanWith:
+        """Plans rings of these nodes, who are asked once. What it returns raises as `plan` does."""
         statuses = self._rendezvous.statuses(members[1:])
-        new_plan = plan(model, self._members_of(members, statuses), options)
-        with_chunks = model.with_chunks(list(new_plan.spans), options.quantize, tick)
+
+        def plan_with(order: Sequence[NodeId], split: str) -> Plan:
+            return plan(model, self._members_of(order, statuses), replace(self._options, split=split))
+
+        return plan_with
+
+    def _prepared(
+        self, nodes: Sequence[NodeId], new_plan: Plan, model: ModelFolder, tick: Callable[[], None]
+    ) -> NextRing:
+        """Send ahead what a ring will load. Raises `MdiError`."""
+        with_chunks = model.with_chunks(list(new_plan.spans), self._options.quantize, tick)
         self._rendezvous.send_ahead(new_plan, with_chunks)
         return NextRing(tuple(nodes), new_plan, with_chunks, self._timeouts.clock())

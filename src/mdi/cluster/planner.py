@@ -136,6 +136,11 @@ class RingPlan:
     layers: tuple[int, ...]  # of each node in that order
     prediction: Prediction
 
+    @property
+    def split(self) -> str:
+        """As --split takes it."""
+        return ",".join(map(str, self.layers))
+
 
 Links = Sequence[Sequence[LinkCosts]]  # [from][to], by index of the node
 

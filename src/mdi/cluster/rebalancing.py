@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from mdi.cluster.forecast import Costs
 from mdi.cluster.plan import Plan
-from mdi.cluster.planner import RingPlan, plan_ring, predict
+from mdi.cluster.planner import RingPlan
 from mdi.errors import ConfigError
 from mdi.ids import NodeId
 
@@ -22,38 +22,30 @@ _STEP = 0.05  # of slowness; less is no news
 
 @dataclass(frozen=True)
 class BetterSplit:
-    """The members of a ring in an order, with their numbers of layers, and what that brings."""
+    """A ring of the same members, and what it brings."""
 
-    members: tuple[NodeId, ...]
-    layers: tuple[int, ...]
-    tokens_s: float
+    ring: RingPlan
     now_tokens_s: float  # with the split in use
 
     @property
-    def split(self) -> str:
-        """As --split takes it."""
-        return ",".join(map(str, self.layers))
+    def members(self) -> tuple[NodeId, ...]:
+        """In its order."""
+        return tuple(map(NodeId, self.ring.order))
 
     @property
     def gain(self) -> float:
         """Times as fast."""
-        return self.tokens_s / self.now_tokens_s
+        return self.ring.prediction.tokens_s / self.now_tokens_s
 
 
 def best_split(costs: Costs, plan: Plan, slowness: Mapping[NodeId, float]) -> BetterSplit | None:
     """The best ring of all members of `plan`, each as slow as it is; None where they cannot hold the model."""
     slowed = replace(costs, times=costs.times.slowed(slowness))
-    members, work = plan.members, costs.job.workload
-    nodes = [slowed.nodes[node] for node in members]
-    links = [[slowed.links[one][other] for other in members] for one in members]
-    layers = [len(span) for span in plan.spans]
-    now = predict(nodes, links, work, range(len(members)), layers)
+    now_tokens_s = slowed.tokens_s(plan.members, [len(span) for span in plan.spans], slowed.job.n_samples)
     try:
-        ring: RingPlan = plan_ring(nodes, links, work, use_all=True)
+        return BetterSplit(slowed.ring_of(plan.members), now_tokens_s)
     except ConfigError:
         return None
-    order = tuple(members[index] for index in ring.order)
-    return BetterSplit(order, ring.layers, ring.prediction.tokens_s, now.tokens_s)
 
 
 class Rebalancing:
@@ -75,7 +67,7 @@ class Rebalancing:
             costs: what was measured; None: nothing was.
             slowness: of those nodes of which it is known now.
         """
-        if costs is None or max(plan.members) >= len(costs.nodes):  # one that joined has not been measured
+        if costs is None or not costs.has(plan.members):
             self._better_since_s = None
             return None
         self._slowness.update({node: _STEP * round(factor / _STEP) for node, factor in slowness.items()})

@@ -152,6 +152,10 @@ class Recovery:
         why = f"did not come back within {self._node_timeout_s:g} s (--node-timeout)"
         return self._leave_out(tuple(nodes), why, now_s)
 
+    def may_take_part(self, node: NodeId) -> bool:
+        """Whether this ring or a later one may have this node: not where the plan has left it out."""
+        return node in self._order
+
     def may_return(self, now_s: float) -> tuple[NodeId, ...]:
         """Nodes that were left out, and would be taken back if they were there."""
         left_out = (node for node in self._order if node not in self.members)
@@ -161,11 +165,15 @@ class Recovery:
         """The members of a ring with these nodes too, in its order."""
         return tuple(node for node in self._order if node in self.members or node in nodes)
 
-    def returned(self, nodes: Collection[NodeId]) -> None:
-        """These nodes, which were left out, take part in the next ring."""
+    def returned(self, nodes: Collection[NodeId], members: Sequence[NodeId]) -> None:
+        """These nodes, which were left out, take part in the next ring, whose members have this order."""
         self._move(RunEvent.RETURNED)
         self._returning = frozenset(nodes)
-        self.members = self.with_returned(nodes)
+        self.arrange(members)
+
+    def arrange(self, members: Sequence[NodeId]) -> None:
+        """The next ring is of the same members, in this order; all of them together keep theirs."""
+        self.members = tuple(members)
 
     def rebalanced(self, members: Sequence[NodeId]) -> None:
         """The next ring is of the same members, in this order."""

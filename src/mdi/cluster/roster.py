@@ -36,13 +36,17 @@ class Roster:
         """Whether these are all nodes that were there at the start, and no others."""
         return self._initial == frozenset(members)
 
+    def network_with(self, config: NodeConfig) -> NetworkConfig:
+        """What the network would be with a node more."""
+        return replace(self.network, secondaries=(*self.network.secondaries, config))
+
     def add(self, config: NodeConfig) -> NodeId:
         """A node more, and a client for it."""
         with self._adding:
             node = NodeId(len(self.network.nodes))
             client = client_of(node, config, self.network, self._timeouts)
             self.clients = {**self.clients, node: client}
-            self.network = replace(self.network, secondaries=(*self.network.secondaries, config))
+            self.network = self.network_with(config)
             return node
 
 

@@ -16,7 +16,6 @@ from mdi.checkpoint.weights import MODEL_FILE
 from mdi.cluster.condition import Incident, RingCondition
 from mdi.cluster.expectation import RingExpectation
 from mdi.cluster.identities import refuse_shared_names, refuse_twins
-from mdi.cluster.measured_network import MeasuredNetwork
 from mdi.cluster.measured_split import MeasuredSplit
 from mdi.cluster.member_setup import Patience, PeersTimedOut
 from mdi.cluster.next_rings import NextRings
@@ -88,7 +87,7 @@ class RingSupervisor:
         inbox: Inbox,
         timeline: Timeline,
         *,
-        measured: MeasuredNetwork,
+        measured: MeasuredSplit,
         slowness: Callable[[], Mapping[NodeId, float]],
         wire_dtype: str,
         listener: socket.socket | None,
@@ -97,7 +96,7 @@ class RingSupervisor:
     ) -> None:
         """
         Args:
-            measured: times all nodes and links, if the split depends on that.
+            measured: times all nodes and links, if the split depends on that, and knows them.
             slowness: of nodes that have been measured, see `SlowNodes`. May be called from any thread.
             listener: for the last node; None on a network of one.
 
@@ -106,7 +105,7 @@ class RingSupervisor:
         self.ring: Ring = LocalRing(inbox)
         self.run, self.epoch = secrets.randbits(63), FIRST_EPOCH - 1
         self._roster, self._options, self._plan_options = roster, options, plan_options
-        self._inbox, self._listener, self._measured = inbox, listener, MeasuredSplit(measured)
+        self._inbox, self._listener, self._measured = inbox, listener, measured
         self._refusals = refusals
         self._rendezvous = Rendezvous(
             roster, options, inbox, timeline, run=self.run, wire_dtype=wire_dtype, refusals=refusals, timeouts=timeouts
@@ -204,6 +203,10 @@ class RingSupervisor:
         self._next.begin(self.plan, self.model, is_open=has_key and self._listener is not None)
         return self.ring
 
+    def may_take_part(self, node: NodeId) -> bool:
+        """Whether a node of the roster may be in this ring or a later one. Called from any thread."""
+        return self._recovery.may_take_part(node)
+
     def expect(self, node: NodeId) -> None:
         """A node was added to the roster: it is asked now and then whether it can take part. Called from any thread."""
         self._recovery.add(node)
@@ -230,11 +233,12 @@ class RingSupervisor:
             self._note("split anew")
             log.warning("forming the ring anew on a better split: %s", self.plan)
             return
-        self._recovery.returned(found.nodes)
+        self._recovery.returned(found.nodes, found.plan.members)
         names = " and ".join(map(node_name, found.nodes))
         is_new = not any(map(self._rendezvous.has_asked, found.nodes))
         self._note(f"{names} {'new' if is_new else 'back'}")
-        log.warning("%s can take part%s: %s", names, "" if is_new else " again", self.plan)
+        again = "" if is_new else " again"
+        log.warning("%s can take part%s: %s%s", names, again, self.plan, self._measured.rate(self.plan))
 
     def _compare(self, attempt: Attempt, own_numerics: str | None) -> None:
         """Tell the user, once, of members that compute differently."""
@@ -286,7 +290,7 @@ class RingSupervisor:
             members, options = self._chosen(members, options)
         elif is_worth_measuring(self.model, members, options):
             members, options = self._chosen_if_measured(members, options)
-        self._adopt(members, options)
+        self._adopt(plan(self.model, members, options), options.n_slots)
         if self._plan_options.split != MEASURED:
             self._measured.compare(self.plan)
 
@@ -312,7 +316,7 @@ class RingSupervisor:
         self._recovery.choose([NodeId(node) for node in found.ring.order])
         rendezvous.leave_out([node.node for node in members if node.node not in found.ring.order])
         chosen = [replace(members[node], quantize=self._measured.modes.get(NodeId(node))) for node in found.ring.order]
-        return chosen, replace(options, split=found.split)
+        return chosen, replace(options, split=found.ring.split)
 
     def _can_resplit(self) -> bool:
         """Whether the layers can be spread over one node less: from the whole model, or as chunks that lie ready."""
@@ -323,11 +327,10 @@ class RingSupervisor:
         nodes, own, modes = self._roster.network.nodes, self._own_status, self._measured.modes
         return [Member(i, nodes[i], statuses.get(i) if i else own, modes.get(i)) for i in members]
 
-    def _adopt(self, members: Sequence[Member], options: PlanOptions) -> None:
-        """Plan for these members, and write the chunks that the plan needs."""
-        new_plan = plan(self.model, members, options)
-        model = self.model.with_chunks(list(new_plan.spans), options.quantize, self._inbox.check)
-        if new_plan.n_slots < options.n_slots:
+    def _adopt(self, new_plan: Plan, n_slots: int) -> None:
+        """Write the chunks that a plan needs, which was to have so many slots, and take it."""
+        model = self.model.with_chunks(list(new_plan.spans), self._plan_options.quantize, self._inbox.check)
+        if new_plan.n_slots < n_slots:
             log.warning("memory allows %s in the ring at once; the others wait", count(new_plan.n_slots, "sample"))
         self.plan, self.model = new_plan, model
 
@@ -397,9 +400,8 @@ class RingSupervisor:
         """Adopt a plan in which the remaining nodes take over."""
         names = ", ".join(map(node_name, nodes))
         try:
-            statuses = self._rendezvous.statuses(self._recovery.members[1:])
-            options = replace(self._plan_options, split="auto", n_slots=self.plan.n_slots)
-            self._adopt(self._members(self._recovery.members, statuses), options)
+            self._adopt(self._plan_of_rest(), self.plan.n_slots)
+            self._recovery.arrange(self.plan.members)
             self._check_chunks()
         except (CheckpointError, ConfigError, StorageError) as impossible:
             self._recovery.give_up()
@@ -408,7 +410,17 @@ class RingSupervisor:
             self._reported_missing.pop(node, None)
         self._rendezvous.drop_members(nodes)
         self._note(f"without {names}")
-        log.warning("going on without %s, which %s: %s", names, why, self.plan)
+        log.warning("going on without %s, which %s: %s%s", names, why, self.plan, self._measured.rate(self.plan))
+
+    def _plan_of_rest(self) -> Plan:
+        """Of the members that are left, with as many slots as there are now at most. Raises as `plan` does."""
+        members, options = self._recovery.members, replace(self._plan_options, n_slots=self.plan.n_slots)
+        statuses = self._rendezvous.statuses(members[1:])
+
+        def plan_with(order: Sequence[NodeId], split: str) -> Plan:
+            return plan(self.model, self._members(order, statuses), replace(options, split=split))
+
+        return self._measured.plan(self.model, members, plan_with)
 
     def _check_chunks(self) -> None:
         """Raise `CheckpointError` unless all that the plan's nodes load can be had here: none of them was given it."""

@@ -17,6 +17,7 @@ from mdi.checkpoint.tensor_file import open_weights
 from mdi.checkpoint.weights import select
 from mdi.cluster.condition import Incident, RingCondition
 from mdi.cluster.measured_network import MeasuredNetwork
+from mdi.cluster.measured_split import MeasuredSplit
 from mdi.cluster.newcomers import Newcomers
 from mdi.cluster.node_watch import NodeWatch
 from mdi.cluster.plan import Plan, PlanOptions
@@ -129,6 +130,7 @@ class Starter:
                 stack.callback(control.close)
                 self._network = self._network.with_starter_ports(control.port, listener.getsockname()[1])
             self._roster = Roster(self._network, self._timeouts)
+            measured = MeasuredSplit(self._measured_network())
             self._supervisor = RingSupervisor(
                 self._roster,
                 self._model,
@@ -136,7 +138,7 @@ class Starter:
                 self._plan_options,
                 self._inbox,
                 self._timeline,
-                measured=self._measured_network(),
+                measured=measured,
                 slowness=lambda: self._speed_watch.slowness,
                 wire_dtype=self._dtype,
                 listener=listener,
@@ -147,7 +149,15 @@ class Starter:
             statuses = {node: client.status for node, client in self._roster.clients.items()}
             self._watch = NodeWatch({NodeId(0): self.status, **statuses}, self._timeouts)
             stack.callback(self._watch.close)
-            self._newcomers = Newcomers(self._roster, lambda: self._supervisor.state, self._expect, self._timeouts)
+            self._newcomers = Newcomers(
+                self._roster,
+                lambda: self._supervisor.state,
+                measured,
+                self._supervisor.may_take_part,
+                self._expect,
+                self._timeouts,
+            )
+            stack.callback(self._newcomers.close)
             if control is not None:
                 control.start()
             self._speed_watch = SpeedWatch(
