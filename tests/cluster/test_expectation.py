@@ -1,5 +1,7 @@
 """What a ring should do, from what was measured of its nodes."""
 
+from dataclasses import replace
+
 import pytest
 
 from mdi.cluster.expectation import RingExpectation
@@ -38,3 +40,12 @@ def test_longer_sequences_take_longer_as_measured() -> None:
     expectation = RingExpectation(Costs(network, times, JOB), plan)
     assert expectation.compute_s(1, 0, 60)[NodeId(1)] == pytest.approx(6 * 1.28e-3)
     assert expectation.compute_s(1, 0, 200)[NodeId(1)] == pytest.approx(6 * 2.56e-3)  # up to the next multiple
+
+
+def test_frames_are_not_computed_but_take_their_time() -> None:
+    network, times = network_with(1, 1)
+    nodes = tuple(replace(node, message_s=1e-3, frame_s=2e-3) for node in times.nodes)
+    plan = Plan((NodeId(0), NodeId(1)), tuple(spans_of((6, 6))), n_slots=1, context=512)
+    expectation = RingExpectation(Costs(network, replace(times, nodes=nodes), JOB), plan)
+    assert expectation.compute_s(1, 0, 100) == {0: pytest.approx(7e-3), 1: pytest.approx(7e-3)}
+    assert expectation.tokens_s(1, 100) == pytest.approx(1 / (12e-3 + 2 * 3e-3 + 1e-3 + 0.2e-3), rel=0.01)

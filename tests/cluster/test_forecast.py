@@ -12,6 +12,7 @@ from mdi.cluster.ring_costs import costs_of, layer_points, memory_bytes
 from mdi.config.network import NetworkConfig
 from mdi.control.measurement import HeadTime, LayerTime
 from mdi.errors import ConfigError
+from mdi.ids import NodeId
 from support.measured import CONFIG, JOB, NEAR, THIN, network_with, times_of
 from support.paths import ROOT
 
@@ -244,3 +245,38 @@ def test_a_node_that_was_measured_later_has_links_like_the_slowest_known() -> No
     assert (more.network, more.alternatives) == (larger, ())
     ring = more.ring_of([0, 1, 2])
     assert dict(zip(ring.order, ring.layers, strict=True))[2] < 3
+
+
+def test_a_starter_that_is_faster_without_the_others_of_its_machine_is_planned_alone() -> None:
+    """Beside the other node a layer takes 1 ms, and alone a third of that."""
+    network, times = network_with(1, 1)
+    beside, apart = (
+        Costs(network, replace(times, alone=alone), JOB) for alone in (None, times_of(1 / 3, has_head=True))
+    )
+    assert beside.plan().order == (0, 1)
+    ring = apart.plan()
+    assert (ring.order, ring.layers) == ((0,), (12,))
+    assert ring.prediction.tokens_s == pytest.approx(2 / (2 * (4e-3 + 1e-3)), rel=0.01)
+    assert apart.tokens_s((0,), (12,), 2) == pytest.approx(ring.prediction.tokens_s)
+    found = forecast_of(apart, ring)
+    assert found.tokens_s[2] == pytest.approx(ring.prediction.tokens_s)
+    assert found.first_token_s < forecast_of(beside, ring).first_token_s / 2
+    assert any(line.startswith("without secondary 0 it is 1.4 times as fast") for line in advise(apart, found))
+    assert apart.plan(use_all=True).order == (0, 1)
+    slowed = replace(apart, times=apart.times.slowed({NodeId(0): 3.0}))
+    assert slowed.tokens_s((0,), (12,), 1) == pytest.approx(1 / (12e-3 + 3e-3), rel=0.01)
+
+
+def test_a_starter_that_has_no_room_for_all_layers_is_not_planned_alone() -> None:
+    network, times = network_with(1, 1)
+    small = replace(times, nodes=(times_of(1, has_head=True, free_bytes=1_200_000), times_of(1)))
+    costs = Costs(network, replace(small, alone=times_of(0.1, has_head=True)), JOB)
+    assert costs.plan().order == (0, 1)
+
+
+def test_what_a_message_takes_besides_counts_with_its_frames() -> None:
+    network, times = network_with(1, 1)
+    nodes = tuple(replace(node, message_s=2e-3, frame_s=1e-3) for node in times.nodes)
+    costs = Costs(network, replace(times, nodes=nodes), JOB)
+    assert [node.message_s for node in costs.nodes] == pytest.approx([3e-3, 3e-3])
+    assert costs.of_starter.nodes[0].message_s == pytest.approx(2e-3), "alone it sends no frames"

@@ -46,7 +46,7 @@ def own_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def measured_as(monkeypatch: pytest.MonkeyPatch, slowness: list[float], links: list[list[LinkCosts]]) -> None:
     """Let the nodes take so many times ten milliseconds for a layer and row."""
     layers = [tuple(LayerTime(rows, 128, s * rows * 1e-2) for rows in (1, 16)) for s in slowness]
-    alike = StageTimes("cpu", "float32", "none", None, 1, False, (), (), 0.0, None, None, None)
+    alike = StageTimes("cpu", "float32", "none", None, 1, False, (), (), 0.0, 0.0, None, None, None)
     nodes = tuple(
         replace(alike, layers=times, head=(HeadTime(1, 1e-3),) if i == 0 else ()) for i, times in enumerate(layers)
     )

@@ -140,6 +140,7 @@ STAGE_TIMES = StageTimes(
     layers=(LayerTime(1, 128, 1e-3), LayerTime(128, 128, 0.02)),
     head=(),
     message_s=1e-5,
+    frame_s=1e-4,
     disk_read_bytes_s=1e9,
     disk_write_bytes_s=None,
     free_memory_bytes=2**31,

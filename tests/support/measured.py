@@ -18,7 +18,7 @@ def times_of(slowness: float, *, has_head: bool = False, free_bytes: int | None 
     """A node whose layers take a millisecond for each row, times `slowness`."""
     layers = tuple(LayerTime(rows, 128, slowness * rows * 1e-3) for rows in (1, 16))
     head = (HeadTime(1, 1e-3), HeadTime(16, 16e-3)) if has_head else ()
-    return StageTimes("cpu", "float32", "none", None, 1, False, layers, head, 0.0, None, None, free_bytes)
+    return StageTimes("cpu", "float32", "none", None, 1, False, layers, head, 0.0, 0.0, None, None, free_bytes)
 
 
 def network_with(*slowness: float, link: LinkCosts = NEAR) -> tuple[NetworkConfig, NetworkTimes]:

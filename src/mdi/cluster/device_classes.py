@@ -165,6 +165,7 @@ def _stage_times(
         layers=tuple(layers),
         head=tuple(head) if has_head else (),
         message_s=device.message_s,
+        frame_s=0.0,  # it is a part of that
         disk_read_bytes_s=None,
         disk_write_bytes_s=None,
         free_memory_bytes=int(device.memory_bytes - SYSTEM_BYTES),

@@ -17,7 +17,7 @@ class RingExpectation:
     """Of one plan, whose nodes have all been measured. Sequences have the lengths that they have, not the plan's."""
 
     def __init__(self, costs: Costs, plan: Plan) -> None:
-        self._costs, self._order = costs, plan.members
+        self._costs, self._order = costs.in_ring(plan.members), plan.members
         self._layers = [len(span) for span in plan.spans]
         self._nodes_at = cache(self._nodes_with)
         self._tokens_s, self._compute_s = cache(self._predicted), cache(self._computed)
@@ -37,9 +37,9 @@ class RingExpectation:
         return predict(self._nodes_at(context), self._costs.links, work, self._order, self._layers).tokens_s
 
     def _computed(self, rows: int, kept: int, context: int) -> Mapping[NodeId, float]:
-        nodes = self._nodes_at(context)
+        nodes, times = self._nodes_at(context), self._costs.times.nodes
         found = {
-            node: stage_s(nodes[node], n_layers, rows, is_starter=False)
+            node: stage_s(nodes[node], n_layers, rows, is_starter=False) - times[node].frame_s
             for node, n_layers in zip(self._order, self._layers, strict=True)
         }
         starter = self._order[0]

@@ -126,7 +126,8 @@ class MeasuredNetwork:
             return
         links = [[[link.latency_s, link.bytes_s] for link in row] for row in times.links]
         try:
-            write_text(path, json.dumps({"nodes": [asdict(node) for node in times.nodes], "links": links}))
+            nodes, alone = [asdict(node) for node in times.nodes], times.alone and asdict(times.alone)
+            write_text(path, json.dumps({"nodes": nodes, "links": links, "alone": alone}))
         except StorageError as exc:
             log.info("the measurement is not kept: %s", exc)
 
@@ -144,9 +145,10 @@ class MeasuredNetwork:
 def _times_from(data: object) -> NetworkTimes:
     """Raises `ControlError` for anything else than what `_keep` wrote."""
     match data:
-        case {"nodes": list(nodes), "links": list(links)}:
+        case {"nodes": list(nodes), "links": list(links), "alone": alone}:
             times = tuple(map(StageTimes.from_json, nodes))
-            return NetworkTimes(times, [[_link_from(link) for link in row] for row in links])
+            known_alone = None if alone is None else StageTimes.from_json(alone)
+            return NetworkTimes(times, [[_link_from(link) for link in row] for row in links], known_alone)
     raise ControlError("not the times of a network")
 
 

@@ -17,7 +17,8 @@ from mdi.cluster.link_probe import LinkProbe
 from mdi.cluster.locations import Locations, ask_location
 from mdi.cluster.node_meter import NodeMeter
 from mdi.cluster.planner import LinkCosts, Links
-from mdi.cluster.rendezvous import Call, await_calls, begin_call, nodes_on_host
+from mdi.cluster.rendezvous import Call, await_calls, begin_call
+from mdi.cluster.roster import nodes_on_host
 from mdi.config.network import NetworkConfig, node_name
 from mdi.control.client import ControlClient
 from mdi.control.measurement import LinkRequest, LinkTimes, Measured, MeasureRequest, StageRequest, StageTimes
@@ -43,6 +44,14 @@ class NetworkTimes:
 
     nodes: tuple[StageTimes, ...]
     links: Links
+    alone: StageTimes | None = None  # of the starter without the others of its machine, where there are some
+
+    def of_starter(self) -> "NetworkTimes":
+        """Of a ring of the starter alone."""
+        starter, alone = self.nodes[0], self.alone
+        if alone is not None:
+            starter = replace(starter, layers=alone.layers, head=alone.head, message_s=alone.message_s)
+        return NetworkTimes((replace(starter, frame_s=0.0),), [[_NO_LINK]])
 
     def held_as(self, mode: Mode) -> "NetworkTimes":
         """The same with weights in another mode: for arithmetic on memory, not on time."""
@@ -50,16 +59,16 @@ class NetworkTimes:
 
     def slowed(self, slowness: Mapping[NodeId, float]) -> "NetworkTimes":
         """The same with nodes that take so many times as long."""
-        return replace(
-            self, nodes=tuple(times.slowed(slowness.get(NodeId(i), 1.0)) for i, times in enumerate(self.nodes))
-        )
+        factors = [slowness.get(NodeId(i), 1.0) for i in range(len(self.nodes))]
+        nodes = tuple(times.slowed(factor) for times, factor in zip(self.nodes, factors, strict=True))
+        return replace(self, nodes=nodes, alone=self.alone and self.alone.slowed(factors[0]))
 
     def with_node(self, times: StageTimes) -> "NetworkTimes":
         """The same with a node more, whose links are like the slowest of the others."""
         known = [link for i, row in enumerate(self.links) for j, link in enumerate(row) if i != j]
         link = LinkCosts(max(each.latency_s for each in known), min(each.bytes_s for each in known))
         links = [[*row, link] for row in self.links]
-        return NetworkTimes((*self.nodes, times), [*links, [link] * len(self.nodes) + [_NO_LINK]])
+        return replace(self, nodes=(*self.nodes, times), links=[*links, [link] * len(self.nodes) + [_NO_LINK]])
 
     def with_limit(self, node: int, limit_bytes: int | None) -> "NetworkTimes":
         """The same with another limit of the memory that a node may take."""
@@ -103,7 +112,7 @@ def measure_alone(network: NetworkConfig, node: NodeId, client: ControlClient, r
     Raises `ControlError` where it does not answer, refuses or fails.
     """
     times = _times_of(network, node, lambda: client.measure(_on(network, node, request)))
-    if nodes_on_host(network, network.nodes[node]) > 1:
+    if nodes_on_host(network, node) > 1:
         client.release(_NO_RUN)
     return times
 
@@ -135,6 +144,8 @@ class NetworkMeter:
     def measure(self, request: StageRequest, wire_dtype: str) -> NetworkTimes:
         """Time all nodes at once, as they will compute, and then one link after the other.
 
+        Where others share the starter's machine, it is timed alone as well: perhaps it is faster without them.
+
         Args:
             request: of a secondary that has its machine for itself.
 
@@ -143,14 +154,16 @@ class NetworkMeter:
         """
         n_nodes = len(self._network.nodes)
         log.warning("measuring %s and the links between them, some ten seconds", count(n_nodes, "node"))
-        nodes = self._nodes(request)
+        nodes, alone = self._nodes(request), self._alone(request)
         self._locate()
         links = [[_NO_LINK] * n_nodes for _ in range(n_nodes)]
         for one, other in itertools.combinations(range(n_nodes), 2):
             times = self._link(NodeId(one), NodeId(other), request.config["n_embd"], wire_dtype)
-            links[one][other] = LinkCosts(times.round_trip_s / 2, times.bytes_s)
-            links[other][one] = LinkCosts(times.round_trip_s / 2, times.back_bytes_s)
-        return NetworkTimes(nodes, links)
+            # Both nodes have received and sent in that time, which counts as theirs.
+            latency_s = max(0.0, times.round_trip_s - nodes[one].frame_s - nodes[other].frame_s) / 2
+            links[one][other] = LinkCosts(latency_s, times.bytes_s)
+            links[other][one] = LinkCosts(latency_s, times.back_bytes_s)
+        return NetworkTimes(nodes, links, alone)
 
     def held_as(self, mode: Mode, request: StageRequest, times: NetworkTimes) -> NetworkTimes:
         """The network that `times` are of, with quantized weights. A node that cannot hold them so keeps its times.
@@ -178,12 +191,18 @@ class NetworkMeter:
         self._let_rest(calls)
         return (own, *(calls[node].future.result() for node in sorted(calls)))
 
+    def _alone(self, request: StageRequest) -> StageTimes | None:
+        """The times of the starter while the others rest; None where it has its machine for itself anyway."""
+        if not any(_is_beside_starter(self._network, node) for node in self._clients):
+            return None
+        return self._meter.measure(replace(request, has_head=True, nodes_on_host=1))
+
     def _let_rest(self, nodes: Iterable[NodeId]) -> None:
         """All have their times: those that share a machine no longer have to compute beside each other.
 
         Any event ends that. This one means nothing else to a node that is idle.
         """
-        sharing = [node for node in nodes if nodes_on_host(self._network, self._network.nodes[node]) > 1]
+        sharing = [node for node in nodes if nodes_on_host(self._network, node) > 1]
         calls = [begin_call(self._inbox, self._clients[node].release, _NO_RUN) for node in sharing]
         await_calls(calls, self._inbox)
 
@@ -239,7 +258,7 @@ class NetworkMeter:
 
 def _on(network: NetworkConfig, node: NodeId, request: StageRequest) -> StageRequest:
     """What this node is asked to time; `request` is of a secondary that has its machine for itself."""
-    sharing = nodes_on_host(network, network.nodes[node])
+    sharing = nodes_on_host(network, node)
     # Nodes beside the starter time a head as well: they would leave it the memory of their machine meanwhile, which
     # they do not do in a ring.
     return replace(request, has_head=_is_beside_starter(network, node), nodes_on_host=sharing)

@@ -32,7 +32,7 @@ from mdi.strings import digest_of, format_bytes
 
 log = logging.getLogger(__name__)
 
-FORMAT = 3  # of what is kept; another one is measured anew
+FORMAT = 4  # of what is kept; another one is measured anew
 _MAX_FILE_BYTES = 1 << 16
 _USUAL_ROWS = 4  # of a message, for backends that choose a layout by it
 
@@ -108,10 +108,10 @@ class NodeMeter:
         )
         self._check_memory(timer.needed_bytes, room_bytes)
         cores.settle()
-        message_s = timer.message_s()
         # Now all nodes of the machine have given back what they held, and none has made the weights that it times.
         free_bytes = self._free_bytes()
         read_bytes_s, write_bytes_s = self._disk_speed()
+        message_s = timer.message_s()
         times = StageTimes(
             device=str(self.device),
             dtype=dtype_name(placement.dtype),
@@ -122,6 +122,7 @@ class NodeMeter:
             layers=timer.layers(message_s),
             head=timer.head() if request.has_head else (),
             message_s=message_s,
+            frame_s=timer.frame_s(),
             disk_read_bytes_s=read_bytes_s,
             disk_write_bytes_s=write_bytes_s,
             free_memory_bytes=free_bytes,  # it changes, and is asked for each time; so is the limit

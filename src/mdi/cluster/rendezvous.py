@@ -21,7 +21,7 @@ from mdi.cluster.locations import Locations, ask_location
 from mdi.cluster.member_setup import MemberSetup, Patience, PeersTimedOut
 from mdi.cluster.plan import Plan
 from mdi.cluster.roster import Roster
-from mdi.config.network import NetworkConfig, NodeConfig, node_name
+from mdi.config.network import NetworkConfig, node_name
 from mdi.config.options import RingOptions
 from mdi.control.client import ControlClient
 from mdi.control.session import SessionSpec
@@ -162,6 +162,7 @@ class Rendezvous:
     def leave_out(self, nodes: Sequence[NodeId]) -> None:
         """These take no part, and are told with the others when the run is over."""
         self._asked.update(nodes)
+        self._roster.leave_out(nodes)
 
     def dismiss(self, action: Callable[[ControlClient, int], None], timeout_s: float) -> None:
         """Tell each node that may be in our session, in parallel; one that cannot be told in time is gone anyway."""
@@ -198,7 +199,7 @@ class Rendezvous:
             kv_dtype=self._options.kv_dtype,
             peer_timeout_s=self._options.peer_timeout_s,
             timeline=self._timeline.on,
-            nodes_on_host=nodes_on_host(self._network, nodes[rank]),
+            nodes_on_host=self._roster.n_on_host(own),
             predecessor=locations.ring_peer(before, seen_from=own),
             successor=locations.ring_peer(after, seen_from=own),
         )
@@ -260,11 +261,6 @@ def _describe(name: str, status: NodeStatus | None) -> str:
         return f"{name} does not answer"
     error = status.last_error if isinstance(status, SecondaryStatus) else ""
     return f"{name} is {status.state.value}" + (f" ({error})" if error else "")
-
-
-def nodes_on_host(network: NetworkConfig, node: NodeConfig) -> int:
-    """Nodes that share the cores of `node`'s machine."""
-    return sum(other.host == node.host for other in network.nodes)
 
 
 def begin_call(inbox: Inbox, action: Callable[..., T], *arguments: Any) -> Call[T]:

@@ -41,7 +41,7 @@ def costs_of(network: NetworkConfig, times: NetworkTimes, job: Job) -> list[Node
             name=node_name(index),
             layer=layer_curve(measured, job.context, node.share),
             head=Curve.measured(measured.head or ((1, 0.0),)),
-            message_s=measured.message_s,
+            message_s=measured.message_s + measured.frame_s,
             max_layers=min(
                 max_layers(measured, job, has_ends=index == 0, n_sharing=places.count(places[index])),
                 node.max_layers or job.config.n_layer,

@@ -20,6 +20,7 @@ class Roster:
         self.network, self.clients = network, clients_of(network, timeouts)
         self._timeouts = timeouts
         self._initial = frozenset(self.nodes)
+        self._left_out: frozenset[NodeId] = frozenset()
         self._adding = threading.Lock()
 
     @property
@@ -36,6 +37,15 @@ class Roster:
         """Whether these are all nodes that were there at the start, and no others."""
         return self._initial == frozenset(members)
 
+    def leave_out(self, nodes: Collection[NodeId]) -> None:
+        """A plan does without these."""
+        self._left_out = frozenset(nodes)
+
+    def n_on_host(self, node: NodeId) -> int:
+        """Nodes that share the cores of this one's machine: those that a plan does without leave theirs to it."""
+        nodes = self.network.nodes
+        return nodes_on_host(self.network, node) - sum(nodes[n].host == nodes[node].host for n in self._left_out)
+
     def network_with(self, config: NodeConfig) -> NetworkConfig:
         """What the network would be with a node more."""
         return replace(self.network, secondaries=(*self.network.secondaries, config))
@@ -48,6 +58,11 @@ class Roster:
             self.clients = {**self.clients, node: client}
             self.network = self.network_with(config)
             return node
+
+
+def nodes_on_host(network: NetworkConfig, node: NodeId) -> int:
+    """Nodes of a network on the machine of one of them."""
+    return sum(other.host == network.nodes[node].host for other in network.nodes)
 
 
 def clients_of(network: NetworkConfig, timeouts: Timeouts = DEFAULT_TIMEOUTS) -> Mapping[NodeId, ControlClient]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from mdi.checkpoint.config import config_from_dict, config_to_dict
+from mdi.cluster.frame_loop import FrameLoop
 from mdi.control.measurement import HeadTime, LayerTime
 from mdi.engine.sampler import choose
 from mdi.engine.sampling_params import SamplingParams
@@ -27,7 +28,7 @@ from mdi.model.synthetic import synthetic_ends, synthetic_layers
 from mdi.model.tensors import dtype_name, from_buffer, to_buffer
 from mdi.segments import Segment
 
-ROWS = (1, 4, 16)  # of a message that carries the next token of so many samples
+ROWS = (1, 4, 8, 16)  # of a message that carries the next token of so many samples
 PIECE_ROWS = 128  # of a piece of a prompt
 CONTEXTS = (128, 512)  # positions
 TIMING_S = 0.2  # that one thing is repeated for, at least
@@ -57,13 +58,25 @@ class StageTimer:
     @property
     def needed_bytes(self) -> int:
         """The memory that timing takes, beside the stored weight of one tensor."""
-        return self._head_bytes + self._n_layers * self._layer_bytes
+        return self._head_bytes + (self._n_layers + self._n_few) * self._layer_bytes
 
     def message_s(self) -> float:
-        """Seconds for a message of one row on a node without layers."""
-        engine = self._engine(0)
-        engine.allocate(1, CONTEXTS[0])
-        return self._pass_s(engine, [Segment(0, 0, 1, 1)])
+        """Seconds that a message takes besides, however few layers there are.
+
+        By a message through one layer and another one through all. Before each time all of them compute, as they do in
+        a ring: they leave nothing else in the caches, and what takes ten microseconds there takes a hundred.
+        """
+        pass_all, n_few = self._usual_message(self._stage), self._n_few
+        pass_few = self._usual_message(self._engine(n_few))
+        all_s, few_s = self._mean_s(pass_all), self._mean_s(pass_few, pass_all)
+        layer_s = (all_s - few_s) / (self._n_layers - n_few)
+        return max(0.0, few_s - n_few * layer_s)
+
+    def frame_s(self) -> float:
+        """Seconds that it takes to receive a message and to send the next one, beside computing it."""
+        pass_all, placement = self._usual_message(self._stage), self.placement
+        with FrameLoop(placement.rows, self.config.n_embd, dtype_name(placement.dtype)) as loop:
+            return self._mean_s(loop.turn, pass_all)
 
     def layers(self, message_s: float) -> tuple[LayerTime, ...]:
         """Seconds of a layer for every number of rows, at the end of shorter and of longer sequences.
@@ -125,12 +138,16 @@ class StageTimer:
 
         One takes a small part of what the longest takes that is timed: whoever wants something else waits no longer.
         """
-        rows, context = self.placement.rows, min(CONTEXTS[0], self.config.block_size)
-        _fill_slots(self._stage, rows, context)
-        pass_message = self._passing(self._stage, [Segment(slot, context - 1, 1, 1) for slot in range(rows)])
+        pass_message = self._usual_message(self._stage)
         while is_needed():
             pass_message()
             self.placement.tick()
+
+    def _usual_message(self, engine: SpanEngine) -> Callable[[], object]:
+        """What computes the next token of as many samples as usual, in slots of its own."""
+        rows, context = self.placement.rows, min(CONTEXTS[0], self.config.block_size)
+        _fill_slots(engine, rows, context)
+        return self._passing(engine, [Segment(slot, context - 1, 1, 1) for slot in range(rows)])
 
     @functools.cached_property
     def _stage(self) -> SpanEngine:
@@ -140,8 +157,13 @@ class StageTimer:
     def _n_layers(self) -> int:
         """So many that they do not fit into a cache, if the model has as many and the memory is there."""
         not_cached = LAYERS_BYTES // _weights_bytes(self.config, self.placement, 1)
-        fitting = (self.room_bytes - self._head_bytes) / self._layer_bytes
+        fitting = (self.room_bytes - self._head_bytes) / self._layer_bytes - 1  # see `message_s`
         return int(max(1, min(int(self.config.n_layer), not_cached, fitting)))
+
+    @property
+    def _n_few(self) -> int:
+        """Of the layers of a second stage, by which it is known what a message takes besides."""
+        return min(1, self._n_layers - 1)
 
     @functools.cached_property
     def _layer_bytes(self) -> int:

@@ -87,6 +87,7 @@ class StageTimes:
     layers: tuple[LayerTime, ...]  # of each layer
     head: tuple[HeadTime, ...]  # empty where it was not asked for
     message_s: float  # for a message besides, however few layers there are
+    frame_s: float  # to receive it, and to send the next one
     disk_read_bytes_s: float | None  # of the disk where chunks are kept; None: unknown
     disk_write_bytes_s: float | None
     free_memory_bytes: int | None  # for a session; None: unknown
@@ -96,7 +97,8 @@ class StageTimes:
         """The same of a node that takes `factor` times as long to compute."""
         layers = tuple(time._replace(seconds=factor * time.seconds) for time in self.layers)
         head = tuple(time._replace(seconds=factor * time.seconds) for time in self.head)
-        return replace(self, layers=layers, head=head, message_s=factor * self.message_s)
+        message_s, frame_s = factor * self.message_s, factor * self.frame_s
+        return replace(self, layers=layers, head=head, message_s=message_s, frame_s=frame_s)
 
     @classmethod
     def from_json(cls, data: Any) -> "StageTimes":
@@ -272,6 +274,7 @@ _TIMES_CHECKS: dict[str, Check] = {
     "layers": _at_least_one(_are_times(2)),
     "head": _are_times(1),
     "message_s": is_seconds,
+    "frame_s": is_seconds,
     "disk_read_bytes_s": optional(_is_rate),
     "disk_write_bytes_s": optional(_is_rate),
     "free_memory_bytes": optional(whole(0, 2**63 - 1)),

@@ -21,7 +21,6 @@ from mdi.cluster.measured_split import MeasuredSplit
 from mdi.cluster.newcomers import Newcomers
 from mdi.cluster.node_watch import NodeWatch
 from mdi.cluster.plan import Plan, PlanOptions
-from mdi.cluster.rendezvous import nodes_on_host
 from mdi.cluster.ring_view import RingView, ring_view
 from mdi.cluster.roster import Roster
 from mdi.cluster.speed_watch import SpeedWatch
@@ -403,7 +402,7 @@ class Starter:
             kv_dtype=self._options.kv_dtype,
             rows=-(-plan.n_slots // len(plan.members)),
         )
-        cores = CoreShare(nodes_on_host(self._roster.network, self._network.starter))
+        cores = CoreShare(self._roster.n_on_host(NodeId(0)))
         if not self._runner.holds(spec):
             self._load_undamaged(spec, path, plan, model)
         cores.settle()
