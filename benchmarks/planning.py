@@ -346,19 +346,22 @@ def main() -> None:
     except BenchError as exc:
         parser.error(str(exc))
 
-    def chosen(configurations: Sequence[Configuration]) -> Iterator[Configuration]:
-        return (one for one in configurations if options.only in one.name and len(one.split) <= len(cores))
+    def chosen(configurations: Sequence[Configuration]) -> list[Configuration]:
+        return [one for one in configurations if options.only in one.name and len(one.split) <= len(cores)]
 
-    outcomes, sweeps = [], []
-    for configuration in chosen(CONFIGURATIONS):
-        outcomes.append(take(configuration, ckpt, cores, options.scratch, options.rounds))
-        print(f"{configuration.name}: {outcomes[-1].error:+.0%}")
-    for configuration in chosen(SWEPT):
-        sweeps.append(sweep(configuration, ckpt, cores, options.scratch, options.rounds))
-        print(f"{configuration.name}: {sweeps[-1].planned} layers planned, {sweeps[-1].reached}, {sweeps[-1].again}")
-    if not outcomes and not sweeps:
+    rings, swept = chosen(CONFIGURATIONS), chosen(SWEPT)
+    if not rings and not swept:
         parser.error(f"--only {options.only}: no such configuration, or fewer cores than nodes")
-    write(outcomes, sweeps, options.output)
+    outcomes, sweeps = list[Outcome](), list[Sweep]()
+    try:
+        for configuration in rings:
+            outcomes.append(take(configuration, ckpt, cores, options.scratch, options.rounds))
+            print(f"{configuration.name}: {outcomes[-1].error:+.0%}")
+        for configuration in swept:
+            sweeps.append(found := sweep(configuration, ckpt, cores, options.scratch, options.rounds))
+            print(f"{configuration.name}: {found.planned} layers planned, {found.reached}, {found.again}")
+    finally:  # what was measured before an interruption is kept
+        write(outcomes, sweeps, options.output)
 
 
 def write(outcomes: Sequence[Outcome], sweeps: Sequence[Sweep], output: Path) -> None:

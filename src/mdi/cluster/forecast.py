@@ -103,8 +103,8 @@ class Costs:
     @cached_property
     def of_starter(self) -> "Costs":
         """Of a ring of the starter alone, which is faster without the other nodes of its machine."""
-        network, times = replace(self.network, secondaries=()), self.times.of_starter()
-        return replace(self, network=network, times=times, alternatives=())
+        network = NetworkConfig(self.network.starter, ())
+        return replace(self, network=network, times=self.times.of_starter(), alternatives=())
 
     def in_ring(self, order: Sequence[int]) -> "Costs":
         """What the nodes take in a ring of this order."""
