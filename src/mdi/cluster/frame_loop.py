@@ -1,49 +1,51 @@
 """A socket from a node to itself, to time what the frames of a message take it beside computing.
 
-Two threads share the work as in a ring: one reads, decodes and posts, the other takes, encodes and sends.
+One thread does what two do in a ring. Where a busy program shares the core, it would have its turn whenever one of them
+waits for the other, for milliseconds; a node that is behind with its messages never waits.
 """
 
 import contextlib
 import secrets
 import socket
-import threading
 
-from mdi.errors import LinkClosed
-from mdi.inbox import Inbox
 from mdi.ring.messages import Activation, Hello, Message, Proof
 from mdi.ring.transport import ReadAhead, send
-from mdi.ring.wire import Decoder, Encoder, Session
+from mdi.ring.wire import DTYPE_BYTES, Decoder, Encoder, Session
 from mdi.segments import Segment
 
 KEY_BYTES = 32
-TIMEOUT_S = 10.0  # for a frame to pass within this process
+MAX_BYTES = 64 << 10  # of rows, which the system takes while nobody reads
+TIMEOUT_S = 10.0
 
 
 class FrameLoop:
-    """Use it as a context. `turn` is called from one thread."""
+    """Use it as a context."""
 
     def __init__(self, rows: int, n_embd: int, wire_dtype: str) -> None:
-        """For messages with the next token of `rows` samples, each a row of `n_embd` values."""
-        session = Session(1, n_embd, wire_dtype, n_slots=rows, context=1, max_rows=rows)
+        """For messages with the next token of `rows` samples, each a row of `n_embd` values, or as much of them as is
+        sent before anything is received.
+        """
+        width = min(n_embd, MAX_BYTES // DTYPE_BYTES[wire_dtype])
+        rows = min(rows, MAX_BYTES // (width * DTYPE_BYTES[wire_dtype]))
+        session = Session(1, width, wire_dtype, n_slots=rows, context=1, max_rows=rows)
         segments = tuple(Segment(slot, 0, 1, 1) for slot in range(rows))
         self._message = Activation(segments, memoryview(bytes(rows * session.row_bytes)))
-        self._encoder, self._decoder, self._inbox = Encoder(session), Decoder(session), Inbox()
+        self._encoder, self._decoder = Encoder(session), Decoder(session)
         self._resources = contextlib.ExitStack()
 
     def __enter__(self) -> "FrameLoop":
         with contextlib.ExitStack() as stack:
             self._out, into = (stack.enter_context(sock) for sock in socket.socketpair())
-            source = ReadAhead(into)
+            for sock in (self._out, into):
+                sock.settimeout(TIMEOUT_S)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * MAX_BYTES)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2 * MAX_BYTES)
+            self._source = ReadAhead(into)
             for greeting in (Hello({}), Proof()):  # rows may pass behind them alone
-                send(self._out, self._encoder, greeting)
-                _receive(source, self._decoder)
+                self._pass(greeting)
             key = secrets.token_bytes(KEY_BYTES)
             self._encoder.open(key)
             self._decoder.open(key)
-            reader = threading.Thread(target=self._read, args=(source,), name="frame-reader", daemon=True)
-            stack.callback(reader.join)
-            stack.callback(self._out.shutdown, socket.SHUT_RDWR)
-            reader.start()
             self._resources = stack.pop_all()
         return self
 
@@ -52,19 +54,9 @@ class FrameLoop:
 
     def turn(self) -> None:
         """Send a message, and receive it."""
-        send(self._out, self._encoder, self._message)
-        self._inbox.wait_for(Activation, timeout_s=TIMEOUT_S)
+        self._pass(self._message)
 
-    def _read(self, source: ReadAhead) -> None:
-        with contextlib.suppress(LinkClosed):
-            while True:
-                self._inbox.post(_receive(source, self._decoder))
-
-
-def _receive(source: ReadAhead, decoder: Decoder) -> Message:
-    """The next message. Raises `LinkClosed` at the end."""
-    while True:
-        if not (n_bytes := source.recv_into(decoder.buffer())):
-            decoder.end_of_file()
-        if (message := decoder.received(n_bytes)) is not None:
-            return message
+    def _pass(self, message: Message) -> None:
+        send(self._out, self._encoder, message)
+        while self._decoder.received(self._source.recv_into(self._decoder.buffer())) is None:
+            pass
