@@ -96,7 +96,7 @@ published: | $(VENV)/.installed  ## run the published experiments with random we
 clients: $(VENV)/.clients $(GGUF)  ## other people's clients against a ring that serves: llm, LangChain
 	$(BIN)/python -m pytest -m clients tests/serve/test_clients.py
 
-bench-planning: $(MODEL)/model_config.yaml  ## rings that are uneven on purpose: predicted against reached, 40 minutes
+bench-planning: $(MODEL)/model_config.yaml  ## rings that are uneven on purpose: predicted against reached, an hour
 	$(BIN)/python benchmarks/planning.py --ckpt $(MODEL)
 
 # Its peer is llama.cpp's own server: LLAMA_SERVER=<path>, and LLAMA_PYTHON to make its model file.

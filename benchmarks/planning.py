@@ -8,7 +8,7 @@ slower, weights in 8 bits make it faster, and relays delay and limit the links. 
 then run, with the split that it was measured for, in every round: the speed of a shared machine drifts. Of some, all
 splits are tried, and the first node alone: is the planner's choice among the best, and is its advice right? The
 planned, the even and the best split then run again, in turn, which is what counts.
-Writes the figures as JSON, a table as Markdown, and a plot. For a machine that is otherwise idle; about 40 minutes.
+Writes the figures as JSON, a table as Markdown, and a plot. For a machine that is otherwise idle; about an hour.
 """
 
 import argparse
