@@ -99,13 +99,13 @@ def measure(bench: Bench, names: list[str]) -> list[Series]:
 def main() -> None:
     parser = build_parser()
     options = parser.parse_args()
-    cores = [int(core) for core in options.cores.split(",")] if options.cores else own_cores()[:2]
-    if len(cores) != 2:
-        parser.error("two cores are needed, one for each node")
     try:
         ckpt = without_chunks(options.ckpt, options.scratch)
     except BenchError as exc:
         parser.error(str(exc))
+    cores = [int(core) for core in options.cores.split(",")] if options.cores else own_cores()[:2]
+    if len(cores) != 2:
+        parser.error("two cores are needed, one for each node")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # in good order: no child is left behind
     rounds = options.rounds or (2 if options.quick else 5)
     llama = LlamaCpp(options.llama_python, options.scratch)
