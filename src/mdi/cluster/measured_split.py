@@ -8,7 +8,7 @@ from mdi.checkpoint.folder import ModelFolder
 from mdi.cluster.expectation import RingExpectation
 from mdi.cluster.forecast import Costs, Forecast, advise, behind_plan, forecast_of
 from mdi.cluster.measured_network import MeasuredNetwork
-from mdi.cluster.plan import Plan
+from mdi.cluster.plan import Plan, PlanWith
 from mdi.config.network import NetworkConfig, node_name
 from mdi.control.client import ControlClient
 from mdi.control.measurement import StageTimes
@@ -18,8 +18,6 @@ from mdi.ids import NodeId
 from mdi.strings import count, format_rate
 
 log = logging.getLogger(__name__)
-
-PlanWith = Callable[[Sequence[NodeId], str], Plan]  # for an order of the nodes, and a --split
 
 
 class MeasuredSplit:

@@ -5,7 +5,7 @@ import itertools
 import logging
 import secrets
 import socket
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -111,7 +111,7 @@ def measure_alone(network: NetworkConfig, node: NodeId, client: ControlClient, r
 
     Raises `ControlError` where it does not answer, refuses or fails.
     """
-    times = _times_of(network, node, lambda: client.measure(_on(network, node, request)))
+    times = _times_of(network, node, client.measure(_request_on(network, node, request)))
     if nodes_on_host(network, node) > 1:
         client.release(_NO_RUN)
     return times
@@ -181,10 +181,10 @@ class NetworkMeter:
     def _nodes(self, request: StageRequest, *, otherwise: NetworkTimes | None = None) -> tuple[StageTimes, ...]:
         """The times of all nodes, by id; `otherwise` has those of nodes that refuse."""
         calls = {
-            node: begin_call(self._inbox, self._timed, node, _on(self._network, node, request), otherwise)
+            node: begin_call(self._inbox, self._timed, node, _request_on(self._network, node, request), otherwise)
             for node in self._clients
         }
-        own = self._timed(NodeId(0), _on(self._network, NodeId(0), request), otherwise)
+        own = self._timed(NodeId(0), _request_on(self._network, NodeId(0), request), otherwise)
         beside = [call.future for node, call in calls.items() if _is_beside_starter(self._network, node)]
         self._meter.keep_busy(lambda: not all(future.done() for future in beside))
         await_calls(list(calls.values()), self._inbox)
@@ -210,7 +210,7 @@ class NetworkMeter:
         """The times of one node, of a secondary in a thread of its own."""
         try:
             measure = self._clients[node].measure if node else self._meter.measure
-            return _times_of(self._network, node, lambda: measure(request))
+            return _times_of(self._network, node, measure(request))
         except (ConfigError, Refused) as exc:
             if otherwise is None or isinstance(exc, NodeBusy):
                 raise
@@ -256,7 +256,7 @@ class NetworkMeter:
         )
 
 
-def _on(network: NetworkConfig, node: NodeId, request: StageRequest) -> StageRequest:
+def _request_on(network: NetworkConfig, node: NodeId, request: StageRequest) -> StageRequest:
     """What this node is asked to time; `request` is of a secondary that has its machine for itself."""
     sharing = nodes_on_host(network, node)
     # Nodes beside the starter time a head as well: they would leave it the memory of their machine meanwhile, which
@@ -269,8 +269,8 @@ def _is_beside_starter(network: NetworkConfig, node: NodeId) -> bool:
     return network.nodes[node].host == network.starter.host
 
 
-def _times_of(network: NetworkConfig, node: NodeId, measure: Callable[[], Measured]) -> StageTimes:
-    times = _expected(StageTimes, node, measure())
+def _times_of(network: NetworkConfig, node: NodeId, answer: Measured) -> StageTimes:
+    times = _expected(StageTimes, node, answer)
     # A limit that the node was not started with may be in the starter's configuration.
     return replace(times, memory_limit_bytes=times.memory_limit_bytes or network.nodes[node].memory_limit_bytes)
 

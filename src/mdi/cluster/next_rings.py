@@ -1,11 +1,10 @@
 """Which ring follows the one that works, where none is broken: planned, and its weights sent, before it is given up."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 
 from mdi.checkpoint.folder import ModelFolder
-from mdi.cluster.measured_split import MeasuredSplit, PlanWith
-from mdi.cluster.plan import Member, Plan, PlanOptions, plan
+from mdi.cluster.measured_split import MeasuredSplit
+from mdi.cluster.plan import Member, Plan, PlanOptions, PlanWith, ring_planner
 from mdi.cluster.rebalancing import BetterSplit, Rebalancing
 from mdi.cluster.recovery import Recovery
 from mdi.cluster.rendezvous import Rendezvous, Statuses
@@ -106,13 +105,9 @@ class NextRings:
         return self._rebalancing.due(self._timeouts.clock(), self._measured.costs, running, self._slowness())
 
     def _planner(self, members: Sequence[NodeId], model: ModelFolder) -> PlanWith:
-        """Plans rings of these nodes, who are asked once. What it returns raises as `plan` does."""
+        """Plans rings of these nodes, who are asked once."""
         statuses = self._rendezvous.statuses(members[1:])
-
-        def plan_with(order: Sequence[NodeId], split: str) -> Plan:
-            return plan(model, self._members_of(order, statuses), replace(self._options, split=split))
-
-        return plan_with
+        return ring_planner(model, lambda order: self._members_of(order, statuses), self._options)
 
     def _prepared(
         self, nodes: Sequence[NodeId], new_plan: Plan, model: ModelFolder, tick: Callable[[], None]

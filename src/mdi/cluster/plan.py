@@ -4,8 +4,8 @@ It is called when the nodes have been asked, and again after a loss. Chunks are 
 """
 
 import functools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from mdi.checkpoint.folder import ModelFolder, serves
 from mdi.checkpoint.weights import MODEL_FILE
@@ -91,6 +91,16 @@ def plan(model: ModelFolder, members: Sequence[Member], options: PlanOptions) ->
     n_slots = fit_slots(budgets, options.n_slots, fixed=options.is_fixed)
     modes = tuple(member.quantize or options.quantize for member in members)
     return Plan(tuple(member.node for member in members), tuple(spans), n_slots, options.context, modes)
+
+
+PlanWith = Callable[[Sequence[NodeId], str], Plan]  # for an order of the nodes, and a --split
+
+
+def ring_planner(
+    model: ModelFolder, members_of: Callable[[Sequence[NodeId]], Sequence[Member]], options: PlanOptions
+) -> PlanWith:
+    """Plans rings that differ in order and split alone. What it returns raises as `plan` does."""
+    return lambda order, split: plan(model, members_of(order), replace(options, split=split))
 
 
 def _facts_of(member: Member, stored: Mode, options: PlanOptions) -> NodeFacts:

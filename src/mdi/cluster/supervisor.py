@@ -20,7 +20,16 @@ from mdi.cluster.measured_split import MeasuredSplit
 from mdi.cluster.member_setup import Patience, PeersTimedOut
 from mdi.cluster.next_rings import NextRings
 from mdi.cluster.numerics import differing_numerics
-from mdi.cluster.plan import MEASURED, Member, Plan, PlanOptions, is_worth_measuring, overridden_split, plan
+from mdi.cluster.plan import (
+    MEASURED,
+    Member,
+    Plan,
+    PlanOptions,
+    is_worth_measuring,
+    overridden_split,
+    plan,
+    ring_planner,
+)
 from mdi.cluster.recovery import Decision, GiveUp, GoOnWithout, Recovery, RunState
 from mdi.cluster.rendezvous import Call, Rendezvous, Statuses, describe
 from mdi.cluster.roster import Roster
@@ -416,10 +425,7 @@ class RingSupervisor:
         """Of the members that are left, with as many slots as there are now at most. Raises as `plan` does."""
         members, options = self._recovery.members, replace(self._plan_options, n_slots=self.plan.n_slots)
         statuses = self._rendezvous.statuses(members[1:])
-
-        def plan_with(order: Sequence[NodeId], split: str) -> Plan:
-            return plan(self.model, self._members(order, statuses), replace(options, split=split))
-
+        plan_with = ring_planner(self.model, lambda order: self._members(order, statuses), options)
         return self._measured.plan(self.model, members, plan_with)
 
     def _check_chunks(self) -> None:
