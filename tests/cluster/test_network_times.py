@@ -17,7 +17,7 @@ from mdi.cluster.network_times import NetworkMeter, NetworkTimes, measure_alone
 from mdi.cluster.node_meter import NodeMeter
 from mdi.config.network import NetworkConfig, node_name
 from mdi.control.client import ControlClient
-from mdi.control.measurement import LinkRequest, StageRequest, StageTimes
+from mdi.control.measurement import LinkRequest, LinkTimes, StageRequest, StageTimes
 from mdi.control.protocol import NodeBusy, Refused
 from mdi.errors import ConfigError, LinkClosed
 from mdi.ids import NodeId, Rank
@@ -77,7 +77,7 @@ def test_all_nodes_and_all_links_are_measured(ring: Ring, tiny: Path, tmp_path: 
     for source in range(3):
         for target in range(3):
             link = times.links[source][target]
-            assert link.bytes_s > 0 and link.latency_s >= 0
+            assert link.bytes_s > 0 and (source != target or link.latency_s == 0)
     assert all(secondary.status().state.value == "idle" for secondary in ring.secondaries)
     assert all(secondary._measuring._meter._timer is None for secondary in ring.secondaries)
 
@@ -232,6 +232,21 @@ def test_the_starter_computes_until_the_others_of_its_machine_are_timed(tiny: Pa
     assert [len(client.released) for client in clients.values()] == [1, 0, 1]
     assert [node.layers[0].seconds for node in times.nodes] == pytest.approx([1e-3, 2e-3, 2e-3, 2e-3])
     assert [node.free_memory_bytes for node in times.nodes] == [7, 8, 9, 10], "of when all of it was free"
+
+
+@pytest.mark.parametrize(("round_trip_s", "latency_s"), [(9e-3, 3e-3), (2e-3, 0.0)])
+def test_what_two_nodes_take_for_frames_is_not_the_time_of_their_link(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, round_trip_s: float, latency_s: float
+) -> None:
+    nodes = tuple(replace(times_of(1.0), frame_s=seconds) for seconds in (1e-3, 2e-3))
+    monkeypatch.setattr(NetworkMeter, "_nodes", lambda self, request: nodes)
+    monkeypatch.setattr(NetworkMeter, "_link", lambda self, *arguments: LinkTimes(round_trip_s, 1e6, 2e6))
+    network = NetworkConfig(ANY_PORT, (replace(ANY_PORT, addr="10.0.0.9"),))
+    meter = NetworkMeter(network, {}, NodeMeter(torch.device("cpu")), None, Inbox())
+    times = meter.measure(request_for(tiny), "float32")
+    there, back = times.links[0][1], times.links[1][0]
+    assert there.latency_s == back.latency_s == pytest.approx(latency_s)
+    assert (there.bytes_s, back.bytes_s, times.alone) == (1e6, 2e6, None)
 
 
 def test_a_node_answers_with_the_limit_of_its_memory(
