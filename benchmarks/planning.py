@@ -360,8 +360,9 @@ def main() -> None:
         for configuration in swept:
             sweeps.append(found := sweep(configuration, ckpt, cores, options.scratch, options.rounds))
             print(f"{configuration.name}: {found.planned} layers planned, {found.reached}, {found.again}")
-    finally:  # what was measured before an interruption is kept
-        write(outcomes, sweeps, options.output)
+    finally:  # what was measured before an interruption is kept, and earlier results where there is nothing
+        if outcomes or sweeps:
+            write(outcomes, sweeps, options.output)
 
 
 def write(outcomes: Sequence[Outcome], sweeps: Sequence[Sweep], output: Path) -> None:

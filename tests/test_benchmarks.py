@@ -1,8 +1,10 @@
 """The benchmark's own arithmetic, its writers of other programs' files, its relay, and one measure from end to end."""
 
 import contextlib
+import io
 import json
 import os
+import signal
 import socket
 import statistics
 import struct
@@ -68,6 +70,36 @@ def test_where_no_model_is_one_line_says_so(tmp_path: Path, name: str) -> None:
     assert result.returncode == 2
     last_line = result.stderr.splitlines()[-1]
     assert last_line.endswith("none: no prepared model there; `make model` prepares the default one")
+
+
+@pytest.mark.parametrize("n_done", [0, 1])
+def test_an_interrupted_run_keeps_what_it_has_or_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_done: int
+) -> None:
+    (tmp_path / "lit_model.pth").touch()
+    output = tmp_path / "planning.json"
+    output.write_text("of an earlier run")
+    taken = [Outcome(planning.CONFIGURATIONS[0], (30,), (7.0,), (10.0,))][:n_done]
+
+    def take(*arguments: object) -> Outcome:
+        if not taken:
+            raise KeyboardInterrupt
+        return taken.pop()
+
+    monkeypatch.setattr(planning, "take", take)
+    command = ["planning.py", "--ckpt", tmp_path, "--scratch", tmp_path / "scratch", "--output", output]
+    monkeypatch.setattr(sys, "argv", list(map(str, command)))
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO()))
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            planning.main()
+    finally:
+        signal.signal(signal.SIGTERM, on_sigterm)
+    if n_done:
+        assert len(json.loads(output.read_text())["rings"]) == 1
+    else:
+        assert output.read_text() == "of an earlier run"
 
 
 def test_predictions_are_held_against_what_was_reached(tmp_path: Path) -> None:
