@@ -75,14 +75,23 @@ def mode_for(name: str, shape: Sequence[int], mode: Mode) -> Mode:
     return "int8" if mode == "int4" and (name.startswith("lm_head.") or shape[-1] % GROUP) else mode
 
 
+def part_shapes(shape: torch.Size, mode: Mode) -> dict[str, torch.Size]:
+    """The shapes of the parts that a weight (..., O, I) has in a mode, by the suffix of their names."""
+    if mode == "none":
+        return {"": shape}
+    *outer, n_inputs = shape
+    blocks = (*outer, -(-n_inputs // GROUP))
+    if mode == "int8":
+        return {"": shape, SCALE_SUFFIX: torch.Size(blocks)}
+    return {"": torch.Size((*outer, n_inputs // 2)), SCALE_SUFFIX: torch.Size((*blocks, 2))}
+
+
 def weight_bytes(name: str, shape: torch.Size, dtype: torch.dtype, mode: Mode) -> int:
     """What a tensor of the model takes in a mode, or else in `dtype`, scales included."""
-    n_elements = shape.numel()
-    mode = mode_for(name, shape, mode)
-    if mode == "none":
-        return n_elements * dtype.itemsize
-    n_blocks = n_elements // shape[-1] * _n_blocks(shape[-1])
-    return n_elements + 2 * n_blocks if mode == "int8" else n_elements // 2 + 4 * n_blocks
+    parts = part_shapes(shape, mode_for(name, shape, mode))
+    if SCALE_SUFFIX not in parts:
+        return shape.numel() * dtype.itemsize
+    return parts[""].numel() + parts[SCALE_SUFFIX].numel() * torch.float16.itemsize
 
 
 def held_bytes(shapes: Mapping[str, torch.Size], dtype: torch.dtype, mode: Mode, device_type: str) -> int:
@@ -189,10 +198,6 @@ def _blocks(rows: torch.Tensor) -> torch.Tensor:
     return F.pad(rows, (0, -rows.size(1) % GROUP)).view(len(rows), -1, GROUP)
 
 
-def _n_blocks(n_inputs: int) -> int:
-    return -(-n_inputs // GROUP)
-
-
 def _inverse(scale: torch.Tensor) -> torch.Tensor:
     """1 / scale, 0 for a scale of 0, or of so little that it has no inverse: float16 makes 0 of that."""
     return scale.reciprocal().nan_to_num_(nan=0, posinf=0, neginf=0)
@@ -210,12 +215,11 @@ def _is_well_formed(weight: Weight) -> bool:
         return False
     if scale is None:
         return data.is_floating_point()
-    n_rows, n_inputs = weight.shape
-    if scale.dtype != torch.float16:
+    if data.dtype not in (torch.int8, torch.uint8) or scale.dtype != torch.float16:
         return False
-    if data.dtype == torch.int8:
-        return scale.shape == (n_rows, _n_blocks(n_inputs))
-    return data.dtype == torch.uint8 and n_inputs % GROUP == 0 and scale.shape == (n_rows, n_inputs // GROUP, 2)
+    if weight.mode == "int4" and weight.shape[-1] % GROUP:
+        return False
+    return scale.shape == part_shapes(weight.shape, weight.mode)[SCALE_SUFFIX]
 
 
 def _is_former(weight: Weight) -> bool:

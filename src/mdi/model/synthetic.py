@@ -4,7 +4,9 @@ from collections.abc import Mapping
 
 import torch
 
+from mdi.formats import Mode
 from mdi.model.architecture import ModelConfig, architecture_of
+from mdi.model.quant import Weight, mode_for, part_shapes, quantize
 from mdi.model.shapes import head_shapes, stage_shapes
 from mdi.model.span import Span
 from mdi.model.weights import Weights
@@ -13,29 +15,38 @@ _N_NUMBERS = 1 << 16  # that are drawn; a weight repeats them
 _LARGEST = 0.05  # as in a trained model: nothing that is computed becomes infinite, or so small that a CPU slows down
 
 
-def synthetic_layers(config: ModelConfig, span: Span, dtype: torch.dtype) -> Weights:
-    """The tensors of the layers in `span`, each in memory of its own."""
-    return _filled(stage_shapes(config, span), dtype)
+def synthetic_layers(config: ModelConfig, span: Span, dtype: torch.dtype, mode: Mode = "none") -> Weights:
+    """The tensors of the layers in `span`, each in memory of its own, as a chunk in `mode` holds them."""
+    return _filled(stage_shapes(config, span), dtype, mode)
 
 
 def synthetic_ends(config: ModelConfig, dtype: torch.dtype) -> Weights:
     """The tensors of the embedding and the head, which are tied."""
-    weights = _filled(head_shapes(config), dtype)
+    weights = _filled(head_shapes(config), dtype, "none")
     architecture = architecture_of(config)
     tied = weights.meta[f"{architecture.head_path}weight"]
     return Weights({**weights.meta, architecture.embedding: tied}, weights.__getitem__)
 
 
-def _filled(shapes: Mapping[str, torch.Size], dtype: torch.dtype) -> Weights:
+def _filled(shapes: Mapping[str, torch.Size], dtype: torch.dtype, mode: Mode) -> Weights:
     numbers = torch.empty(_N_NUMBERS).uniform_(-_LARGEST, _LARGEST, generator=torch.Generator().manual_seed(1))
-    pattern = numbers.to(dtype)
+    patterns: dict[Mode, Weight] = {}
+    parts: dict[str, tuple[torch.Size, torch.Tensor]] = {}  # the shape, and what fills it
+    for name, shape in shapes.items():
+        own_mode = mode_for(name, shape, mode)
+        if own_mode not in patterns:
+            # Rounded once: to round each weight took longer than to time the layers.
+            patterns[own_mode] = quantize(numbers.to(dtype)[None], own_mode)
+        for suffix, part_shape in part_shapes(shape, own_mode).items():
+            parts[name + suffix] = (part_shape, patterns[own_mode].parts[suffix].flatten())
+    meta = {name: torch.empty(shape, dtype=part.dtype, device="meta") for name, (shape, part) in parts.items()}
+    return Weights(meta, lambda name: _repeated(*parts[name]))
 
-    def read(name: str) -> torch.Tensor:
-        tensor = torch.empty(shapes[name], dtype=dtype)
-        flat = tensor.view(-1)
-        n_whole = len(flat) // _N_NUMBERS * _N_NUMBERS
-        flat[:n_whole].view(-1, _N_NUMBERS).copy_(pattern)
-        flat[n_whole:] = pattern[: len(flat) - n_whole]
-        return tensor
 
-    return Weights({name: torch.empty(shape, dtype=dtype, device="meta") for name, shape in shapes.items()}, read)
+def _repeated(shape: torch.Size, pattern: torch.Tensor) -> torch.Tensor:
+    tensor = torch.empty(shape, dtype=pattern.dtype)
+    flat, n = tensor.view(-1), len(pattern)
+    n_whole = len(flat) // n * n
+    flat[:n_whole].view(-1, n).copy_(pattern)
+    flat[n_whole:] = pattern[: len(flat) - n_whole]
+    return tensor
