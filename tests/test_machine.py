@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from mdi import machine
-from mdi.machine import available_memory_bytes, memory_bytes, n_cores, return_freed_memory
+from mdi.machine import available_memory_bytes, cache_bytes, memory_bytes, n_cores, return_freed_memory
 from support.paths import SRC
 
 GB = 1 << 30
@@ -55,6 +55,31 @@ def test_threads_of_one_core_count_once(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("sixteen_cpus")
 def test_processors_count_where_the_system_knows_nothing_of_cores(tmp_path: Path) -> None:
     assert n_cores(tmp_path) == 16
+
+
+def caches(n_sharing: int, size: str) -> dict[str, object]:
+    """Of 16 processors, of which so many share the last one."""
+    files = dict[str, object]()
+    for cpu in range(16):
+        first = cpu - cpu % n_sharing
+        for index, level, shared, bytes_ in ((0, 1, str(cpu), "48K"), (1, 2, f"{first}-{first + n_sharing - 1}", size)):
+            folder = f"sys/devices/system/cpu/cpu{cpu}/cache/index{index}"
+            files |= {f"{folder}/level": level, f"{folder}/shared_cpu_list": shared, f"{folder}/size": bytes_}
+    return files
+
+
+@pytest.mark.usefixtures("sixteen_cpus")
+def test_the_last_caches_of_all_cores_count_once_each(tmp_path: Path) -> None:
+    assert cache_bytes(write(tmp_path, caches(16, "2048K"))) == 2 << 20
+    assert cache_bytes(write(tmp_path, caches(8, "32768K"))) == 64 << 20
+
+
+@pytest.mark.usefixtures("sixteen_cpus")
+def test_a_system_may_not_tell_of_its_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cache_bytes(tmp_path) is None
+    assert cache_bytes(write(tmp_path, caches(8, "many"))) is None
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert cache_bytes(write(tmp_path, caches(8, "32768K"))) is None
 
 
 VERSION_2 = {"proc/self/cgroup": "0::/system.slice/docker-1.scope", "sys/fs/cgroup/cpu.max": "max 100000"}

@@ -24,6 +24,15 @@ def n_cores(root: Path = ROOT) -> int:
     return max(1, min([_physical_cores(root), *map(int, _cpu_limits(root))]))
 
 
+def cache_bytes(root: Path = ROOT) -> int | None:
+    """All last-level caches of the cores that this process may use; None where the system does not tell."""
+    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
+    cpus = affinity(0) if affinity is not None else ()
+    # Cores that share a cache name it alike.
+    caches = dict(_last_cache(root / f"sys/devices/system/cpu/cpu{cpu}/cache") for cpu in cpus)
+    return sum(caches.values()) or None
+
+
 def available_memory_bytes(root: Path = ROOT) -> int:
     """Memory that can be taken without swapping, within the limit of this process's container."""
     return max(0, min([int(psutil.virtual_memory().available), *_memory_limits(root)]))
@@ -63,6 +72,13 @@ def _physical_cores(root: Path) -> int:
         return psutil.cpu_count(logical=False) or os.cpu_count() or 1
     siblings = {_read(root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") for cpu in affinity(0)}
     return len(affinity(0)) if "" in siblings else len(siblings)
+
+
+def _last_cache(folder: Path) -> tuple[str, int]:
+    """The processors that share the last cache of one of them, and its bytes; 0 where the system does not tell."""
+    last = max(folder.glob("index*"), key=lambda index: _read(index / "level"), default=folder)
+    size = re.fullmatch(r"(\d+)K", _read(last / "size"))
+    return _read(last / "shared_cpu_list"), int(size[1]) << 10 if size else 0
 
 
 # ---- control groups
