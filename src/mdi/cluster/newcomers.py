@@ -103,14 +103,15 @@ class Newcomers:
         log.warning("measuring %s, which asks for a place in the ring", client.url)
         try:
             times = self._measured.time_newcomer(network, client)
-        except ControlError as exc:
             with self._changing:
-                self._timed, self._failed = None, (config, Refused(f"it cannot be measured: {exc}"))
-        else:
-            with self._changing:
-                self._timed = None
                 if not self._is_closed:
                     self._add(config, times)
+        except ControlError as exc:
+            with self._changing:
+                self._failed = (config, Refused(f"it cannot be measured: {exc}"))
+        finally:  # another one may ask
+            with self._changing:
+                self._timed = None
 
     def _add(self, config: NodeConfig, times: StageTimes | None) -> NodeId:
         node = self._roster.add(config)
