@@ -58,6 +58,22 @@ def test_what_a_message_takes_besides_is_timed_behind_all_layers() -> None:
     assert lengths and set(lengths) == {6}
 
 
+def test_a_piece_is_timed_on_one_layer_behind_all_layers() -> None:
+    """It takes as long as dozens of messages, and asks little of the memory."""
+    machine = Machine()
+    passes = list[tuple[int, int]]()  # layers and rows
+
+    class Listed(Engine):
+        def forward(self, x: torch.Tensor, segments: Sequence[Segment]) -> torch.Tensor:
+            passes.append((len(self.span), len(x)))
+            return super().forward(x, segments)
+
+    replace(timer_on(machine), make_engine=lambda config, span, *_: Listed(machine, span)).layers(MESSAGE_S)
+    pieces = [i for i, (_, rows) in enumerate(passes) if rows == 128]
+    assert {passes[i] for i in pieces} == {(1, 128)}
+    assert sum(passes[i - 1] == (6, 1) for i in pieces) == len(pieces) - 2, "but before the first, of each context"
+
+
 def test_of_a_single_layer_it_is_what_a_node_without_layers_takes() -> None:
     timer = replace(timer_on(Machine()), room_bytes=1)
     assert timer._n_layers == 1 and timer.message_s() == pytest.approx(MESSAGE_S, rel=1e-3)
@@ -98,6 +114,12 @@ def test_as_many_layers_are_timed_as_the_memory_allows(room_bytes: int, n_layers
     assert timer._n_layers == n_layers
     assert timer.needed_bytes - alone.needed_bytes >= (n_layers - 1) * 30_000
     assert timer.needed_bytes <= room_bytes or n_layers == 1
+
+
+@pytest.mark.parametrize(("cache_bytes", "n_layers"), [(1, 1), (6_000, 3), (10**9, 6)])
+def test_as_many_layers_are_timed_as_no_cache_holds(cache_bytes: int, n_layers: int) -> None:
+    """A layer takes 30 kB, and sixteen times as much as the caches hold is enough."""
+    assert replace(timer_on(Machine()), cache_bytes=cache_bytes)._n_layers == n_layers
 
 
 def test_no_more_is_timed_than_there_is_room_for() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from mdi.errors import ConfigError, ControlError, StorageError
 from mdi.files import write_text
 from mdi.formats import BackendChoice, KvDtype, Mode
 from mdi.liveness import no_tick
-from mdi.machine import return_freed_memory
+from mdi.machine import cache_bytes, return_freed_memory
 from mdi.model.architecture import ModelConfig
 from mdi.model.backends.select import make_head, make_span_engine, prepare
 from mdi.model.build import Placement
@@ -32,7 +33,7 @@ from mdi.strings import digest_of, format_bytes
 
 log = logging.getLogger(__name__)
 
-FORMAT = 4  # of what is kept; another one is measured anew
+FORMAT = 5  # of what is kept; another one is measured anew
 _MAX_FILE_BYTES = 1 << 16
 _USUAL_ROWS = 4  # of a message, for backends that choose a layout by it
 
@@ -105,6 +106,7 @@ class NodeMeter:
             make_span_engine,
             make_head,
             room_bytes=room_bytes,
+            cache_bytes=(cache_bytes() if self.device.type == "cpu" else None) or math.inf,
         )
         self._check_memory(timer.needed_bytes, room_bytes)
         cores.settle()

@@ -32,12 +32,13 @@ ROWS = (1, 4, 8, 16)  # of a message that carries the next token of so many samp
 PIECE_ROWS = 128  # of a piece of a prompt
 CONTEXTS = (128, 512)  # positions
 TIMING_S = 0.2  # that one thing is repeated for, at least
-MAX_TIMING_S = 3 * TIMING_S  # with what is done between
-MAX_PIECE_S = 1.5  # a piece that would take longer is reckoned from messages of 16 rows
+MAX_TIMING_S = 2 * TIMING_S  # with what is done between
+MAX_PIECE_S = 0.5  # a layer's; a piece that would take longer is reckoned from messages of 16 rows
 MIN_LAYERS_PART = 0.1  # of the time of a message
-# Of the layers that are timed: many times what a cache of 32 MiB holds. Of 128 MiB, which pass over and over, a quarter
-# stays in such a cache, and a layer takes three quarters of what it takes in a whole stage.
-LAYERS_BYTES = 512 << 20
+# Of the layers that are timed: so many times what the caches hold. Of four times as much, which passes over and over, a
+# quarter stays in them, and a layer takes three quarters of what it takes in a whole stage.
+CACHES = 16
+MAX_LAYERS_BYTES = 512 << 20
 HEAD_BYTES = 128 << 20  # of the part of the head that is timed
 
 Clock = Callable[[], float]
@@ -54,6 +55,7 @@ class StageTimer:
     make_head: HeadFactory
     clock: Clock = time.perf_counter
     room_bytes: float = math.inf  # that timing may take; one layer and a small part of the head are timed at least
+    cache_bytes: float = math.inf  # of all caches, as far as is known
 
     @property
     def needed_bytes(self) -> int:
@@ -66,8 +68,9 @@ class StageTimer:
         By a message through one layer and another one through all. Before each time all of them compute, as they do in
         a ring: they leave nothing else in the caches, and what takes ten microseconds there takes a hundred.
         """
-        pass_all, n_few = self._usual_message(self._stage), self._n_few
-        pass_few = self._usual_message(self._engine(n_few))
+        n_few = self._n_few
+        pass_all = self._usual_message(self._stage)
+        pass_few = self._usual_message(self._layer if n_few else self._engine(0))
         all_s, few_s = self._mean_s(pass_all), self._mean_s(pass_few, pass_all)
         layer_s = (all_s - few_s) / (self._n_layers - n_few)
         return max(0.0, few_s - n_few * layer_s)
@@ -84,29 +87,30 @@ class StageTimer:
         Args:
             message_s: what a message takes besides.
         """
-        engine, n_layers = self._stage, self._n_layers
         times = []
         for context in sorted({min(context, self.config.block_size) for context in CONTEXTS}):
-            _fill_slots(engine, max(ROWS), context)
+            for engine in (self._stage, self._layer):
+                _fill_slots(engine, max(ROWS), context)
             for rows in ROWS:
                 message = [Segment(slot, context - 1, 1, 1) for slot in range(rows)]
-                times.append(LayerTime(rows, context, self._layers_s(engine, message, message_s) / n_layers))
-            times.append(self._piece(engine, context, times[-1], message_s))
+                warm_up, passing = self._passing(self._layer, message), self._passing(self._stage, message)
+                pass_s = self._mean_s(passing, warm_up=warm_up)
+                times.append(LayerTime(rows, context, _without(message_s, pass_s) / self._n_layers))
+            times.append(self._piece(context, times[-1], message_s))
         return tuple(times)
 
-    def _piece(self, engine: SpanEngine, context: int, last: LayerTime, message_s: float) -> LayerTime:
-        """A piece of a prompt, in one slot. On a slow machine it is in proportion to its rows, as products then are."""
+    def _piece(self, context: int, last: LayerTime, message_s: float) -> LayerTime:
+        """A piece of a prompt, in one slot. On a slow machine it is in proportion to its rows, as products then are.
+
+        One layer tells enough, with its weights not in the caches.
+        """
         rows = min(PIECE_ROWS, context)
         reckoned_s = last.seconds * rows / last.rows
-        if reckoned_s * self._n_layers > MAX_PIECE_S:
+        if reckoned_s > MAX_PIECE_S:
             return LayerTime(rows, context, reckoned_s)
-        piece_s = self._layers_s(engine, [Segment(0, context - rows, rows, 1)], message_s)
-        return LayerTime(rows, context, piece_s / self._n_layers)
-
-    def _layers_s(self, engine: SpanEngine, segments: Sequence[Segment], message_s: float) -> float:
-        """What a message takes without what it takes besides. On a busy machine the latter may come out too long."""
-        pass_s = self._pass_s(engine, segments)
-        return max(pass_s - message_s, MIN_LAYERS_PART * pass_s)
+        pass_all = self._passing(self._stage, [Segment(0, context - 1, 1, 1)])
+        pass_s = self._mean_s(self._passing(self._layer, [Segment(0, context - rows, rows, 1)]), pass_all)
+        return LayerTime(rows, context, _without(message_s, pass_s))
 
     def head(self) -> tuple[HeadTime, ...]:
         """Seconds of embedding, head and sampling for every number of rows.
@@ -154,15 +158,20 @@ class StageTimer:
         return self._engine(self._n_layers)
 
     @functools.cached_property
+    def _layer(self) -> SpanEngine:
+        """A stage of one layer."""
+        return self._stage if self._n_layers == 1 else self._engine(1)
+
+    @functools.cached_property
     def _n_layers(self) -> int:
         """So many that they do not fit into a cache, if the model has as many and the memory is there."""
-        not_cached = LAYERS_BYTES // _weights_bytes(self.config, self.placement, 1)
-        fitting = (self.room_bytes - self._head_bytes) / self._layer_bytes - 1  # see `message_s`
-        return int(max(1, min(int(self.config.n_layer), not_cached, fitting)))
+        not_cached = min(CACHES * self.cache_bytes, MAX_LAYERS_BYTES) / _weights_bytes(self.config, self.placement, 1)
+        fitting = (self.room_bytes - self._head_bytes) / self._layer_bytes - 1  # see `_layer`
+        return int(max(1, min(self.config.n_layer, not_cached, fitting)))
 
     @property
     def _n_few(self) -> int:
-        """Of the layers of a second stage, by which it is known what a message takes besides."""
+        """Of the layers of a second stage."""
         return min(1, self._n_layers - 1)
 
     @functools.cached_property
@@ -184,14 +193,9 @@ class StageTimer:
         return config_from_dict(config_to_dict(self.config) | {"vocab_size": n_tokens, "padded_vocab_size": n_tokens})
 
     def _engine(self, n_layers: int) -> SpanEngine:
-        span = Span(0, n_layers)
-        return self.make_engine(
-            self.config, span, synthetic_layers(self.config, span, self.stored_dtype), self.placement
-        )
-
-    def _pass_s(self, engine: SpanEngine, segments: Sequence[Segment]) -> float:
-        """Seconds that a message takes."""
-        return self._mean_s(self._passing(engine, segments))
+        span, placement = Span(0, n_layers), self.placement
+        weights = synthetic_layers(self.config, span, self.stored_dtype, placement.quantize)
+        return self.make_engine(self.config, span, weights, placement)
 
     def _passing(self, engine: SpanEngine, segments: Sequence[Segment]) -> Callable[[], object]:
         """What computes a message, from the bytes that arrive to the bytes that are sent."""
@@ -201,14 +205,20 @@ class StageTimer:
         buffer = memoryview(bytearray(to_buffer(values, dtype)))
         return lambda: to_buffer(engine.forward(from_buffer(buffer, dtype, n_embd), segments), dtype)
 
-    def _mean_s(self, action: Callable[[], object], between: Callable[[], object] = no_tick) -> float:
-        """Seconds that `action` takes on average, once it has been done for the first time.
+    def _mean_s(
+        self,
+        action: Callable[[], object],
+        between: Callable[[], object] = no_tick,
+        warm_up: Callable[[], object] | None = None,
+    ) -> float:
+        """Seconds that `action` takes on average.
 
         Args:
             between: what is done before each time, and not timed.
+            warm_up: what is done first; None: `action`.
         """
         clock, n, passed_s = self.clock, 0, 0.0
-        action()
+        (warm_up or action)()
         first_s = clock()
         while not n or (passed_s < TIMING_S and clock() - first_s < MAX_TIMING_S):
             between()
@@ -218,6 +228,11 @@ class StageTimer:
             self.placement.tick()
             n += 1
         return passed_s / n
+
+
+def _without(message_s: float, pass_s: float) -> float:
+    """What a message takes without what it takes besides. On a busy machine the latter may come out too long."""
+    return max(pass_s - message_s, MIN_LAYERS_PART * pass_s)
 
 
 def _fill_slots(engine: SpanEngine, n_slots: int, context: int) -> None:
