@@ -6,8 +6,8 @@
 Nodes are pinned to a core each; time that is stolen from a core (Linux, root) or a busy loop on it makes its node
 slower, weights in 8 bits make it faster, and relays delay and limit the links. Every configuration is measured anew and
 then run, with the split that it was measured for, in every round: the speed of a shared machine drifts. Of some, all
-splits are tried, and the first node alone: is the planner's choice among the best, and is its advice right? The
-planned, the even and the best split then run again, in turn, which is what counts.
+splits are tried. Then it is planned anew in every turn, and the planned, the even and the best split and the first
+node alone run right after that, which is what counts: is the planner's choice among the best, and is its advice right?
 Writes the figures as JSON, a table as Markdown, and a plot. For a machine that is otherwise idle; about an hour.
 """
 
@@ -217,34 +217,64 @@ def take(configuration: Configuration, ckpt: Path, cores: Sequence[int], scratch
 
 
 @dataclass(frozen=True)
-class Sweep:
-    """One configuration with every split: tokens/s by the layers of the first node, and of that node alone."""
+class Turn:
+    """A plan, and what was reached right afterwards, by the layers of the first node."""
 
-    configuration: Configuration
-    n_layer: int
     planned: int  # layers of the first node, in the planner's ring of both
     is_dropped: bool  # whether the planner leaves the second node out
     reached: dict[int, float]
-    again: dict[int, tuple[float, ...]]  # the planned split, the even one and the best one, in turn
-    alone: float
+    alone: float  # the first node
+
+    def planned_over(self, first: int) -> float:
+        """The planner's split over another one."""
+        return self.reached[self.planned] / self.reached[first]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One configuration with every split: tokens/s by the layers of the first node."""
+
+    configuration: Configuration
+    n_layer: int
+    reached: dict[int, float]
+    turns: tuple[Turn, ...]  # with the planned split, the even one and the best one
 
     @property
     def best(self) -> int:
         return best_of(self.reached)
 
-    def speed(self, first: int) -> float:
-        """Tokens/s when it ran again: the best of many was lucky, too, in the run that made it the best."""
-        return statistics.median(self.again[first])
+    @property
+    def planned(self) -> int:
+        """What most turns planned, or nearly."""
+        return statistics.median_low(turn.planned for turn in self.turns)
+
+    @property
+    def planned_speed(self) -> float:
+        return statistics.median(turn.reached[turn.planned] for turn in self.turns)
+
+    @property
+    def best_speed(self) -> float:
+        """When it ran again: the best of many was lucky, too, in the run that made it the best."""
+        return statistics.median(turn.reached[self.best] for turn in self.turns)
+
+    @property
+    def alone(self) -> float:
+        return statistics.median(turn.alone for turn in self.turns)
 
     def planned_over(self, first: int) -> float:
-        """The planner's split over another one, run by run."""
-        return float(statistics.median(map(operator.truediv, self.again[self.planned], self.again[first])))
+        """The planner's split over another one, turn by turn."""
+        return statistics.median(turn.planned_over(first) for turn in self.turns)
+
+    @property
+    def n_dropped(self) -> int:
+        """In how many turns the planner leaves the second node out."""
+        return sum(turn.is_dropped for turn in self.turns)
 
     @property
     def is_advice_right(self) -> bool:
-        """Also where both are as fast as each other, within the error of such a measurement."""
-        gain = self.alone / max(self.speed(first) for first in self.again)
-        return (gain > 1) == self.is_dropped or abs(gain - 1) < CHOICE_GOAL
+        """That of most turns; also where both are as fast as each other, within the error of such a measurement."""
+        gain = statistics.median(turn.alone / max(turn.reached.values()) for turn in self.turns)
+        return (gain > 1) == (2 * self.n_dropped > len(self.turns)) or abs(gain - 1) < CHOICE_GOAL
 
 
 def best_of(reached: Mapping[int, float]) -> int:
@@ -253,24 +283,32 @@ def best_of(reached: Mapping[int, float]) -> int:
 
 
 def sweep(configuration: Configuration, ckpt: Path, cores: Sequence[int], scratch: Path, rounds: int) -> Sweep:
-    """Plan, then try all splits in turn, and those that count for twice as many rounds."""
+    """Try all splits in turn, then twice as often plan and try those that count."""
     n_layer = load_config(ckpt).n_layer
-    with laid_out(configuration, ckpt, cores, scratch) as layout:
-        answer = layout.predict()
-        planned = answer["planned"][0]
-        tried = {planned, *(layers_of((percent, 0), n_layer)[0] for percent in SWEPT_PERCENTS)}
-        fitting = sorted(first for first in tried if n_layer - first <= answer["max_layers"][1])
-
-        def run(firsts: Iterable[int], n: int) -> dict[int, tuple[float, ...]]:
-            runs = [{first: layout.reach((first, n_layer - first)) for first in firsts} for _ in range(n)]
-            return {first: tuple(run[first] for run in runs) for first in firsts}
-
-        reached = {first: statistics.median(values) for first, values in run(fitting, max(1, rounds - 1)).items()}
-        again = run(sorted({planned, n_layer // 2, best_of(reached)}), 2 * rounds)
     one = Configuration(configuration.name, (100,), configuration.n_samples, mode=configuration.mode)
-    with laid_out(one, ckpt, cores, scratch) as layout:
-        alone = statistics.median(layout.reach((n_layer,)) for _ in range(rounds))
-    return Sweep(configuration, n_layer, planned, answer["n_nodes"] == 1, reached, again, alone)
+    with (
+        laid_out(configuration, ckpt, cores, scratch) as layout,
+        laid_out(one, ckpt, cores, scratch / "alone") as alone,
+    ):
+        answer = layout.predict()
+        tried = {answer["planned"][0], *(layers_of((percent, 0), n_layer)[0] for percent in SWEPT_PERCENTS)}
+        fitting = sorted(first for first in tried if n_layer - first <= answer["max_layers"][1])
+        if n_layer // 2 not in fitting:
+            raise BenchError(f"{configuration.name}: the even split does not fit, with which others are compared")
+
+        def run(firsts: Iterable[int]) -> dict[int, float]:
+            return {first: layout.reach((first, n_layer - first)) for first in firsts}
+
+        def take_turn(best: int) -> Turn:
+            answer = layout.predict()
+            planned = answer["planned"][0]
+            reached = run(sorted({planned, n_layer // 2, best}))
+            return Turn(planned, answer["n_nodes"] == 1, reached, alone.reach((n_layer,)))
+
+        passes = [run(fitting) for _ in range(max(1, rounds - 1))]
+        reached = {first: statistics.median(each[first] for each in passes) for first in fitting}
+        turns = tuple(take_turn(best_of(reached)) for _ in range(2 * rounds))
+    return Sweep(configuration, n_layer, reached, turns)
 
 
 # ---- results
@@ -301,11 +339,11 @@ def sweep_table(sweeps: Sequence[Sweep]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for found in sweeps:
-        n_layer, planned, best = found.n_layer, found.planned, found.best
-        advice = f"{'without' if found.is_dropped else 'with'} it: {'right' if found.is_advice_right else 'wrong'}"
+        n_layer, planned, best, n_turns = found.n_layer, found.planned, found.best, len(found.turns)
+        advice = f"without it in {found.n_dropped} of {n_turns}: {'right' if found.is_advice_right else 'wrong'}"
         lines.append(
-            f"| {found.configuration.name} | {planned},{n_layer - planned} | {found.speed(planned):.1f}"
-            f" | {found.speed(best):.1f} ({best},{n_layer - best}) | {found.planned_over(best):.0%}"
+            f"| {found.configuration.name} | {planned},{n_layer - planned} | {found.planned_speed:.1f}"
+            f" | {found.best_speed:.1f} ({best},{n_layer - best}) | {found.planned_over(best):.0%}"
             f" | {found.planned_over(n_layer // 2):.2f}x | {found.alone:.1f} | {advice} |"
         )
     return "\n".join(lines)
@@ -338,6 +376,7 @@ def main() -> None:
     parser.add_argument("--scratch", type=Path, default=ROOT / ".cache" / "bench")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "planning.json")
     parser.add_argument("--only", metavar="TEXT", default="", help="configurations whose name holds this")
+    parser.add_argument("--kind", choices=("rings", "sweeps"), help="single splits, or all of them; default: both")
     options = parser.parse_args()
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # in good order: no child is left behind
@@ -346,10 +385,12 @@ def main() -> None:
     except BenchError as exc:
         parser.error(str(exc))
 
-    def chosen(configurations: Sequence[Configuration]) -> list[Configuration]:
+    def chosen(kind: str, configurations: Sequence[Configuration]) -> list[Configuration]:
+        if options.kind not in (None, kind):
+            return []
         return [one for one in configurations if options.only in one.name and len(one.split) <= len(cores)]
 
-    rings, swept = chosen(CONFIGURATIONS), chosen(SWEPT)
+    rings, swept = chosen("rings", CONFIGURATIONS), chosen("sweeps", SWEPT)
     if not rings and not swept:
         parser.error(f"--only {options.only}: no such configuration, or fewer cores than nodes")
     outcomes, sweeps = list[Outcome](), list[Sweep]()
@@ -359,7 +400,9 @@ def main() -> None:
             print(f"{configuration.name}: {outcomes[-1].error:+.0%}")
         for configuration in swept:
             sweeps.append(found := sweep(configuration, ckpt, cores, options.scratch, options.rounds))
-            print(f"{configuration.name}: {found.planned} layers planned, {found.reached}, {found.again}")
+            print(f"{configuration.name}: {found.reached}, {found.turns}")
+    except BenchError as exc:
+        sys.exit(f"planning.py: {exc}")
     finally:  # what was measured before an interruption is kept, and earlier results where there is nothing
         if outcomes or sweeps:
             write(outcomes, sweeps, options.output)

@@ -24,7 +24,7 @@ from benchmarks.dllama_export import export_model, export_tokenizer, prompt_text
 from benchmarks.gguf_export import export_gguf
 from benchmarks.measures import Bench, alternate, contest, measure_rpc, prompt_of
 from benchmarks.peers import LlamaCpp, RpcServer
-from benchmarks.planning import Outcome, Sweep
+from benchmarks.planning import Outcome, Sweep, Turn
 from benchmarks.relay import Relay
 from benchmarks.report import TARGETS, Series, markdown, plot, ratio, read_json, slug, spread, verdict_table, write_json
 from benchmarks.ring_driver import network_of
@@ -108,25 +108,23 @@ def test_predictions_are_held_against_what_was_reached(tmp_path: Path) -> None:
         Outcome(two, planning.layers_of(two.split, 31), (20.9, 22.0, 60.0), (19.0, 20.0, 30.0)),
         Outcome(one, planning.layers_of(one.split, 31), (7.0,), (10.0,)),
     ]
+    turns = (
+        Turn(12, False, {9: 20.0, 12: 19.4, 15: 9.7}, 20.5),
+        Turn(12, True, {9: 40.0, 12: 38.8, 15: 19.4}, 39.0),
+        Turn(9, False, {9: 20.0, 15: 10.0}, 20.0),
+    )
     sweeps = [
-        Sweep(
-            planning.SWEPT[0],
-            30,
-            planned=12,
-            is_dropped=False,
-            reached={9: 23.0, 12: 19.0, 15: 9.7},
-            again={9: (20.0, 40.0, 20.0), 12: (19.4, 38.8, 10.0), 15: (9.7, 19.4, 10.0)},
-            alone=20.5,
-        ),
-        Sweep(planning.SWEPT[1], 30, 15, False, {9: 20.0, 15: 19.0}, {9: (20.0,), 15: (19.0,)}, alone=30.0),
+        Sweep(planning.SWEPT[0], 30, {9: 23.0, 12: 19.0, 15: 9.7}, turns),
+        Sweep(planning.SWEPT[1], 30, {9: 20.0, 15: 19.0}, (Turn(15, False, {9: 20.0, 15: 19.0}, 30.0),)),
     ]
     planning.write(outcomes, sweeps, tmp_path / "planning.json")
     written = (tmp_path / "planning.md").read_text()
     assert "| even, 1 sample | 16,15 | 22.0 (20.9-60.0) | 20.0 (19.0-30.0) | +10% |" in written
     assert "Median error 20.0% (goal 10%), worst 30.0% (goal 25%), of 2 configurations." in written
-    assert "| nodes alike | 12,18 | 19.4 | 20.0 (9,21) | 97% | 2.00x | 20.5 | with it: right |" in written
-    assert "| second node half as fast | 15,15 | 19.0 | 20.0 (9,21) | 95% | 1.00x | 30.0 | with it: wrong |" in written
-    assert json.loads((tmp_path / "planning.json").read_text())["sweeps"][0]["again"]["12"] == [19.4, 38.8, 10.0]
+    ways = ["12,18 | 20.0 | 20.0 (9,21) | 97% | 2.00x | 20.5", "15,15 | 19.0 | 20.0 (9,21) | 95% | 1.00x | 30.0"]
+    assert f"| nodes alike | {ways[0]} | without it in 1 of 3: right |" in written
+    assert f"| second node half as fast | {ways[1]} | without it in 0 of 1: wrong |" in written
+    assert json.loads((tmp_path / "planning.json").read_text())["sweeps"][0]["turns"][1]["reached"]["12"] == 38.8
     assert (tmp_path / "planning.png").stat().st_size > 0
 
 
