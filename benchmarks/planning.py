@@ -285,6 +285,7 @@ def best_of(reached: Mapping[int, float]) -> int:
 def sweep(configuration: Configuration, ckpt: Path, cores: Sequence[int], scratch: Path, rounds: int) -> Sweep:
     """Try all splits in turn, then twice as often plan and try those that count."""
     n_layer = load_config(ckpt).n_layer
+    even = n_layer // 2
     one = Configuration(configuration.name, (100,), configuration.n_samples, mode=configuration.mode)
     with (
         laid_out(configuration, ckpt, cores, scratch) as layout,
@@ -293,7 +294,7 @@ def sweep(configuration: Configuration, ckpt: Path, cores: Sequence[int], scratc
         answer = layout.predict()
         tried = {answer["planned"][0], *(layers_of((percent, 0), n_layer)[0] for percent in SWEPT_PERCENTS)}
         fitting = sorted(first for first in tried if n_layer - first <= answer["max_layers"][1])
-        if n_layer // 2 not in fitting:
+        if n_layer - even > answer["max_layers"][1]:
             raise BenchError(f"{configuration.name}: the even split does not fit, with which others are compared")
 
         def run(firsts: Iterable[int]) -> dict[int, float]:
@@ -302,7 +303,7 @@ def sweep(configuration: Configuration, ckpt: Path, cores: Sequence[int], scratc
         def take_turn(best: int) -> Turn:
             answer = layout.predict()
             planned = answer["planned"][0]
-            reached = run(sorted({planned, n_layer // 2, best}))
+            reached = run(sorted({planned, even, best}))
             return Turn(planned, answer["n_nodes"] == 1, reached, alone.reach((n_layer,)))
 
         passes = [run(fitting) for _ in range(max(1, rounds - 1))]

@@ -12,11 +12,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 import torch
+from litgpt.config import Config
 
 from benchmarks import planning, scaling, steal_time
 from benchmarks.distributed_llama import DistributedLlama
@@ -126,6 +128,40 @@ def test_predictions_are_held_against_what_was_reached(tmp_path: Path) -> None:
     assert f"| second node half as fast | {ways[1]} | without it in 0 of 1: wrong |" in written
     assert json.loads((tmp_path / "planning.json").read_text())["sweeps"][0]["turns"][1]["reached"]["12"] == 38.8
     assert (tmp_path / "planning.png").stat().st_size > 0
+
+
+class PlannedLayout:
+    """Of nodes that a test says what to plan and what to reach of."""
+
+    def __init__(self, planned: list[int], max_layers: tuple[int, int]) -> None:
+        self._planned, self._max_layers = iter(planned), max_layers
+
+    def predict(self) -> dict[str, Any]:
+        first = next(self._planned)
+        return {"planned": [first, 31 - first], "n_nodes": 2 - (first > 20), "max_layers": self._max_layers}
+
+    def reach(self, split: tuple[int, ...]) -> float:
+        return 31.0 / max(split)
+
+
+def laid_out_as(layout: PlannedLayout, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "laid_out", lambda *_: contextlib.nullcontext(layout))
+    monkeypatch.setattr(planning, "load_config", lambda _: Config(n_layer=31))
+
+
+def test_a_sweep_plans_anew_before_each_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    laid_out_as(PlannedLayout([17, 14, 21], (31, 20)), monkeypatch)
+    found = planning.sweep(planning.SWEPT[0], tmp_path, [0, 1], tmp_path, 1)
+    assert sorted(found.reached) == [12, 16, 17, 19, 22, 25, 28], "those that the second node can hold"
+    assert found.best == 16
+    assert [sorted(turn.reached) for turn in found.turns] == [[14, 15, 16], [15, 16, 21]], "the even split among them"
+    assert [(turn.planned, turn.is_dropped, turn.alone) for turn in found.turns] == [(14, False, 1.0), (21, True, 1.0)]
+
+
+def test_an_even_split_that_does_not_fit_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    laid_out_as(PlannedLayout([16], (31, 15)), monkeypatch)
+    with pytest.raises(BenchError, match="the even split does not fit"):
+        planning.sweep(planning.SWEPT[0], tmp_path, [0, 1], tmp_path, 1)
 
 
 def test_of_a_core_the_share_remains_that_was_asked_for(tmp_path: Path) -> None:
