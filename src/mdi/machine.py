@@ -24,12 +24,15 @@ def n_cores(root: Path = ROOT) -> int:
     return max(1, min([_physical_cores(root), *map(int, _cpu_limits(root))]))
 
 
+def own_cpus() -> set[int]:
+    """The processors, hyper-threads included, that this process may use; empty where the system does not tell."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()  # not on macOS
+
+
 def cache_bytes(root: Path = ROOT) -> int | None:
     """All last-level caches of the cores that this process may use; None where the system does not tell."""
-    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
-    cpus = affinity(0) if affinity is not None else ()
     # Cores that share a cache name it alike.
-    caches = dict(_last_cache(root / f"sys/devices/system/cpu/cpu{cpu}/cache") for cpu in cpus)
+    caches = dict(_last_cache(root / f"sys/devices/system/cpu/cpu{cpu}/cache") for cpu in own_cpus())
     return sum(caches.values()) or None
 
 
@@ -67,11 +70,11 @@ def peak_memory_bytes() -> int:
 
 def _physical_cores(root: Path) -> int:
     """Cores of which this process may use at least one thread."""
-    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
-    if affinity is None:
+    cpus = own_cpus()
+    if not cpus:
         return psutil.cpu_count(logical=False) or os.cpu_count() or 1
-    siblings = {_read(root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") for cpu in affinity(0)}
-    return len(affinity(0)) if "" in siblings else len(siblings)
+    siblings = {_read(root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") for cpu in cpus}
+    return len(cpus) if "" in siblings else len(siblings)
 
 
 def _last_cache(folder: Path) -> tuple[str, int]:

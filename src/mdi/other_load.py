@@ -1,12 +1,13 @@
 """How much of this machine's processor time other programs take."""
 
 import contextlib
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import psutil
+
+from mdi.machine import own_cpus
 
 MAX_SHARE = 0.1  # of the cores; more, and a measurement says little
 
@@ -53,10 +54,8 @@ class LoadMeter:
 
 def read_load() -> Reading:
     """The processor time that the system tells now."""
-    times = psutil.cpu_times(percpu=True)
-    if affinity := getattr(os, "sched_getaffinity", None):
-        allowed = affinity(0)
-        times = [each for core, each in enumerate(times) if core in allowed] or times
+    times, own = psutil.cpu_times(percpu=True), own_cpus()
+    times = [each for cpu, each in enumerate(times) if cpu in own] or times
     busy_s = sum(sum(each) - each.idle - getattr(each, "iowait", 0.0) - _guest_s(each) for each in times)
     this = psutil.Process()
     return Reading(time.monotonic(), busy_s, sum(map(_own_s, [this, *this.children(recursive=True)])))
