@@ -28,6 +28,18 @@ def timer_on(machine: Machine, **fields: Any) -> StageTimer:
     return StageTimer(config, torch.float32, placement, machine.make_engine, machine.make_head, machine.clock)
 
 
+def listing_timer() -> tuple[StageTimer, list[tuple[int, int]]]:
+    """A timer, and what passes through its engines: layers and rows."""
+    machine, passes = Machine(), list[tuple[int, int]]()
+
+    class Listed(Engine):
+        def forward(self, x: torch.Tensor, segments: Sequence[Segment]) -> torch.Tensor:
+            passes.append((len(self.span), len(x)))
+            return super().forward(x, segments)
+
+    return replace(timer_on(machine), make_engine=lambda config, span, *_: Listed(machine, span)), passes
+
+
 def test_layers_are_timed_alone_for_all_rows_and_contexts() -> None:
     timer = timer_on(Machine())
     message_s = timer.message_s()
@@ -41,34 +53,19 @@ def test_layers_are_timed_alone_for_all_rows_and_contexts() -> None:
 
 def test_what_a_message_takes_besides_is_timed_behind_all_layers() -> None:
     """They leave none of it in the caches. Nor do they before the frames of a message are timed."""
-    machine = Machine()
-    lengths = list[int]()
-
-    class Listed(Engine):
-        def forward(self, x: torch.Tensor, segments: Sequence[Segment]) -> torch.Tensor:
-            lengths.append(len(self.span))
-            return super().forward(x, segments)
-
-    timer = replace(timer_on(machine), make_engine=lambda config, span, *_: Listed(machine, span))
+    timer, passes = listing_timer()
     assert timer.message_s() == pytest.approx(MESSAGE_S, rel=1e-3)
-    few = [i for i, n in enumerate(lengths) if n == 1]
-    assert len(few) > 2 and all(lengths[i - 1] == 6 for i in few[1:])
-    lengths.clear()
+    few = [i for i, (n, _) in enumerate(passes) if n == 1]
+    assert len(few) > 2 and all(passes[i - 1][0] == 6 for i in few[1:])
+    passes.clear()
     assert 0 < timer.frame_s() < 10
-    assert lengths and set(lengths) == {6}
+    assert passes and {n for n, _ in passes} == {6}
 
 
 def test_a_piece_is_timed_on_one_layer_behind_all_layers() -> None:
     """It takes as long as dozens of messages, and asks little of the memory."""
-    machine = Machine()
-    passes = list[tuple[int, int]]()  # layers and rows
-
-    class Listed(Engine):
-        def forward(self, x: torch.Tensor, segments: Sequence[Segment]) -> torch.Tensor:
-            passes.append((len(self.span), len(x)))
-            return super().forward(x, segments)
-
-    replace(timer_on(machine), make_engine=lambda config, span, *_: Listed(machine, span)).layers(MESSAGE_S)
+    timer, passes = listing_timer()
+    timer.layers(MESSAGE_S)
     pieces = [i for i, (_, rows) in enumerate(passes) if rows == 128]
     assert {passes[i] for i in pieces} == {(1, 128)}
     assert sum(passes[i - 1] == (6, 1) for i in pieces) == len(pieces) - 2, "but before the first, of each context"

@@ -171,7 +171,7 @@ class StageTimer:
 
     @property
     def _n_few(self) -> int:
-        """Of the layers of a second stage."""
+        """Layers of the second stage."""
         return min(1, self._n_layers - 1)
 
     @functools.cached_property

@@ -15,7 +15,7 @@ _N_NUMBERS = 1 << 16  # that are drawn; a weight repeats them
 _LARGEST = 0.05  # as in a trained model: nothing that is computed becomes infinite, or so small that a CPU slows down
 
 
-def synthetic_layers(config: ModelConfig, span: Span, dtype: torch.dtype, mode: Mode = "none") -> Weights:
+def synthetic_layers(config: ModelConfig, span: Span, dtype: torch.dtype, mode: Mode) -> Weights:
     """The tensors of the layers in `span`, each in memory of its own, as a chunk in `mode` holds them."""
     return _filled(stage_shapes(config, span), dtype, mode)
 
